@@ -1,0 +1,42 @@
+# A fresh machine needs python3 (3.11 or newer) and make; everything else is made here.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+LOCKS := infra/lock
+
+.PHONY: help env demo test test-slow check format bench lock
+.DEFAULT_GOAL := help
+
+help:  ## what can be made
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
+
+env: $(READY)  ## the environment in .venv (about 6 GB; 1 to 4 minutes)
+
+$(READY): $(LOCKS)/bootstrap.txt $(LOCKS)/dev.txt infra/make-env pyproject.toml
+	@PYTHON="$(PYTHON)" infra/make-env "$(VENV)"
+
+demo: $(READY)  ## the whole journey on real pictures, ending in demo/report.html
+	@$(BIN)/afinar demo demo
+
+test: $(READY)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)  ## the tests that take minutes each
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)  ## format, lint, types, import contract, manifests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## format and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## measure; see tests/bench/README.md
+	$(BIN)/python -m tests.bench
+
+lock: $(READY)  ## resolve the dependencies anew
+	infra/lock/relock "$(BIN)/uv"

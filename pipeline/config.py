@@ -1,0 +1,245 @@
+"""One frozen configuration per job, and the strict reading of recipes into it.
+
+A run stores the whole of its configuration. Requests are checked here as far as the request alone shows,
+before torch or ray is imported. Command-line parsing lives in `jobs`; this module needs neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pipeline.errors import RequestError
+
+POSITIONAL = "positional"
+"""Marks a field that the command line takes by position."""
+
+Fit = Literal["crop", "pad", "squash"]
+Labels = Literal["folder", "none"]
+Head = Literal["linear", "mlp"]
+Augment = Literal["none", "flip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """What every job takes."""
+
+    address: str | None = None
+    """Ray cluster to run on; default: RAY_ADDRESS, else a local Ray is started."""
+    workers: int = 0
+    """Worker processes; 0 takes one per core of the cluster (train: one per GPU where there are any)."""
+    json: bool = False
+    """Print exactly one JSON object on stdout; everything else goes to stderr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig(JobConfig):
+    """Turn a folder or an s3:// prefix of pictures into an Arrow dataset."""
+
+    source: Annotated[str, POSITIONAL]
+    """Root of the pictures: a folder or s3://BUCKET/PREFIX."""
+    dataset: Annotated[str, POSITIONAL]
+    """Where the dataset is written or brought up to date: a folder or s3://BUCKET/PREFIX."""
+    labels: Labels = "folder"
+    """`folder`: the first folder below SOURCE is the label; `none`: pictures carry no label."""
+    extensions: str = ".jpg,.jpeg,.png"
+    """File name endings to take, comma-separated, or `all`."""
+    split: str = "0.7,0.15,0.15"
+    """Shares of train, validation and test; a picture's split is a function of its content and --seed."""
+    seed: int = 0
+    """Seed of the split."""
+    size: int = 256
+    """Side in pixels of the stored square."""
+    fit: Fit = "crop"
+    """How a picture becomes square: centre `crop`, `pad` with the background, or `squash`."""
+    max_reject_rate: float = 0.05
+    """Share of rejected pictures above which the version is not published and the exit code is 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(JobConfig):
+    """Train a classifier on an ingested dataset and publish it as the next model version."""
+
+    dataset: Annotated[str, POSITIONAL]
+    """Dataset made by `afinar ingest`."""
+    models: Annotated[str, POSITIONAL]
+    """Folder or s3:// prefix that holds this model's history."""
+    backbone: str = "resnet18"
+    """Any torchvision classification network, `efficientnet_lite0`, or `small_cnn`."""
+    weights: str = "imagenet"
+    """`imagenet` (first source available), `none`, `torchvision`, `package`, or a file or URI, `#sha256=…` optional."""
+    cut: str = "auto"
+    """Node where the backbone is cut; `auto`: the input of its classifier."""
+    head: Head = "linear"
+    """What is grafted at the cut: one `linear` layer or an `mlp` of one hidden layer of 256."""
+    regime: str = "full"
+    """`frozen` (head only), `full` (everything), or `scratch` (everything, from random weights)."""
+    input_size: int = 0
+    """Side in pixels that the network sees; 0: the network's own."""
+    epochs: int = 10
+    """Passes over the training split."""
+    batch_size: int = 32
+    """Samples per step over all workers together, so results do not depend on their number."""
+    learning_rate: float = 0.0
+    """Peak rate of AdamW; 0: 1e-2 frozen (a linear head on features), 5e-4 full, 1e-3 scratch."""
+    weight_decay: float = 1e-4
+    """AdamW's decoupled weight decay."""
+    augment: Augment = "flip"
+    """`flip`: each training picture mirrored with probability 1/2; `none`. Not used by `frozen`."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig(JobConfig):
+    """Label every picture of a folder or an s3:// prefix with a published model."""
+
+    source: Annotated[str, POSITIONAL]
+    """Root of the pictures: a folder or s3://BUCKET/PREFIX."""
+    predictions: Annotated[str, POSITIONAL]
+    """Where predictions are written or continued: a folder or s3://BUCKET/PREFIX."""
+    model: str
+    """MODELS@champion or MODELS@VERSION (a number, or a version's id)."""
+    extensions: str = ".jpg,.jpeg,.png"
+    """File name endings to take, comma-separated, or `all`."""
+    top_k: int = 5
+    """Best classes kept per picture."""
+    batch_size: int = 32
+    """Pictures per forward pass."""
+    retry_rejects: bool = False
+    """Try again every picture that an earlier run rejected, not only those that failed in transit."""
+    max_reject_rate: float = 1.0
+    """Share of rejected pictures above which the exit code is 1."""
+
+
+C = TypeVar("C", bound=JobConfig)
+
+
+def load_recipe(kind: type[C], path: str) -> dict[str, Any]:
+    """Read a recipe: a flat TOML file whose keys are the job's fields, `-` or `_` between words.
+
+    Returns the fields it sets, with their types checked. Raises RequestError naming the key and the
+    nearest valid one.
+    """
+    try:
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RequestError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RequestError(f"the recipe {path} is not TOML: {error}") from error
+    values = {key.replace("-", "_"): value for key, value in table.items()}
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    for key in values:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
+            raise RequestError(f"the recipe {path} has an unknown key {key!r}{hint}")
+    return _structured(kind, values, path)
+
+
+def _structured(kind: type[C], values: dict[str, Any], path: str) -> dict[str, Any]:
+    import typing
+
+    import cattrs
+
+    converter = cattrs.Converter(prefer_attrib_converters=True)
+    for scalar in (int, float, str, bool):
+        converter.register_structure_hook(scalar, _exactly)
+    hints = typing.get_type_hints(kind)
+    structured = {}
+    for key, value in values.items():
+        try:
+            structured[key] = converter.structure(value, hints[key])
+        except Exception as error:  # noqa: BLE001  (cattrs raises what the hook of the type raises)
+            wanted = getattr(hints[key], "__name__", str(hints[key]).replace("typing.", ""))
+            raise RequestError(f"the recipe {path}: {key} = {value!r} is not {wanted}") from error
+    return structured
+
+
+def _exactly(value: Any, kind: type) -> Any:
+    """TOML has types: no string is taken for a number, and only an int may stand for a float."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is not {kind.__name__}")
+    return value
+
+
+def as_dict(config: JobConfig) -> dict[str, Any]:
+    """JSON form of a configuration, all fields."""
+    return dataclasses.asdict(config)
+
+
+def fingerprint(value: Any) -> str:
+    """Hex digest of anything JSON can hold; TypeError for anything it cannot."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def parse_split(split: str) -> tuple[float, float, float]:
+    """Three shares that sum to 1, from "0.7,0.15,0.15"."""
+    try:
+        train, validation, test = (float(part) for part in split.split(","))
+    except ValueError:
+        raise RequestError(f"--split {split!r}: give three shares, such as 0.7,0.15,0.15") from None
+    shares = (train, validation, test)
+    if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise RequestError(f"--split {split!r}: shares must not be negative and must sum to 1")
+    return shares
+
+
+def parse_extensions(extensions: str) -> tuple[str, ...] | None:
+    """Lower-case endings with their dot, or None for `all`."""
+    if extensions.strip().lower() == "all":
+        return None
+    endings = tuple(part.strip().lower() for part in extensions.split(",") if part.strip())
+    if not endings or not all(part.startswith(".") and len(part) > 1 for part in endings):
+        raise RequestError(f"--extensions {extensions!r}: give endings such as .jpg,.png, or `all`")
+    return endings
+
+
+def check_ingest(config: IngestConfig) -> None:
+    """Refuse what the request alone shows to be wrong."""
+    _require(config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count")
+    _require(8 <= config.size <= 4096, f"--size {config.size}: give a side between 8 and 4096 pixels")
+    _require(0 <= config.max_reject_rate <= 1, f"--max-reject-rate {config.max_reject_rate}: give a share, 0 to 1")
+    parse_split(config.split)
+    parse_extensions(config.extensions)
+
+
+def check_train(config: TrainConfig) -> None:
+    """Refuse what the request alone shows to be wrong; names of backbones are the catalogue's to check."""
+    _require(config.workers >= 0, f"--workers {config.workers}: give 0 for the default, or a count")
+    _require(
+        config.regime in {"frozen", "full", "scratch"},
+        f"--regime {config.regime!r}: choose frozen, full or scratch",
+    )
+    _require(config.epochs >= 1, f"--epochs {config.epochs}: give at least 1")
+    _require(config.batch_size >= 2, f"--batch-size {config.batch_size}: give at least 2")
+    _require(config.input_size >= 0, f"--input-size {config.input_size}: give a side in pixels, or 0")
+    _require(config.learning_rate >= 0, f"--learning-rate {config.learning_rate}: give a positive rate, or 0")
+    _require(
+        not (config.regime == "frozen" and config.weights == "none"),
+        "--regime frozen with --weights none would train a head on random features; give weights, "
+        "or use --regime scratch",
+    )
+
+
+def check_label(config: LabelConfig) -> None:
+    """Refuse what the request alone shows to be wrong."""
+    _require(config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count")
+    _require(config.top_k >= 1, f"--top-k {config.top_k}: give at least 1")
+    _require(config.batch_size >= 1, f"--batch-size {config.batch_size}: give at least 1")
+    _require("@" in config.model, f"--model {config.model!r}: write MODELS@champion or MODELS@VERSION")
+    parse_extensions(config.extensions)
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise RequestError(otherwise)

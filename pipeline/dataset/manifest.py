@@ -1,0 +1,84 @@
+"""Manifest: one immutable version of a dataset.
+
+The JSON head stays small at any size; what grows with the dataset lies in one content-addressed Parquet
+list of objects that the head names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pipeline.dataset.schema import OBJECTS
+from pipeline.dataset.tables import from_parquet, to_parquet
+from pipeline.storage.commit import latest, publish
+from pipeline.storage.objects import ObjectRef, get_object, put_object
+from pipeline.storage.store import Store
+
+FOLDER: Final = "manifests"
+FORMAT: Final = "afinar-dataset/1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """Head of one version.
+
+    `recipe` holds what determines the dataset besides the source; `preprocessing` the stored view;
+    `counts` samples and rejects, the latter by reason, splits and labels.
+    """
+
+    version: int
+    parent: int | None
+    source: dict[str, Any]
+    recipe: dict[str, Any]
+    preprocessing: dict[str, Any]
+    classes: list[str]
+    counts: dict[str, Any]
+    objects: ObjectRef
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"format": FORMAT, **self.__dict__, "objects": self.objects.as_dict()}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Manifest:
+        """Inverse of `as_dict`; keys of the record that are not the head's are left out."""
+        fields = {name: record[name] for name in cls.__dataclass_fields__}
+        return cls(**{**fields, "objects": ObjectRef(**record["objects"])})
+
+
+def current_manifest(store: Store) -> Manifest | None:
+    """The highest version, or None in a dataset that has none yet."""
+    found = latest(store, FOLDER)
+    return None if found is None else Manifest.from_dict(found[1])
+
+
+def publish_manifest(store: Store, manifest: Manifest, owner: str) -> bool:
+    """Publish; False when another job published this number first."""
+    return publish(store, FOLDER, manifest.version, manifest.as_dict(), owner)
+
+
+def put_objects(store: Store, objects: Iterable[tuple[str, ObjectRef]]) -> ObjectRef:
+    """Write the list of a version's objects."""
+    rows = [{"kind": kind, **ref.as_dict()} for kind, ref in objects]
+    table = pa.Table.from_pylist(rows, schema=OBJECTS)
+    return put_object(store, "lists/{hash}.parquet", to_parquet(table), len(rows))
+
+
+def get_objects(store: Store, manifest: Manifest, kind: str) -> list[ObjectRef]:
+    """The version's objects of one kind: "shard", "index" or "rejects"."""
+    table = from_parquet(get_object(store, manifest.objects))
+    return [
+        ObjectRef(path=row["path"], rows=row["rows"], bytes=row["bytes"], sha256=row["sha256"])
+        for row in table.to_pylist()
+        if row["kind"] == kind
+    ]
+
+
+def read_rows(store: Store, manifest: Manifest, kind: str, schema: pa.Schema) -> pa.Table:
+    """All rows of the version's Parquet objects of one kind ("index" or "rejects")."""
+    tables = [from_parquet(get_object(store, ref)) for ref in get_objects(store, manifest, kind)]
+    return pa.concat_tables([schema.empty_table(), *tables])

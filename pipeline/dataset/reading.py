@@ -1,0 +1,93 @@
+"""Opening a dataset: its index, and pixels gathered from memory-mapped shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.dataset.manifest import Manifest, current_manifest, get_objects, read_rows
+from pipeline.dataset.schema import INDEX, REJECTS
+from pipeline.errors import RequestError, StorageError
+from pipeline.pictures.contract import StoredView
+from pipeline.storage.objects import ObjectRef, local_copy
+from pipeline.storage.store import Store, open_store
+
+Pixels = NDArray[np.uint8]
+
+
+class Dataset:
+    """One version of a dataset, opened for reading."""
+
+    def __init__(self, store: Store, manifest: Manifest, cache: Path | None = None) -> None:
+        self.store = store
+        self.manifest = manifest
+        self.view = StoredView.from_dict(manifest.preprocessing)
+        self._cache = cache
+        self._mapped: dict[str, Pixels] = {}
+
+    @cached_property
+    def index(self) -> pa.Table:
+        """One row per sample, sorted by uri: uri, etag, sample_id, label, split, group, shard, row."""
+        return read_rows(self.store, self.manifest, "index", INDEX)
+
+    @cached_property
+    def rejects(self) -> pa.Table:
+        """One row per picture that could not be used: uri, etag, label, reason, detail."""
+        return read_rows(self.store, self.manifest, "rejects", REJECTS)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of their numbers."""
+        return self.manifest.classes
+
+    @cached_property
+    def _shards(self) -> dict[str, ObjectRef]:
+        return {ref.path: ref for ref in get_objects(self.store, self.manifest, "shard")}
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
+        shards = self.index.column("shard").to_numpy(zero_copy_only=False)
+        return shards, self.index.column("row").to_numpy().astype(np.int64)
+
+    def read(self, rows: Sequence[int] | NDArray[np.int64]) -> Pixels:
+        """Gather the pixels of `rows` (positions in `index`): uint8 [n, size, size, 3], in that order.
+
+        Shards are memory-mapped; a remote one is fetched once per machine. Raises IntegrityError when a
+        shard's bytes are not those that were committed.
+        """
+        wanted = np.asarray(rows, dtype=np.int64)
+        shards, places = self._places
+        images = np.empty((len(wanted), self.view.size, self.view.size, 3), dtype=np.uint8)
+        of_shard = shards[wanted]
+        for shard in dict.fromkeys(of_shard):
+            here = np.flatnonzero(of_shard == shard)
+            images[here] = self._map(shard)[places[wanted[here]]]
+        return images
+
+    def _map(self, shard: str) -> Pixels:
+        if shard not in self._mapped:
+            path = local_copy(self.store, self._shards[shard], self._cache)
+            with pa.memory_map(str(path)) as source:
+                table = pa.ipc.open_file(source).read_all()
+            self._mapped[shard] = table.column("image").combine_chunks().to_numpy_ndarray()
+        return self._mapped[shard]
+
+
+def open_dataset(uri: str, cache: Path | None = None) -> Dataset:
+    """Open the current version of the dataset at `uri` (a folder or s3://BUCKET/PREFIX).
+
+    Raises RequestError when there is none.
+    """
+    store = open_store(uri)
+    try:
+        manifest = current_manifest(store)
+    except StorageError as error:
+        raise RequestError(f"cannot read {store.root}: {error}") from error
+    if manifest is None:
+        raise RequestError(f"{store.root} holds no dataset: make one with `afinar ingest SOURCE {uri}`")
+    return Dataset(store, manifest, cache)

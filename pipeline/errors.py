@@ -1,0 +1,101 @@
+"""Everything this project raises on purpose.
+
+AfinarError
+├── RequestError        the request is wrong: says what, and what to change        (exit code 2)
+├── ShortfallError      the job ran and fell short: reject budget, failed gate      (exit code 1)
+├── StorageError        the store did not do what it was asked                      (exit code 1)
+│   ├── NotFoundError       no such object
+│   ├── ForbiddenError      the store says no
+│   ├── ChangedError        the object is no longer the one that was listed
+│   └── IntegrityError      bytes differ from the hash they were committed under
+├── ModelError          a published model does not behave as it did when published  (exit code 1)
+└── PictureError        one picture cannot be used; becomes a reject, never ends a job
+
+A bug is any other exception.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class AfinarError(Exception):
+    """Base of the tree. `exit_code` is what a job ends with when the error reaches the command line."""
+
+    exit_code = 1
+
+
+class RequestError(AfinarError):
+    """The request cannot be carried out as written; the message says what to change."""
+
+    exit_code = 2
+
+
+class ShortfallError(AfinarError):
+    """The job ran to its end and its result is not good enough to publish."""
+
+
+class StorageError(AfinarError):
+    """The store failed an operation, after its bounded retries."""
+
+
+class NotFoundError(StorageError):
+    """There is no object of that name."""
+
+
+class ForbiddenError(StorageError):
+    """The store refuses the operation to these credentials."""
+
+
+class ChangedError(StorageError):
+    """The object is not the one that was listed."""
+
+
+class IntegrityError(StorageError):
+    """An object's bytes do not have the hash it was committed under."""
+
+
+class ModelError(AfinarError):
+    """A published model answers its golden samples differently than on the day it was published."""
+
+
+class Reason(StrEnum):
+    """Why a picture was rejected: the closed set that reports, budgets and retries are written against."""
+
+    EMPTY = "empty"
+    UNIDENTIFIED = "unidentified"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+    TOO_MANY_BYTES = "too_many_bytes"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    TOO_LONG_SIDE = "too_long_side"
+    TOO_ELONGATED = "too_elongated"
+    CHANGED_WHILE_READING = "changed_while_reading"
+    MISSING = "missing"
+    FORBIDDEN = "forbidden"
+    UNREACHABLE = "unreachable"
+
+    @property
+    def transient(self) -> bool:
+        """Whether the next run should try the same picture again."""
+        return self in {
+            Reason.CHANGED_WHILE_READING,
+            Reason.MISSING,
+            Reason.FORBIDDEN,
+            Reason.UNREACHABLE,
+        }
+
+
+class PictureError(AfinarError):
+    """One picture cannot be used.
+
+    `reason` is from the closed set, `detail` the decoder's or the store's own words.
+    """
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"

@@ -1,0 +1,96 @@
+"""A folder as a store."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
+from pipeline.storage.store import ObjectInfo, Store
+
+
+class LocalStore(Store):
+    """Objects are files; put-if-absent is a hard link, which POSIX makes atomic and exclusive."""
+
+    def _path(self, name: str) -> Path:
+        return Path(self.root, name)
+
+    def local_path(self, name: str) -> Path:
+        """Path of the object."""
+        return self._path(name)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Walk the folder; links to folders are followed, once each."""
+        top = self._path(prefix)
+        visited: set[tuple[int, int]] = set()
+        for folder, subfolders, files in os.walk(top, followlinks=True):
+            status = Path(folder).stat()
+            if (status.st_dev, status.st_ino) in visited:
+                subfolders.clear()
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            yield from self._files(folder, files)
+
+    def _files(self, folder: str, files: list[str]) -> Iterator[ObjectInfo]:
+        for file in files:
+            path = os.path.join(folder, file)  # noqa: PTH118  (a tenth of Path's cost, per picture)
+            if file.startswith(".") or not os.path.isfile(path):  # noqa: PTH113
+                continue
+            status = os.stat(path)  # noqa: PTH116
+            name = os.path.relpath(path, self.root)
+            yield ObjectInfo(name=name, uri=path, size=status.st_size, etag=_mark(status))
+
+    def get(self, name: str, etag: str | None = None) -> bytes:
+        """Read a file; a change of size or mtime before or while reading is a ChangedError."""
+        with _translated(name), self._path(name).open("rb") as file:
+            data = file.read()
+            if etag is not None and _mark(os.fstat(file.fileno())) != etag:
+                raise ChangedError(f"{self.uri(name)} changed since it was listed")
+            return data
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Write beside the target, then link into place: a reader sees all of it or nothing."""
+        target = self._path(name)
+        scratch = target.with_name(f".tmp-{uuid.uuid4().hex}")
+        with _translated(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with scratch.open("xb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.link(scratch, target)
+            except FileExistsError:
+                return False
+            finally:
+                scratch.unlink(missing_ok=True)
+        return True
+
+    def delete(self, name: str) -> None:
+        """Remove a file."""
+        with _translated(name):
+            self._path(name).unlink(missing_ok=True)
+
+    def exists(self) -> bool:
+        """Whether the folder is there."""
+        return Path(self.root).is_dir()
+
+
+def _mark(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{name}: {error.strerror}") from error
+    except PermissionError as error:
+        raise ForbiddenError(f"{name}: {error.strerror}") from error
+    except OSError as error:
+        raise StorageError(f"{name}: {error.strerror or error}") from error

@@ -1,0 +1,79 @@
+"""Objects named by content, and reading them back only as they were committed."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import IntegrityError
+from pipeline.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectRef:
+    """One committed object: name below its store's root, rows in it, size, and hash of its bytes."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+def sha256(data: bytes | memoryview) -> str:
+    """Hex digest of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def put_object(store: Store, template: str, data: bytes, rows: int) -> ObjectRef:
+    """Write `data` under `template` with `{hash}` replaced by its hash's first 16 digits.
+
+    A name already taken holds these very bytes, so losing the put is success.
+    """
+    digest = sha256(data)
+    path = template.format(hash=digest[:16])
+    store.put_if_absent(path, data)
+    return ObjectRef(path=path, rows=rows, bytes=len(data), sha256=digest)
+
+
+def get_object(store: Store, ref: ObjectRef) -> bytes:
+    """Read an object and check it. Raises IntegrityError when its bytes are not the committed ones."""
+    data = store.get(ref.path)
+    check_hash(data, ref, store)
+    return data
+
+
+def check_hash(data: bytes | memoryview, ref: ObjectRef, store: Store) -> None:
+    """Raise IntegrityError unless `data` has the committed size and hash."""
+    if len(data) != ref.bytes or sha256(data) != ref.sha256:
+        raise IntegrityError(
+            f"{store.uri(ref.path)} is not what was committed: {len(data)} bytes instead of {ref.bytes}, "
+            "or another hash. Restore it from a backup, or remove it and run the job that made it again."
+        )
+
+
+def local_copy(store: Store, ref: ObjectRef, cache: Path | None = None) -> Path:
+    """Path of a verified copy on this machine: the object itself in a folder, else fetched once per machine.
+
+    Safe to call from several processes at once: each writes its own scratch file and renames it.
+    """
+    path = store.local_path(ref.path)
+    if path is not None:
+        check_hash(path.read_bytes(), ref, store)
+        return path
+    folder = cache or Path(tempfile.gettempdir(), f"afinar-cache-{os.getuid()}")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    target = folder / ref.sha256
+    if not (target.exists() and sha256(target.read_bytes()) == ref.sha256):
+        data = get_object(store, ref)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as scratch:
+            scratch.write(data)
+        Path(scratch.name).replace(target)
+    return target

@@ -1,0 +1,143 @@
+"""A bucket as a store, through s3fs.
+
+Endpoint, region and credentials come from the process's own environment (AWS_ENDPOINT_URL, AWS_PROFILE,
+instance roles, …), as boto reads them, so that they never pass through arguments, recipes or job metadata.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, TypeVar
+
+import s3fs
+from botocore.exceptions import BotoCoreError, ClientError
+from fsspec.asyn import sync
+
+from pipeline.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
+from pipeline.storage.store import ObjectInfo, Store
+
+T = TypeVar("T")
+
+# With its defaults s3fs meets a permanently resetting server with 250 requests over 202 s.
+_CLIENT = {
+    "config_kwargs": {
+        "retries": {"mode": "standard", "total_max_attempts": 6},
+        "connect_timeout": 5,
+        "read_timeout": 30,
+    },
+    "use_listings_cache": False,
+    "default_cache_type": "none",
+}
+_SINGLE_PUT_BYTES = 2**32  # below this one request, so that If-None-Match covers the whole object
+
+
+class S3Store(Store):
+    """Objects of a bucket below a prefix; put-if-absent is `If-None-Match: *`."""
+
+    @cached_property
+    def _fs(self) -> Any:
+        fs = s3fs.S3FileSystem(**_CLIENT)
+        fs.retries = 2  # bodies that break off; whole requests are retried by botocore
+        return fs
+
+    def _key(self, name: str) -> tuple[str, str]:
+        bucket, key, _ = self._fs.split_path(self.uri(name))
+        return bucket, key
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """List recursively; hidden names are left out as in a folder."""
+        root = self.root[len("s3://") :]
+        with _translated(self.uri(prefix)):
+            found = self._fs.find(self.uri(prefix), detail=True)
+        for path, info in found.items():
+            name = path[len(root) + 1 :]
+            if info["type"] != "file" or path.endswith("/"):
+                continue
+            if any(part.startswith(".") for part in name.split("/")):
+                continue
+            yield ObjectInfo(name=name, uri=f"s3://{path}", size=info["size"], etag=info["ETag"].strip('"'))
+
+    def get(self, name: str, etag: str | None = None) -> bytes:
+        """Read an object with one GET, conditional on `etag` where given."""
+        bucket, key = self._key(name)
+        condition = {"IfMatch": etag} if etag else {}
+
+        async def read() -> bytes:
+            response = await self._fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
+            async with response["Body"] as body:
+                data: bytes = await body.read()
+                return data
+
+        with _translated(self.uri(name)):
+            return self._retried(read)
+
+    def _retried(self, call: Any) -> bytes:
+        # A body that breaks off raises outside s3fs's own retry loop, which covers the request only.
+        for _ in range(2):
+            try:
+                return self._sync(call())
+            except s3fs.core.S3_RETRYABLE_ERRORS:
+                continue
+        return self._sync(call())
+
+    def _sync(self, call: Coroutine[Any, Any, bytes]) -> bytes:
+        result: bytes = sync(self._fs.loop, call)
+        return result
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """One conditional PUT. 412 means taken; 409 means a rival is writing, so ask again."""
+        for _ in range(5):
+            try:
+                self._fs.pipe_file(self.uri(name), data, mode="create", chunksize=_SINGLE_PUT_BYTES)
+                return True
+            except (OSError, ClientError, BotoCoreError) as error:
+                status = _http_status(error)
+                if status == 412 or (status is None and isinstance(error, FileExistsError)):
+                    return False
+                if status != 409:
+                    with _translated(self.uri(name)):
+                        raise
+        raise StorageError(f"{self.uri(name)}: the store kept answering 409 to a conditional put")
+
+    def delete(self, name: str) -> None:
+        """Remove an object."""
+        bucket, key = self._key(name)
+        with _translated(self.uri(name)):
+            self._fs.call_s3("delete_object", Bucket=bucket, Key=key)
+
+    def exists(self) -> bool:
+        """Whether the bucket answers these credentials."""
+        bucket, _ = self._key("")
+        try:
+            with _translated(self.root):
+                self._fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+        except NotFoundError:
+            return False
+        return True
+
+
+def _http_status(error: BaseException | None) -> int | None:
+    """HTTP status behind an s3fs error; servers differ in the XML, not in the status."""
+    while error is not None:
+        if isinstance(error, ClientError):
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            return int(status) if status else None
+        error = error.__cause__
+    return None
+
+
+@contextmanager
+def _translated(uri: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ClientError, BotoCoreError) as error:
+        status = _http_status(error)
+        if status == 412:
+            raise ChangedError(f"{uri} changed since it was listed") from error
+        if status == 404 or isinstance(error, FileNotFoundError):
+            raise NotFoundError(f"{uri}: no such object") from error
+        if status in {401, 403} or isinstance(error, PermissionError):
+            raise ForbiddenError(f"{uri}: {error}") from error
+        raise StorageError(f"{uri}: {type(error).__name__}: {error}") from error

@@ -1,0 +1,94 @@
+"""What every store of objects can do, whether a folder or a bucket."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One listed object. `name` is relative to the listed store's root, `etag` its change mark."""
+
+    name: str
+    uri: str
+    size: int
+    etag: str
+
+
+class Store(ABC):
+    """Objects under one root URI. Names are relative, with forward slashes.
+
+    Objects are written whole and only where there is none: there is no overwrite, by design.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    def uri(self, name: str) -> str:
+        """Absolute URI of the object `name`."""
+        return f"{self.root.rstrip('/')}/{name}" if name else self.root
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object below the folder `prefix`, in no particular order.
+
+        Hidden names (a leading dot in any part) are left out. A folder that does not exist is empty.
+        """
+
+    @abstractmethod
+    def get(self, name: str, etag: str | None = None) -> bytes:
+        """Read one object whole; with `etag`, only if it still is the one listed under that mark.
+
+        Raises NotFoundError, ForbiddenError, ChangedError, or StorageError after bounded retries.
+        """
+
+    @abstractmethod
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Write one object whole. False, and nothing written, when the name is already taken."""
+
+    @abstractmethod
+    def delete(self, name: str) -> None:
+        """Remove one object; one that is not there is no error."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Whether the root is there: a folder, or a bucket that answers."""
+
+    def local_path(self, name: str) -> Path | None:
+        """Path of the object in this machine's file system, or None for a remote store."""
+        return None
+
+
+def normalise(uri: str) -> str:
+    """Write a location one way: `s3://bucket/key` or an absolute path, no trailing slash.
+
+    Raises RequestError for schemes that are neither.
+    """
+    if uri.startswith("s3://"):
+        if not uri[5:].strip("/"):
+            raise RequestError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
+        return uri.rstrip("/")
+    if uri.startswith("file://"):
+        uri = uri[len("file://") :]
+    if "://" in uri:
+        raise RequestError(f"{uri!r}: only folders and s3:// are supported")
+    if not uri.strip():
+        raise RequestError("an empty location was given: name a folder or s3://BUCKET/PREFIX")
+    return str(Path(uri).expanduser().absolute())
+
+
+def open_store(uri: str) -> Store:
+    """The store rooted at `uri`. Costs no request; credentials come from the process's environment."""
+    root = normalise(uri)
+    if root.startswith("s3://"):
+        from pipeline.storage.s3 import S3Store  # 0.4 s of imports that a folder does not need
+
+        return S3Store(root)
+    from pipeline.storage.local import LocalStore
+
+    return LocalStore(root)
