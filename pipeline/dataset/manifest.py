@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipeline.dataset.schema import OBJECTS
 from pipeline.dataset.tables import from_parquet, to_parquet
-from pipeline.storage.commit import latest, publish
+from pipeline.storage.commit import latest, publish, read_version
 from pipeline.storage.objects import ObjectRef, get_object, put_object
 from pipeline.storage.store import Store
 
@@ -54,6 +54,11 @@ def current_manifest(store: Store) -> Manifest | None:
     """The highest version, or None in a dataset that has none yet."""
     found = latest(store, FOLDER)
     return None if found is None else Manifest.from_dict(found[1])
+
+
+def get_manifest(store: Store, version: int) -> Manifest:
+    """One version."""
+    return Manifest.from_dict(read_version(store, FOLDER, version))
 
 
 def publish_manifest(store: Store, manifest: Manifest, owner: str) -> bool:

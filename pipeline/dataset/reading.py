@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.dataset.manifest import Manifest, current_manifest, get_objects, read_rows
+from pipeline.dataset.manifest import Manifest, current_manifest, get_manifest, get_objects, read_rows
 from pipeline.dataset.schema import INDEX, REJECTS
 from pipeline.errors import RequestError, StorageError
 from pipeline.pictures.contract import StoredView
@@ -78,14 +78,14 @@ class Dataset:
         return self._mapped[shard]
 
 
-def open_dataset(uri: str, cache: Path | None = None) -> Dataset:
-    """Open the current version of the dataset at `uri` (a folder or s3://BUCKET/PREFIX).
+def open_dataset(uri: str, *, version: int | None = None, cache: Path | None = None) -> Dataset:
+    """Open a version of the dataset at `uri` (a folder or s3://BUCKET/PREFIX), the current one by default.
 
     Raises RequestError when there is none.
     """
     store = open_store(uri)
     try:
-        manifest = current_manifest(store)
+        manifest = current_manifest(store) if version is None else get_manifest(store, version)
     except StorageError as error:
         raise RequestError(f"cannot read {store.root}: {error}") from error
     if manifest is None:

@@ -1,0 +1,54 @@
+"""Cutting a listing into units of work: pure functions of the listing, never of the number of workers."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.dataset.schema import LISTING, Entry
+
+PLAN: Final = LISTING.append(pa.field("unit", pa.string()))
+"""The whole listing; `unit` is null for a picture that needs no work."""
+
+_SMALL_ARCHIVE_UNITS: Final = 32  # enough for a few dozen cores to share a small archive …
+_MIN_UNIT: Final = 48  # … in units that are still worth a file
+
+
+def plan_units(listing: pa.Table, settled: set[tuple[str, str]], identity: str, unit_pictures: int) -> pa.Table:
+    """Assign every picture whose (uri, etag) is not settled to a unit of at most `unit_pictures`.
+
+    A unit's name is a digest of its pictures and of `identity`, which holds everything else that
+    determines what the unit writes.
+    """
+    keys = list(zip(listing.column("uri").to_pylist(), listing.column("etag").to_pylist(), strict=True))
+    open_ones = np.flatnonzero([key not in settled for key in keys])
+    units = np.full(len(keys), None, dtype=object)
+    for group in np.array_split(open_ones, count_units(len(open_ones), unit_pictures)):
+        if len(group):
+            units[group] = _unit_name([keys[position] for position in group], identity)
+    return listing.append_column(PLAN.field("unit"), pa.array(units, pa.string()))
+
+
+def count_units(pictures: int, unit_pictures: int) -> int:
+    """Units are bounded; a small archive is cut finer, so that its cores share it."""
+    return max(-(-pictures // unit_pictures), min(_SMALL_ARCHIVE_UNITS, pictures // _MIN_UNIT), 1)
+
+
+def _unit_name(keys: list[tuple[str, str]], identity: str) -> str:
+    digest = hashlib.sha256(identity.encode())
+    for uri, etag in keys:
+        digest.update(f"\n{uri}\t{etag}".encode())
+    return digest.hexdigest()[:16]
+
+
+def units_of(plan: pa.Table) -> dict[str, tuple[Entry, ...]]:
+    """The plan's units in order, each with its pictures."""
+    members: dict[str, list[Entry]] = {}
+    columns = (plan.column(name).to_pylist() for name in ("unit", "name", "uri", "etag"))
+    for unit, name, uri, etag in zip(*columns, strict=True):
+        if unit is not None:
+            members.setdefault(unit, []).append(Entry(name=name, uri=uri, etag=etag))
+    return {unit: tuple(entries) for unit, entries in members.items()}

@@ -1,0 +1,249 @@
+"""The labelling job: listing → plan → parts → one new manifest. Its driver needs no torch.
+
+An interrupted run left its plan behind; the same command resumes it, publishes it, and looks at the
+source again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.config import LabelConfig, fingerprint, parse_extensions
+from pipeline.dataset.listing import list_pictures
+from pipeline.dataset.tables import from_parquet, to_parquet
+from pipeline.dataset.units import plan_units, units_of
+from pipeline.errors import NotFoundError, Reason, ShortfallError
+from pipeline.labelling.output import FOLDER, FORMAT, Part, get_parts, put_parts, read_part, unit_in
+from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
+from pipeline.models.versions import find_model
+from pipeline.storage.commit import (
+    Record,
+    committed_units,
+    latest,
+    new_owner,
+    publish,
+    read_markers,
+    require_put_if_absent,
+)
+from pipeline.storage.objects import put_object
+from pipeline.storage.store import normalise, open_store
+from pipeline.work import Executor, Meter, say
+
+_UNIT_PICTURES = 512  # what a killed worker costs: a few seconds to a minute of one core
+_TRANSIENT = {str(reason) for reason in Reason if reason.transient}
+Key = tuple[str, str]
+
+
+@dataclass(kw_only=True)
+class LabelSummary:
+    """What a labelling did. listed = labelled + rejected + skipped."""
+
+    predictions: str
+    model: str
+    listed: int
+    labelled: int
+    rejected: int
+    skipped: int
+    rejects_by_reason: dict[str, int]
+    labels: dict[str, int]
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    units_run: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the current manifest says of this partition."""
+
+    number: int
+    record: Record | None
+    parts: list[Part]
+    labelled: dict[str, str]
+    rejected: dict[str, tuple[str, str]]
+
+
+class Labelling:
+    """One labelling into one prediction folder."""
+
+    def __init__(self, config: LabelConfig, executor: Executor) -> None:
+        self.config, self.executor = config, executor
+        self.source, self.out = normalise(config.source), normalise(config.predictions)
+        self.store = open_store(self.out)
+        models, self.version = find_model(config.model)
+        self.model = f"{models.root}@{self.version.id}"
+        # Everything that changes an answer is in the partition's name.
+        self.partition = self.version.id + (f"-top{config.top_k}" if config.top_k != 5 else "")
+        self.identity = fingerprint([self.source, self.partition, config.extensions])[:8]
+        self.owner = new_owner()
+
+    def run(self, threads: int = 1) -> LabelSummary:
+        """Label what this model has not labelled yet; each worker computes with `threads` threads."""
+        started = time.monotonic()
+        read = units = 0
+        while True:
+            state = self._state()
+            name = f"plans/{state.number + 1:08d}-{self.identity}.parquet"
+            plan = self._interrupted(name)
+            resumed = plan is not None
+            if plan is None:
+                plan = self._plan(name, state)
+            fresh = len(plan) - plan.column("unit").null_count
+            if not fresh:
+                summary = self._summary(plan, state, {}, {})
+                summary.notes.append(f"nothing to do: {self.version.id} has labelled every picture of this source")
+                break
+            units += self._label(plan, threads)
+            read += fresh
+            summary = self._publish(plan, state)
+            if not resumed:
+                break
+            say("the interrupted run is complete; looking at the source again")
+        summary.units_run = units
+        summary.seconds = round(time.monotonic() - started, 3)
+        summary.images_per_second = round(read / summary.seconds, 1) if units else 0.0
+        self._check_budget(summary)
+        return summary
+
+    def _state(self) -> _State:
+        found = latest(self.store, FOLDER)
+        number, record = found if found else (0, None)
+        entry = (record or {}).get("partitions", {}).get(self.partition)
+        parts = get_parts(self.store, entry) if entry else []
+        labelled: dict[str, str] = {}
+        rejected: dict[str, tuple[str, str]] = {}
+        for part in parts:
+            for row in read_part(self.store, part).to_pylist():
+                if part.kind == "part":
+                    labelled[row["uri"]] = row["etag"]
+                else:
+                    rejected[row["uri"]] = (row["etag"], row["reason"])
+        return _State(number, record, parts, labelled, rejected)
+
+    def _interrupted(self, name: str) -> pa.Table | None:
+        try:
+            plan = from_parquet(self.store.get(name))
+        except NotFoundError:
+            return None
+        say(f"resuming the plan that an earlier run left at {self.store.uri(name)}")
+        return plan
+
+    def _plan(self, name: str, state: _State) -> pa.Table:
+        listing = list_pictures(self.source, parse_extensions(self.config.extensions), "none")
+        settled: set[Key] = set(state.labelled.items())
+        if not self.config.retry_rejects:
+            settled |= {(uri, etag) for uri, (etag, reason) in state.rejected.items() if reason not in _TRANSIENT}
+        plan = plan_units(listing, settled, f"{self.model}:{self.partition}:{state.number + 1}", _UNIT_PICTURES)
+        if plan.column("unit").null_count < len(plan):
+            require_put_if_absent(self.store)
+            if not self.store.put_if_absent(name, to_parquet(plan)):
+                return from_parquet(self.store.get(name))  # a rival plans the same: help with its plan
+        return plan
+
+    def _label(self, plan: pa.Table, threads: int) -> int:
+        """Run the plan's units that no earlier run committed."""
+        units = units_of(plan)
+        done = committed_units(self.store)
+        left = [LabelTask(unit, entries) for unit, entries in units.items() if unit not in done]
+        if len(left) < len(units):
+            say(f"{len(units) - len(left)} of {len(units)} units are already committed")
+        if not left:
+            return 0
+        spec = LabelSpec(
+            source=self.source, predictions=self.out, partition=self.partition, model=self.model,
+            top_k=self.config.top_k, batch_size=self.config.batch_size, threads=threads,
+        )  # fmt: skip
+        with Meter("label", sum(len(task.entries) for task in left)) as meter:
+            for result in self.executor.run_with_state(partial(make_labeller, spec), left):
+                meter.add(result.pictures, result.rejects)
+        return len(left)
+
+    def _publish(self, plan: pa.Table, state: _State) -> LabelSummary:
+        markers = read_markers(self.store, units_of(plan))
+        new = [Part(kind, marker.unit, ref) for marker in markers for kind, ref in marker.objects.items()]
+        fresh = {uri for uri, unit in _pairs(plan, "uri", "unit") if unit is not None}
+        kept = [part for old in state.parts if (part := self._without(old, fresh)) is not None]
+        labels: Counter[str] = Counter()
+        reasons: Counter[str] = Counter()
+        for part in new:
+            column = "label" if part.kind == "part" else "reason"
+            (labels if part.kind == "part" else reasons).update(read_part(self.store, part).column(column).to_pylist())
+        summary = self._summary(plan, state, labels, reasons)
+        parts = sorted(kept + new, key=lambda part: part.ref.path)
+        self._publish_manifest(state, parts, summary)
+        self._sweep({part.unit for part in state.parts + new}, {part.ref.path for part in parts})
+        return summary
+
+    def _without(self, part: Part, uris: set[str]) -> Part | None:
+        """The object without the rows of pictures that were labelled anew; None when nothing is left of it."""
+        table = read_part(self.store, part)
+        stays = [uri not in uris for uri in table.column("uri").to_pylist()]
+        if all(stays):
+            return part
+        left = table.filter(pa.array(stays, pa.bool_()))
+        if not len(left):
+            return None
+        folder = part.ref.path.rsplit("/", 1)[0]
+        name = f"{folder}/part-{part.unit}-{{hash}}.parquet"
+        return Part(part.kind, part.unit, put_object(self.store, name, to_parquet(left), len(left)))
+
+    def _publish_manifest(self, state: _State, parts: list[Part], summary: LabelSummary) -> None:
+        entry = {
+            "model": self.model,
+            "source": self.source,
+            "objects": put_parts(self.store, parts).as_dict(),
+            "rows": sum(part.ref.rows for part in parts if part.kind == "part"),
+            "rejects": sum(part.ref.rows for part in parts if part.kind == "rejects"),
+            "last_run": {"listed": summary.listed, "labelled": summary.labelled, "rejected": summary.rejected},
+        }
+        partitions = {**(state.record or {}).get("partitions", {}), self.partition: entry}
+        record = {"format": FORMAT, "version": state.number + 1, "current": self.partition, "partitions": partitions}
+        if not publish(self.store, FOLDER, state.number + 1, record, self.owner):
+            raise ShortfallError(
+                f"another labelling published manifest {state.number + 1} of {self.out} first; nothing is lost: "
+                "run the same command again, it relabels only what the other did not"
+            )
+
+    def _sweep(self, units: set[str], named: set[str]) -> None:
+        """Remove objects of these units that the manifest no longer names: a plain reader would see them twice."""
+        for kind in ("parts", "rejects"):
+            for info in self.store.list(f"{kind}/model={self.partition}"):
+                if info.name not in named and unit_in(info.name) in units:
+                    self.store.delete(info.name)
+
+    def _summary(
+        self, plan: pa.Table, state: _State, labels: dict[str, int], reasons: dict[str, int]
+    ) -> LabelSummary:
+        untouched = {uri for uri, unit in _pairs(plan, "uri", "unit") if unit is None}
+        standing = [reason for uri, (_, reason) in state.rejected.items() if uri in untouched]
+        reasons = dict(sorted((Counter(reasons) + Counter(standing)).items()))
+        summary = LabelSummary(
+            predictions=self.out,
+            model=self.model,
+            listed=len(plan),
+            labelled=sum(labels.values()),
+            rejected=sum(reasons.values()),
+            skipped=len(untouched) - len(standing),
+            rejects_by_reason=reasons,
+            labels=dict(sorted(labels.items())),
+        )
+        assert summary.listed == summary.labelled + summary.rejected + summary.skipped
+        return summary
+
+    def _check_budget(self, summary: LabelSummary) -> None:
+        if summary.rejected > self.config.max_reject_rate * summary.listed:
+            raise ShortfallError(
+                f"{summary.rejected} of {summary.listed} pictures were rejected, over --max-reject-rate "
+                f"{self.config.max_reject_rate:g}; the others are labelled, the reasons lie in "
+                f"{self.store.uri(f'rejects/model={self.partition}')}"
+            )
+
+
+def _pairs(table: pa.Table, one: str, other: str) -> Any:
+    return zip(table.column(one).to_pylist(), table.column(other).to_pylist(), strict=True)

@@ -1,0 +1,59 @@
+"""A published model, ready to be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.models.bundle import load_network
+from pipeline.models.golden import get_golden, replay
+from pipeline.models.network import prepare
+from pipeline.models.versions import ModelVersion, find_model
+from pipeline.pictures.decode import decode
+from pipeline.storage.store import Store
+
+
+class Predictor:
+    """Batch callable: uint8 images in, scores out."""
+
+    def __init__(self, store: Store, version: ModelVersion, device: str = "cpu") -> None:
+        """Load the network and replay its golden samples. Raises ModelError when the answers differ."""
+        self.version = version
+        self.device = torch.device(device)
+        self.network = load_network(store, version).to(self.device)
+        replay(get_golden(store, version.golden), self.network, version.stored_view, version.input_view)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names in the order of the scores."""
+        return self.version.classes
+
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Probabilities float32 [n, classes] of stored views uint8 [n, size, size, 3]."""
+        with torch.inference_mode():
+            inputs = prepare(torch.from_numpy(images).to(self.device), self.version.input_view)
+            scores: NDArray[np.float32] = self.network(inputs).float().softmax(dim=1).cpu().numpy()
+        return scores
+
+    def predict(self, pictures: Sequence[str | Path | NDArray[np.uint8]]) -> list[dict[str, float]]:
+        """Class → probability for each picture: a file's path, or a stored view uint8 [size, size, 3].
+
+        Raises PictureError for a file that cannot be used.
+        """
+        view = self.version.stored_view
+        images = [
+            picture if isinstance(picture, np.ndarray) else decode(Path(picture).read_bytes(), view).image
+            for picture in pictures
+        ]
+        if not images:
+            return []
+        return [dict(zip(self.classes, map(float, row), strict=True)) for row in self(np.stack(images))]
+
+
+def open_model(uri: str) -> Predictor:
+    """Load the model that MODELS@champion or MODELS@VERSION names, on the CPU."""
+    return Predictor(*find_model(uri))

@@ -1,0 +1,45 @@
+"""Units of a labelling as they travel from the driver to a worker. Needs no torch: the driver has none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.dataset.schema import Entry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelSpec:
+    """What every unit of one labelling shares. `model` names an exact version, never an alias."""
+
+    source: str
+    predictions: str
+    partition: str
+    model: str
+    top_k: int
+    batch_size: int
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTask:
+    """One unit of work: the pictures of one part."""
+
+    unit: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnitResult:
+    """What a worker tells the driver: counts only."""
+
+    unit: str
+    pictures: int
+    rejects: int
+
+
+def make_labeller(spec: LabelSpec) -> Callable[[LabelTask], UnitResult]:
+    """Make the work of one worker process; torch is imported there, not in the driver."""
+    from pipeline.labelling.worker import Labeller
+
+    return Labeller(spec)

@@ -1,0 +1,91 @@
+"""Labelling one unit: read, decode, score, write. Decode and forward are fused, as they share the cores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.dataset.schema import Entry
+from pipeline.dataset.tables import to_parquet
+from pipeline.errors import PictureError
+from pipeline.labelling.output import PREDICTIONS, REJECTS, object_folder
+from pipeline.labelling.predictor import Predictor
+from pipeline.labelling.tasks import LabelSpec, LabelTask, UnitResult
+from pipeline.models.versions import find_model
+from pipeline.pictures.decode import Pixels, decode
+from pipeline.pictures.reading import read_picture
+from pipeline.storage.commit import UnitMarker, commit_unit
+from pipeline.storage.objects import put_object, sha256
+from pipeline.storage.store import Store, open_store
+
+
+class Labeller:
+    """One worker process: the model loaded and its golden samples replayed once, then unit after unit."""
+
+    def __init__(self, spec: LabelSpec) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(spec.threads)
+        self.spec = spec
+        self.predictor = Predictor(*find_model(spec.model), device=device)
+        self.source, self.out = open_store(spec.source), open_store(spec.predictions)
+
+    def __call__(self, task: LabelTask) -> UnitResult:
+        """Carry out one unit. Running it twice changes nothing that was committed."""
+        rows: list[dict[str, Any]] = []
+        rejects: list[dict[str, Any]] = []
+        for start in range(0, len(task.entries), self.spec.batch_size):
+            self._label(task.entries[start : start + self.spec.batch_size], rows, rejects)
+        self._commit(task.unit, rows, rejects)
+        return UnitResult(task.unit, len(task.entries), len(rejects))
+
+    def _label(
+        self, entries: tuple[Entry, ...], rows: list[dict[str, Any]], rejects: list[dict[str, Any]]
+    ) -> None:
+        images: list[Pixels] = []
+        read: list[dict[str, Any]] = []
+        for entry in entries:
+            fact = {"uri": entry.uri, "etag": entry.etag}
+            try:
+                data = read_picture(self.source, entry.name, entry.etag)
+                images.append(decode(data, self.predictor.version.stored_view).image)
+            except PictureError as error:
+                rejects.append({**fact, "reason": str(error.reason), "detail": error.detail})
+            else:
+                read.append({**fact, "sample_id": sha256(data)})
+        if images:
+            scores = self.predictor(np.stack(images))
+            rows += [{**fact, **self._answer(row)} for fact, row in zip(read, scores, strict=True)]
+
+    def _answer(self, scores: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, Any]:
+        best = np.argsort(-scores, kind="stable")[: self.spec.top_k]
+        classes = self.predictor.classes
+        return {
+            "label": classes[best[0]],
+            "score": float(scores[best[0]]),
+            "top_labels": [classes[number] for number in best],
+            "top_scores": [float(scores[number]) for number in best],
+            "model_version": self.predictor.version.id,
+        }
+
+    def _commit(self, unit: str, rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> None:
+        objects = {}
+        for kind, found, schema in (("part", rows, PREDICTIONS), ("rejects", rejects, REJECTS)):
+            if found:
+                name = f"{object_folder(kind, self.spec.partition)}/part-{unit}-{{hash}}.parquet"
+                data = to_parquet(pa.Table.from_pylist(found, schema=schema))
+                objects[kind] = put_object(self.out, name, data, len(found))
+        mine = UnitMarker(unit=unit, objects=objects)
+        theirs = commit_unit(self.out, mine)
+        if theirs != mine:
+            _withdraw(self.out, mine, theirs)
+
+
+def _withdraw(store: Store, mine: UnitMarker, theirs: UnitMarker) -> None:
+    """A twin committed first: take back what a plain reader of the folder would see twice."""
+    kept = {ref.path for ref in theirs.objects.values()}
+    for ref in mine.objects.values():
+        if ref.path not in kept:
+            store.delete(ref.path)

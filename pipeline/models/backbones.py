@@ -1,0 +1,90 @@
+"""Building a backbone and cutting it at a node of its eval graph."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+
+import torch
+from torch import fx, nn
+from torchvision.models import get_model
+from torchvision.models.feature_extraction import NodePathTracer
+from torchvision.ops import StochasticDepth
+
+from pipeline.errors import RequestError
+from pipeline.models.small import efficientnet_lite0, small_cnn
+
+AUTO = "auto"
+
+
+def build_backbone(name: str, input_size: int) -> nn.Module:
+    """A whole network with random weights and its 1000-class classifier. `name` is the catalogue's."""
+    if name == "small_cnn":
+        return small_cnn(input_size)
+    if name == "efficientnet_lite0":
+        return efficientnet_lite0()
+    options = {"aux_logits": False, "init_weights": True} if name in {"inception_v3", "googlenet"} else {}
+    network: nn.Module = get_model(name, weights=None, **options)
+    return network
+
+
+def trace(network: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
+    """The network's eval graph, and its nodes by the names `--cut` takes.
+
+    Node names are torchvision's (module path, `_1` for a second call). The eval graph serves training
+    too: layers that behave differently in training (dropout, BatchNorm, stochastic depth) are calls to
+    modules, which look at their own `training` flag.
+    """
+    tracer = NodePathTracer(leaf_modules=[StochasticDepth])
+    network.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fx remarks on assertions that it drops
+        graph: fx.Graph = tracer.trace(network)
+    names = {tracer.node_to_qualname[node]: node for node in graph.nodes if node in tracer.node_to_qualname}
+    return graph, names
+
+
+def cut_backbone(network: nn.Module, cut: str) -> tuple[fx.GraphModule, str]:
+    """The part of `network` up to the node or module `cut`, and the node's name (`auto` resolved).
+
+    Modules behind the cut are dropped; those before it keep their names and weights. Raises RequestError
+    naming the nearest nodes for an unknown cut.
+    """
+    graph, names = trace(network)
+    name = default_cut(network, names) if cut == AUTO else cut
+    if name not in names:  # a module's path names its last node, as in torchvision
+        name = next((node for node in reversed(names) if node.startswith(f"{name}.")), name)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=4, cutoff=0.3)
+        raise RequestError(f"--cut {name!r} is no node of this backbone; near it: {', '.join(near) or ', '.join(names)}")
+    for node in [node for node in graph.nodes if node.op == "output"]:
+        graph.erase_node(node)
+    graph.output(names[name])
+    extractor = fx.GraphModule(network, graph)
+    extractor.graph.eliminate_dead_code()
+    extractor.recompile()
+    extractor.delete_all_unused_submodules()
+    return extractor, name
+
+
+def default_cut(network: nn.Module, names: dict[str, fx.Node]) -> str:
+    """The input of the classifier: of the last layer with weights, looking through dropout."""
+    node = [node for node in names.values() if node.op == "call_module" and _weighted(network, node)][-1]
+    node = node.all_input_nodes[0]
+    while node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), nn.Dropout):
+        node = node.all_input_nodes[0]
+    return next(name for name, candidate in names.items() if candidate is node)
+
+
+def _weighted(network: nn.Module, node: fx.Node) -> bool:
+    return isinstance(network.get_submodule(str(node.target)), nn.Linear | nn.Conv2d)
+
+
+def check_cut(name: str, cut: str, input_size: int) -> str:
+    """Resolve a cut without allocating the network. Raises RequestError for an unknown one."""
+    try:
+        with torch.device("meta"):
+            network = build_backbone(name, input_size)
+        return cut_backbone(network, cut)[1]
+    except (NotImplementedError, RuntimeError):  # RegNets compute with tensors while they are built
+        return cut_backbone(build_backbone(name, input_size), cut)[1]

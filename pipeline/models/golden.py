@@ -1,0 +1,119 @@
+"""Golden samples: pictures that a bundle carries with the answers it gave on the day it was published.
+
+Every worker that loads a bundle decodes and scores them before its first picture, so a library, a
+processor or a shortcut that changes the answers is found before it labels anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from pipeline.dataset.reading import Dataset
+from pipeline.dataset.tables import to_ipc
+from pipeline.errors import ModelError, StorageError
+from pipeline.models.bundle import put_by_hash
+from pipeline.models.network import Network, prepare
+from pipeline.pictures.contract import InputView, StoredView
+from pipeline.pictures.decode import decode
+from pipeline.storage.objects import ObjectRef, get_object, sha256
+from pipeline.storage.store import Store, open_store
+
+COUNT: Final = 32
+FLOAT32_TOLERANCE: Final = 1e-3  # relative to the largest logit: other processors sum in another order
+
+
+@dataclass(frozen=True)
+class Golden:
+    """files: original bytes, b"" where the source was out of reach; images uint8 [n, s, s, 3]; logits float32 [n, k]."""
+
+    files: list[bytes]
+    images: NDArray[np.uint8]
+    logits: NDArray[np.float32]
+
+
+def pick_golden(dataset: Dataset, rows: NDArray[np.int64]) -> tuple[list[bytes], NDArray[np.uint8]]:
+    """Up to 32 of `rows`, spread by content hash, with their original files where these still are.
+
+    A file that changed since ingest is no witness of the stored pixels and is left out.
+    """
+    ids = dataset.index.column("sample_id").take(pa.array(rows)).to_pylist()
+    chosen = [int(row) for _, row in sorted(zip(ids, rows.tolist(), strict=True))[:COUNT]]
+    files = [_original(dataset, row) for row in chosen]
+    return files, dataset.read(chosen)
+
+
+def _original(dataset: Dataset, row: int) -> bytes:
+    record = dataset.index.slice(row, 1).to_pylist()[0]
+    folder, _, name = record["uri"].rpartition("/")
+    try:
+        data = open_store(folder).get(name)
+    except StorageError:
+        return b""
+    return data if sha256(data) == record["sample_id"] else b""
+
+
+def score(network: Network, images: NDArray[np.uint8], view: InputView) -> NDArray[np.float32]:
+    """Logits float32 [n, classes] of stored views uint8 [n, s, s, 3]."""
+    device = next(network.parameters()).device
+    with torch.inference_mode():
+        logits: NDArray[np.float32] = network(prepare(torch.from_numpy(images).to(device), view)).float().cpu().numpy()
+    return logits
+
+
+def put_golden(store: Store, files: list[bytes], images: NDArray[np.uint8], logits: NDArray[np.float32]) -> ObjectRef:
+    """Write golden samples, named by their hash."""
+    count, size = images.shape[:2]
+    kind = pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), size * size * 3)
+    table = pa.table(
+        {
+            "file": pa.array(files, pa.binary()),
+            "image": pa.ExtensionArray.from_storage(kind, flat),
+            "logits": pa.array(list(logits), pa.list_(pa.float32())),
+        }
+    )
+    return put_by_hash(store, "golden/{}.arrow", to_ipc(table), count)
+
+
+def get_golden(store: Store, ref: ObjectRef) -> Golden:
+    """Read golden samples back."""
+    with pa.ipc.open_file(pa.BufferReader(get_object(store, ref))) as reader:
+        table = reader.read_all()
+    return Golden(
+        files=table.column("file").to_pylist(),
+        images=table.column("image").combine_chunks().to_numpy_ndarray(),
+        logits=np.array(table.column("logits").to_pylist(), dtype=np.float32),
+    )
+
+
+def replay(golden: Golden, network: Network, stored: StoredView, view: InputView) -> float:
+    """Decode and score the golden samples again; the largest relative difference of a logit.
+
+    Raises ModelError when decoding or scoring differs from the day of publication by more than rounding.
+    """
+    images = golden.images.copy()
+    for position, file in enumerate(golden.files):
+        if file:
+            images[position] = decode(file, stored).image
+    drift = float(np.abs(images.astype(np.int16) - golden.images.astype(np.int16)).mean())
+    if drift > 1.0:
+        raise ModelError(
+            f"golden samples decode differently here (mean difference {drift:.2f} of 255): another version "
+            "of pillow or of its JPEG library; install the ones that the model's lineage names"
+        )
+    logits = score(network, images, view)
+    scale = max(float(np.abs(golden.logits).max(initial=0.0)), 1e-6)
+    difference = float(np.abs(logits - golden.logits).max(initial=0.0)) / scale
+    if not difference <= FLOAT32_TOLERANCE:
+        raise ModelError(
+            f"golden samples score differently here (relative difference {difference:.2g}, limit "
+            f"{FLOAT32_TOLERANCE:g}): the model would label other than it was evaluated; compare the library "
+            "versions with those in the model's lineage"
+        )
+    return difference

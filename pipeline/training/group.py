@@ -1,0 +1,39 @@
+"""The workers of one training: who am I among how many, and sums over all of us."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Group:
+    """One worker's view of its process group; without one, a group of one."""
+
+    def __init__(self, device: str | torch.device = "cpu") -> None:
+        self.device = torch.device(device)
+        joined = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if joined else 0
+        self.size = dist.get_world_size() if joined else 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker speaks and writes for all."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over workers, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def agree(self, module: nn.Module) -> None:
+        """Give every worker rank 0's parameters and buffers."""
+        if self.size > 1:
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor.data, src=0)
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with gradients averaged over workers."""
+        return DistributedDataParallel(module) if self.size > 1 else module
