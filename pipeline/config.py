@@ -31,6 +31,8 @@ Augment = Literal["none", "flip"]
 class JobConfig:
     """What every job takes."""
 
+    recipe: str | None = None
+    """TOML file whose keys are these flags; a flag given here overrides it."""
     address: str | None = None
     """Ray cluster to run on; default: RAY_ADDRESS, else a local Ray is started."""
     workers: int = 0

@@ -92,6 +92,7 @@ class Ingest:
     def run(self) -> IngestSummary:
         """Bring the dataset up to date with its source and say what was done."""
         started = time.monotonic()
+        self.store.require_target()
         read = units = 0
         while True:
             parent = current_manifest(self.store)

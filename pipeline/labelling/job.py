@@ -86,6 +86,7 @@ class Labelling:
     def run(self, threads: int = 1) -> LabelSummary:
         """Label what this model has not labelled yet; each worker computes with `threads` threads."""
         started = time.monotonic()
+        self.store.require_target()
         read = units = 0
         while True:
             state = self._state()

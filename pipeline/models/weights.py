@@ -21,6 +21,8 @@ State = dict[str, Tensor]
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 HALF: Final = (0.5, 0.5, 0.5)
+NAMED_SOURCES: Final = {"imagenet", "package", "torchvision", "none"}
+"""What `--weights` takes besides a file or a URI."""
 
 # torchvision feeds these networks mean and std 0.5: its Inception and GoogLeNet weights come with
 # `transform_input`, which undoes the ImageNet normalisation first. We normalise so to begin with.
@@ -56,7 +58,7 @@ def find_weights(spec: str, backbone: str) -> WeightsSource | None:
     """
     if spec == "none":
         return None
-    if spec in {"imagenet", "package", "torchvision"}:
+    if spec in NAMED_SOURCES:
         makers = {"package": (_package,), "torchvision": (_torchvision,)}.get(spec, (_package, _torchvision))
         for maker in makers:
             source = maker(backbone)

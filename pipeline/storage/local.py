@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
+from pipeline.errors import ChangedError, ForbiddenError, NotFoundError, RequestError, StorageError
 from pipeline.storage.store import ObjectInfo, Store
 
 
@@ -78,6 +78,15 @@ class LocalStore(Store):
     def exists(self) -> bool:
         """Whether the folder is there."""
         return Path(self.root).is_dir()
+
+    def require_target(self) -> None:
+        """The folder, or the nearest one above it, must be a folder we may write to."""
+        root = Path(self.root)
+        nearest = next(path for path in (root, *root.parents) if path.exists())
+        if not nearest.is_dir():
+            raise RequestError(f"cannot write to {root}: {nearest} is a file. Choose another target.")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise RequestError(f"cannot write to {root}: no permission in {nearest}. Choose another target.")
 
 
 def _mark(status: os.stat_result) -> str:

@@ -15,22 +15,24 @@ import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
-from pipeline.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
+from pipeline.errors import ChangedError, ForbiddenError, NotFoundError, RequestError, StorageError
 from pipeline.storage.store import ObjectInfo, Store
 
 T = TypeVar("T")
 
-# With its defaults s3fs meets a permanently resetting server with 250 requests over 202 s.
-_CLIENT = {
-    "config_kwargs": {
-        "retries": {"mode": "standard", "total_max_attempts": 6},
-        "connect_timeout": 5,
-        "read_timeout": 30,
-    },
-    "use_listings_cache": False,
-    "default_cache_type": "none",
-}
 _SINGLE_PUT_BYTES = 2**32  # below this one request, so that If-None-Match covers the whole object
+
+
+def _client(attempts: int, connect_s: float, read_s: float) -> Any:
+    """A client with bounded patience: with its defaults s3fs meets a resetting server with 250 requests, 202 s."""
+    limits = {
+        "retries": {"mode": "standard", "total_max_attempts": attempts},
+        "connect_timeout": connect_s,
+        "read_timeout": read_s,
+    }
+    client = s3fs.S3FileSystem(config_kwargs=limits, use_listings_cache=False, default_cache_type="none")
+    client.retries = 2  # bodies that break off; whole requests are retried by botocore
+    return client
 
 
 class S3Store(Store):
@@ -38,9 +40,7 @@ class S3Store(Store):
 
     @cached_property
     def _fs(self) -> Any:
-        fs = s3fs.S3FileSystem(**_CLIENT)
-        fs.retries = 2  # bodies that break off; whole requests are retried by botocore
-        return fs
+        return _client(attempts=6, connect_s=5, read_s=30)
 
     def _key(self, name: str) -> tuple[str, str]:
         bucket, key, _ = self._fs.split_path(self.uri(name))
@@ -108,14 +108,25 @@ class S3Store(Store):
             self._fs.call_s3("delete_object", Bucket=bucket, Key=key)
 
     def exists(self) -> bool:
-        """Whether the bucket answers these credentials."""
+        """Whether the bucket answers these credentials: a wrong endpoint is found out in seconds, not retried."""
         bucket, _ = self._key("")
+        quick = _client(attempts=1, connect_s=2, read_s=3)
+        quick.retries = 1
         try:
             with _translated(self.root):
-                self._fs.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+                quick.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
         except NotFoundError:
             return False
         return True
+
+    def require_target(self) -> None:
+        """The bucket must exist and answer; that it takes conditional puts is proved by a probe later."""
+        try:
+            there = self.exists()
+        except StorageError as error:
+            raise RequestError(f"cannot reach {error}. Check the endpoint and the credentials.") from error
+        if not there:
+            raise RequestError(f"{self.root}: there is no such bucket. Make it, or choose another target.")
 
 
 def _http_status(error: BaseException | None) -> int | None:

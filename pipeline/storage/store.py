@@ -57,7 +57,14 @@ class Store(ABC):
 
     @abstractmethod
     def exists(self) -> bool:
-        """Whether the root is there: a folder, or a bucket that answers."""
+        """Whether the root is there: a folder, or a bucket that answers. Decided within seconds.
+
+        Raises StorageError when the store cannot be asked.
+        """
+
+    @abstractmethod
+    def require_target(self) -> None:
+        """Raise RequestError, within seconds, where it can be seen that nothing can be written here."""
 
     def local_path(self, name: str) -> Path | None:
         """Path of the object in this machine's file system, or None for a remote store."""

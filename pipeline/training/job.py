@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as library_version
 from typing import Any
@@ -27,7 +26,7 @@ from pipeline.models.catalogue import require_backbone
 from pipeline.models.golden import pick_golden, put_golden, score
 from pipeline.models.network import Network, build_network
 from pipeline.models.versions import Architecture, ModelVersion, publish_model
-from pipeline.models.weights import find_weights, load_weights, normalisation
+from pipeline.models.weights import NAMED_SOURCES, find_weights, load_weights, normalisation
 from pipeline.pictures.contract import InputView
 from pipeline.storage.commit import require_put_if_absent
 from pipeline.storage.objects import ObjectRef
@@ -72,6 +71,7 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
     Raises RequestError; starts nothing.
     """
     info = require_backbone(config.backbone)
+    config = _absolute(config)
     dataset = open_dataset(config.dataset)
     size = config.input_size or info.input_size
     if len(dataset.classes) < 2:
@@ -102,10 +102,16 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
     return task
 
 
-def train(task: TrainTask, group: Group, report: Callable[[dict[str, Any]], None]) -> TrainOutcome:
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """Locations as every worker understands them, whatever folder it runs in."""
+    weights = config.weights if config.weights in NAMED_SOURCES else normalise(config.weights)
+    return replace(config, dataset=normalise(config.dataset), models=normalise(config.models), weights=weights)
+
+
+def train(task: TrainTask, group: Group) -> TrainOutcome:
     """Train, keep the best epoch by validation, evaluate it on test once, write weights and golden samples.
 
-    Every worker of the group calls this; `report` is called after each epoch; only rank 0 writes.
+    Every worker of the group calls this; only rank 0 writes.
     """
     config = task.config
     torch.manual_seed(config.seed)
@@ -118,7 +124,7 @@ def train(task: TrainTask, group: Group, report: Callable[[dict[str, Any]], None
         params_total=sum(parameter.numel() for parameter in network.parameters()),
         params_trainable=sum(parameter.numel() for parameter in trained.parameters()),
     )
-    best = _fit(task, trained, inputs, samples, group, outcome, report)
+    best = _fit(task, trained, inputs, samples, group, outcome)
     trained.load_state_dict(best)
 
     classes = len(task.classes)
@@ -186,7 +192,6 @@ def _fit(
     samples: dict[str, Samples],
     group: Group,
     outcome: TrainOutcome,
-    report: Callable[[dict[str, Any]], None],
 ) -> dict[str, Tensor]:
     """Run the epochs; the state of the one with the best validation accuracy, the lower loss at a tie."""
     config = task.config
@@ -212,7 +217,6 @@ def _fit(
         seconds = round(time.monotonic() - started, 2)
         row = {"epoch": epoch + 1, "train": asdict(fitted), "val": asdict(checked), "seconds": seconds}
         outcome.history.append(row)
-        report(row)
         if group.leads:
             say(
                 f"{config.regime} epoch {epoch + 1}/{config.epochs}: train loss {fitted.loss:.3f}, "
@@ -233,6 +237,12 @@ def _write(
     store.put_if_absent(f"runs/{task.run}/config.json", json.dumps(as_dict(task.config), indent=1).encode())
     store.put_if_absent(f"runs/{task.run}/history.jsonl", history.encode())
     store.put_if_absent(f"runs/{task.run}/test.parquet", to_parquet(_test_table(dataset, test, task.classes, logits)))
+    store.put_if_absent(f"runs/{task.run}/outcome.json", json.dumps(asdict(outcome), indent=1).encode())
+
+
+def read_outcome(task: TrainTask) -> TrainOutcome:
+    """What rank 0 wrote last: the driver may run on a machine that shares nothing with it but the store."""
+    return TrainOutcome(**json.loads(open_store(task.config.models).get(f"runs/{task.run}/outcome.json")))
 
 
 def _test_table(dataset: Dataset, test: Samples, classes: list[str], logits: Tensor) -> pa.Table:

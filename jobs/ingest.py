@@ -1,0 +1,47 @@
+"""`afinar ingest SOURCE DATASET`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.command_line import parse
+from jobs.lazy_ray import LazyRay
+from jobs.records import as_json, counted, new_run, record_run, table
+from pipeline.config import IngestConfig, check_ingest
+
+EXAMPLE = "afinar ingest pictures/ dataset/ --size 224 --split 0.7,0.15,0.15"
+
+
+def configure(words: list[str]) -> IngestConfig:
+    """Parse and check."""
+    config = parse(IngestConfig, words, "afinar ingest", EXAMPLE)
+    check_ingest(config)
+    return config
+
+
+def run(config: IngestConfig) -> dict[str, Any]:
+    """Bring the dataset up to date."""
+    from pipeline.ingest.job import Ingest
+
+    ingest = Ingest(config, LazyRay(config))
+    summary = as_json(ingest.run())
+    if summary["units_run"]:
+        record_run(config.dataset, new_run(), config, summary)
+    return summary
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary for a person."""
+    rows = [
+        ("dataset", f"{summary['dataset']}, version {summary['version']}"),
+        (
+            "listed",
+            f"{summary['listed']} = {summary['added']} added + {summary['changed']} changed + "
+            f"{summary['unchanged']} unchanged + {summary['rejects']} rejected",
+        ),
+        ("samples", f"{summary['samples']} ({counted(summary['splits'])})"),
+        ("classes", ", ".join(summary["classes"]) or "none"),
+        ("rejects", counted(summary["rejects_by_reason"])),
+        ("time", f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"),
+    ]
+    return "\n".join([table(rows), *summary["notes"]])

@@ -1,0 +1,61 @@
+"""Finding Ray, or starting it: one place for everything that a driver does to a cluster before its work."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import ray
+
+import pipeline
+from pipeline.errors import RequestError
+from pipeline.work import say
+
+# Ray puts the driver's current folder first on every worker's path, so a user's own `pipeline.py` there
+# would be imported instead of ours. Starting from the folder our packages lie in makes ours come first.
+_HOME = Path(pipeline.__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, cores: int = 0) -> Iterator[None]:
+    """Connect to `address`, else RAY_ADDRESS, else a local Ray of `cores` (0: all) that ends with the block.
+
+    A Ray that this process is already connected to is used as it is and left running.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; Ray warns without it
+    say("starting a local Ray" if target == "local" else f"connecting to Ray at {target}")
+    with contextlib.chdir(_HOME):
+        _start(target, cores)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(target: str, cores: int) -> None:
+    common = {"address": target, "namespace": "afinar", "logging_level": logging.WARNING}
+    try:
+        if target == "local":
+            ray.init(**common, num_cpus=cores or None, include_dashboard=True)
+        else:
+            ray.init(**common)
+    except ConnectionError as error:
+        raise RequestError(f"no Ray cluster answers at {target}: {error}. Check --address or RAY_ADDRESS.") from error
+
+
+def cluster_cores() -> int:
+    """Cores of the cluster we are connected to."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def cluster_gpus() -> int:
+    """GPUs of the cluster we are connected to."""
+    return int(ray.cluster_resources().get("GPU", 0))
