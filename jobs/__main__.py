@@ -54,13 +54,13 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _run(name: str, words: list[str]) -> int:
-    command: Command = importlib.import_module(f"jobs.{name}")  # type: ignore[assignment]
+    command: Command = importlib.import_module(f"jobs.{name}")
     as_json = "--json" in words and name != "submit"
     try:
         config = command.configure(words)
         with _own_stdout() as stdout:
             summary = command.run(config)
-            print(json.dumps(summary) if as_json else command.describe(summary), file=stdout)  # noqa: T201
+            print(json.dumps(summary) if as_json else command.describe(summary), file=stdout)
         return int(summary.get("exit_code", 0))
     except AfinarError as error:
         _complain(str(error), error.exit_code, as_json)

@@ -43,13 +43,17 @@ def _recipe_in(words: list[str]) -> str | None:
 
 def _with_defaults(kind: type[C], defaults: dict[str, Any]) -> type:
     """The configuration class as tyro reads it: positional where marked, the recipe's values as defaults."""
-    namespace: dict[str, Any] = {"__doc__": kind.__doc__, "__module__": kind.__module__, "__annotations__": {}}
+    namespace: dict[str, Any] = {
+        "__doc__": kind.__doc__,
+        "__module__": kind.__module__,
+        "__annotations__": {},
+    }
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
         positional = get_origin(hint) is Annotated and POSITIONAL in hint.__metadata__
-        bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+        bare: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
         if bare in {str, str | None}:
             bare = Annotated[bare, tyro.conf.arg(metavar=name.upper())]
-        namespace["__annotations__"][name] = tyro.conf.Positional[bare] if positional else bare
+        namespace["__annotations__"][name] = Annotated[bare, tyro.conf.Positional] if positional else bare
         if name in defaults:
             namespace[name] = defaults[name]
         elif kind.__dataclass_fields__[name].default is not dataclasses.MISSING:

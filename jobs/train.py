@@ -53,7 +53,10 @@ def describe(summary: dict[str, Any]) -> str:
     network = summary["architecture"]
     rows = [
         ("model", summary["model"]),
-        ("network", f"{network['backbone']} cut at {network['cut']}, {network['head']} head, {network['input_size']} px"),
+        (
+            "network",
+            f"{network['backbone']} cut at {network['cut']}, {network['head']} head, {network['input_size']} px",
+        ),
         ("weights", summary["weights"] or "random"),
         ("parameters", f"{summary['params_total']:,}, of which {summary['params_trainable']:,} trained"),
     ]

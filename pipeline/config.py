@@ -159,7 +159,7 @@ def _structured(kind: type[C], values: dict[str, Any], path: str) -> dict[str, A
     for key, value in values.items():
         try:
             structured[key] = converter.structure(value, hints[key])
-        except Exception as error:  # noqa: BLE001  (cattrs raises what the hook of the type raises)
+        except Exception as error:
             wanted = getattr(hints[key], "__name__", str(hints[key]).replace("typing.", ""))
             raise RequestError(f"the recipe {path}: {key} = {value!r} is not {wanted}") from error
     return structured

@@ -23,8 +23,14 @@ def list_pictures(source: str, extensions: tuple[str, ...] | None, labels: Label
     store = open_store(source)
     _require_source(store)
     rows = [
-        {"uri": info.uri, "name": info.name, "etag": info.etag, "size": info.size, "label": _label(info.name, labels)}
-        for info in store.list()
+        {
+            "uri": info.uri,
+            "name": info.name,
+            "etag": info.etag,
+            "size": info.size,
+            "label": _label(info.name, labels),
+        }
+        for info in store.walk()
         if extensions is None or info.name.lower().endswith(extensions)
     ]
     if not rows:

@@ -20,7 +20,13 @@ class Entry:
 
 
 LISTING: Final = pa.schema(
-    [("uri", pa.string()), ("name", pa.string()), ("etag", pa.string()), ("size", pa.int64()), ("label", pa.string())]
+    [
+        ("uri", pa.string()),
+        ("name", pa.string()),
+        ("etag", pa.string()),
+        ("size", pa.int64()),
+        ("label", pa.string()),
+    ]
 )
 """One listed picture; `label` is null where none is known."""
 
@@ -77,6 +83,4 @@ OBJECTS: Final = pa.schema(
 def shard_schema(size: int) -> pa.Schema:
     """Schema of a `pixels` shard: what never changes about a sample. `image` is uint8 [size, size, 3]."""
     image = pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))
-    return pa.schema(
-        [("sample_id", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("image", image)]
-    )
+    return pa.schema([("sample_id", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("image", image)])

@@ -94,7 +94,7 @@ def _result(reference: Any) -> Any:
 
 
 def unwrapped(error: BaseException) -> Exception:
-    """The AfinarError at the bottom of a Ray error, the task's own error, or a StorageError-like word on a lost worker."""
+    """The AfinarError at the bottom of a Ray error; else the task's own error, or that a worker was lost."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, AfinarError) and not isinstance(seen, RayTaskError):

@@ -17,6 +17,7 @@ from pipeline.work import say
 # Ray puts the driver's current folder first on every worker's path, so a user's own `pipeline.py` there
 # would be imported instead of ours. Starting from the folder our packages lie in makes ours come first.
 _HOME = Path(pipeline.__file__).resolve().parent.parent
+_NAMESPACE = "afinar"
 
 
 @contextlib.contextmanager
@@ -41,21 +42,25 @@ def ray_session(address: str | None, cores: int = 0) -> Iterator[None]:
 
 
 def _start(target: str, cores: int) -> None:
-    common = {"address": target, "namespace": "afinar", "logging_level": logging.WARNING}
     try:
         if target == "local":
-            ray.init(**common, num_cpus=cores or None, include_dashboard=True)
+            ray.init(target, num_cpus=cores or None, namespace=_NAMESPACE, logging_level=logging.WARNING)
         else:
-            ray.init(**common)
+            ray.init(target, namespace=_NAMESPACE, logging_level=logging.WARNING)
     except ConnectionError as error:
         raise RequestError(f"no Ray cluster answers at {target}: {error}. Check --address or RAY_ADDRESS.") from error
 
 
 def cluster_cores() -> int:
     """Cores of the cluster we are connected to."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return max(1, int(_resources().get("CPU", 1)))
 
 
 def cluster_gpus() -> int:
     """GPUs of the cluster we are connected to."""
-    return int(ray.cluster_resources().get("GPU", 0))
+    return int(_resources().get("GPU", 0))
+
+
+def _resources() -> dict[str, float]:
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources

@@ -52,7 +52,7 @@ def _bookkeeping(task: TrainTask) -> RunConfig:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    train(config["task"], Group(get_device()))  # type: ignore[arg-type]
+    train(config["task"], Group(get_device()))
 
 
 def _fit(trainer: TorchTrainer) -> None:

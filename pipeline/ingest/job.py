@@ -40,7 +40,7 @@ from pipeline.storage.commit import (
     require_put_if_absent,
 )
 from pipeline.storage.objects import ObjectRef, get_object, put_object
-from pipeline.storage.store import Store, normalise, open_store
+from pipeline.storage.store import normalise, open_store
 from pipeline.work import Executor, Meter, say
 
 _INDEX_ROWS = 1_000_000
@@ -258,9 +258,7 @@ class Ingest:
     def _put_rejects(self, rejects: pa.Table) -> ObjectRef:
         return put_object(self.store, "rejects/{hash}.parquet", to_parquet(rejects), len(rejects))
 
-    def _summary(
-        self, manifest: Manifest, index: pa.Table, plan: pa.Table, parent: Manifest | None
-    ) -> IngestSummary:
+    def _summary(self, manifest: Manifest, index: pa.Table, plan: pa.Table, parent: Manifest | None) -> IngestSummary:
         before = _etags(read_rows(self.store, parent, "index", INDEX)) if parent else {}
         now = _etags(index)
         summary = _summary_of(manifest, self.dataset)

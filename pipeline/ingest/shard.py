@@ -52,9 +52,7 @@ def _read_sample(source: Store, entry: Entry, task: ShardTask) -> tuple[str, Dec
     return sha256(data), decode(data, task.view)
 
 
-def _commit(
-    dataset: Store, task: ShardTask, samples: list[tuple[str, Decoded]], facts: list[dict[str, Any]]
-) -> None:
+def _commit(dataset: Store, task: ShardTask, samples: list[tuple[str, Decoded]], facts: list[dict[str, Any]]) -> None:
     objects: dict[str, ObjectRef] = {}
     if samples:
         data = to_ipc(_shard_table(samples, task.view.size))

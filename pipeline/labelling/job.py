@@ -201,10 +201,19 @@ class Labelling:
             "objects": put_parts(self.store, parts).as_dict(),
             "rows": sum(part.ref.rows for part in parts if part.kind == "part"),
             "rejects": sum(part.ref.rows for part in parts if part.kind == "rejects"),
-            "last_run": {"listed": summary.listed, "labelled": summary.labelled, "rejected": summary.rejected},
+            "last_run": {
+                "listed": summary.listed,
+                "labelled": summary.labelled,
+                "rejected": summary.rejected,
+            },
         }
         partitions = {**(state.record or {}).get("partitions", {}), self.partition: entry}
-        record = {"format": FORMAT, "version": state.number + 1, "current": self.partition, "partitions": partitions}
+        record = {
+            "format": FORMAT,
+            "version": state.number + 1,
+            "current": self.partition,
+            "partitions": partitions,
+        }
         if not publish(self.store, FOLDER, state.number + 1, record, self.owner):
             raise ShortfallError(
                 f"another labelling published manifest {state.number + 1} of {self.out} first; nothing is lost: "
@@ -214,13 +223,11 @@ class Labelling:
     def _sweep(self, units: set[str], named: set[str]) -> None:
         """Remove objects of these units that the manifest no longer names: a plain reader would see them twice."""
         for kind in ("parts", "rejects"):
-            for info in self.store.list(f"{kind}/model={self.partition}"):
+            for info in self.store.walk(f"{kind}/model={self.partition}"):
                 if info.name not in named and unit_in(info.name) in units:
                     self.store.delete(info.name)
 
-    def _summary(
-        self, plan: pa.Table, state: _State, labels: dict[str, int], reasons: dict[str, int]
-    ) -> LabelSummary:
+    def _summary(self, plan: pa.Table, state: _State, labels: dict[str, int], reasons: dict[str, int]) -> LabelSummary:
         untouched = {uri for uri, unit in _pairs(plan, "uri", "unit") if unit is None}
         standing = [reason for uri, (_, reason) in state.rejected.items() if uri in untouched]
         reasons = dict(sorted((Counter(reasons) + Counter(standing)).items()))

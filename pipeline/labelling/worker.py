@@ -41,9 +41,7 @@ class Labeller:
         self._commit(task.unit, rows, rejects)
         return UnitResult(task.unit, len(task.entries), len(rejects))
 
-    def _label(
-        self, entries: tuple[Entry, ...], rows: list[dict[str, Any]], rejects: list[dict[str, Any]]
-    ) -> None:
+    def _label(self, entries: tuple[Entry, ...], rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> None:
         images: list[Pixels] = []
         read: list[dict[str, Any]] = []
         for entry in entries:

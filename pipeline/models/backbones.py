@@ -56,7 +56,9 @@ def cut_backbone(network: nn.Module, cut: str) -> tuple[fx.GraphModule, str]:
         name = next((node for node in reversed(names) if node.startswith(f"{name}.")), name)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=4, cutoff=0.3)
-        raise RequestError(f"--cut {name!r} is no node of this backbone; near it: {', '.join(near) or ', '.join(names)}")
+        raise RequestError(
+            f"--cut {name!r} is no node of this backbone; near it: {', '.join(near) or ', '.join(names)}"
+        )
     for node in [node for node in graph.nodes if node.op == "output"]:
         graph.erase_node(node)
     graph.output(names[name])

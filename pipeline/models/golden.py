@@ -30,7 +30,7 @@ FLOAT32_TOLERANCE: Final = 1e-3  # relative to the largest logit: other processo
 
 @dataclass(frozen=True)
 class Golden:
-    """files: original bytes, b"" where the source was out of reach; images uint8 [n, s, s, 3]; logits float32 [n, k]."""
+    """files: original bytes, b"" where out of reach; images uint8 [n, s, s, 3]; logits float32 [n, classes]."""
 
     files: list[bytes]
     images: NDArray[np.uint8]

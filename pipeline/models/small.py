@@ -24,7 +24,13 @@ def small_cnn(input_size: int, classes: int = 1000) -> nn.Sequential:
         channels, side = 32, (side - 2) // 2
         if block in {1, 3}:
             layers.append(nn.Dropout(0.25))
-    layers += [nn.Flatten(), nn.Linear(32 * side * side, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, classes)]
+    layers += [
+        nn.Flatten(),
+        nn.Linear(32 * side * side, 256),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(256, classes),
+    ]
     return nn.Sequential(*layers)
 
 

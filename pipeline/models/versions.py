@@ -124,9 +124,9 @@ def _number(store: Store, wanted: str) -> int:
         return int(champion[1]["version"])
     if not re.fullmatch(r"\d+(-[0-9a-f]{8})?", wanted):
         raise RequestError(f"--model …@{wanted}: write @champion, a version's number, or its id")
-    return int(wanted.split("-")[0])
+    return int(wanted.split("-", maxsplit=1)[0])
 
 
 def _have(store: Store) -> str:
-    numbers = sorted(int(info.name.split("/")[-1].removesuffix(".json")) for info in store.list(VERSIONS))
+    numbers = sorted(int(info.name.split("/")[-1].removesuffix(".json")) for info in store.walk(VERSIONS))
     return f"versions {', '.join(map(str, numbers))}" if numbers else "none yet"

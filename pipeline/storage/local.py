@@ -22,7 +22,7 @@ class LocalStore(Store):
         """Path of the object."""
         return self._path(name)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Walk the folder; links to folders are followed, once each."""
         top = self._path(prefix)
         visited: set[tuple[int, int]] = set()

@@ -46,7 +46,7 @@ class S3Store(Store):
         bucket, key, _ = self._fs.split_path(self.uri(name))
         return bucket, key
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """List recursively; hidden names are left out as in a folder."""
         root = self.root[len("s3://") :]
         with _translated(self.uri(prefix)):

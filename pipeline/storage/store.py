@@ -34,7 +34,7 @@ class Store(ABC):
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield every object below the folder `prefix`, in no particular order.
 
         Hidden names (a leading dot in any part) are left out. A folder that does not exist is empty.

@@ -33,8 +33,8 @@ from pipeline.storage.objects import ObjectRef
 from pipeline.storage.store import normalise, open_store
 from pipeline.training.group import Group
 from pipeline.training.inputs import FeatureInputs, Inputs, PixelInputs
-from pipeline.training.loop import Samples, evaluate, one_cycle, predict, train_one_epoch
-from pipeline.training.order import steps_per_epoch
+from pipeline.training.loop import Descent, Samples, evaluate, predict, train_one_epoch
+from pipeline.training.order import epoch_order, global_batches, steps_per_epoch
 from pipeline.work import say
 
 _RATES = {"frozen": 1e-2, "full": 5e-4, "scratch": 1e-3}
@@ -162,7 +162,7 @@ def _initial_network(task: TrainTask, group: Group) -> Network:
     if source is not None and group.leads:
         load_weights(source, whole, network.backbone)
         say(f"weights: {source.description}")
-    network = network.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     group.agree(network)
     return network
 
@@ -197,17 +197,15 @@ def _fit(
     config = task.config
     model = group.wrap(trained)
     rate = config.learning_rate or _RATES[config.regime]
-    optimizer = torch.optim.AdamW(trained.parameters(), lr=rate, weight_decay=config.weight_decay)
-    schedule = one_cycle(optimizer, config.epochs * steps_per_epoch(len(samples["train"]), config.batch_size))
+    count = len(samples["train"])
+    descent = Descent(trained, config.epochs * steps_per_epoch(count, config.batch_size), rate, config.weight_decay)
     best: dict[str, Tensor] = {}
     best_key = (-1.0, 0.0)
     for epoch in range(config.epochs):
         started = time.monotonic()
         model.train()
-        fitted = train_one_epoch(
-            model, inputs, samples["train"], optimizer, schedule, group,
-            epoch=epoch, batch_size=config.batch_size, seed=config.seed,
-        )  # fmt: skip
+        batches = global_batches(epoch_order(count, config.seed, epoch), config.batch_size)
+        fitted = train_one_epoch(model, inputs, samples["train"], batches, epoch, descent, group)
         group.agree(trained)  # BatchNorm's running statistics are each worker's own
         validation = samples["validation"]
         logits = predict(trained, inputs, validation.rows, len(task.classes), group, config.batch_size)
@@ -283,7 +281,13 @@ def publish(task: TrainTask, outcome: TrainOutcome, seconds: float) -> ModelVers
             input_view=task.input_view,
             weights=weights,
             golden=ObjectRef(**outcome.golden),
-            metrics={**outcome.metrics, "epochs": len(outcome.history), "seconds": round(seconds, 1)},
+            metrics={
+                **outcome.metrics,
+                "epochs": len(outcome.history),
+                "params_total": outcome.params_total,
+                "params_trainable": outcome.params_trainable,
+                "seconds": round(seconds, 1),
+            },
             lineage=lineage,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline.errors import ShortfallError
 from pipeline.training.group import Group
 from pipeline.training.inputs import Inputs
-from pipeline.training.order import epoch_order, global_batches, share
+from pipeline.training.order import share
 
 Rows = NDArray[np.int64]
 
@@ -39,55 +39,61 @@ class Score:
     top1: float
 
 
-def one_cycle(optimizer: Optimizer, steps: int) -> LRScheduler:
-    """Linear warm-up over a tenth of the steps, then a cosine to zero (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
-    warm = max(1, steps // 10)
+class Descent:
+    """AdamW under one cycle: a linear warm-up over a tenth of the steps, then a cosine to zero.
 
-    def factor(step: int) -> float:
-        if step < warm:
-            return (step + 1) / warm
-        return 0.5 * (1 + float(np.cos(np.pi * (step - warm) / max(1, steps - warm))))
+    Loshchilov and Hutter: arXiv 1711.05101 (decoupled weight decay), arXiv 1608.03983 (cosine).
+    """
 
-    return LambdaLR(optimizer, factor)
+    def __init__(self, module: nn.Module, steps: int, rate: float, weight_decay: float) -> None:
+        warm = max(1, steps // 10)
+
+        def factor(step: int) -> float:
+            if step < warm:
+                return (step + 1) / warm
+            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+        self._optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay)
+        self._schedule = LambdaLR(self._optimizer, factor)
+
+    def step(self, loss: Tensor) -> None:
+        """Follow the gradient of `loss` once."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._schedule.step()
 
 
 def train_one_epoch(
-    model: nn.Module,
-    inputs: Inputs,
-    samples: Samples,
-    optimizer: Optimizer,
-    schedule: LRScheduler,
-    group: Group,
-    *,
-    epoch: int,
-    batch_size: int,
-    seed: int,
+    model: nn.Module, inputs: Inputs, samples: Samples, batches: list[Rows], epoch: int, descent: Descent, group: Group
 ) -> Score:
-    """Show every sample once. Gradients are weighted by samples, so uneven shares do not bias them.
+    """Train on global `batches` (positions in `samples`), each worker on its share.
 
-    Raises ShortfallError when the loss is no longer finite.
+    Gradients are weighted by samples, so uneven shares do not bias them. Raises ShortfallError when the
+    loss is no longer finite.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=group.device)
-    for batch in global_batches(epoch_order(len(samples), seed, epoch), batch_size):
+    for batch in batches:
         mine = share(batch, group.rank, group.size)
         targets = _targets(samples, mine, group)
         logits = model(inputs.batch(samples.rows[mine], epoch)).float()
         losses = F.cross_entropy(logits, targets, reduction="sum")
-        optimizer.zero_grad(set_to_none=True)
-        # DDP averages gradients over workers; times workers over the global batch makes that a mean over samples.
-        (losses * (group.size / len(batch))).backward()
-        optimizer.step()
-        schedule.step()
+        # DDP averages gradients over workers; times workers over the global batch makes that a mean
+        # over samples.
+        descent.step(losses * (group.size / len(batch)))
         sums += torch.stack([losses.detach(), _hits(logits, targets)]).double()
     group.sum(sums)
-    score = _score(sums, len(samples))
-    if not np.isfinite(score.loss):
+    score = _score(sums, sum(map(len, batches)))
+    if not math.isfinite(score.loss):
         raise ShortfallError(f"the loss is not finite in epoch {epoch + 1}: give a smaller --learning-rate")
     return score
 
 
 def predict(model: nn.Module, inputs: Inputs, rows: Rows, classes: int, group: Group, batch_size: int) -> Tensor:
-    """Logits float32 [n, classes] of `rows`, on every worker; each computes its share, no sample is padded or repeated."""
+    """Logits float32 [n, classes] of `rows`, on every worker.
+
+    Each computes its share; no sample is padded or repeated.
+    """
     logits = torch.zeros(len(rows), classes, device=group.device)
     mine = share(np.arange(len(rows)), group.rank, group.size)
     model.eval()

@@ -34,5 +34,6 @@ def share(batch: Rows, rank: int, workers: int) -> Rows:
 def coin(seed: int, epoch: int, sample_ids: list[str], salt: str) -> NDArray[np.bool_]:
     """One fair coin per sample: a function of (seed, epoch, sample_id) alone, not of batch or worker."""
     return np.array(
-        [hashlib.sha256(f"{salt}:{seed}:{epoch}:{one}".encode()).digest()[0] & 1 for one in sample_ids], dtype=bool
+        [hashlib.sha256(f"{salt}:{seed}:{epoch}:{one}".encode()).digest()[0] & 1 for one in sample_ids],
+        dtype=bool,
     )

@@ -1,0 +1,116 @@
+"""`afinar submit -- COMMAND …`: run a job through the Ray Jobs API, follow it, forward its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import shlex
+import shutil
+import sys
+import tempfile
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.records import table
+from pipeline.config import POSITIONAL, JobConfig
+from pipeline.errors import RequestError
+from pipeline.work import say
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+SUBMITTABLE = ("ingest", "train", "label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig:
+    """A job's words, checked here as far as they can be, and the cluster's Jobs API."""
+
+    address: str | None
+    words: tuple[str, ...]
+    recipe: str | None
+
+
+def configure(words: list[str]) -> SubmitConfig:
+    """Parse and check, the submitted job's own flags included: a misspelt one is not worth a trip to a cluster."""
+    parser = argparse.ArgumentParser(
+        prog="afinar submit",
+        usage="afinar submit [--address ADDRESS] -- COMMAND …",
+        description=__doc__,
+        epilog="Example: afinar submit --address http://HEAD:8265 -- ingest s3://bucket/pictures s3://bucket/dataset",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--address", help="dashboard of the cluster; default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS")
+    ours, job = _at_dashes(words)
+    address = parser.parse_args(ours).address
+    if not job or job[0] not in SUBMITTABLE:
+        raise RequestError(f"after -- write one of {', '.join(SUBMITTABLE)} with its arguments")
+    config: JobConfig = importlib.import_module(f"jobs.{job[0]}").configure(job[1:])
+    _require_shared(config)
+    return SubmitConfig(address=address, words=tuple(job), recipe=config.recipe)
+
+
+def _at_dashes(words: list[str]) -> tuple[list[str], list[str]]:
+    if "--" not in words:
+        return words, []
+    position = words.index("--")
+    return words[:position], words[position + 1 :]
+
+
+def _require_shared(config: JobConfig) -> None:
+    """Relative paths mean nothing on another machine."""
+    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
+        value = getattr(config, name)
+        if POSITIONAL in getattr(hint, "__metadata__", ()) and not value.startswith(("s3://", "/")):
+            raise RequestError(
+                f"{value!r} is a path on this machine: give s3://… or an absolute path that every node mounts"
+            )
+
+
+def run(config: SubmitConfig) -> dict[str, Any]:
+    """Submit, follow, and report how it ended. Interrupting stops the job."""
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        client = JobSubmissionClient(config.address)
+    except (ConnectionError, RuntimeError) as error:
+        raise RequestError(f"no Ray Jobs API answers: {error}. Check --address, such as http://HEAD:8265.") from error
+    with tempfile.TemporaryDirectory(prefix="afinar-submit-") as folder:
+        words, environment = _with_recipe(config, Path(folder))
+        job = client.submit_job(entrypoint=shlex.join(["afinar", *words]), runtime_env=environment)
+    say(f"submitted {job}")
+    try:
+        asyncio.run(_follow(client, job))
+    except KeyboardInterrupt:
+        client.stop_job(job)
+        raise
+    info = client.get_job_info(job)
+    code = info.driver_exit_code
+    return {"job": job, "status": str(info.status), "exit_code": 1 if code is None else code}
+
+
+def _with_recipe(config: SubmitConfig, folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """A recipe lies on this machine, so it travels as the job's working folder."""
+    words = list(config.words)
+    if config.recipe is None:
+        return words, {}
+    shutil.copy(config.recipe, folder / "recipe.toml")
+    carried = [
+        "recipe.toml" if before == "--recipe" else word.replace(config.recipe, "recipe.toml")
+        if word.startswith("--recipe=") else word
+        for before, word in zip(["", *words], words, strict=False)
+    ]  # fmt: skip
+    return carried, {"working_dir": str(folder)}
+
+
+async def _follow(client: JobSubmissionClient, job: str) -> None:
+    async for lines in client.tail_job_logs(job):
+        print(lines, end="", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """How it ended."""
+    return table([("job", summary["job"]), ("status", summary["status"]), ("exit code", str(summary["exit_code"]))])
