@@ -33,7 +33,6 @@ FORMATS: Final = (
     "TGA",
     "ICO",
     "JPEG2000",
-    "MPO",
     "PCX",
     "DDS",
 )

@@ -6,10 +6,10 @@ instance roles, …), as boto reads them, so that they never pass through argume
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, cast
 
 import s3fs
 from botocore.exceptions import BotoCoreError, ClientError
@@ -17,8 +17,6 @@ from fsspec.asyn import sync
 
 from pipeline.errors import ChangedError, ForbiddenError, NotFoundError, RequestError, StorageError
 from pipeline.storage.store import ObjectInfo, Store
-
-T = TypeVar("T")
 
 _SINGLE_PUT_BYTES = 2**32  # below this one request, so that If-None-Match covers the whole object
 
@@ -67,24 +65,19 @@ class S3Store(Store):
         async def read() -> bytes:
             response = await self._fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
             async with response["Body"] as body:
-                data: bytes = await body.read()
-                return data
+                return cast("bytes", await body.read())
 
         with _translated(self.uri(name)):
             return self._retried(read)
 
-    def _retried(self, call: Any) -> bytes:
+    def _retried(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
         # A body that breaks off raises outside s3fs's own retry loop, which covers the request only.
         for _ in range(2):
             try:
-                return self._sync(call())
+                return cast("bytes", sync(self._fs.loop, read))
             except s3fs.core.S3_RETRYABLE_ERRORS:
                 continue
-        return self._sync(call())
-
-    def _sync(self, call: Coroutine[Any, Any, bytes]) -> bytes:
-        result: bytes = sync(self._fs.loop, call)
-        return result
+        return cast("bytes", sync(self._fs.loop, read))
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """One conditional PUT. 412 means taken; 409 means a rival is writing, so ask again."""

@@ -1,0 +1,191 @@
+"""What tests share: one local Ray per session, a real S3 server, and pictures made on the spot."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SCRIPTS = Path(sys.executable).parent
+
+# Credentials of the test's own server; every process a test starts finds them where users keep theirs.
+S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "K", "AWS_SECRET_ACCESS_KEY": "S", "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+def jpeg(seed: int, size: tuple[int, int] = (80, 60), tint: tuple[int, int, int] = (128, 128, 128)) -> bytes:
+    """A JPEG no other seed gives, of a tint that a network can learn."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(-40, 40, (size[1], size[0], 3))
+    image = Image.fromarray(np.clip(np.array(tint) + noise, 0, 255).astype(np.uint8))
+    sink = io.BytesIO()
+    image.save(sink, format="JPEG", quality=90)
+    return sink.getvalue()
+
+
+TINTS = {"moss": (60, 140, 60), "rust": (170, 80, 50), "slate": (90, 100, 140)}
+
+
+def make_archive(folder: Path, per_class: int, classes: tuple[str, ...] = ("moss", "rust")) -> Path:
+    """Class folders of JPEGs that differ in tint."""
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for position in range(per_class):
+            seed = 1000 * number + position
+            (folder / name / f"{position:03d}.jpg").write_bytes(jpeg(seed, tint=TINTS[name]))
+    return folder
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """24 pictures in two classes."""
+    return make_archive(tmp_path / "pictures", 12)
+
+
+def many_pictures(folder: Path, count: int) -> Path:
+    """`count` pictures in two classes, alike in pixels and distinct in bytes, cheap to make and slow to decode."""
+    base = {name: jpeg(number, (1600, 1200), TINTS[name]) for number, name in enumerate(("moss", "rust"))}
+    for name, data in base.items():
+        (folder / name).mkdir(parents=True)
+        for number in range(count // 2):
+            (folder / name / f"{number:04d}.jpg").write_bytes(data + number.to_bytes(4, "big"))  # after the end marker
+    return folder
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A dataset of 60 pictures and a model trained on it, without Ray."""
+
+    pictures: Path
+    dataset: str
+    models: str
+
+    @property
+    def champion(self) -> str:
+        return f"{self.models}@champion"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A small network that has learned its two classes."""
+    from pipeline.config import IngestConfig, TrainConfig
+    from pipeline.ingest.job import Ingest
+    from pipeline.training.group import Group
+    from pipeline.training.job import plan_training, publish, train
+    from pipeline.work import InlineExecutor
+
+    folder = tmp_path_factory.mktemp("trained")
+    pictures = make_archive(folder / "pictures", 40)
+    dataset, models = str(folder / "dataset"), str(folder / "models")
+    Ingest(IngestConfig(source=str(pictures), dataset=dataset, size=64), InlineExecutor()).run()
+    config = TrainConfig(
+        dataset=dataset, models=models, backbone="small_cnn", regime="scratch", weights="none",
+        input_size=64, epochs=6, batch_size=8,
+    )  # fmt: skip
+    task = plan_training(config, "run")
+    publish(task, train(task, Group()), 1.0)
+    return Trained(pictures, dataset, models)
+
+
+def free_port() -> int:
+    """A port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray of two cores for all tests that run jobs in this process."""
+    from pipeline.execution.session import ray_session
+
+    with ray_session("local", 2):
+        yield
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A SeaweedFS of our own on loopback; its endpoint. Its credentials are in the environment meanwhile."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    identity = {
+        "name": "a",
+        "credentials": [{"accessKey": "K", "secretKey": "S"}],
+        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+    }
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "data").mkdir()
+    port = free_port()
+    flags = {
+        "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.telemetry": "false",
+        "master.port": free_port(), "filer.port": free_port(), "volume.port": free_port(), "webdav": "false",
+        "admin.ui": "false", "s3.port": port, "s3.port.iceberg": 0, "s3.port.lance": 0,
+        "s3.config": folder / "s3.json", "s3.autoCreateBucket": "false",
+    }  # fmt: skip
+    command = [SCRIPTS / "weed", "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in flags.items())]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        _wait_for(endpoint, server, folder / "log")
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
+                patch.setenv(name, value)
+            yield endpoint
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _wait_for(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(200):
+        if server.poll() is not None:
+            raise RuntimeError(f"SeaweedFS ended: {log.read_text()[-2000:]}")
+        try:
+            urllib.request.urlopen(endpoint, timeout=1)
+        except urllib.error.HTTPError:  # it answers, and wants a signature
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"SeaweedFS did not answer: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
+    """A bucket of the test's own: its s3:// address."""
+    import s3fs
+
+    name = f"b{abs(hash(request.node.nodeid)) % 10**12}"
+    s3fs.S3FileSystem().mkdir(name)
+    return f"s3://{name}"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The same test on a folder and on a real S3 server."""
+    if request.param == "folder":
+        return str(tmp_path / "store")
+    found: str = request.getfixturevalue("bucket")
+    return f"{found}/store"
+
+
+def afinar(*words: str, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the console script as a user does, in a process of its own."""
+    command = [str(SCRIPTS / "afinar"), *words]
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+    )

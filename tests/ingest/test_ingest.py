@@ -1,0 +1,240 @@
+"""Ingest, in this process: what is left behind after every kind of second run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import open_dataset
+from pipeline.config import IngestConfig
+from pipeline.errors import RequestError, ShortfallError
+from pipeline.ingest.job import Ingest, IngestSummary
+from pipeline.pictures.contract import StoredView
+from pipeline.pictures.decode import decode
+from pipeline.storage.objects import sha256
+from pipeline.storage.store import open_store
+from pipeline.work import InlineExecutor
+from tests.conftest import jpeg, make_archive
+
+
+def ingest(source: Path | str, dataset: str, **options: Any) -> IngestSummary:
+    config = IngestConfig(source=str(source), dataset=dataset, size=32, **options)
+    return Ingest(config, InlineExecutor()).run()
+
+
+def snapshot(dataset: str) -> dict[str, str]:
+    store = open_store(dataset)
+    return {info.name: sha256(store.get(info.name)) for info in store.walk()}
+
+
+def test_every_picture_is_a_sample_or_a_reject(archive: Path, location: str) -> None:
+    (archive / "moss" / "empty.jpg").write_bytes(b"")
+    summary = ingest(archive, location)
+    assert (summary.listed, summary.samples, summary.added) == (25, 24, 24)
+    assert summary.rejects_by_reason == {"empty": 1}
+    assert summary.classes == ["moss", "rust"]
+    assert sum(summary.splits.values()) == 24
+
+    dataset = open_dataset(location)
+    index = dataset.index.to_pylist()
+    images = dataset.read(range(len(index)))
+    for row, image in zip(index, images, strict=True):
+        data = Path(row["uri"]).read_bytes()
+        assert row["sample_id"] == sha256(data)
+        assert row["label"] == Path(row["uri"]).parent.name
+        np.testing.assert_array_equal(image, decode(data, StoredView(size=32, fit="crop")).image)
+    (reject,) = dataset.rejects.to_pylist()
+    assert (reject["uri"], reject["reason"]) == (str(archive / "moss" / "empty.jpg"), "empty")
+
+
+def test_a_second_run_does_nothing_and_says_so(archive: Path, location: str) -> None:
+    ingest(archive, location)
+    before = snapshot(location)
+    summary = ingest(archive, location)
+    assert summary.units_run == 0
+    assert summary.unchanged == summary.listed == 24
+    assert "nothing to do" in summary.notes[0]
+    assert snapshot(location) == before
+
+
+def test_only_what_changed_is_read(archive: Path, tmp_path: Path) -> None:
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    before = snapshot(dataset)
+    (archive / "moss" / "000.jpg").unlink()
+    (archive / "moss" / "001.jpg").write_bytes(jpeg(5001))
+    (archive / "rust" / "new.jpg").write_bytes(jpeg(5002))
+
+    reads = CountingExecutor()
+    summary = Ingest(IngestConfig(source=str(archive), dataset=dataset, size=32), reads).run()
+    assert sorted(Path(uri).name for uri in reads.uris) == ["001.jpg", "new.jpg"]
+    assert (summary.added, summary.changed, summary.removed, summary.unchanged) == (1, 1, 1, 22)
+    assert summary.version == 2
+
+    after = snapshot(dataset)
+    assert {name: after[name] for name in before} == before, "no published object changed"
+    uris = open_dataset(dataset).index.column("uri").to_pylist()
+    assert uris == sorted(str(path) for path in archive.rglob("*.jpg"))
+    assert len(open_dataset(dataset, version=1).index) == 24, "the old version still reads"
+
+
+class CountingExecutor(InlineExecutor):
+    """Remembers which pictures were handed out."""
+
+    def __init__(self) -> None:
+        self.uris: list[str] = []
+
+    def run(self, work: Any, tasks: Any) -> Iterator[Any]:
+        for task in tasks:
+            self.uris += [entry.uri for entry in task.entries]
+            yield work(task)
+
+
+class DyingExecutor(InlineExecutor):
+    """Loses its driver after a number of units."""
+
+    def __init__(self, units: int) -> None:
+        self.units = units
+
+    def run(self, work: Any, tasks: Any) -> Iterator[Any]:
+        for number, task in enumerate(tasks):
+            if number == self.units:
+                raise KeyboardInterrupt
+            yield work(task)
+
+
+def test_an_interrupted_run_is_continued_not_repeated(tmp_path: Path, location: str) -> None:
+    archive = make_archive(tmp_path / "many", 150)
+    config = IngestConfig(source=str(archive), dataset=location, size=32)
+    with pytest.raises(KeyboardInterrupt):
+        Ingest(config, DyingExecutor(2)).run()
+    with pytest.raises(RequestError, match="holds no dataset"):
+        open_dataset(location)
+    left = CountingExecutor()
+    summary = Ingest(config, left).run()
+    assert 0 < len(left.uris) < 300
+    assert (summary.samples, summary.version) == (300, 1)
+
+    undisturbed = str(tmp_path / "undisturbed")
+    ingest(archive, undisturbed)
+    assert open_dataset(location).index == open_dataset(undisturbed).index
+    shards = [name for name in snapshot(location) if name.startswith("shards/")]
+    assert sorted(shards) == sorted(name for name in snapshot(undisturbed) if name.startswith("shards/"))
+
+
+def test_what_changed_during_an_interruption_becomes_the_next_version(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "many", 100)
+    config = IngestConfig(source=str(archive), dataset=str(tmp_path / "dataset"), size=32)
+    with pytest.raises(KeyboardInterrupt):
+        Ingest(config, DyingExecutor(1)).run()
+    (archive / "moss" / "late.jpg").write_bytes(jpeg(9000))
+    summary = Ingest(config, InlineExecutor()).run()
+    assert (summary.version, summary.added, summary.unchanged) == (2, 1, 200)
+
+
+def test_over_the_reject_budget_nothing_is_published(archive: Path, tmp_path: Path) -> None:
+    dataset = str(tmp_path / "dataset")
+    for number in range(5):
+        (archive / "moss" / f"broken-{number}.jpg").write_bytes(b"not a picture")
+    with pytest.raises(ShortfallError, match=r"5 of 29 .*rejects/"):
+        ingest(archive, dataset)
+    with pytest.raises(RequestError):
+        open_dataset(dataset)
+    for path in archive.rglob("broken-*"):
+        path.unlink()
+    assert ingest(archive, dataset).samples == 24, "the mended source is not held to the failed plan"
+
+
+def test_a_picture_rejected_in_transit_is_tried_again(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.errors import ForbiddenError
+    from pipeline.storage.local import LocalStore
+
+    dataset = str(tmp_path / "dataset")
+    real = LocalStore.get
+
+    def guarded(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+        if name == "moss/003.jpg":
+            raise ForbiddenError("403")
+        return real(self, name, etag)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "get", guarded)
+        assert ingest(archive, dataset).rejects_by_reason == {"forbidden": 1}
+        again = ingest(archive, dataset)
+        assert (again.version, again.rejects_by_reason) == (1, {"forbidden": 1}), "no new version without news"
+    mended = ingest(archive, dataset)
+    assert (mended.version, mended.added, mended.rejects) == (2, 1, 0)
+
+
+def test_a_file_replaced_while_the_job_runs_is_rejected_or_whole(archive: Path, tmp_path: Path) -> None:
+    victim = archive / "moss" / "000.jpg"
+
+    class Replacing(InlineExecutor):
+        def run(self, work: Any, tasks: Any) -> Iterator[Any]:
+            victim.write_bytes(jpeg(7777, (90, 90)))
+            os.utime(victim, ns=(1, 1))
+            return super().run(work, tasks)
+
+    summary = Ingest(IngestConfig(source=str(archive), dataset=str(tmp_path / "d"), size=32), Replacing()).run()
+    assert summary.rejects_by_reason == {"changed_while_reading": 1}
+
+
+def test_another_preprocessing_reads_everything_anew(archive: Path, tmp_path: Path) -> None:
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    executor = CountingExecutor()
+    config = IngestConfig(source=str(archive), dataset=dataset, size=48)
+    assert Ingest(config, executor).run().version == 2
+    assert len(executor.uris) == 24
+    assert open_dataset(dataset).read([0]).shape == (1, 48, 48, 3)
+
+
+def test_another_split_reads_no_picture(archive: Path, tmp_path: Path) -> None:
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    executor = CountingExecutor()
+    config = IngestConfig(source=str(archive), dataset=dataset, size=32, split="0,0.5,0.5")
+    summary = Ingest(config, executor).run()
+    assert executor.uris == []
+    assert (summary.version, summary.splits["train"]) == (2, 0)
+
+
+def test_a_lost_race_is_said_and_loses_nothing(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = str(tmp_path / "dataset")
+    config = IngestConfig(source=str(archive), dataset=dataset, size=32)
+    slow = Ingest(config, InlineExecutor())
+    build = slow._build
+
+    def overtaken(plan: Any) -> int:
+        ingest(archive, dataset)
+        return build(plan)
+
+    monkeypatch.setattr(slow, "_build", overtaken)
+    with pytest.raises(ShortfallError, match="published version 1 .* first"):
+        slow.run()
+    assert len(open_dataset(dataset).index) == 24
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"extensions": ".tif"}, "holds no pictures"),
+        ({"source": "/nowhere"}, "does not exist"),
+        ({"source": "ONE"}, "only the class 'moss'"),
+        ({"source": "FLAT"}, "no class folders"),
+    ],
+)
+def test_a_source_that_cannot_serve_is_refused(archive: Path, tmp_path: Path, change: dict[str, str], words: str) -> None:
+    make_archive(tmp_path / "one", 2, ("moss",))
+    named = {"ONE": str(tmp_path / "one"), "FLAT": str(archive / "moss")}
+    config = IngestConfig(source=str(archive), dataset=str(tmp_path / "d"))
+    config = dataclasses.replace(config, **{key: named.get(value, value) for key, value in change.items()})
+    with pytest.raises(RequestError, match=words):
+        Ingest(config, InlineExecutor()).run()
+    assert not (tmp_path / "d").exists(), "a refused request leaves nothing behind"

