@@ -35,7 +35,7 @@ MARKER = ".afinar-demo"
 REGIMES: dict[str, dict[str, Any]] = {
     "scratch": {"backbone": "small_cnn", "weights": "none", "epochs": 8, "input_size": 128, "batch_size": 16},
     "frozen": {"backbone": "efficientnet_lite0", "epochs": 20, "batch_size": 64},
-    "full": {"backbone": "efficientnet_lite0", "epochs": 2, "batch_size": 16, "learning_rate": 1e-3},
+    "full": {"backbone": "efficientnet_lite0", "epochs": 2, "batch_size": 8, "learning_rate": 1e-3},
 }
 
 

@@ -45,12 +45,12 @@ def configure(words: list[str]) -> SubmitConfig:
     )
     parser.add_argument("--address", help="dashboard of the cluster; default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS")
     ours, job = _at_dashes(words)
-    address = parser.parse_args(ours).address
-    if not job or job[0] not in SUBMITTABLE:
+    known, unknown = parser.parse_known_args(ours)
+    if unknown or not job or job[0] not in SUBMITTABLE:
         raise RequestError(f"after -- write one of {', '.join(SUBMITTABLE)} with its arguments")
     config: JobConfig = importlib.import_module(f"jobs.{job[0]}").configure(job[1:])
     _require_shared(config)
-    return SubmitConfig(address=address, words=tuple(job), recipe=config.recipe)
+    return SubmitConfig(address=known.address, words=tuple(job), recipe=config.recipe)
 
 
 def _at_dashes(words: list[str]) -> tuple[list[str], list[str]]:

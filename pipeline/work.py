@@ -9,9 +9,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -56,16 +57,7 @@ class Meter:
         self._started = self._spoke = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
-            from rich.console import Console
-
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-            )
+            self._bar = _bar()
             self._task = self._bar.add_task(what, total=total, note="")
 
     def __enter__(self) -> Meter:
@@ -89,6 +81,14 @@ class Meter:
         elif time.monotonic() - self._spoke > self.EVERY_S:
             self._spoke = time.monotonic()
             say(f"{self._what}: {self._done} of {self._total} {self._unit}, {note}")
+
+
+def _bar() -> Progress:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}", TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def say(sentence: str) -> None:

@@ -135,7 +135,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "admin.ui": "false", "s3.port": port, "s3.port.iceberg": 0, "s3.port.lance": 0,
         "s3.config": folder / "s3.json", "s3.autoCreateBucket": "false",
     }  # fmt: skip
-    command = [SCRIPTS / "weed", "-logtostderr=true", "mini", *(f"-{name}={value}" for name, value in flags.items())]
+    command = [
+        str(SCRIPTS / "weed"),
+        "-logtostderr=true",
+        "mini",
+        *(f"-{name}={value}" for name, value in flags.items()),
+    ]
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     endpoint = f"http://127.0.0.1:{port}"
@@ -182,7 +187,9 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{found}/store"
 
 
-def afinar(*words: str, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+def afinar(
+    *words: str, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 300
+) -> subprocess.CompletedProcess[str]:
     """Run the console script as a user does, in a process of its own."""
     command = [str(SCRIPTS / "afinar"), *words]
     environment = {**os.environ, **(env or {})}

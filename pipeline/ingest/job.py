@@ -94,6 +94,7 @@ class Ingest:
         started = time.monotonic()
         self.store.require_target()
         read = units = 0
+        summary: IngestSummary | None = None
         while True:
             parent = current_manifest(self.store)
             name = f"plans/{parent.version + 1 if parent else 1:08d}-{self.recipe_id}.parquet"
@@ -103,7 +104,7 @@ class Ingest:
                 plan = self._plan(name, parent)
             if plan is None:
                 assert parent is not None
-                summary = self._unchanged(parent)
+                summary = summary or self._unchanged(parent)
                 break
             units += self._build(plan)
             read += len(plan) - plan.column("unit").null_count

@@ -88,6 +88,7 @@ class Labelling:
         started = time.monotonic()
         self.store.require_target()
         read = units = 0
+        summary: LabelSummary | None = None
         while True:
             state = self._state()
             name = f"plans/{state.number + 1:08d}-{self.identity}.parquet"
@@ -97,8 +98,7 @@ class Labelling:
                 plan = self._plan(name, state)
             fresh = len(plan) - plan.column("unit").null_count
             if not fresh:
-                summary = self._summary(plan, state, {}, {})
-                summary.notes.append(f"nothing to do: {self.version.id} has labelled every picture of this source")
+                summary = summary or self._nothing(plan, state)
                 break
             units += self._label(plan, threads)
             read += fresh
@@ -110,6 +110,11 @@ class Labelling:
         summary.seconds = round(time.monotonic() - started, 3)
         summary.images_per_second = round(read / summary.seconds, 1) if units else 0.0
         self._check_budget(summary)
+        return summary
+
+    def _nothing(self, plan: pa.Table, state: _State) -> LabelSummary:
+        summary = self._summary(plan, state, {}, {})
+        summary.notes.append(f"nothing to do: {self.version.id} has labelled every picture of this source")
         return summary
 
     def _state(self) -> _State:

@@ -87,7 +87,7 @@ def get_golden(store: Store, ref: ObjectRef) -> Golden:
         table = reader.read_all()
     return Golden(
         files=table.column("file").to_pylist(),
-        images=table.column("image").combine_chunks().to_numpy_ndarray(),
+        images=table.column("image").combine_chunks().to_numpy_ndarray().copy(),  # torch wants to own its input
         logits=np.array(table.column("logits").to_pylist(), dtype=np.float32),
     )
 

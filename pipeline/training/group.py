@@ -35,5 +35,11 @@ class Group:
                 dist.broadcast(tensor.data, src=0)
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over workers."""
-        return DistributedDataParallel(module) if self.size > 1 else module
+        """The module with gradients averaged over workers.
+
+        Buffers (BatchNorm's running statistics) stay each worker's own until `agree`: exchanging them in
+        every step would add a collective to it and change nothing, as rank 0's are kept either way.
+        """
+        if self.size == 1:
+            return module
+        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -53,7 +53,7 @@ class Descent:
                 return (step + 1) / warm
             return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
-        self._optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay)
+        self._optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay, fused=True)
         self._schedule = LambdaLR(self._optimizer, factor)
 
     def step(self, loss: Tensor) -> None:

@@ -119,7 +119,7 @@ def test_an_interrupted_run_is_continued_not_repeated(tmp_path: Path, location: 
     left = CountingExecutor()
     summary = Ingest(config, left).run()
     assert 0 < len(left.uris) < 300
-    assert (summary.samples, summary.version) == (300, 1)
+    assert (summary.samples, summary.added, summary.version) == (300, 300, 1)
 
     undisturbed = str(tmp_path / "undisturbed")
     ingest(archive, undisturbed)
@@ -151,7 +151,9 @@ def test_over_the_reject_budget_nothing_is_published(archive: Path, tmp_path: Pa
     assert ingest(archive, dataset).samples == 24, "the mended source is not held to the failed plan"
 
 
-def test_a_picture_rejected_in_transit_is_tried_again(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_rejected_in_transit_is_tried_again(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from pipeline.errors import ForbiddenError
     from pipeline.storage.local import LocalStore
 
@@ -230,11 +232,15 @@ def test_a_lost_race_is_said_and_loses_nothing(archive: Path, tmp_path: Path, mo
         ({"source": "FLAT"}, "no class folders"),
     ],
 )
-def test_a_source_that_cannot_serve_is_refused(archive: Path, tmp_path: Path, change: dict[str, str], words: str) -> None:
+def test_a_source_that_cannot_serve_is_refused(
+    archive: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
     make_archive(tmp_path / "one", 2, ("moss",))
     named = {"ONE": str(tmp_path / "one"), "FLAT": str(archive / "moss")}
     config = IngestConfig(source=str(archive), dataset=str(tmp_path / "d"))
-    config = dataclasses.replace(config, **{key: named.get(value, value) for key, value in change.items()})
+    config = dataclasses.replace(
+        config, **{**change, **{key: named[value] for key, value in change.items() if value in named}}
+    )
     with pytest.raises(RequestError, match=words):
         Ingest(config, InlineExecutor()).run()
     assert not (tmp_path / "d").exists(), "a refused request leaves nothing behind"

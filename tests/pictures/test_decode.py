@@ -115,9 +115,7 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
 def test_fits() -> None:
     wide = Image.new("RGB", (80, 40), "black")
     wide.paste(Image.new("RGB", (20, 40), "red"), (0, 0))
-    crop, pad, squash = (
-        decode(encoded(wide), StoredView(size=32, fit=fit)).image for fit in ("crop", "pad", "squash")
-    )
+    crop, pad, squash = (decode(encoded(wide), StoredView(size=32, fit=fit)).image for fit in ("crop", "pad", "squash"))
     assert crop[:, 1:].max() == 0, "the middle 40 px hold no red, but for the edge that bicubic sees across"
     assert (pad[0] == 255).all()
     assert (pad[16, 16] == 0).all()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.multiprocessing.spawn import start_processes
 
 from pipeline.config import TrainConfig
 from pipeline.dataset.tables import from_parquet
@@ -132,8 +131,9 @@ def _worker(rank: int, size: int, port: int, configuration: TrainConfig, target:
 
 
 def _on(workers: int, configuration: TrainConfig, target: Path) -> TrainOutcome:
-    spawn: Callable[..., Any] = mp.spawn
-    spawn(_worker, args=(workers, free_port(), configuration, str(target)), nprocs=workers)
+    start_processes(
+        _worker, args=(workers, free_port(), configuration, str(target)), nprocs=workers, start_method="spawn"
+    )
     return read_outcome(plan_training(dataclasses.replace(configuration, models=str(target)), "run"))
 
 

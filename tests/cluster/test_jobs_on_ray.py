@@ -1,0 +1,230 @@
+"""The jobs as commands, on a Ray of their own: end to end, killed, on S3, in hostile folders."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import s3fs
+
+from pipeline import open_dataset, open_model, open_predictions
+from pipeline.storage.commit import committed_units
+from pipeline.storage.store import open_store
+from tests.conftest import SCRIPTS, Trained, afinar, make_archive, many_pictures
+
+
+def summary_of(*words: str, cwd: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run a job with --json; its one JSON object."""
+    done = afinar(*words, "--json", "--workers", "2", cwd=cwd, env=env)
+    assert done.returncode == 0, done.stderr[-4000:]
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
+
+
+def test_the_three_jobs_from_a_folder_with_modules_of_ones_own(tmp_path: Path) -> None:
+    """pipeline.py and jobs.py of a user's own lie in the working folder, and must not be taken for ours."""
+    for name in ("pipeline.py", "jobs.py"):
+        (tmp_path / name).write_text("raise RuntimeError('the user\\'s own module was imported')\n")
+    make_archive(tmp_path / "pictures", 40)
+    (tmp_path / "pictures" / "moss" / "broken.jpg").write_bytes(b"no picture")
+
+    ingested = summary_of("ingest", "pictures", "dataset", "--size", "64", cwd=tmp_path)
+    assert ingested["listed"] == 81 == ingested["added"] + ingested["rejects"]
+    trained = summary_of(
+        *"train dataset models --backbone small_cnn --weights none --regime scratch --input-size 64".split(),
+        *"--epochs 6 --batch-size 8".split(),
+        cwd=tmp_path,
+    )
+    assert trained["metrics"]["test"]["top1"] >= 0.9
+    assert trained["params_total"] == trained["params_trainable"] > 0
+    labelled = summary_of("label", "pictures", "predictions", "--model", "models@champion", cwd=tmp_path)
+    assert labelled["listed"] == 81 == labelled["labelled"] + labelled["rejected"] + labelled["skipped"]
+    assert labelled["rejected"] == 1
+    rows = open_predictions(str(tmp_path / "predictions")).table.to_pylist()
+    right = sum(row["label"] == Path(row["uri"]).parent.name for row in rows)
+    assert right >= 0.9 * len(rows)
+
+    again = summary_of("label", "pictures", "predictions", "--model", "models@champion", cwd=tmp_path)
+    assert (again["labelled"], again["skipped"], again["units_run"]) == (0, 80, 0)
+    again = summary_of("ingest", "pictures", "dataset", "--size", "64", cwd=tmp_path)
+    assert (again["unchanged"], again["units_run"]) == (80, 0)
+    assert {path.name for path in (tmp_path / "models").iterdir()} >= {
+        "weights",
+        "golden",
+        "versions",
+        "aliases",
+        "runs",
+    }
+
+
+def kill_midway(words: list[str], store: str, cwd: Path) -> int:
+    """Start a job, SIGKILL its driver once a few units are committed; how many were."""
+    driver = subprocess.Popen(
+        [SCRIPTS / "afinar", *words, "--workers", "2"], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while driver.poll() is None and time.monotonic() < deadline:
+        if len(committed_units(open_store(store))) >= 3:
+            break
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGKILL)
+    assert driver.wait() == -signal.SIGKILL, "the job must still be running when it is killed"
+    return len(committed_units(open_store(store)))
+
+
+def bytes_by_name(store: str, folder: str) -> dict[str, bytes]:
+    opened = open_store(store)
+    return {info.name: opened.get(info.name) for info in opened.walk(folder)}
+
+
+def test_an_ingest_whose_driver_is_killed_is_completed_by_the_same_command(tmp_path: Path) -> None:
+    many_pictures(tmp_path / "pictures", 1600)
+    words = ["ingest", "pictures", "dataset", "--size", "32"]
+    dataset = str(tmp_path / "dataset")
+    before = kill_midway(words, dataset, tmp_path)
+    assert not (tmp_path / "dataset" / "manifests").exists()
+    shards = bytes_by_name(dataset, "shards")
+
+    done = summary_of(*words, cwd=tmp_path)
+    assert done["listed"] == done["samples"] == done["added"] == 1600
+    assert 0 < done["units_run"] <= 32 - before
+    uris = open_dataset(dataset).index.column("uri").to_pylist()
+    assert uris == sorted(str(path) for path in (tmp_path / "pictures").rglob("*.jpg")), "no loss, no duplicate"
+    after = bytes_by_name(dataset, "shards")
+    assert {name: after[name] for name in shards} == shards, "what was published stays as it was"
+
+    summary_of("ingest", "pictures", "undisturbed", "--size", "32", cwd=tmp_path)
+    assert open_dataset(dataset).index == open_dataset(str(tmp_path / "undisturbed")).index
+    assert after == bytes_by_name(str(tmp_path / "undisturbed"), "shards")
+
+
+def test_a_labelling_whose_driver_is_killed_is_completed_by_the_same_command(tmp_path: Path, trained: Trained) -> None:
+    many_pictures(tmp_path / "pictures", 1600)
+    words = ["label", "pictures", "out", "--model", trained.champion]
+    out = str(tmp_path / "out")
+    before = kill_midway(words, out, tmp_path)
+    done = summary_of(*words, cwd=tmp_path)
+    assert done["listed"] == done["labelled"] == 1600
+    assert 0 < done["units_run"] <= 32 - before
+    uris = open_predictions(out).table.column("uri").to_pylist()
+    assert uris == sorted(str(path) for path in (tmp_path / "pictures").rglob("*.jpg")), "no loss, no duplicate"
+
+    import pyarrow.dataset
+
+    plain = pyarrow.dataset.dataset(f"{out}/parts", format="parquet", partitioning="hive").to_table()
+    assert sorted(plain.column("uri").to_pylist()) == uris
+
+
+def relative(rows: list[dict[str, Any]], root: str, keys: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    return sorted((row["uri"].removeprefix(root), *(row[key] for key in keys)) for row in rows)
+
+
+def test_s3_gives_the_same_as_a_folder(tmp_path: Path, trained: Trained, bucket: str) -> None:
+    make_archive(tmp_path / "pictures", 60)
+    (tmp_path / "pictures" / "rust" / "empty.jpg").write_bytes(b"")
+    store = s3fs.S3FileSystem()
+    store.put(str(tmp_path / "pictures"), f"{bucket}/pictures", recursive=True)
+    store.put(trained.models, f"{bucket}/models", recursive=True)
+
+    here, there = str(tmp_path / "pictures"), f"{bucket}/pictures"
+    folder = summary_of("ingest", here, "dataset", "--size", "64", cwd=tmp_path)
+    remote = summary_of("ingest", there, f"{bucket}/dataset", "--size", "64", cwd=tmp_path)
+    for key in ("listed", "samples", "rejects_by_reason", "added", "classes", "splits"):
+        assert remote[key] == folder[key], key
+    one, other = open_dataset(str(tmp_path / "dataset")), open_dataset(f"{bucket}/dataset", cache=tmp_path / "cache")
+    keys = ("sample_id", "label", "split")
+    assert relative(other.index.to_pylist(), there, keys) == relative(one.index.to_pylist(), here, keys)
+    assert (other.read(range(120)) == one.read(range(120))).all()
+    assert summary_of("ingest", there, f"{bucket}/dataset", "--size", "64", cwd=tmp_path)["units_run"] == 0
+
+    summary_of("label", here, "out", "--model", trained.champion, cwd=tmp_path)
+    done = summary_of("label", there, f"{bucket}/out", "--model", f"{bucket}/models@champion", cwd=tmp_path)
+    assert (done["listed"], done["labelled"], done["rejected"], done["skipped"]) == (121, 120, 1, 0)
+    answers = ("sample_id", "label", "score", "model_version")
+    rows, others = (open_predictions(place).table.to_pylist() for place in (str(tmp_path / "out"), f"{bucket}/out"))
+    assert relative(others, there, answers) == relative(rows, here, answers)
+
+    model = summary_of(
+        *f"train {bucket}/dataset {bucket}/fresh --backbone small_cnn --weights none --regime scratch".split(),
+        *"--input-size 64 --epochs 4 --batch-size 8".split(),
+        cwd=tmp_path,
+    )
+    assert open_model(model["model"]).classes == ["moss", "rust"]
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Any:
+    """A Ray head started as an operator starts one, on loopback, with our scripts on its path."""
+    from tests.conftest import free_port
+
+    port, dashboard = free_port(), free_port()
+    temp = f"/tmp/afinar-{os.getpid()}"  # Ray's sockets have short names or none
+    environment = {
+        **os.environ,
+        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    command = [
+        str(SCRIPTS / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
+        f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={temp}",
+    ]  # fmt: skip
+    with (tmp_path / "ray.log").open("wb") as log:
+        head = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
+    yield f"http://127.0.0.1:{dashboard}", {"RAY_AUTH_MODE": "disabled"}
+    family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(family, timeout=30)
+    shutil.rmtree(temp, ignore_errors=True)
+
+
+def wait_for_jobs_api(submit: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    for _ in range(60):
+        done = submit("ingest", "/nowhere", "/nowhere-either")
+        if "no Ray Jobs API answers" not in done.stderr:
+            return
+        time.sleep(1)
+    raise AssertionError(done.stderr)
+
+
+def test_all_three_jobs_are_submitted_and_their_exit_codes_come_back(tmp_path: Path, cluster: Any) -> None:
+    address, env = cluster
+    make_archive(tmp_path / "pictures", 20)
+
+    def submit(*words: str) -> subprocess.CompletedProcess[str]:
+        return afinar("submit", "--address", address, "--", *words, cwd=tmp_path, env=env)
+
+    wait_for_jobs_api(submit)
+    at = str(tmp_path)
+    (tmp_path / "small.toml").write_text("size = 64\n")
+    done = submit("ingest", f"{at}/pictures", f"{at}/dataset", "--recipe", f"{at}/small.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "40 added" in done.stderr, "the job's own summary is followed"
+    assert open_dataset(f"{at}/dataset").view.size == 64
+
+    train = "--backbone small_cnn --weights none --regime scratch --input-size 64 --epochs 2 --batch-size 8".split()
+    done = submit("train", f"{at}/dataset", f"{at}/models", *train)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = submit("label", f"{at}/pictures", f"{at}/out", "--model", f"{at}/models@champion")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(open_predictions(f"{at}/out").table) == 40
+
+    for number in range(9):
+        (tmp_path / "pictures" / "moss" / f"bad{number}.jpg").write_bytes(b"bad")
+    done = submit("ingest", f"{at}/pictures", f"{at}/dataset", "--size", "64")
+    assert done.returncode == 1, "fell short of the reject budget, on the cluster"
+    assert "--max-reject-rate" in done.stderr
+    done = submit("ingest", f"{at}/gone", f"{at}/dataset")
+    assert done.returncode == 2, "wrong request, as only the cluster could see"

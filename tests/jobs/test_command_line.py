@@ -1,0 +1,162 @@
+"""The command line as a user meets it: exit codes, sentences, one JSON object, recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import __main__ as command
+from pipeline.config import IngestConfig, TrainConfig, load_recipe
+from pipeline.errors import RequestError
+from tests.conftest import Trained, afinar, make_archive
+
+HEAVY = ("torch", "torchvision", "ray")
+
+PROBE = """
+import sys
+from jobs.__main__ import main
+code = main(sys.argv[1:])
+print(code, *[name for name in {heavy!r} if name in sys.modules])
+"""
+
+
+def refused(*words: str, cwd: Path) -> tuple[int, str, list[str]]:
+    """Exit code, what was said, and which heavy libraries were imported before saying it."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PROBE.format(heavy=HEAVY), *words],
+        cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    code, *imported = done.stdout.strip().splitlines()[-1].split()
+    return int(code), done.stderr, imported
+
+
+@pytest.fixture
+def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
+    """Places that requests go wrong in."""
+    make_archive(tmp_path / "one-class", 2, ("moss",))
+    (tmp_path / "no-pictures").mkdir()
+    (tmp_path / "a-file").write_text("")
+    (tmp_path / "misspelt.toml").write_text('sise = 64\nlabels = "folder"\n')
+    (tmp_path / "mistyped.toml").write_text('size = "64"\n')
+    return {"GOOD": str(trained.pictures), "DATASET": trained.dataset, "MODEL": trained.champion}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("ingest nowhere out", "does not exist"),
+        ("ingest no-pictures out", "holds no pictures"),
+        ("ingest one-class out", "only the class 'moss'"),
+        ("ingest GOOD a-file/out", "is a file. Choose another target"),
+        ("ingest GOOD out --recipe misspelt.toml", "did you mean 'size'"),
+        ("ingest GOOD out --recipe mistyped.toml", "size = '64' is not int"),
+        ("ingest GOOD out --recipe missing.toml", "cannot read the recipe"),
+        ("ingest GOOD out --split 0.9,0.2", "three shares"),
+        ("ingest GOOD gs://bucket/out", "only folders and s3://"),
+        ("train DATASET out --backbone resnet81", "did you mean resnet18"),
+        ("train DATASET out --regime thawed", "choose frozen, full or scratch"),
+        ("train nowhere out", "holds no dataset"),
+        ("train DATASET a-file/out", "is a file"),
+        ("label GOOD out --model nowhere@champion", "holds no model"),
+        ("label GOOD out --model nowhere", "MODELS@champion"),
+        ("label nowhere out --model MODEL", "does not exist"),
+        ("submit ingest GOOD out", "after -- write one of"),
+        ("submit -- ingest pictures out", "path on this machine"),
+        ("submit -- train s3://b/d s3://b/m --backbone resnet81", "did you mean resnet18"),
+        ("demo .", "holds something else than a demo"),
+        ("ingets a b", "unknown command"),
+    ],
+)
+def test_a_wrong_request_exits_2_with_what_to_change_before_torch_or_ray(
+    words: str, sentence: str, requests: dict[str, str], tmp_path: Path
+) -> None:
+    code, said, imported = refused(*(requests.get(word, word) for word in words.split()), cwd=tmp_path)
+    assert code == 2
+    assert sentence in said
+    assert imported == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_cut_is_refused_before_ray(requests: dict[str, str], tmp_path: Path) -> None:
+    code, said, imported = refused("train", requests["DATASET"], "out", "--cut", "layer9", cwd=tmp_path)
+    assert (code, "ray" in imported) == (2, False)
+    assert "--cut 'layer9' is no node" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_target_without_permission_is_refused(requests: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    code, said, _ = refused("ingest", requests["GOOD"], "locked/out", cwd=tmp_path)
+    assert (code, "no permission" in said) == (2, True)
+
+
+@pytest.mark.parametrize("where", ["nobucket", "closed"])
+def test_an_s3_target_that_does_not_answer_is_refused(
+    where: str, requests: dict[str, str], tmp_path: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if where == "closed":
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    code, said, imported = refused("ingest", requests["GOOD"], "s3://no-such-bucket/out", cwd=tmp_path)
+    assert (code, imported) == (2, [])
+    assert ("there is no such bucket" if where == "nobucket" else "Check the endpoint") in said
+
+
+def test_wrong_credentials_are_told_and_not_shown(
+    requests: dict[str, str], tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    code, said, _ = refused("ingest", requests["GOOD"], f"{bucket}/out", cwd=tmp_path)
+    assert code == 2
+    assert "credentials" in said
+    assert "not-the-secret" not in said
+
+
+def test_flags_override_a_recipe(tmp_path: Path) -> None:
+    from jobs.ingest import configure
+
+    recipe = tmp_path / "nightly.toml"
+    recipe.write_text('source = "a"\ndataset = "b"\nsize = 64\nmax-reject-rate = 0\n')
+    assert configure(["--recipe", str(recipe)]) == IngestConfig(
+        source="a", dataset="b", size=64, max_reject_rate=0.0, recipe=str(recipe)
+    )
+    assert configure(["c", "d", "--recipe", str(recipe), "--size", "32"]).size == 32
+
+
+def test_recipes_that_ship_are_valid() -> None:
+    recipes = sorted(Path(command.__file__).parent.joinpath("recipes").glob("*.toml"))
+    assert recipes
+    for path in recipes:
+        kind = IngestConfig if path.name.startswith("ingest") else TrainConfig
+        assert load_recipe(kind, str(path))
+
+
+def test_a_recipe_must_be_toml(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("size: 64")
+    with pytest.raises(RequestError, match="not TOML"):
+        load_recipe(IngestConfig, str(tmp_path / "r.toml"))
+
+
+@pytest.mark.parametrize("name", ["ingest", "train", "label", "demo", "submit"])
+def test_help_has_an_example(name: str, tmp_path: Path) -> None:
+    done = afinar(name, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"afinar {name}" in done.stdout
+    assert "Example" in done.stdout
+
+
+def test_the_overview_names_every_command(tmp_path: Path) -> None:
+    done = afinar("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(name in done.stdout for name in command.COMMANDS)
+    assert "130 interrupted" in done.stdout
+
+
+def test_json_of_a_refusal_is_one_object(tmp_path: Path) -> None:
+    done = afinar("ingest", "nowhere", "out", "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["exit_code"] == 2

@@ -1,0 +1,216 @@
+"""Labelling, in this process: every picture accounted for once, whatever interrupts it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.dataset as pads
+import pytest
+
+from pipeline import open_dataset, open_model, open_predictions
+from pipeline.config import LabelConfig
+from pipeline.errors import PictureError, RequestError, ShortfallError
+from pipeline.labelling.job import Labelling, LabelSummary
+from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
+from pipeline.storage.commit import committed_units
+from pipeline.storage.store import open_store
+from pipeline.work import InlineExecutor
+from tests.conftest import Trained, jpeg
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """An archive of 120 pictures in no folders, with four broken ones among them."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for number in range(120):
+        tint = (60, 140, 60) if number % 2 else (170, 80, 50)
+        (folder / f"{number:03d}.jpg").write_bytes(jpeg(10_000 + number, tint=tint))
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "note.jpg").write_bytes(b"see the next box")
+    (folder / "cut.jpg").write_bytes(jpeg(1)[:700])
+    (folder / "readme.txt").write_bytes(b"not listed")
+    return folder
+
+
+def label(source: Path, out: str, trained: Trained, executor: Any = None, **options: Any) -> LabelSummary:
+    config = LabelConfig(source=str(source), predictions=out, model=trained.champion, **options)
+    return Labelling(config, executor or InlineExecutor()).run()
+
+
+def test_each_answer_belongs_to_its_picture(scans: Path, location: str, trained: Trained) -> None:
+    summary = label(scans, location, trained)
+    assert (summary.listed, summary.labelled, summary.rejected, summary.skipped) == (123, 120, 3, 0)
+    assert summary.rejects_by_reason == {"empty": 1, "truncated": 1, "unidentified": 1}
+    predictions = open_predictions(location)
+    rows = predictions.table.to_pylist()
+    assert [row["uri"] for row in rows] == [str(scans / f"{number:03d}.jpg") for number in range(120)]
+    model = open_model(trained.champion)
+    for row in rows[::17]:
+        (alone,) = model.predict([row["uri"]])
+        assert row["label"] == max(alone, key=alone.__getitem__)
+        assert row["score"] == pytest.approx(alone[row["label"]], abs=1e-3)
+        assert row["top_labels"][0] == row["label"]
+        assert row["top_scores"] == sorted(row["top_scores"], reverse=True)
+    assert sorted(Path(row["uri"]).name for row in predictions.rejects.to_pylist()) == [
+        "cut.jpg", "empty.jpg", "note.jpg",
+    ]  # fmt: skip
+
+
+def test_a_file_is_labelled_as_its_shard_row_is(trained: Trained) -> None:
+    dataset, model = open_dataset(trained.dataset), open_model(trained.champion)
+    rows = list(range(0, len(dataset.index), 7))
+    from_shards = model.predict(list(dataset.read(rows)))
+    from_files = model.predict([dataset.index.column("uri")[row].as_py() for row in rows])
+    for one, other in zip(from_shards, from_files, strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_a_second_run_does_nothing_and_says_so(scans: Path, location: str, trained: Trained) -> None:
+    label(scans, location, trained)
+    store = open_store(location)
+    before = {(info.name, info.etag) for info in store.walk()}
+    again = label(scans, location, trained)
+    assert (again.labelled, again.rejected, again.skipped, again.units_run) == (0, 3, 120, 0)
+    assert "nothing to do" in again.notes[0]
+    assert {(info.name, info.etag) for info in store.walk()} == before
+
+
+class Dying(InlineExecutor):
+    """Loses its driver after some units."""
+
+    def run_with_state(self, make_work: Any, tasks: Any) -> Iterator[Any]:
+        work = make_work()
+        for number, task in enumerate(tasks):
+            if number == 1:
+                raise KeyboardInterrupt
+            yield work(task)
+
+
+class Counting(InlineExecutor):
+    """Remembers which pictures were handed out."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def run_with_state(self, make_work: Any, tasks: Any) -> Iterator[Any]:
+        tasks = list(tasks)
+        self.names += [entry.name for task in tasks for entry in task.entries]
+        return super().run_with_state(make_work, tasks)
+
+
+def plain_reader(out: str) -> list[str]:
+    """URIs as any Parquet reader of the folder sees them."""
+    table = pads.dataset(f"{out}/parts", format="parquet", partitioning="hive").to_table()
+    return sorted(table.column("uri").to_pylist())
+
+
+def test_an_interrupted_run_is_continued_not_repeated(scans: Path, tmp_path: Path, trained: Trained) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        label(scans, out, trained, Dying())
+    executor = Counting()
+    summary = label(scans, out, trained, executor)
+    assert 0 < len(executor.names) < 123
+    assert summary.labelled + summary.rejected == summary.listed == 123
+    whole = str(tmp_path / "whole")
+    label(scans, whole, trained)
+    assert open_predictions(out).table == open_predictions(whole).table
+    assert plain_reader(out) == [str(scans / f"{number:03d}.jpg") for number in range(120)]
+
+
+def test_only_new_and_changed_pictures_are_labelled(scans: Path, tmp_path: Path, trained: Trained) -> None:
+    out = str(tmp_path / "out")
+    label(scans, out, trained)
+    (scans / "000.jpg").write_bytes(jpeg(20_000, (61, 61), tint=(60, 140, 60)))
+    (scans / "new.jpg").write_bytes(jpeg(20_001))
+    (scans / "empty.jpg").write_bytes(jpeg(20_002))
+    (scans / "001.jpg").write_bytes(b"overwritten with rubbish")
+    executor = Counting()
+    summary = label(scans, out, trained, executor)
+    assert sorted(executor.names) == ["000.jpg", "001.jpg", "empty.jpg", "new.jpg"]
+    assert (summary.labelled, summary.rejected, summary.skipped) == (3, 3, 118)
+    predictions = open_predictions(out)
+    by_name = {Path(row["uri"]).name: row for row in predictions.table.to_pylist()}
+    assert by_name["000.jpg"]["label"] == "moss"
+    assert "001.jpg" not in by_name
+    assert sorted(Path(row["uri"]).name for row in predictions.rejects.to_pylist()) == [
+        "001.jpg",
+        "cut.jpg",
+        "note.jpg",
+    ]
+    assert plain_reader(out) == sorted(row["uri"] for row in by_name.values()), "superseded rows are gone"
+
+
+def test_rejects_are_tried_again_on_request(scans: Path, tmp_path: Path, trained: Trained) -> None:
+    out = str(tmp_path / "out")
+    label(scans, out, trained)
+    executor = Counting()
+    summary = label(scans, out, trained, executor, retry_rejects=True)
+    assert sorted(executor.names) == ["cut.jpg", "empty.jpg", "note.jpg"]
+    assert (summary.rejected, summary.skipped) == (3, 120)
+    assert len(open_predictions(out).rejects) == 3
+
+
+def test_what_changes_an_answer_has_a_partition_of_its_own(scans: Path, tmp_path: Path, trained: Trained) -> None:
+    out = str(tmp_path / "out")
+    label(scans, out, trained)
+    summary = label(scans, out, trained, top_k=1)
+    assert summary.labelled == 120
+    assert open_predictions(out).table.column("top_labels").to_pylist()[0] in (["moss"], ["rust"])
+    version = summary.model.split("@")[1]
+    assert len(open_predictions(out, version).table.column("top_labels").to_pylist()[0]) == 2
+    with pytest.raises(RequestError, match="but of"):
+        open_predictions(out, "another")
+
+
+def test_two_sources_share_a_folder(scans: Path, tmp_path: Path, trained: Trained) -> None:
+    out = str(tmp_path / "out")
+    label(scans, out, trained)
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(scans / "000.jpg", other / "copy.jpg")
+    assert label(other, out, trained).labelled == 1
+    assert len(open_predictions(out).table) == 121
+
+
+def test_a_twin_of_a_committed_unit_leaves_nothing_behind(scans: Path, tmp_path: Path, trained: Trained) -> None:
+    out = str(tmp_path / "out")
+    label(scans, out, trained)
+    store = open_store(out)
+    before = {info.name for info in store.walk()}
+    (*_, unit) = sorted(committed_units(store))
+    from pipeline.dataset.schema import Entry
+
+    spec = LabelSpec(
+        source=str(scans), predictions=out, partition="late", model=trained.champion, top_k=5, batch_size=4, threads=1
+    )
+    (scans / "late.jpg").write_bytes(jpeg(3))
+    etag = next(info.etag for info in open_store(str(scans)).walk() if info.name == "late.jpg")
+    make_labeller(spec)(LabelTask(unit, (Entry("late.jpg", str(scans / "late.jpg"), etag),)))
+    assert {info.name for info in store.walk()} == before
+
+
+def test_a_reject_budget_is_told_by_exit_code_after_the_work_is_kept(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(ShortfallError, match="3 of 123"):
+        label(scans, out, trained, max_reject_rate=0.01)
+    assert len(open_predictions(out).table) == 120
+
+
+def test_one_picture_is_predicted_from_python(scans: Path, trained: Trained) -> None:
+    model = open_model(trained.champion)
+    (answer,) = model.predict([scans / "001.jpg"])
+    assert set(answer) == {"moss", "rust"}
+    assert sum(answer.values()) == pytest.approx(1.0, abs=1e-5)
+    assert max(answer, key=answer.__getitem__) == "moss"
+    with pytest.raises(PictureError):
+        model.predict([scans / "note.jpg"])
+    assert model.predict([]) == []
+    assert model(np.zeros((2, 64, 64, 3), dtype=np.uint8)).shape == (2, 2)

@@ -1,0 +1,47 @@
+"""What is imported when: ray at the edge only, torch where numbers are, nothing for a look at the package."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def imported_by(statement: str) -> set[str]:
+    """Top-level packages that a fresh interpreter has after `statement`."""
+    probe = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
+    done = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_the_work_needs_no_ray() -> None:
+    modules = imported_by(
+        "import pipeline.training.job, pipeline.labelling.job, pipeline.labelling.worker, pipeline.ingest.job, "
+        "pipeline.report.page, pipeline.evaluation.comparison, pipeline.models.golden"
+    )
+    assert "torch" in modules, "the probe sees what is imported"
+    assert "ray" not in modules
+
+
+def test_the_drivers_of_ingest_and_label_need_no_torch() -> None:
+    modules = imported_by("import pipeline.ingest.job, pipeline.labelling.job, pipeline.execution.executor")
+    assert "ray" in modules
+    assert "torch" not in modules
+
+
+@pytest.mark.parametrize("name", ["tyro", "cattrs", "s3fs", "ray", "rich", "matplotlib", "jinja2"])
+def test_training_runs_where_the_convenience_libraries_are_missing(name: str) -> None:
+    """An accelerator machine may have torch, torchvision, pyarrow and little else."""
+    block = f"import sys; sys.modules[{name!r}] = None"
+    imported_by(f"{block}\nimport pipeline.training.job, pipeline.labelling.worker, pipeline.ingest.job")
+
+
+def test_the_public_names() -> None:
+    import pipeline
+
+    assert pipeline.__all__ == ["__version__", "open_dataset", "open_model", "open_predictions"]
+    assert all(getattr(pipeline, name) for name in pipeline.__all__)
+    assert imported_by("import pipeline").isdisjoint({"torch", "ray", "pyarrow", "numpy"})
+    with pytest.raises(AttributeError):
+        _ = pipeline.open_everything
