@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +132,8 @@ def _worker(rank: int, size: int, port: int, configuration: TrainConfig, target:
 
 
 def _on(workers: int, configuration: TrainConfig, target: Path) -> TrainOutcome:
-    start_processes(
-        _worker, args=(workers, free_port(), configuration, str(target)), nprocs=workers, start_method="spawn"
-    )
+    spawn: Callable[..., Any] = start_processes
+    spawn(_worker, args=(workers, free_port(), configuration, str(target)), nprocs=workers, start_method="spawn")
     return read_outcome(plan_training(dataclasses.replace(configuration, models=str(target)), "run"))
 
 
