@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
 import pyarrow as pa
@@ -10,7 +11,7 @@ import pyarrow as pa
 from pipeline.config import Labels
 from pipeline.dataset.schema import LISTING
 from pipeline.errors import RequestError, StorageError
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.store import ObjectInfo, Store, open_store
 
 
 def list_pictures(source: str, extensions: tuple[str, ...] | None, labels: Labels) -> pa.Table:
@@ -21,7 +22,6 @@ def list_pictures(source: str, extensions: tuple[str, ...] | None, labels: Label
     missing or holds no picture.
     """
     store = open_store(source)
-    _require_source(store)
     rows = [
         {
             "uri": info.uri,
@@ -30,7 +30,7 @@ def list_pictures(source: str, extensions: tuple[str, ...] | None, labels: Label
             "size": info.size,
             "label": _label(info.name, labels),
         }
-        for info in store.walk()
+        for info in _listed(store)
         if extensions is None or info.name.lower().endswith(extensions)
     ]
     if not rows:
@@ -40,13 +40,13 @@ def list_pictures(source: str, extensions: tuple[str, ...] | None, labels: Label
     return pa.Table.from_pylist(rows, schema=LISTING)
 
 
-def _require_source(store: Store) -> None:
+def _listed(store: Store) -> Iterator[ObjectInfo]:
     try:
-        there = store.exists()
+        if not store.exists():
+            raise RequestError(f"{store.root} does not exist: check the path of the pictures")
+        yield from store.walk()
     except StorageError as error:
         raise RequestError(f"cannot list {store.root}: {error}. Check the endpoint and the credentials.") from error
-    if not there:
-        raise RequestError(f"{store.root} does not exist: check the path of the pictures")
 
 
 def _label(name: str, labels: Labels) -> str | None:

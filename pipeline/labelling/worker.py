@@ -14,6 +14,7 @@ from pipeline.errors import PictureError
 from pipeline.labelling.output import PREDICTIONS, REJECTS, object_folder
 from pipeline.labelling.predictor import Predictor
 from pipeline.labelling.tasks import LabelSpec, LabelTask, UnitResult
+from pipeline.models.network import forward_batch
 from pipeline.models.versions import find_model
 from pipeline.pictures.decode import Pixels, decode
 from pipeline.pictures.reading import read_picture
@@ -30,14 +31,15 @@ class Labeller:
         torch.set_num_threads(spec.threads)
         self.spec = spec
         self.predictor = Predictor(*find_model(spec.model), device=device)
+        self.batch_size = spec.batch_size or forward_batch(self.predictor.device)
         self.source, self.out = open_store(spec.source), open_store(spec.predictions)
 
     def __call__(self, task: LabelTask) -> UnitResult:
         """Carry out one unit. Running it twice changes nothing that was committed."""
         rows: list[dict[str, Any]] = []
         rejects: list[dict[str, Any]] = []
-        for start in range(0, len(task.entries), self.spec.batch_size):
-            self._label(task.entries[start : start + self.spec.batch_size], rows, rejects)
+        for start in range(0, len(task.entries), self.batch_size):
+            self._label(task.entries[start : start + self.batch_size], rows, rejects)
         self._commit(task.unit, rows, rejects)
         return UnitResult(task.unit, len(task.entries), len(rejects))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,26 +24,35 @@ class LocalStore(Store):
         return self._path(name)
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Walk the folder; links to folders are followed, once each."""
-        top = self._path(prefix)
+        """Walk the folder; links to folders are followed, once each.
+
+        Raises ForbiddenError for a folder that cannot be entered: its pictures would be missing unnoticed.
+        """
         visited: set[tuple[int, int]] = set()
-        for folder, subfolders, files in os.walk(top, followlinks=True):
+        for folder, subfolders, files in os.walk(self._path(prefix), followlinks=True, onerror=_refuse):
             status = Path(folder).stat()
             if (status.st_dev, status.st_ino) in visited:
                 subfolders.clear()
                 continue
             visited.add((status.st_dev, status.st_ino))
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            yield from self._files(folder, files)
+            for file in files:
+                if not file.startswith(".") and (info := self._info(os.path.join(folder, file))):  # noqa: PTH118
+                    yield info
 
-    def _files(self, folder: str, files: list[str]) -> Iterator[ObjectInfo]:
-        for file in files:
-            path = os.path.join(folder, file)  # noqa: PTH118  (a tenth of Path's cost, per picture)
-            if file.startswith(".") or not os.path.isfile(path):  # noqa: PTH113
-                continue
-            status = os.stat(path)  # noqa: PTH116
-            name = os.path.relpath(path, self.root)
-            yield ObjectInfo(name=name, uri=path, size=status.st_size, etag=_mark(status))
+    def _info(self, path: str) -> ObjectInfo | None:
+        """One file as listed. One that cannot be looked at is listed too, and found out when it is read."""
+        try:
+            status = os.stat(path)  # noqa: PTH116  (a tenth of Path's cost, per picture)
+        except OSError:
+            size, etag = 0, "unreadable"
+        else:
+            if not stat.S_ISREG(status.st_mode):
+                return None
+            size, etag = status.st_size, _mark(status)
+        # Names that are not UTF-8 cannot stand in a table; escaped, they are listed and rejected as missing.
+        uri = path.encode("utf-8", "backslashreplace").decode()
+        return ObjectInfo(name=os.path.relpath(uri, self.root), uri=uri, size=size, etag=etag)
 
     def get(self, name: str, etag: str | None = None) -> bytes:
         """Read a file; a change of size or mtime before or while reading is a ChangedError."""
@@ -87,6 +97,11 @@ class LocalStore(Store):
             raise RequestError(f"cannot write to {root}: {nearest} is a file. Choose another target.")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise RequestError(f"cannot write to {root}: no permission in {nearest}. Choose another target.")
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise ForbiddenError(f"cannot list {error.filename}: {error.strerror}") from error
 
 
 def _mark(status: os.stat_result) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.config import Augment
 from pipeline.dataset.reading import Dataset
-from pipeline.models.network import Network, prepare
+from pipeline.models.network import Network, forward_batch, prepare
 from pipeline.pictures.contract import InputView
 from pipeline.training.group import Group
 from pipeline.training.order import coin, share
@@ -47,13 +47,13 @@ class PixelInputs:
 class FeatureInputs:
     """Pooled activations of the frozen backbone: one forward pass per sample, then memory."""
 
-    def __init__(self, network: Network, pixels: PixelInputs, rows: Rows, group: Group, batch_size: int) -> None:
+    def __init__(self, network: Network, pixels: PixelInputs, rows: Rows, group: Group) -> None:
         """Each worker computes its share of `rows`; the shares are then exchanged."""
         network.eval()
         self._position = {int(row): position for position, row in enumerate(rows)}
         table: Tensor | None = None
         mine = share(np.arange(len(rows)), group.rank, group.size)
-        for part in np.array_split(mine, max(1, -(-len(mine) // batch_size))):
+        for part in np.array_split(mine, max(1, -(-len(mine) // forward_batch(group.device)))):
             with torch.inference_mode():
                 features = network.features(pixels.batch(rows[part], None))
             if table is None:

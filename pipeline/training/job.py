@@ -130,7 +130,7 @@ def train(task: TrainTask, group: Group) -> TrainOutcome:
     classes = len(task.classes)
     network.eval()
     for split in SPLITS[1:]:
-        logits = predict(trained, inputs, samples[split].rows, classes, group, config.batch_size)
+        logits = predict(trained, inputs, samples[split].rows, classes, group)
         outcome.metrics["val" if split == "validation" else split] = asdict(evaluate(logits, samples[split]))
     if group.leads:
         _write(task, network, dataset, samples["test"], logits, outcome)
@@ -182,7 +182,7 @@ def _prepare(
     if config.regime != "frozen":
         return network, pixels
     rows = np.concatenate([one.rows for one in samples.values()])
-    return network.classifier, FeatureInputs(network, pixels, rows, group, config.batch_size)
+    return network.classifier, FeatureInputs(network, pixels, rows, group)
 
 
 def _fit(
@@ -208,7 +208,7 @@ def _fit(
         fitted = train_one_epoch(model, inputs, samples["train"], batches, epoch, descent, group)
         group.agree(trained)  # BatchNorm's running statistics are each worker's own
         validation = samples["validation"]
-        logits = predict(trained, inputs, validation.rows, len(task.classes), group, config.batch_size)
+        logits = predict(trained, inputs, validation.rows, len(task.classes), group)
         checked = evaluate(logits, validation)
         if (checked.top1, -checked.loss) > best_key:
             best_key, best = (checked.top1, -checked.loss), copy.deepcopy(trained.state_dict())

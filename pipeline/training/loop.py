@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline.errors import ShortfallError
+from pipeline.models.network import forward_batch
 from pipeline.training.group import Group
 from pipeline.training.inputs import Inputs
 from pipeline.training.order import share
@@ -89,7 +90,7 @@ def train_one_epoch(
     return score
 
 
-def predict(model: nn.Module, inputs: Inputs, rows: Rows, classes: int, group: Group, batch_size: int) -> Tensor:
+def predict(model: nn.Module, inputs: Inputs, rows: Rows, classes: int, group: Group) -> Tensor:
     """Logits float32 [n, classes] of `rows`, on every worker.
 
     Each computes its share; no sample is padded or repeated.
@@ -98,8 +99,9 @@ def predict(model: nn.Module, inputs: Inputs, rows: Rows, classes: int, group: G
     mine = share(np.arange(len(rows)), group.rank, group.size)
     model.eval()
     with torch.inference_mode():
-        for start in range(0, len(mine), batch_size):
-            part = mine[start : start + batch_size]
+        size = forward_batch(group.device)
+        for start in range(0, len(mine), size):
+            part = mine[start : start + size]
             logits[torch.from_numpy(part).to(group.device)] = model(inputs.batch(rows[part], None)).float()
     return group.sum(logits)
 

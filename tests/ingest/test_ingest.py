@@ -244,3 +244,20 @@ def test_a_source_that_cannot_serve_is_refused(
     with pytest.raises(RequestError, match=words):
         Ingest(config, InlineExecutor()).run()
     assert not (tmp_path / "d").exists(), "a refused request leaves nothing behind"
+
+
+def test_names_and_links_that_lead_nowhere_are_accounted_for(archive: Path, tmp_path: Path) -> None:
+    (archive / "moss" / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
+    Path(os.fsdecode(os.fsencode(archive / "rust") + b"/\xff\xfe.jpg")).write_bytes(jpeg(1))
+    summary = ingest(archive, str(tmp_path / "dataset"), max_reject_rate=0.2)
+    assert (summary.listed, summary.samples, summary.rejects_by_reason) == (26, 24, {"missing": 2})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look anywhere")
+def test_a_folder_that_cannot_be_entered_is_not_passed_over(archive: Path, tmp_path: Path) -> None:
+    (archive / "rust").chmod(0)
+    try:
+        with pytest.raises(RequestError, match="cannot list"):
+            ingest(archive, str(tmp_path / "dataset"))
+    finally:
+        (archive / "rust").chmod(0o755)
