@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+
+# torch 2.15 renamed the option and warns at the old name; torch 2.11 knows only the old one.
+_OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
+_BUFFERS_STAY: Any = {"forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False}
 
 
 class Group:
@@ -42,4 +50,4 @@ class Group:
         """
         if self.size == 1:
             return module
-        return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(module, gradient_as_bucket_view=True, **_BUFFERS_STAY)
