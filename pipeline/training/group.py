@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-
 # torch 2.15 renamed the option and warns at the old name; torch 2.11 knows only the old one.
 _OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
 _BUFFERS_STAY: Any = {"forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False}
