@@ -25,7 +25,7 @@ test: $(READY)  ## all tests but the slow ones
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow
 
-check: $(READY)  ## format, lint, types, import contract, manifests
+check: $(READY)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -85,7 +85,8 @@ def verdicts(runs: list[RunResult]) -> list[Verdict]:
 
 def _beats(one: RunResult, other: RunResult) -> Verdict:
     gap = paired_difference(one.hits, other.hits)
-    numbers = f"{gap.value:+.1%} (95 % interval {gap.low:+.1%} to {gap.high:+.1%}) on {len(one.hits)} test pictures"
+    value, low, high = (100 * share for share in (gap.value, gap.low, gap.high))
+    numbers = f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}) on {len(one.hits)} test pictures"
     if gap.low > 0:
         return Verdict(True, f"Transfer ({one.name}) beats training from scratch by {numbers}.")
     return Verdict(False, f"Transfer ({one.name}) does not beat training from scratch beyond doubt: {numbers}.")
