@@ -1,4 +1,7 @@
-"""Cutting a listing into units of work: pure functions of the listing, never of the number of workers."""
+"""Cutting a listing into units of work: pure functions of the listing, never of the number of workers.
+
+A plan is stored before its first unit runs, so that whoever comes after an interruption continues it.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset.schema import LISTING, Entry
+from pipeline.dataset.tables import from_parquet, to_parquet
+from pipeline.errors import NotFoundError
+from pipeline.storage.store import Store
+from pipeline.work import say
 
 PLAN: Final = LISTING.append(pa.field("unit", pa.string()))
 """The whole listing; `unit` is null for a picture that needs no work."""
@@ -52,3 +59,20 @@ def units_of(plan: pa.Table) -> dict[str, tuple[Entry, ...]]:
         if unit is not None:
             members.setdefault(unit, []).append(Entry(name=name, uri=uri, etag=etag))
     return {unit: tuple(entries) for unit, entries in members.items()}
+
+
+def interrupted_plan(store: Store, name: str) -> pa.Table | None:
+    """The plan that an earlier run left under `name`, if one did."""
+    try:
+        plan = from_parquet(store.get(name))
+    except NotFoundError:
+        return None
+    say(f"resuming the plan that an earlier run left at {store.uri(name)}")
+    return plan
+
+
+def store_plan(store: Store, name: str, plan: pa.Table) -> pa.Table:
+    """Store a plan; the one to carry out is a rival's where that came first, so that both work on one."""
+    if store.put_if_absent(name, to_parquet(plan)):
+        return plan
+    return from_parquet(store.get(name))

@@ -28,7 +28,8 @@ from pipeline.dataset.manifest import (
 from pipeline.dataset.schema import FACTS, INDEX, REJECTS, SPLITS
 from pipeline.dataset.splits import assign_split
 from pipeline.dataset.tables import from_parquet, to_parquet
-from pipeline.errors import NotFoundError, Reason, RequestError, ShortfallError
+from pipeline.dataset.units import interrupted_plan, store_plan
+from pipeline.errors import Reason, RequestError, ShortfallError
 from pipeline.ingest.plan import make_plan, standing_facts, tasks_of
 from pipeline.ingest.shard import build_shard
 from pipeline.pictures.contract import StoredView
@@ -98,7 +99,7 @@ class Ingest:
         while True:
             parent = current_manifest(self.store)
             name = f"plans/{parent.version + 1 if parent else 1:08d}-{self.recipe_id}.parquet"
-            plan = self._interrupted(name)
+            plan = interrupted_plan(self.store, name)
             resumed = plan is not None
             if plan is None:
                 plan = self._plan(name, parent)
@@ -117,14 +118,6 @@ class Ingest:
         summary.images_per_second = round(read / summary.seconds, 1) if units else 0.0
         return summary
 
-    def _interrupted(self, name: str) -> pa.Table | None:
-        try:
-            plan = from_parquet(self.store.get(name))
-        except NotFoundError:
-            return None
-        say(f"resuming the plan that an earlier run left at {self.store.uri(name)}")
-        return plan
-
     def _plan(self, name: str, parent: Manifest | None) -> pa.Table | None:
         """Make and store the plan of the next version; None when the current one needs no successor."""
         listing = list_pictures(self.source, parse_extensions(self.config.extensions), self.config.labels)
@@ -134,9 +127,7 @@ class Ingest:
             return None
         require_put_if_absent(self.store)
         plan = make_plan(listing, known, self.view, parent.version + 1 if parent else 1)
-        if not self.store.put_if_absent(name, to_parquet(plan)):
-            return from_parquet(self.store.get(name))  # a rival plans the same version: help with its plan
-        return plan
+        return store_plan(self.store, name, plan)
 
     def _retire(self, name: str, markers: list[UnitMarker], facts: list[pa.Table]) -> None:
         """Let the next run plan anew: drop a plan that led to no version, and its units to be tried again."""

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from pipeline.config import LabelConfig, fingerprint, parse_extensions
 from pipeline.dataset.listing import list_pictures
-from pipeline.dataset.tables import from_parquet, to_parquet
-from pipeline.dataset.units import plan_units, units_of
-from pipeline.errors import NotFoundError, Reason, ShortfallError
+from pipeline.dataset.tables import to_parquet
+from pipeline.dataset.units import interrupted_plan, plan_units, store_plan, units_of
+from pipeline.errors import Reason, ShortfallError
 from pipeline.labelling.output import FOLDER, FORMAT, Part, get_parts, put_parts, read_part, unit_in
 from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
 from pipeline.models.versions import find_model
@@ -92,7 +92,7 @@ class Labelling:
         while True:
             state = self._state()
             name = f"plans/{state.number + 1:08d}-{self.identity}.parquet"
-            plan = self._interrupted(name)
+            plan = interrupted_plan(self.store, name)
             resumed = plan is not None
             if plan is None:
                 plan = self._plan(name, state)
@@ -132,14 +132,6 @@ class Labelling:
                     rejected[row["uri"]] = (row["etag"], row["reason"])
         return _State(number, record, parts, labelled, rejected)
 
-    def _interrupted(self, name: str) -> pa.Table | None:
-        try:
-            plan = from_parquet(self.store.get(name))
-        except NotFoundError:
-            return None
-        say(f"resuming the plan that an earlier run left at {self.store.uri(name)}")
-        return plan
-
     def _plan(self, name: str, state: _State) -> pa.Table:
         listing = list_pictures(self.source, parse_extensions(self.config.extensions), "none")
         settled: set[Key] = set(state.labelled.items())
@@ -148,8 +140,7 @@ class Labelling:
         plan = plan_units(listing, settled, f"{self.model}:{self.partition}:{state.number + 1}", _UNIT_PICTURES)
         if plan.column("unit").null_count < len(plan):
             require_put_if_absent(self.store)
-            if not self.store.put_if_absent(name, to_parquet(plan)):
-                return from_parquet(self.store.get(name))  # a rival plans the same: help with its plan
+            return store_plan(self.store, name, plan)
         return plan
 
     def _label(self, plan: pa.Table, threads: int) -> int:
