@@ -55,9 +55,10 @@ def main(words: list[str] | None = None) -> int:
 
 def _run(name: str, words: list[str]) -> int:
     command: Command = importlib.import_module(f"jobs.{name}")
-    as_json = "--json" in words and name != "submit"
+    as_json = "--json" in words
     try:
         config = command.configure(words)
+        as_json = bool(getattr(config, "json", False))  # a recipe may ask for it
         with _own_stdout() as stdout:
             summary = command.run(config)
             print(json.dumps(summary) if as_json else command.describe(summary), file=stdout)
@@ -65,8 +66,12 @@ def _run(name: str, words: list[str]) -> int:
     except AfinarError as error:
         _complain(str(error), error.exit_code, as_json)
         return error.exit_code
+    except SystemExit as usage:  # the parser has said on stderr what is wrong, or shown the help on stdout
+        if as_json and usage.code:
+            _complain("the words of the command are wrong", 2, as_json)
+        raise
     except KeyboardInterrupt:
-        _complain("interrupted; the same command continues where this one stopped", 130, as_json)
+        _complain("interrupted; run the same command again", 130, as_json)
         return 130
     except Exception as error:  # noqa: BLE001  (a bug: shown whole)
         traceback.print_exc()

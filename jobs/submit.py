@@ -9,13 +9,14 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.records import table
-from pipeline.config import POSITIONAL, JobConfig
+from pipeline.config import NAMED_WEIGHTS, POSITIONAL, JobConfig
 from pipeline.errors import RequestError
 from pipeline.work import say
 
@@ -64,7 +65,9 @@ def _require_shared(config: JobConfig) -> None:
     """Relative paths mean nothing on another machine."""
     for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
         value = getattr(config, name)
-        if POSITIONAL in getattr(hint, "__metadata__", ()) and not value.startswith(("s3://", "/")):
+        place = POSITIONAL in getattr(hint, "__metadata__", ()) or name == "model"
+        place |= name == "weights" and value not in NAMED_WEIGHTS
+        if place and not value.startswith(("s3://", "/")):
             raise RequestError(
                 f"{value!r} is a path on this machine: give s3://… or an absolute path that every node mounts"
             )
@@ -83,13 +86,15 @@ def run(config: SubmitConfig) -> dict[str, Any]:
         job = client.submit_job(entrypoint=shlex.join(["afinar", *words]), runtime_env=environment)
     say(f"submitted {job}")
     try:
-        asyncio.run(_follow(client, job))
+        while not client.get_job_status(job).is_terminal():
+            _follow(client, job)
     except KeyboardInterrupt:
         client.stop_job(job)
         raise
     info = client.get_job_info(job)
     code = info.driver_exit_code
-    return {"job": job, "status": str(info.status), "exit_code": 1 if code is None else code}
+    known = code in {0, 1, 2, 130}  # a driver that a signal ended has another
+    return {"job": job, "status": str(info.status), "exit_code": code if known else 1}
 
 
 def _with_recipe(config: SubmitConfig, folder: Path) -> tuple[list[str], dict[str, Any]]:
@@ -106,9 +111,18 @@ def _with_recipe(config: SubmitConfig, folder: Path) -> tuple[list[str], dict[st
     return carried, {"working_dir": str(folder)}
 
 
-async def _follow(client: JobSubmissionClient, job: str) -> None:
-    async for lines in client.tail_job_logs(job):
-        print(lines, end="", file=sys.stderr, flush=True)  # noqa: T201
+def _follow(client: JobSubmissionClient, job: str) -> None:
+    """Show the log until it ends, or the connection does: a proxy that hangs up has not ended the job."""
+
+    async def show() -> None:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", file=sys.stderr, flush=True)  # noqa: T201
+
+    try:
+        asyncio.run(show())
+    except (RuntimeError, OSError) as error:
+        say(f"the log's connection broke ({error}); following again")
+    time.sleep(1)
 
 
 def describe(summary: dict[str, Any]) -> str:

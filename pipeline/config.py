@@ -21,6 +21,9 @@ from pipeline.errors import RequestError
 POSITIONAL = "positional"
 """Marks a field that the command line takes by position."""
 
+NAMED_WEIGHTS = frozenset({"imagenet", "package", "torchvision", "none"})
+"""What `--weights` takes besides a file or a URI."""
+
 Fit = Literal["crop", "pad", "squash"]
 Labels = Literal["folder", "none"]
 Head = Literal["linear", "mlp"]
@@ -88,7 +91,7 @@ class TrainConfig(JobConfig):
     epochs: int = 10
     """Passes over the training split."""
     batch_size: int = 32
-    """Samples per step over all workers together, so results do not depend on their number."""
+    """Samples per step over all workers together; each computes its share, and BatchNorm sees that share."""
     learning_rate: float = 0.0
     """Peak rate of AdamW; 0: 1e-2 frozen (a linear head on features), 5e-4 full, 1e-3 scratch."""
     weight_decay: float = 1e-4

@@ -12,11 +12,12 @@ SPLITS: Final = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One listed picture: its object's name below the source, its full URI, and its change mark."""
+    """One listed picture: its object's name below the source, its full URI, its change mark, its size in bytes."""
 
     name: str
     uri: str
     etag: str
+    size: int
 
 
 LISTING: Final = pa.schema(

@@ -54,10 +54,10 @@ def _unit_name(keys: list[tuple[str, str]], identity: str) -> str:
 def units_of(plan: pa.Table) -> dict[str, tuple[Entry, ...]]:
     """The plan's units in order, each with its pictures."""
     members: dict[str, list[Entry]] = {}
-    columns = (plan.column(name).to_pylist() for name in ("unit", "name", "uri", "etag"))
-    for unit, name, uri, etag in zip(*columns, strict=True):
+    columns = (plan.column(name).to_pylist() for name in ("unit", "name", "uri", "etag", "size"))
+    for unit, name, uri, etag, size in zip(*columns, strict=True):
         if unit is not None:
-            members.setdefault(unit, []).append(Entry(name=name, uri=uri, etag=etag))
+            members.setdefault(unit, []).append(Entry(name=name, uri=uri, etag=etag, size=size))
     return {unit: tuple(entries) for unit, entries in members.items()}
 
 
@@ -76,3 +76,23 @@ def store_plan(store: Store, name: str, plan: pa.Table) -> pa.Table:
     if store.put_if_absent(name, to_parquet(plan)):
         return plan
     return from_parquet(store.get(name))
+
+
+def retire_plan(store: Store, name: str, plan: pa.Table) -> None:
+    """Remove a plan that is carried out, unless somebody stored the next one under its name already."""
+    try:
+        if store.get(name) == to_parquet(plan):
+            store.delete(name)
+    except NotFoundError:
+        return  # a twin was quicker
+
+
+def planned_units(store: Store) -> set[str]:
+    """Units of every plan that is stored: somebody is carrying it out, or will."""
+    units: set[str] = set()
+    for info in store.walk("plans"):
+        try:
+            units |= set(from_parquet(store.get(info.name)).column("unit").unique().to_pylist())
+        except NotFoundError:
+            continue  # carried out meanwhile
+    return units

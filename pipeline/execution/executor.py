@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from pipeline.errors import AfinarError, StorageError
 from pipeline.execution.session import cluster_cores, cluster_gpus, ray_session
@@ -16,6 +23,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _AHEAD = 2  # units queued per worker: one running, one waiting, so that no worker idles between units
+_START_S = 600.0  # an autoscaler's time to bring a first node
 _ATTEMPTS = 3  # a unit whose worker dies is run again this often; units are idempotent
 
 
@@ -49,12 +57,19 @@ class RayExecutor:
 
 
 class _Worker:
-    """One actor: makes its work once, then does it unit after unit."""
+    """One actor: makes its work when it starts, then does it unit after unit."""
 
     def __init__(self, make_work: Callable[[], Callable[[Any], Any]]) -> None:
-        self._work = make_work()
+        self._make_work = make_work
+        self._work: Callable[[Any], Any] | None = None
+
+    def start(self) -> None:
+        """Make the work. Apart from __init__, whose errors Ray reports as the actor's death, without their cause."""
+        self._work = self._work or self._make_work()
 
     def run(self, task: Any) -> Any:
+        self.start()  # again, where Ray restarted the actor
+        assert self._work is not None
         return self._work(task)
 
 
@@ -71,18 +86,34 @@ def _bounded(submit: Callable[[Any], Any], tasks: Iterable[Any], limit: int) -> 
 
 
 def _over_actors(pool: list[Any], tasks: list[Any]) -> Iterator[Any]:
-    """Hand units out as actors become free."""
+    """Hand units out to actors that have started, as they become free.
+
+    An actor that the cluster has no room for gets none, so a job never waits for it. Raises
+    StorageError when no actor at all has started in time.
+    """
     waiting = deque(tasks)
-    running = {}
-    for actor in pool * _AHEAD:
+    starting = {actor.start.remote(): actor for actor in pool}
+    running: dict[Any, Any] = {}
+
+    def hand_out(actor: Any) -> None:
         if waiting:
             running[actor.run.remote(waiting.popleft())] = actor
-    while running:
-        finished, _ = ray.wait(list(running), num_returns=1)
-        actor = running.pop(finished[0])
-        if waiting:
-            running[actor.run.remote(waiting.popleft())] = actor
-        yield _result(finished[0])
+
+    while waiting or running:
+        finished, _ = ray.wait([*starting, *running], num_returns=1, timeout=_START_S)
+        if not finished:
+            if running:
+                continue  # a long unit
+            raise StorageError(f"no worker could be started in {_START_S:.0f} s: the cluster has no room for any")
+        (reference,) = finished
+        result = _result(reference)
+        if reference in starting:
+            actor = starting.pop(reference)
+            for _ in range(_AHEAD):
+                hand_out(actor)
+        else:
+            hand_out(running.pop(reference))
+            yield result
 
 
 def _result(reference: Any) -> Any:
@@ -94,15 +125,14 @@ def _result(reference: Any) -> Any:
 
 
 def unwrapped(error: BaseException) -> Exception:
-    """The AfinarError at the bottom of a Ray error; else the task's own error, or that a worker was lost."""
+    """The AfinarError at the bottom of an error of Ray's; else the task's own error, or that a worker was lost."""
     seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, AfinarError) and not isinstance(seen, RayTaskError):
-            return seen
-        cause = getattr(seen, "cause", None) or seen.__cause__
-        if cause is seen:
+    for _ in range(10):
+        if seen is None or (isinstance(seen, AfinarError) and not isinstance(seen, RayTaskError)):
             break
-        seen = cause
-    if isinstance(error, RayTaskError):
-        return error
-    return StorageError(f"a worker was lost and could not be replaced: {error}")
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    if isinstance(seen, AfinarError):
+        return seen
+    if isinstance(error, RayActorError | WorkerCrashedError | NodeDiedError | OutOfMemoryError):
+        return StorageError(f"a worker was lost and could not be replaced: {error}")
+    return error if isinstance(error, Exception) else RuntimeError(str(error))

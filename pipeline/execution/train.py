@@ -11,6 +11,7 @@ from ray.exceptions import RayError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
+from pipeline.errors import AfinarError, RequestError
 from pipeline.execution.executor import unwrapped
 from pipeline.execution.session import cluster_cores, cluster_gpus, ray_session
 from pipeline.models.versions import ModelVersion
@@ -25,6 +26,7 @@ def train_on_ray(task: TrainTask) -> tuple[ModelVersion, TrainOutcome, float]:
     with ray_session(config.address, config.workers):
         gpus = cluster_gpus()
         workers = config.workers or gpus or min(2, cluster_cores())
+        _require_room(workers, gpus)
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"task": task},
@@ -36,6 +38,16 @@ def train_on_ray(task: TrainTask) -> tuple[ModelVersion, TrainOutcome, float]:
     seconds = time.monotonic() - started
     outcome = read_outcome(task)
     return publish(task, outcome, seconds), outcome, seconds
+
+
+def _require_room(workers: int, gpus: int) -> None:
+    """Ray Train would wait for ever for workers that the cluster, as it is, cannot hold."""
+    room = gpus or cluster_cores()
+    if workers > room:
+        kind = "GPUs" if gpus else "cores"
+        raise RequestError(
+            f"--workers {workers}: the cluster has {room} {kind}; give at most that, or a larger cluster"
+        )
 
 
 def _bookkeeping(task: TrainTask) -> RunConfig:
@@ -66,8 +78,7 @@ def _fit(trainer: TorchTrainer) -> None:
 
 
 def _first_failure(error: Exception) -> Exception:
-    """The first failing rank's own error instead of Ray Train's list of all of them."""
+    """One worker's own error instead of Ray Train's list: ours where there is one, since the others follow from it."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    for rank in sorted(failures):
-        return unwrapped(failures[rank])
-    return error
+    own = [unwrapped(failures[rank]) for rank in sorted(failures)]
+    return next((one for one in own if isinstance(one, AfinarError)), own[0] if own else error)

@@ -45,6 +45,7 @@ from pipeline.storage.store import normalise, open_store
 from pipeline.work import Executor, Meter, say
 
 _INDEX_ROWS = 1_000_000
+_ATTEMPTS = 20  # at publishing on top of rivals
 _TRANSIENT = {str(reason) for reason in Reason if reason.transient}
 
 
@@ -68,6 +69,10 @@ class IngestSummary:
     images_per_second: float = 0.0
     units_run: int = 0
     notes: list[str] = field(default_factory=list)
+
+
+class _OvertakenError(ShortfallError):
+    """Another ingest published this version's number first."""
 
 
 class Ingest:
@@ -96,8 +101,9 @@ class Ingest:
         self.store.require_target()
         read = units = 0
         summary: IngestSummary | None = None
-        while True:
+        for _ in range(_ATTEMPTS):
             parent = current_manifest(self.store)
+            self._check_parent(parent)
             name = f"plans/{parent.version + 1 if parent else 1:08d}-{self.recipe_id}.parquet"
             plan = interrupted_plan(self.store, name)
             resumed = plan is not None
@@ -107,16 +113,36 @@ class Ingest:
                 assert parent is not None
                 summary = summary or self._unchanged(parent)
                 break
-            units += self._build(plan)
-            read += len(plan) - plan.column("unit").null_count
-            summary = self._publish(name, plan, parent)
+            run, pictures = self._build(plan)
+            units, read = units + run, read + pictures
+            try:
+                summary = self._publish(name, plan, parent)
+            except _OvertakenError:
+                say("another ingest published first; building on its version")
+                continue
+            except ShortfallError as shortfall:
+                if not resumed:
+                    raise
+                say(f"the plan of the interrupted run is dropped: {shortfall}")
+                continue
             if not resumed:
                 break
             say("the interrupted run is complete; looking at the source again")
+        if summary is None:
+            raise ShortfallError(
+                f"{_ATTEMPTS} other ingests into {self.dataset} published first: run the command again"
+            )
         summary.units_run = units
         summary.seconds = round(time.monotonic() - started, 3)
-        summary.images_per_second = round(read / summary.seconds, 1) if units else 0.0
+        summary.images_per_second = round(read / summary.seconds, 1)
         return summary
+
+    def _check_parent(self, parent: Manifest | None) -> None:
+        if parent is not None and parent.source["uri"] != self.source:
+            raise RequestError(
+                f"{self.dataset} holds the pictures of {parent.source['uri']}; from {self.source} all of them would be "
+                "replaced. Give that source, or another DATASET."
+            )
 
     def _plan(self, name: str, parent: Manifest | None) -> pa.Table | None:
         """Make and store the plan of the next version; None when the current one needs no successor."""
@@ -163,18 +189,19 @@ class Ingest:
     def _retries(self, parent: Manifest) -> bool:
         return bool(_TRANSIENT & parent.counts["rejects_by_reason"].keys())
 
-    def _build(self, plan: pa.Table) -> int:
-        """Run the plan's units that no earlier run committed."""
+    def _build(self, plan: pa.Table) -> tuple[int, int]:
+        """Run the plan's units that no earlier run committed; how many those were, and their pictures."""
         tasks = tasks_of(plan, self.view, self.source, self.dataset)
         done = committed_units(self.store) if tasks else set()
         left = [task for task in tasks if task.unit not in done]
         if len(left) < len(tasks):
             say(f"{len(tasks) - len(left)} of {len(tasks)} units are already committed")
+        pictures = sum(len(task.entries) for task in left)
         if left:
-            with Meter("ingest", sum(len(task.entries) for task in left)) as meter:
+            with Meter("ingest", pictures) as meter:
                 for result in self.executor.run(build_shard, left):
                     meter.add(result.pictures, result.rejects)
-        return len(left)
+        return len(left), pictures
 
     def _publish(self, name: str, plan: pa.Table, parent: Manifest | None) -> IngestSummary:
         units = [unit for unit in plan.column("unit").unique().to_pylist() if unit is not None]
@@ -201,11 +228,7 @@ class Ingest:
             return self._unchanged(parent)
         summary = self._summary(manifest, index, plan, parent)
         if not publish_manifest(self.store, manifest, self.owner):
-            # The rival ran the same stored plan or another recipe's; either way its version stands.
-            raise ShortfallError(
-                f"another ingest published version {manifest.version} of {self.dataset} first; "
-                "nothing is lost: run the same command again to build on it"
-            )
+            raise _OvertakenError(f"version {manifest.version} of {self.dataset} is another ingest's")
         return summary
 
     def _objects(

@@ -13,7 +13,7 @@ from pipeline.dataset.tables import to_ipc, to_parquet
 from pipeline.errors import PictureError
 from pipeline.ingest.plan import ShardTask
 from pipeline.pictures.decode import Decoded, decode
-from pipeline.pictures.reading import read_picture
+from pipeline.pictures.reading import PictureReader
 from pipeline.storage.commit import UnitMarker, commit_unit
 from pipeline.storage.objects import ObjectRef, put_object, sha256
 from pipeline.storage.store import Store, open_store
@@ -31,12 +31,13 @@ class UnitResult:
 def build_shard(task: ShardTask) -> UnitResult:
     """Carry out one unit of an ingest. Running it twice changes nothing that was published."""
     source, dataset = open_store(task.source), open_store(task.dataset)
+    reader = PictureReader(source)
     samples: list[tuple[str, Decoded]] = []
     facts: list[dict[str, Any]] = []
     for entry in task.entries:
         fact: dict[str, Any] = {"uri": entry.uri, "etag": entry.etag}
         try:
-            sample = _read_sample(source, entry, task)
+            sample = _read_sample(reader, entry, task)
         except PictureError as error:
             fact |= {"reason": str(error.reason), "detail": error.detail}
         else:
@@ -47,8 +48,8 @@ def build_shard(task: ShardTask) -> UnitResult:
     return UnitResult(task.unit, len(task.entries), len(task.entries) - len(samples))
 
 
-def _read_sample(source: Store, entry: Entry, task: ShardTask) -> tuple[str, Decoded]:
-    data = read_picture(source, entry.name, entry.etag)
+def _read_sample(reader: PictureReader, entry: Entry, task: ShardTask) -> tuple[str, Decoded]:
+    data = reader.read(entry.name, entry.etag, entry.size)
     return sha256(data), decode(data, task.view)
 
 

@@ -17,9 +17,19 @@ import pyarrow as pa
 from pipeline.config import LabelConfig, fingerprint, parse_extensions
 from pipeline.dataset.listing import list_pictures
 from pipeline.dataset.tables import to_parquet
-from pipeline.dataset.units import interrupted_plan, plan_units, store_plan, units_of
+from pipeline.dataset.units import interrupted_plan, plan_units, planned_units, retire_plan, store_plan, units_of
 from pipeline.errors import Reason, ShortfallError
-from pipeline.labelling.output import FOLDER, FORMAT, Part, get_parts, put_parts, read_part, unit_in
+from pipeline.labelling.output import (
+    FOLDER,
+    FORMAT,
+    SCHEMAS,
+    Part,
+    get_parts,
+    object_folder,
+    put_parts,
+    read_part,
+    unit_in,
+)
 from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
 from pipeline.models.versions import find_model
 from pipeline.storage.commit import (
@@ -36,6 +46,7 @@ from pipeline.storage.store import normalise, open_store
 from pipeline.work import Executor, Meter, say
 
 _UNIT_PICTURES = 512  # what a killed worker costs: a few seconds to a minute of one core
+_ATTEMPTS = 20  # at publishing on top of rivals
 _TRANSIENT = {str(reason) for reason in Reason if reason.transient}
 Key = tuple[str, str]
 
@@ -87,28 +98,30 @@ class Labelling:
         """Label what this model has not labelled yet; each worker computes with `threads` threads."""
         started = time.monotonic()
         self.store.require_target()
+        self._sweep()  # what a run that was killed after publishing could not finish
         read = units = 0
         summary: LabelSummary | None = None
+        name = f"plans/{self.identity}.parquet"
         while True:
             state = self._state()
-            name = f"plans/{state.number + 1:08d}-{self.identity}.parquet"
             plan = interrupted_plan(self.store, name)
             resumed = plan is not None
             if plan is None:
                 plan = self._plan(name, state)
-            fresh = len(plan) - plan.column("unit").null_count
-            if not fresh:
+            if plan.column("unit").null_count == len(plan):
                 summary = summary or self._nothing(plan, state)
                 break
-            units += self._label(plan, threads)
-            read += fresh
-            summary = self._publish(plan, state)
+            run, pictures = self._label(plan, threads)
+            units, read = units + run, read + pictures
+            summary = self._publish(plan)
+            retire_plan(self.store, name, plan)
+            self._sweep()
             if not resumed:
                 break
             say("the interrupted run is complete; looking at the source again")
         summary.units_run = units
         summary.seconds = round(time.monotonic() - started, 3)
-        summary.images_per_second = round(read / summary.seconds, 1) if units else 0.0
+        summary.images_per_second = round(read / summary.seconds, 1)
         self._check_budget(summary)
         return summary
 
@@ -120,8 +133,7 @@ class Labelling:
     def _state(self) -> _State:
         found = latest(self.store, FOLDER)
         number, record = found if found else (0, None)
-        entry = (record or {}).get("partitions", {}).get(self.partition)
-        parts = get_parts(self.store, entry) if entry else []
+        parts = self._parts()
         labelled: dict[str, str] = {}
         rejected: dict[str, tuple[str, str]] = {}
         for part in parts:
@@ -143,39 +155,42 @@ class Labelling:
             return store_plan(self.store, name, plan)
         return plan
 
-    def _label(self, plan: pa.Table, threads: int) -> int:
-        """Run the plan's units that no earlier run committed."""
+    def _label(self, plan: pa.Table, threads: int) -> tuple[int, int]:
+        """Run the plan's units that no earlier run committed; how many those were, and their pictures."""
         units = units_of(plan)
         done = committed_units(self.store)
         left = [LabelTask(unit, entries) for unit, entries in units.items() if unit not in done]
         if len(left) < len(units):
             say(f"{len(units) - len(left)} of {len(units)} units are already committed")
+        pictures = sum(len(task.entries) for task in left)
         if not left:
-            return 0
+            return 0, 0
         spec = LabelSpec(
             source=self.source, predictions=self.out, partition=self.partition, model=self.model,
             top_k=self.config.top_k, batch_size=self.config.batch_size, threads=threads,
         )  # fmt: skip
-        with Meter("label", sum(len(task.entries) for task in left)) as meter:
+        with Meter("label", pictures) as meter:
             for result in self.executor.run_with_state(partial(make_labeller, spec), left):
                 meter.add(result.pictures, result.rejects)
-        return len(left)
+        return len(left), pictures
 
-    def _publish(self, plan: pa.Table, state: _State) -> LabelSummary:
+    def _publish(self, plan: pa.Table) -> LabelSummary:
+        """Publish the plan's answers on top of whatever is current, a rival's manifest included."""
         markers = read_markers(self.store, units_of(plan))
         new = [Part(kind, marker.unit, ref) for marker in markers for kind, ref in marker.objects.items()]
-        fresh = {uri for uri, unit in _pairs(plan, "uri", "unit") if unit is not None}
-        kept = [part for old in state.parts if (part := self._without(old, fresh)) is not None]
         labels: Counter[str] = Counter()
         reasons: Counter[str] = Counter()
         for part in new:
             column = "label" if part.kind == "part" else "reason"
             (labels if part.kind == "part" else reasons).update(read_part(self.store, part).column(column).to_pylist())
-        summary = self._summary(plan, state, labels, reasons)
-        parts = sorted(kept + new, key=lambda part: part.ref.path)
-        self._publish_manifest(state, parts, summary)
-        self._sweep({part.unit for part in state.parts + new}, {part.ref.path for part in parts})
-        return summary
+        fresh = {uri for uri, unit in _pairs(plan, "uri", "unit") if unit is not None}
+        for _ in range(_ATTEMPTS):
+            state = self._state()
+            kept = [left for old in state.parts if (left := self._without(old, fresh)) is not None]
+            summary = self._summary(plan, state, labels, reasons)
+            if self._publish_manifest(state, sorted(kept + new, key=lambda part: part.ref.path), summary):
+                return summary
+        raise ShortfallError(f"{_ATTEMPTS} other labellings of {self.out} published first: run the same command again")
 
     def _without(self, part: Part, uris: set[str]) -> Part | None:
         """The object without the rows of pictures that were labelled anew; None when nothing is left of it."""
@@ -190,7 +205,7 @@ class Labelling:
         name = f"{folder}/part-{part.unit}-{{hash}}.parquet"
         return Part(part.kind, part.unit, put_object(self.store, name, to_parquet(left), len(left)))
 
-    def _publish_manifest(self, state: _State, parts: list[Part], summary: LabelSummary) -> None:
+    def _publish_manifest(self, state: _State, parts: list[Part], summary: LabelSummary) -> bool:
         entry = {
             "model": self.model,
             "source": self.source,
@@ -210,18 +225,21 @@ class Labelling:
             "current": self.partition,
             "partitions": partitions,
         }
-        if not publish(self.store, FOLDER, state.number + 1, record, self.owner):
-            raise ShortfallError(
-                f"another labelling published manifest {state.number + 1} of {self.out} first; nothing is lost: "
-                "run the same command again, it relabels only what the other did not"
-            )
+        return publish(self.store, FOLDER, state.number + 1, record, self.owner)
 
-    def _sweep(self, units: set[str], named: set[str]) -> None:
-        """Remove objects of these units that the manifest no longer names: a plain reader would see them twice."""
-        for kind in ("parts", "rejects"):
-            for info in self.store.walk(f"{kind}/model={self.partition}"):
-                if info.name not in named and unit_in(info.name) in units:
-                    self.store.delete(info.name)
+    def _sweep(self) -> None:
+        """Remove what no manifest names and no stored plan is still writing: a plain reader would see it twice."""
+        objects = [info.name for kind in SCHEMAS for info in self.store.walk(object_folder(kind, self.partition))]
+        busy = planned_units(self.store) if objects else set()
+        named = {part.ref.path for part in self._parts()}  # read last: whatever was published meanwhile is in it
+        for name in objects:
+            if name not in named and unit_in(name) not in busy:
+                self.store.delete(name)
+
+    def _parts(self) -> list[Part]:
+        found = latest(self.store, FOLDER)
+        entry = found[1]["partitions"].get(self.partition) if found else None
+        return get_parts(self.store, entry) if entry else []
 
     def _summary(self, plan: pa.Table, state: _State, labels: dict[str, int], reasons: dict[str, int]) -> LabelSummary:
         untouched = {uri for uri, unit in _pairs(plan, "uri", "unit") if unit is None}

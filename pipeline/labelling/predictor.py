@@ -23,6 +23,7 @@ class Predictor:
     def __init__(self, store: Store, version: ModelVersion, device: str = "cpu") -> None:
         """Load the network and replay its golden samples. Raises ModelError when the answers differ."""
         self.version = version
+        torch.backends.cudnn.allow_tf32 = False  # its error is of the order that the golden samples allow
         self.device = torch.device(device)
         self.network = load_network(store, version).to(self.device)
         replay(get_golden(store, version.golden), self.network, version.stored_view, version.input_view)

@@ -17,10 +17,12 @@ from pipeline.labelling.tasks import LabelSpec, LabelTask, UnitResult
 from pipeline.models.network import forward_batch
 from pipeline.models.versions import find_model
 from pipeline.pictures.decode import Pixels, decode
-from pipeline.pictures.reading import read_picture
+from pipeline.pictures.reading import PictureReader
 from pipeline.storage.commit import UnitMarker, commit_unit
 from pipeline.storage.objects import put_object, sha256
 from pipeline.storage.store import Store, open_store
+
+Rows = list[dict[str, Any]]
 
 
 class Labeller:
@@ -36,20 +38,27 @@ class Labeller:
 
     def __call__(self, task: LabelTask) -> UnitResult:
         """Carry out one unit. Running it twice changes nothing that was committed."""
-        rows: list[dict[str, Any]] = []
-        rejects: list[dict[str, Any]] = []
+        reader = PictureReader(self.source)
+        rows: Rows = []
+        rejects: Rows = []
         for start in range(0, len(task.entries), self.batch_size):
-            self._label(task.entries[start : start + self.batch_size], rows, rejects)
+            self._label(reader, task.entries[start : start + self.batch_size], rows, rejects)
         self._commit(task.unit, rows, rejects)
         return UnitResult(task.unit, len(task.entries), len(rejects))
 
-    def _label(self, entries: tuple[Entry, ...], rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> None:
+    def _label(
+        self,
+        reader: PictureReader,
+        entries: tuple[Entry, ...],
+        rows: list[dict[str, Any]],
+        rejects: list[dict[str, Any]],
+    ) -> None:
         images: list[Pixels] = []
         read: list[dict[str, Any]] = []
         for entry in entries:
             fact = {"uri": entry.uri, "etag": entry.etag}
             try:
-                data = read_picture(self.source, entry.name, entry.etag)
+                data = reader.read(entry.name, entry.etag, entry.size)
                 images.append(decode(data, self.predictor.version.stored_view).image)
             except PictureError as error:
                 rejects.append({**fact, "reason": str(error.reason), "detail": error.detail})
@@ -70,7 +79,7 @@ class Labeller:
             "model_version": self.predictor.version.id,
         }
 
-    def _commit(self, unit: str, rows: list[dict[str, Any]], rejects: list[dict[str, Any]]) -> None:
+    def _commit(self, unit: str, rows: Rows, rejects: Rows) -> None:
         objects = {}
         for kind, found, schema in (("part", rows, PREDICTIONS), ("rejects", rejects, REJECTS)):
             if found:

@@ -62,11 +62,9 @@ def cut_backbone(network: nn.Module, cut: str) -> tuple[fx.GraphModule, str]:
     for node in [node for node in graph.nodes if node.op == "output"]:
         graph.erase_node(node)
     graph.output(names[name])
-    extractor = fx.GraphModule(network, graph)
-    extractor.graph.eliminate_dead_code()
-    extractor.recompile()
-    extractor.delete_all_unused_submodules()
-    return extractor, name
+    whole = fx.GraphModule(network, graph)
+    whole.graph.eliminate_dead_code()
+    return fx.GraphModule(network, whole.graph), name  # built anew, it holds only what the graph still calls
 
 
 def default_cut(network: nn.Module, names: dict[str, fx.Node]) -> str:

@@ -32,7 +32,6 @@ _TORCHVISION: Final = (
 # The size at which torchvision's default weights were evaluated, where it is not 224 px.
 _INPUT_SIZE: Final = {
     "inception_v3": 299,
-    "convnext_tiny": 224,
     "efficientnet_b1": 240,
     "efficientnet_b2": 288,
     "efficientnet_b3": 300,

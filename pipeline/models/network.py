@@ -44,8 +44,9 @@ def forward_batch(device: torch.device) -> int:
 
 
 def _pooled(activations: Tensor) -> Tensor:
-    if activations.ndim == 4:  # [n, channels, h, w]: global average
-        return activations.mean(dim=(2, 3))
+    if activations.ndim == 4:  # global average over [n, channels, h, w], or Swin's and ConvNeXt's [n, h, w, channels]
+        _, one, two, three = activations.shape
+        return activations.mean(dim=(1, 2) if one == two != three else (2, 3))
     if activations.ndim == 3:  # [n, tokens, channels]
         return activations.mean(dim=1)
     return activations

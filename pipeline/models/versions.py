@@ -14,7 +14,7 @@ from typing import Any, Final
 from pipeline.config import Head
 from pipeline.errors import NotFoundError, RequestError, StorageError
 from pipeline.pictures.contract import InputView, StoredView
-from pipeline.storage.commit import Record, latest, new_owner, publish_next, read_version
+from pipeline.storage.commit import Record, latest, new_owner, publish, publish_next, read_version
 from pipeline.storage.objects import ObjectRef
 from pipeline.storage.store import Store, open_store
 
@@ -87,8 +87,8 @@ def publish_model(store: Store, make: Callable[[int], ModelVersion]) -> ModelVer
 
     owner = new_owner()
     number = publish_next(store, VERSIONS, record, owner)
-    if latest(store, CHAMPION) is None:
-        promote(store, number, "the first version")
+    if number == 1:
+        publish(store, CHAMPION, 1, {"version": 1, "why": "the first version"}, owner)
     return published[number]
 
 
@@ -119,6 +119,8 @@ def find_model(spec: str) -> tuple[Store, ModelVersion]:
 def _number(store: Store, wanted: str) -> int:
     if wanted == "champion":
         champion = latest(store, CHAMPION)
+        if champion is None and latest(store, VERSIONS) is not None:
+            return 1  # its publisher died before it could say so
         if champion is None:
             raise RequestError(f"{store.root} holds no model: make one with `afinar train DATASET {store.root}`")
         return int(champion[1]["version"])

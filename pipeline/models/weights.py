@@ -12,6 +12,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import NAMED_WEIGHTS
 from pipeline.errors import RequestError, StorageError
 from pipeline.models.small import in_forward_order
 from pipeline.storage.objects import sha256
@@ -21,8 +22,6 @@ State = dict[str, Tensor]
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 HALF: Final = (0.5, 0.5, 0.5)
-NAMED_SOURCES: Final = {"imagenet", "package", "torchvision", "none"}
-"""What `--weights` takes besides a file or a URI."""
 
 # torchvision feeds these networks mean and std 0.5: its Inception and GoogLeNet weights come with
 # `transform_input`, which undoes the ImageNet normalisation first. We normalise so to begin with.
@@ -58,7 +57,7 @@ def find_weights(spec: str, backbone: str) -> WeightsSource | None:
     """
     if spec == "none":
         return None
-    if spec in NAMED_SOURCES:
+    if spec in NAMED_WEIGHTS:
         makers = {"package": (_package,), "torchvision": (_torchvision,)}.get(spec, (_package, _torchvision))
         for maker in makers:
             source = maker(backbone)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from http.client import IncompleteRead
 from typing import Any, cast
 
 import s3fs
+from aiohttp import ClientPayloadError
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
@@ -71,11 +73,12 @@ class S3Store(Store):
             return self._retried(read)
 
     def _retried(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
-        # A body that breaks off raises outside s3fs's own retry loop, which covers the request only.
+        # A body that breaks off raises outside s3fs's own retry loop, which covers the request only. Timeouts have
+        # been waited for often enough by then.
         for _ in range(2):
             try:
                 return cast("bytes", sync(self._fs.loop, read))
-            except s3fs.core.S3_RETRYABLE_ERRORS:
+            except (ClientPayloadError, IncompleteRead):
                 continue
         return cast("bytes", sync(self._fs.loop, read))
 
@@ -102,12 +105,12 @@ class S3Store(Store):
 
     def exists(self) -> bool:
         """Whether the bucket answers these credentials: a wrong endpoint is found out in seconds, not retried."""
-        bucket, _ = self._key("")
-        quick = _client(attempts=1, connect_s=2, read_s=3)
+        bucket, prefix = self._key("")
+        quick = _client(attempts=2, connect_s=2, read_s=3)
         quick.retries = 1
         try:
             with _translated(self.root):
-                quick.call_s3("list_objects_v2", Bucket=bucket, MaxKeys=1)
+                quick.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
         except NotFoundError:
             return False
         return True
@@ -136,7 +139,7 @@ def _http_status(error: BaseException | None) -> int | None:
 def _translated(uri: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ClientError, BotoCoreError) as error:
+    except (OSError, ClientError, BotoCoreError, *s3fs.core.S3_RETRYABLE_ERRORS) as error:
         status = _http_status(error)
         if status == 412:
             raise ChangedError(f"{uri} changed since it was listed") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,7 +87,7 @@ def normalise(uri: str) -> str:
         raise RequestError(f"{uri!r}: only folders and s3:// are supported")
     if not uri.strip():
         raise RequestError("an empty location was given: name a folder or s3://BUCKET/PREFIX")
-    return str(Path(uri).expanduser().absolute())
+    return os.path.abspath(Path(uri).expanduser())  # noqa: PTH100  (collapses `..`, which Path.absolute keeps)
 
 
 def open_store(uri: str) -> Store:

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import TrainConfig, as_dict
+from pipeline.config import NAMED_WEIGHTS, TrainConfig, as_dict
 from pipeline.dataset.reading import Dataset, open_dataset
 from pipeline.dataset.schema import SPLITS
 from pipeline.dataset.tables import to_parquet
@@ -26,7 +26,7 @@ from pipeline.models.catalogue import require_backbone
 from pipeline.models.golden import pick_golden, put_golden, score
 from pipeline.models.network import Network, build_network
 from pipeline.models.versions import Architecture, ModelVersion, publish_model
-from pipeline.models.weights import NAMED_SOURCES, find_weights, load_weights, normalisation
+from pipeline.models.weights import find_weights, load_weights, normalisation
 from pipeline.pictures.contract import InputView
 from pipeline.storage.commit import require_put_if_absent
 from pipeline.storage.objects import ObjectRef
@@ -104,7 +104,7 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
 
 def _absolute(config: TrainConfig) -> TrainConfig:
     """Locations as every worker understands them, whatever folder it runs in."""
-    weights = config.weights if config.weights in NAMED_SOURCES else normalise(config.weights)
+    weights = config.weights if config.weights in NAMED_WEIGHTS else normalise(config.weights)
     return replace(config, dataset=normalise(config.dataset), models=normalise(config.models), weights=weights)
 
 
@@ -172,10 +172,11 @@ def _prepare(
 ) -> tuple[nn.Module, Inputs]:
     """What is trained and what it is fed: the whole network on pixels, or the classifier on features."""
     config = task.config
-    smallest = min(config.batch_size, *(len(one) for one in samples.values()))
+    count = len(samples["train"])
+    smallest = count // steps_per_epoch(count, config.batch_size)
     if smallest < 2 * group.size:
         raise RequestError(
-            f"{group.size} workers need at least 2 samples each in every step, and there are {smallest}: "
+            f"{group.size} workers need at least 2 samples each in every step, and the smallest step has {smallest}: "
             "give fewer --workers or a larger --batch-size"
         )
     pixels = PixelInputs(dataset, task.input_view, config.augment, config.seed, group.device)

@@ -207,20 +207,57 @@ def test_another_split_reads_no_picture(archive: Path, tmp_path: Path) -> None:
     assert (summary.version, summary.splits["train"]) == (2, 0)
 
 
-def test_a_lost_race_is_said_and_loses_nothing(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ingest_that_is_overtaken_builds_on_the_rivals_version(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = str(tmp_path / "dataset")
-    config = IngestConfig(source=str(archive), dataset=dataset, size=32)
-    slow = Ingest(config, InlineExecutor())
-    build = slow._build
+    for change, version in (({}, 1), ({"split": "0.5,0.25,0.25"}, 2)):
+        slow = Ingest(IngestConfig(source=str(archive), dataset=dataset, size=32), InlineExecutor())
+        build = slow._build
+        rivals = iter([change])
 
-    def overtaken(plan: Any) -> int:
-        ingest(archive, dataset)
-        return build(plan)
+        def overtaken(plan: Any, build: Any = build, rivals: Any = rivals) -> tuple[int, int]:
+            for options in rivals:
+                ingest(archive, dataset, **options)
+            counts: tuple[int, int] = build(plan)
+            return counts
 
-    monkeypatch.setattr(slow, "_build", overtaken)
-    with pytest.raises(ShortfallError, match="published version 1 .* first"):
-        slow.run()
-    assert len(open_dataset(dataset).index) == 24
+        monkeypatch.setattr(slow, "_build", overtaken)
+        (archive / "moss" / f"more-{version}.jpg").write_bytes(jpeg(8000 + version))
+        summary = slow.run()
+        assert summary.version == 2 * version - 1
+        assert summary.samples == len(open_dataset(dataset).index) == 24 + version
+
+
+def test_an_interrupted_plan_that_the_source_has_outgrown_is_dropped(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "many", 100)
+    config = IngestConfig(source=str(archive), dataset=str(tmp_path / "dataset"), size=32)
+    with pytest.raises(KeyboardInterrupt):
+        Ingest(config, DyingExecutor(1)).run()
+    for path in sorted(archive.rglob("*.jpg"))[::2]:
+        path.unlink()
+    summary = Ingest(config, InlineExecutor()).run()
+    assert (summary.listed, summary.rejects) == (100, 0)
+
+
+def test_another_source_does_not_replace_a_dataset(archive: Path, tmp_path: Path) -> None:
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    make_archive(tmp_path / "other", 3)
+    with pytest.raises(RequestError, match="would be replaced"):
+        ingest(tmp_path / "other", dataset)
+    assert ingest(archive / ".." / archive.name, dataset).units_run == 0, "another spelling is no other source"
+
+
+def test_a_fingerprint_does_not_depend_on_chunks(archive: Path) -> None:
+    import pyarrow as pa
+
+    from pipeline.dataset.listing import fingerprint, list_pictures
+
+    listing = list_pictures(str(archive), None, "folder")
+    chunked = pa.concat_tables([listing.slice(0, 5), listing.slice(5)])
+    assert fingerprint(chunked) == fingerprint(listing)
+    assert fingerprint(listing.slice(1)) != fingerprint(listing)
 
 
 @pytest.mark.parametrize(

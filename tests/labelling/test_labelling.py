@@ -190,8 +190,8 @@ def test_a_twin_of_a_committed_unit_leaves_nothing_behind(scans: Path, tmp_path:
         source=str(scans), predictions=out, partition="late", model=trained.champion, top_k=5, batch_size=4, threads=1
     )
     (scans / "late.jpg").write_bytes(jpeg(3))
-    etag = next(info.etag for info in open_store(str(scans)).walk() if info.name == "late.jpg")
-    make_labeller(spec)(LabelTask(unit, (Entry("late.jpg", str(scans / "late.jpg"), etag),)))
+    late = next(info for info in open_store(str(scans)).walk() if info.name == "late.jpg")
+    make_labeller(spec)(LabelTask(unit, (Entry(late.name, late.uri, late.etag, late.size),)))
     assert {info.name for info in store.walk()} == before
 
 
@@ -214,3 +214,81 @@ def test_one_picture_is_predicted_from_python(scans: Path, trained: Trained) -> 
         model.predict([scans / "note.jpg"])
     assert model.predict([]) == []
     assert model(np.zeros((2, 64, 64, 3), dtype=np.uint8)).shape == (2, 2)
+
+
+class Overtaken(InlineExecutor):
+    """Lets something else happen once its own units are done."""
+
+    def __init__(self, meanwhile: Any) -> None:
+        self.meanwhile = meanwhile
+
+    def run_with_state(self, make_work: Any, tasks: Any) -> Iterator[Any]:
+        yield from super().run_with_state(make_work, tasks)
+        self.meanwhile()
+
+
+def test_a_labelling_that_is_overtaken_publishes_on_top(scans: Path, tmp_path: Path, trained: Trained) -> None:
+    out = str(tmp_path / "out")
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(scans / "000.jpg", other / "copy.jpg")
+    executor = Overtaken(lambda: label(other, out, trained))
+    assert label(scans, out, trained, executor).labelled == 120
+    uris = open_predictions(out).table.column("uri").to_pylist()
+    assert len(uris) == len(set(uris)) == 121, "both jobs' pictures, each once"
+    assert plain_reader(out) == uris
+    assert label(scans, out, trained).skipped == label(other, out, trained).skipped + 119 == 120
+
+
+def test_two_labellings_of_one_source_at_once_agree(scans: Path, tmp_path: Path, trained: Trained) -> None:
+    out = str(tmp_path / "out")
+    executor = Overtaken(lambda: label(scans, out, trained))
+    assert label(scans, out, trained, executor).labelled == 120
+    assert plain_reader(out) == open_predictions(out).table.column("uri").to_pylist()
+    assert len(plain_reader(out)) == 120
+    assert label(scans, out, trained).skipped == 120
+
+
+def test_a_removal_that_was_cut_short_is_finished_by_the_next_run(
+    scans: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    label(scans, out, trained)
+    for path in scans.glob("*.jpg"):
+        path.write_bytes(path.read_bytes() + b"rewritten")
+    with monkeypatch.context() as patch:
+        calls: list[Labelling] = []
+
+        def killed(self: Labelling) -> None:
+            calls.append(self)
+            if len(calls) == 2:  # the first is at the start, the second after publishing
+                raise KeyboardInterrupt
+
+        patch.setattr(Labelling, "_sweep", killed)
+        with pytest.raises(KeyboardInterrupt):
+            label(scans, out, trained)
+    assert len(plain_reader(out)) == 240, "old and new lie side by side after the crash"
+    label(scans, out, trained)
+    assert plain_reader(out) == open_predictions(out).table.column("uri").to_pylist()
+    assert len(plain_reader(out)) == 120
+
+
+def test_a_store_that_is_gone_ends_the_job_and_loses_nothing(
+    scans: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.errors import ForbiddenError, StorageError
+    from pipeline.storage.local import LocalStore
+
+    out = str(tmp_path / "out")
+    real = LocalStore.get
+
+    def expired(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+        if self.root == str(scans):
+            raise ForbiddenError("the token has expired")
+        return real(self, name, etag)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "get", expired)
+        with pytest.raises(StorageError, match="in a row"):
+            label(scans, out, trained)
+    assert label(scans, out, trained).labelled == 120

@@ -219,3 +219,11 @@ def test_scores_do_not_depend_on_the_batch(trained: Trained) -> None:
     together = score(network, images, version.input_view)
     alone = np.concatenate([score(network, images[i : i + 1], version.input_view) for i in range(len(images))])
     np.testing.assert_allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "width"), [("swin_t", "norm", 768), ("convnext_tiny", "features.7.2.block.2", 768)]
+)
+def test_channels_last_activations_are_pooled_over_space(name: str, cut: str, width: int) -> None:
+    architecture = Architecture(backbone=name, cut=cut, head="linear", input_size=224, classes=2)
+    assert build_network(architecture)[0].classifier.in_features == 768
