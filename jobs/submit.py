@@ -23,6 +23,7 @@ from pipeline.work import say
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
+_WARM_UP_S = 60.0
 SUBMITTABLE = ("ingest", "train", "label")
 
 
@@ -83,7 +84,7 @@ def run(config: SubmitConfig) -> dict[str, Any]:
         raise RequestError(f"no Ray Jobs API answers: {error}. Check --address, such as http://HEAD:8265.") from error
     with tempfile.TemporaryDirectory(prefix="afinar-submit-") as folder:
         words, environment = _with_recipe(config, Path(folder))
-        job = client.submit_job(entrypoint=shlex.join(["afinar", *words]), runtime_env=environment)
+        job = _submit(client, shlex.join(["afinar", *words]), environment)
     say(f"submitted {job}")
     try:
         while not client.get_job_status(job).is_terminal():
@@ -95,6 +96,18 @@ def run(config: SubmitConfig) -> dict[str, Any]:
     code = info.driver_exit_code
     known = code in {0, 1, 2, 130}  # a driver that a signal ended has another
     return {"job": job, "status": str(info.status), "exit_code": code if known else 1}
+
+
+def _submit(client: JobSubmissionClient, entrypoint: str, environment: dict[str, Any]) -> str:
+    """Submit; a cluster that has only just started answers before it can take a job, so wait a minute for it."""
+    deadline = time.monotonic() + _WARM_UP_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=environment)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def _with_recipe(config: SubmitConfig, folder: Path) -> tuple[list[str], dict[str, Any]]:

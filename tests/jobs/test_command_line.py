@@ -68,6 +68,8 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
         ("submit ingest GOOD out", "after -- write one of"),
         ("submit -- ingest pictures out", "path on this machine"),
         ("submit -- train s3://b/d s3://b/m --backbone resnet81", "did you mean resnet18"),
+        ("submit -- label s3://b/a s3://b/p --model models@champion", "path on this machine"),
+        ("submit -- train s3://b/d s3://b/m --weights own.pth", "path on this machine"),
         ("demo .", "holds something else than a demo"),
         ("ingets a b", "unknown command"),
     ],
@@ -156,7 +158,9 @@ def test_the_overview_names_every_command(tmp_path: Path) -> None:
     assert "130 interrupted" in done.stdout
 
 
-def test_json_of_a_refusal_is_one_object(tmp_path: Path) -> None:
-    done = afinar("ingest", "nowhere", "out", "--json", cwd=tmp_path)
+@pytest.mark.parametrize("words", ["ingest nowhere out --json", "ingest --json", "ingest --recipe asks-for-json.toml"])
+def test_json_of_a_refusal_is_one_object(words: str, tmp_path: Path) -> None:
+    (tmp_path / "asks-for-json.toml").write_text('source = "nowhere"\ndataset = "out"\njson = true\n')
+    done = afinar(*words.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert json.loads(done.stdout)["exit_code"] == 2
