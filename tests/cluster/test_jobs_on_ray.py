@@ -177,7 +177,6 @@ def cluster(tmp_path: Path) -> Any:
     }
     command = [
         str(SCRIPTS / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
-        f"--dashboard-port={dashboard}",
         f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={temp}",
         f"--dashboard-agent-listen-port={free_port()}",  # the session's other Ray has the default one
     ]  # fmt: skip
