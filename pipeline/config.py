@@ -25,7 +25,7 @@ NAMED_WEIGHTS = frozenset({"imagenet", "package", "torchvision", "none"})
 """What `--weights` takes besides a file or a URI."""
 
 Fit = Literal["crop", "pad", "squash"]
-Labels = Literal["folder", "none"]
+StoreKind = Literal["pixels", "jpeg"]
 Head = Literal["linear", "mlp"]
 Augment = Literal["none", "flip"]
 
@@ -52,18 +52,24 @@ class IngestConfig(JobConfig):
     """Root of the pictures: a folder or s3://BUCKET/PREFIX."""
     dataset: Annotated[str, POSITIONAL]
     """Where the dataset is written or brought up to date: a folder or s3://BUCKET/PREFIX."""
-    labels: Labels = "folder"
-    """`folder`: the first folder below SOURCE is the label; `none`: pictures carry no label."""
+    labels: str = "folder"
+    """`folder`: the first folder below SOURCE is the label; `none`: pictures carry no label; or a CSV or Parquet FILE
+    with the columns uri (whole, or relative to SOURCE) and label."""
     extensions: str = ".jpg,.jpeg,.png"
     """File name endings to take, comma-separated, or `all`."""
     split: str = "0.7,0.15,0.15"
-    """Shares of train, validation and test; a picture's split is a function of its content and --seed."""
+    """Shares of train, validation and test; a picture's split is a function of its content (or group) and --seed. Or
+    `folder`: the first folders below SOURCE are train, validation and test, of which the last two may be missing."""
+    group: str = ""
+    """CSV or Parquet FILE with the columns uri and group (a patient, a burst, a page): a group is never split."""
     seed: int = 0
     """Seed of the split."""
     size: int = 256
     """Side in pixels of the stored square."""
     fit: Fit = "crop"
     """How a picture becomes square: centre `crop`, `pad` with the background, or `squash`."""
+    store: StoreKind = "pixels"
+    """What shards hold: `pixels` (mapped, read without decoding) or `jpeg` (quality 95, a tenth of the size)."""
     max_reject_rate: float = 0.05
     """Share of rejected pictures above which the version is not published and the exit code is 1."""
 
@@ -187,12 +193,14 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def parse_split(split: str) -> tuple[float, float, float]:
-    """Three shares that sum to 1, from "0.7,0.15,0.15"."""
+def parse_split(split: str) -> tuple[float, float, float] | None:
+    """Three shares that sum to 1, from "0.7,0.15,0.15"; None for `folder`."""
+    if split == "folder":
+        return None
     try:
         train, validation, test = (float(part) for part in split.split(","))
     except ValueError:
-        raise RequestError(f"--split {split!r}: give three shares, such as 0.7,0.15,0.15") from None
+        raise RequestError(f"--split {split!r}: give three shares, such as 0.7,0.15,0.15, or `folder`") from None
     shares = (train, validation, test)
     if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise RequestError(f"--split {split!r}: shares must not be negative and must sum to 1")
@@ -216,6 +224,17 @@ def check_ingest(config: IngestConfig) -> None:
     _require(0 <= config.max_reject_rate <= 1, f"--max-reject-rate {config.max_reject_rate}: give a share, 0 to 1")
     parse_split(config.split)
     parse_extensions(config.extensions)
+    if config.labels not in {"folder", "none"}:
+        _require_table("--labels", config.labels, "`folder`, `none`, or ")
+    if config.group:
+        _require_table("--group", config.group, "")
+
+
+def _require_table(flag: str, value: str, otherwise: str) -> None:
+    _require(
+        value.lower().endswith((".csv", ".parquet")),
+        f"{flag} {value!r}: give {otherwise}a table that ends in .csv or .parquet",
+    )
 
 
 def check_train(config: TrainConfig) -> None:

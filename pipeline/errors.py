@@ -70,6 +70,8 @@ class Reason(StrEnum):
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_LONG_SIDE = "too_long_side"
     TOO_ELONGATED = "too_elongated"
+    TOO_MUCH_MEMORY = "too_much_memory"
+    FORGOTTEN = "forgotten"
     CHANGED_WHILE_READING = "changed_while_reading"
     MISSING = "missing"
     FORBIDDEN = "forbidden"

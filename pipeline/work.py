@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -47,13 +47,17 @@ class InlineExecutor:
 
 
 class Meter:
-    """Progress on stderr: a bar on a terminal, a line every ten seconds in a log."""
+    """Progress on stderr: a bar on a terminal, a line every ten seconds in a log.
+
+    Says the rate, the time left, the rejects so far, and what limits the work now.
+    """
 
     EVERY_S = 10.0
 
     def __init__(self, what: str, total: int, unit: str = "pictures") -> None:
         self._what, self._total, self._unit = what, total, unit
         self._done = self._rejects = 0
+        self._stages: dict[str, float] = {}
         self._started = self._spoke = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
@@ -69,18 +73,47 @@ class Meter:
         if self._bar:
             self._bar.stop()
 
-    def add(self, done: int, rejects: int = 0) -> None:
-        """Count `done` more, of which `rejects` could not be used."""
+    def add(self, done: int, rejects: int = 0, stages: Mapping[str, float] | None = None) -> None:
+        """Count `done` more, of which `rejects` could not be used; `stages` are the seconds that each stage took."""
         self._done += done
         self._rejects += rejects
-        note = f"{self._done / max(time.monotonic() - self._started, 1e-9):.0f}/s"
-        if self._rejects:
-            note += f", {self._rejects} rejected"
+        # Older stages count for less and less: what limits the work is said of now.
+        for name, seconds in (stages or {}).items():
+            self._stages[name] = self._stages.get(name, 0.0) / 2 + seconds
         if self._bar:
-            self._bar.update(self._task, completed=self._done, note=note)
+            self._bar.update(self._task, completed=self._done, note=self._note())
         elif time.monotonic() - self._spoke > self.EVERY_S:
             self._spoke = time.monotonic()
-            say(f"{self._what}: {self._done} of {self._total} {self._unit}, {note}")
+            left_s = (self._total - self._done) / max(self._rate(), 1e-9)
+            say(f"{self._what}: {self._done} of {self._total} {self._unit}, {self._note()}, {duration(left_s)} left")
+
+    def _rate(self) -> float:
+        return self._done / max(time.monotonic() - self._started, 1e-9)
+
+    def _note(self) -> str:
+        notes = [f"{self._rate():.0f}/s"]
+        if self._rejects:
+            notes.append(f"{self._rejects} rejected")
+        if limit := limiting_stage(self._stages):
+            notes.append(f"limited by {limit}")
+        return ", ".join(notes)
+
+
+def limiting_stage(stages: Mapping[str, float]) -> str | None:
+    """The stage that took most of the time, and its share: "decode (83 %)". None where nothing took any."""
+    total = sum(stages.values())
+    if total <= 0:
+        return None
+    name = max(stages, key=lambda stage: stages[stage])
+    return f"{name} ({stages[name] / total:.0%})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "42 s", "7 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _bar() -> Progress:

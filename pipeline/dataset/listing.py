@@ -1,43 +1,36 @@
-"""Listing a source: every picture in it, its change mark, and its label."""
+"""Listing a source: every picture in it with its change mark, sorted by URI."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from pathlib import PurePosixPath
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.config import Labels
 from pipeline.dataset.schema import LISTING
+from pipeline.dataset.tables import joined
 from pipeline.errors import RequestError, StorageError
 from pipeline.storage.store import ObjectInfo, Store, open_store
 
+_CHUNK: Final = 65_536  # Python objects of this many pictures at a time: ten million would take gigabytes
 
-def list_pictures(source: str, extensions: tuple[str, ...] | None, labels: Labels) -> pa.Table:
-    """List the pictures of a source, sorted by URI.
 
-    `extensions` are lower-case endings, None for all. With `labels="folder"` the first folder below the
-    source is the label, and a picture in no folder has none. Raises RequestError when the source is
-    missing or holds no picture.
+def list_pictures(source: str, extensions: tuple[str, ...] | None) -> pa.Table:
+    """List the pictures of a source as LISTING, sorted by URI; labels, splits and groups are null.
+
+    `extensions` are lower-case endings, None for all. Raises RequestError when the source is missing or holds no
+    picture.
     """
     store = open_store(source)
-    rows = [
-        {
-            "uri": info.uri,
-            "name": info.name,
-            "etag": info.etag,
-            "size": info.size,
-            "label": _label(info.name, labels),
-        }
-        for info in _listed(store)
-        if extensions is None or info.name.lower().endswith(extensions)
-    ]
-    if not rows:
+    taken = (info for info in _listed(store) if extensions is None or info.name.lower().endswith(extensions))
+    listing = pa.Table.from_batches(_batches(taken), LISTING)
+    if not len(listing):
         wanted = "files" if extensions is None else ", ".join(extensions)
         raise RequestError(f"{store.root} holds no pictures ({wanted}): check the path, or --extensions")
-    rows.sort(key=lambda row: str(row["uri"]))
-    return pa.Table.from_pylist(rows, schema=LISTING)
+    return listing.sort_by("uri")
 
 
 def _listed(store: Store) -> Iterator[ObjectInfo]:
@@ -49,9 +42,21 @@ def _listed(store: Store) -> Iterator[ObjectInfo]:
         raise RequestError(f"cannot list {store.root}: {error}. Check the endpoint and the credentials.") from error
 
 
-def _label(name: str, labels: Labels) -> str | None:
-    parts = PurePosixPath(name).parts
-    return parts[0] if labels == "folder" and len(parts) > 1 else None
+def _batches(infos: Iterable[ObjectInfo]) -> Iterator[pa.RecordBatch]:
+    infos = iter(infos)
+    while chunk := list(islice(infos, _CHUNK)):
+        columns = [
+            pa.array([info.uri for info in chunk], pa.large_string()),
+            pa.array([info.etag for info in chunk], pa.large_string()),
+            pa.array([info.size for info in chunk], pa.int64()),
+            *(pa.nulls(len(chunk), pa.string()) for _ in range(3)),
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=LISTING)
+
+
+def names_of(listing: pa.Table, source: str) -> pa.ChunkedArray:
+    """Names of listed objects relative to their source."""
+    return pc.utf8_slice_codeunits(listing.column("uri"), len(source.rstrip("/")) + 1)
 
 
 def classes_of(table: pa.Table) -> list[str]:
@@ -60,9 +65,18 @@ def classes_of(table: pa.Table) -> list[str]:
 
 
 def fingerprint(listing: pa.Table) -> str:
-    """Digest of everything in a listing that a dataset depends on: uri, etag, label."""
+    """Digest of everything in a listing that a dataset depends on; how the table is cut into chunks is not part."""
     digest = hashlib.sha256()
-    for batch in listing.select(["uri", "etag", "label"]).to_batches(max_chunksize=100_000):
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            digest.update(repr(row).encode())  # row by row: how a table is cut into chunks is nobody's business
+    for start in range(0, len(listing), _CHUNK):
+        update_digest(digest, listing.slice(start, _CHUNK), ("uri", "etag", "label", "split", "group"))
     return digest.hexdigest()
+
+
+def update_digest(digest: Any, rows: pa.Table, columns: tuple[str, ...]) -> None:
+    """Feed rows into a hash, a line each, without a Python object per row."""
+    lines = joined(*(rows.column(name) for name in columns), "\n", separator="\t").combine_chunks()
+    lines = lines if isinstance(lines, pa.Array) else pa.concat_arrays(lines.chunks)
+    _, offsets, data = lines.buffers()
+    if len(lines):
+        first, last = (pa.Array.from_buffers(pa.int64(), len(lines) + 1, [None, offsets])[at].as_py() for at in (0, -1))
+        digest.update(memoryview(data)[first:last])

@@ -7,7 +7,8 @@ list of objects that the head names.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import pyarrow as pa
@@ -26,18 +27,22 @@ FORMAT: Final = "afinar-dataset/1"
 class Manifest:
     """Head of one version.
 
-    `recipe` holds what determines the dataset besides the source; `preprocessing` the stored view;
-    `counts` samples and rejects, the latter by reason, splits and labels.
+    `recipe` holds what determines the dataset besides the source; `preprocessing` the stored view; `lineage` is the
+    version that began it; `counts` samples and rejects, the latter by reason, splits, labels and repeats; `created` is
+    UTC, ISO 8601; `forgotten` lists the content hashes that were erased and must not come back.
     """
 
     version: int
     parent: int | None
+    lineage: int
+    created: str
     source: dict[str, Any]
     recipe: dict[str, Any]
     preprocessing: dict[str, Any]
     classes: list[str]
     counts: dict[str, Any]
     objects: ObjectRef
+    forgotten: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -64,6 +69,11 @@ def get_manifest(store: Store, version: int) -> Manifest:
 def publish_manifest(store: Store, manifest: Manifest, owner: str) -> bool:
     """Publish; False when another job published this number first."""
     return publish(store, FOLDER, manifest.version, manifest.as_dict(), owner)
+
+
+def now_utc() -> str:
+    """The time, as manifests say it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def put_objects(store: Store, objects: Iterable[tuple[str, ObjectRef]]) -> ObjectRef:

@@ -14,6 +14,7 @@ from pipeline.dataset.manifest import Manifest, current_manifest, get_manifest, 
 from pipeline.dataset.schema import INDEX, REJECTS
 from pipeline.errors import RequestError, StorageError
 from pipeline.pictures.contract import StoredView
+from pipeline.pictures.decode import decode_stored
 from pipeline.storage.objects import ObjectRef, local_copy
 from pipeline.storage.store import Store, open_store
 
@@ -28,7 +29,7 @@ class Dataset:
         self.manifest = manifest
         self.view = StoredView.from_dict(manifest.preprocessing)
         self._cache = cache
-        self._mapped: dict[str, Pixels] = {}
+        self._mapped: dict[str, pa.Array] = {}
 
     @cached_property
     def index(self) -> pa.Table:
@@ -66,15 +67,23 @@ class Dataset:
         of_shard = shards[wanted]
         for shard in dict.fromkeys(of_shard):
             here = np.flatnonzero(of_shard == shard)
-            images[here] = self._map(shard)[places[wanted[here]]]
+            images[here] = self._gather(shard, places[wanted[here]])
         return images
 
-    def _map(self, shard: str) -> Pixels:
+    def _gather(self, shard: str, rows: NDArray[np.int64]) -> Pixels:
+        column = self._map(shard)
+        if self.view.store == "pixels":
+            pixels: Pixels = column.to_numpy_ndarray()[rows]
+            return pixels
+        return np.stack([decode_stored(column[row].as_buffer()) for row in rows.tolist()])
+
+    def _map(self, shard: str) -> pa.Array:
+        """The `image` column of a shard, mapped."""
         if shard not in self._mapped:
             path = local_copy(self.store, self._shards[shard], self._cache)
             with pa.memory_map(str(path)) as source:
                 table = pa.ipc.open_file(source).read_all()
-            self._mapped[shard] = table.column("image").combine_chunks().to_numpy_ndarray()
+            self._mapped[shard] = table.column("image").combine_chunks()
         return self._mapped[shard]
 
 

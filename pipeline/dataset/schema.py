@@ -7,34 +7,45 @@ from typing import Final
 
 import pyarrow as pa
 
+from pipeline.config import StoreKind
+
 SPLITS: Final = ("train", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One listed picture: its object's name below the source, its full URI, its change mark, its size in bytes."""
+    """One listed picture: its object's name below the source, its full URI, its change mark, its size in bytes.
+
+    `sample_id`, `shard` and `row` say where a picture lies that this one may turn out to be, unchanged but for its
+    name or its change mark: if its content has that hash it need not be decoded.
+    """
 
     name: str
     uri: str
     etag: str
     size: int
+    sample_id: str | None = None
+    shard: str | None = None
+    row: int | None = None
 
 
 LISTING: Final = pa.schema(
     [
-        ("uri", pa.string()),
-        ("name", pa.string()),
-        ("etag", pa.string()),
+        ("uri", pa.large_string()),
+        ("etag", pa.large_string()),
         ("size", pa.int64()),
         ("label", pa.string()),
+        ("split", pa.string()),
+        ("group", pa.string()),
     ]
 )
-"""One listed picture; `label` is null where none is known."""
+"""One listed picture; `label`, `split` and `group` are null where the source does not state them. Uris of ten million
+pictures pass the 2 GB that `string` can address: hence `large_string`."""
 
 FACTS: Final = pa.schema(
     [
-        ("uri", pa.string()),
-        ("etag", pa.string()),
+        ("uri", pa.large_string()),
+        ("etag", pa.large_string()),
         ("sample_id", pa.string()),
         ("shard", pa.string()),
         ("row", pa.int32()),
@@ -46,8 +57,8 @@ FACTS: Final = pa.schema(
 
 INDEX: Final = pa.schema(
     [
-        ("uri", pa.string()),
-        ("etag", pa.string()),
+        ("uri", pa.large_string()),
+        ("etag", pa.large_string()),
         ("sample_id", pa.string()),
         ("label", pa.string()),
         ("split", pa.string()),
@@ -56,12 +67,12 @@ INDEX: Final = pa.schema(
         ("row", pa.int32()),
     ]
 )
-"""One sample: the facts that may change without a pixel being read."""
+"""One sample: the facts that may change without a pixel being read. `split` is null for one that is held out."""
 
 REJECTS: Final = pa.schema(
     [
-        ("uri", pa.string()),
-        ("etag", pa.string()),
+        ("uri", pa.large_string()),
+        ("etag", pa.large_string()),
         ("label", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -81,7 +92,10 @@ OBJECTS: Final = pa.schema(
 """The objects of one version: its shards, index files and rejects, by `kind`."""
 
 
-def shard_schema(size: int) -> pa.Schema:
-    """Schema of a `pixels` shard: what never changes about a sample. `image` is uint8 [size, size, 3]."""
-    image = pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))
+def shard_schema(size: int, store: StoreKind) -> pa.Schema:
+    """Schema of a shard: what never changes about a sample.
+
+    `image` is uint8 [size, size, 3] in a `pixels` store, the bytes of a JPEG file in a `jpeg` store.
+    """
+    image = pa.fixed_shape_tensor(pa.uint8(), (size, size, 3)) if store == "pixels" else pa.large_binary()
     return pa.schema([("sample_id", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("image", image)])

@@ -6,37 +6,59 @@ A plan is stored before its first unit runs, so that whoever comes after an inte
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.dataset.listing import update_digest
 from pipeline.dataset.schema import LISTING, Entry
 from pipeline.dataset.tables import from_parquet, to_parquet
 from pipeline.errors import NotFoundError
 from pipeline.storage.store import Store
 from pipeline.work import say
 
-PLAN: Final = LISTING.append(pa.field("unit", pa.string()))
-"""The whole listing; `unit` is null for a picture that needs no work."""
+PLAN: Final = pa.schema(
+    [
+        *LISTING,
+        ("unit", pa.string()),
+        ("sample_id", pa.string()),
+        ("shard", pa.string()),
+        ("row", pa.int32()),
+    ]
+)
+"""The whole listing; `unit` is null for a picture that needs no work, the rest as in Entry."""
 
 _SMALL_ARCHIVE_UNITS: Final = 32  # enough for a few dozen cores to share a small archive …
 _MIN_UNIT: Final = 48  # … in units that are still worth a file
 
 
-def plan_units(listing: pa.Table, settled: set[tuple[str, str]], identity: str, unit_pictures: int) -> pa.Table:
-    """Assign every picture whose (uri, etag) is not settled to a unit of at most `unit_pictures`.
+def settled(listing: pa.Table, known: pa.Table) -> pa.ChunkedArray:
+    """Which pictures of a listing are in `known` under the same uri and etag: booleans."""
+    at = pc.index_in(listing.column("uri"), known.column("uri"))
+    return pc.fill_null(pc.equal(known.column("etag").take(at), listing.column("etag")), False)
+
+
+def plan_units(listing: pa.Table, is_settled: pa.ChunkedArray, identity: str, unit_pictures: int) -> pa.Table:
+    """Assign every picture that is not settled to a unit of at most `unit_pictures`.
 
     A unit's name is a digest of its pictures and of `identity`, which holds everything else that
-    determines what the unit writes.
+    determines what the unit writes. Returns PLAN, with nothing known of any picture's content.
     """
-    keys = list(zip(listing.column("uri").to_pylist(), listing.column("etag").to_pylist(), strict=True))
-    open_ones = np.flatnonzero([key not in settled for key in keys])
-    units = np.full(len(keys), None, dtype=object)
-    for group in np.array_split(open_ones, count_units(len(open_ones), unit_pictures)):
+    open_ones = np.flatnonzero(~is_settled.to_numpy())
+    marks = listing.select(["uri", "etag"]).filter(pc.invert(is_settled))
+    units = np.full(len(listing), -1, dtype=np.int32)
+    names, start = [], 0
+    for number, group in enumerate(np.array_split(open_ones, count_units(len(open_ones), unit_pictures))):
         if len(group):
-            units[group] = _unit_name([keys[position] for position in group], identity)
-    return listing.append_column(PLAN.field("unit"), pa.array(units, pa.string()))
+            units[group] = number
+            names.append(_unit_name(marks.slice(start, len(group)), identity))
+            start += len(group)
+    unit = pa.array(names, pa.string()).take(pa.array(units, mask=units < 0))
+    unknown = [pa.nulls(len(listing), PLAN.field(name).type) for name in ("sample_id", "shard", "row")]
+    return pa.Table.from_arrays([*listing.columns, unit, *unknown], schema=PLAN)
 
 
 def count_units(pictures: int, unit_pictures: int) -> int:
@@ -44,21 +66,41 @@ def count_units(pictures: int, unit_pictures: int) -> int:
     return max(-(-pictures // unit_pictures), min(_SMALL_ARCHIVE_UNITS, pictures // _MIN_UNIT), 1)
 
 
-def _unit_name(keys: list[tuple[str, str]], identity: str) -> str:
+def _unit_name(marks: pa.Table, identity: str) -> str:
     digest = hashlib.sha256(identity.encode())
-    for uri, etag in keys:
-        digest.update(f"\n{uri}\t{etag}".encode())
+    update_digest(digest, marks, ("uri", "etag"))
     return digest.hexdigest()[:16]
 
 
-def units_of(plan: pa.Table) -> dict[str, tuple[Entry, ...]]:
-    """The plan's units in order, each with its pictures."""
-    members: dict[str, list[Entry]] = {}
-    columns = (plan.column(name).to_pylist() for name in ("unit", "name", "uri", "etag", "size"))
-    for unit, name, uri, etag, size in zip(*columns, strict=True):
-        if unit is not None:
-            members.setdefault(unit, []).append(Entry(name=name, uri=uri, etag=etag, size=size))
-    return {unit: tuple(entries) for unit, entries in members.items()}
+def unit_names(plan: pa.Table) -> list[str]:
+    """The plan's units, in order."""
+    return [unit for unit in plan.column("unit").unique().to_pylist() if unit is not None]
+
+
+def units_of(plan: pa.Table, source: str, done: set[str] | None = None) -> Iterator[tuple[str, tuple[Entry, ...]]]:
+    """The plan's units in order, each with its pictures, without those in `done`. Lazy: an archive's entries as Python
+    objects would take gigabytes."""
+    work = plan.filter(pc.is_valid(plan.column("unit")))
+    numbers = pc.index_in(work.column("unit"), pa.array(unit_names(plan), pa.string())).to_numpy()
+    ends = np.flatnonzero(np.diff(numbers, append=-1)) + 1
+    start = 0
+    for end in ends.tolist():
+        unit = work.column("unit")[start].as_py()
+        if unit not in (done or ()):
+            yield unit, _entries(work.slice(start, end - start), source)
+        start = end
+
+
+def _entries(rows: pa.Table, source: str) -> tuple[Entry, ...]:
+    skip = len(source.rstrip("/")) + 1
+    columns = (rows.column(name).to_pylist() for name in ("uri", "etag", "size", "sample_id", "shard", "row"))
+    return tuple(Entry(uri[skip:], uri, *rest) for uri, *rest in zip(*columns, strict=True))
+
+
+def open_pictures(plan: pa.Table, done: set[str]) -> int:
+    """Pictures in units that are not done."""
+    counts = pc.value_counts(plan.column("unit").drop_null())
+    return sum(count["counts"] for count in counts.to_pylist() if count["values"] not in done)
 
 
 def interrupted_plan(store: Store, name: str) -> pa.Table | None:
@@ -81,7 +123,7 @@ def store_plan(store: Store, name: str, plan: pa.Table) -> pa.Table:
 def retire_plan(store: Store, name: str, plan: pa.Table) -> None:
     """Remove a plan that is carried out, unless somebody stored the next one under its name already."""
     try:
-        if store.get(name) == to_parquet(plan):
+        if from_parquet(store.get(name)).equals(plan):
             store.delete(name)
     except NotFoundError:
         return  # a twin was quicker
@@ -92,7 +134,7 @@ def planned_units(store: Store) -> set[str]:
     units: set[str] = set()
     for info in store.walk("plans"):
         try:
-            units |= set(from_parquet(store.get(info.name)).column("unit").unique().to_pylist())
+            units |= set(unit_names(from_parquet(store.get(info.name))))
         except NotFoundError:
             continue  # carried out meanwhile
     return units

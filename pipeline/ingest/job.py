@@ -7,31 +7,33 @@ looks at the source again, so that what changed meanwhile becomes the next versi
 from __future__ import annotations
 
 import time
-from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.config import IngestConfig, fingerprint, parse_extensions, parse_split
+from pipeline.dataset.annotations import annotate
 from pipeline.dataset.listing import classes_of, list_pictures
 from pipeline.dataset.listing import fingerprint as listing_fingerprint
 from pipeline.dataset.manifest import (
     Manifest,
     current_manifest,
     get_objects,
+    now_utc,
     publish_manifest,
     put_objects,
     read_rows,
 )
-from pipeline.dataset.schema import FACTS, INDEX, REJECTS, SPLITS
-from pipeline.dataset.splits import assign_split
+from pipeline.dataset.schema import FACTS, INDEX, REJECTS
 from pipeline.dataset.tables import from_parquet, to_parquet
-from pipeline.dataset.units import interrupted_plan, store_plan
+from pipeline.dataset.units import interrupted_plan, open_pictures, store_plan, unit_names, units_of
 from pipeline.errors import Reason, RequestError, ShortfallError
-from pipeline.ingest.plan import make_plan, standing_facts, tasks_of
+from pipeline.ingest.compaction import CompactTask, compact, plan_compaction, relocate, worn_shards
+from pipeline.ingest.plan import ShardTask, join_facts, make_plan, shard_pictures, standing_facts
 from pipeline.ingest.shard import build_shard
+from pipeline.ingest.version import Content, changes_between, class_notes, content_of, counts_of, repeat_notes
 from pipeline.pictures.contract import StoredView
 from pipeline.storage.commit import (
     UnitMarker,
@@ -41,11 +43,12 @@ from pipeline.storage.commit import (
     require_put_if_absent,
 )
 from pipeline.storage.objects import ObjectRef, get_object, put_object
-from pipeline.storage.store import normalise, open_store
+from pipeline.storage.store import Store, normalise, open_store
 from pipeline.work import Executor, Meter, say
 
 _INDEX_ROWS = 1_000_000
 _ATTEMPTS = 20  # at publishing on top of rivals
+_READS = 16  # of small objects at once: latency, not work
 _TRANSIENT = {str(reason) for reason in Reason if reason.transient}
 
 
@@ -55,19 +58,27 @@ class IngestSummary:
 
     dataset: str
     version: int
+    lineage: int
     listed: int
     samples: int
     rejects: int
     rejects_by_reason: dict[str, int]
-    added: int
-    changed: int
-    removed: int
-    unchanged: int
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    relabelled: int = 0
+    renamed: int = 0
     classes: list[str]
+    new_classes: list[str] = field(default_factory=list)
+    vanished_classes: list[str] = field(default_factory=list)
     splits: dict[str, int]
+    repeats: dict[str, int]
     seconds: float = 0.0
     images_per_second: float = 0.0
     units_run: int = 0
+    shards_compacted: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -83,7 +94,7 @@ class Ingest:
         self.executor = executor
         self.source, self.dataset = normalise(config.source), normalise(config.dataset)
         self.store = open_store(self.dataset)
-        self.view = StoredView(size=config.size, fit=config.fit)
+        self.view = StoredView(size=config.size, fit=config.fit, store=config.store)
         self.owner = new_owner()
         # What determines the dataset besides the pictures; the budget and the workers do not.
         self.recipe = {
@@ -92,29 +103,37 @@ class Ingest:
             "extensions": config.extensions,
             "split": config.split,
             "seed": config.seed,
+            "group": config.group,
         }
         self.recipe_id = fingerprint([self.recipe, self.view.as_dict()])[:8]
+        self._work = _Work()
 
     def run(self) -> IngestSummary:
         """Bring the dataset up to date with its source and say what was done."""
         started = time.monotonic()
         self.store.require_target()
-        read = units = 0
+        summary = self._bring_up_to_date()
+        summary.units_run, summary.stages = self._work.units, self._work.rounded()
+        summary.shards_compacted = self._work.compacted
+        summary.notes = list(dict.fromkeys(self._work.notes + summary.notes))
+        summary.seconds = round(time.monotonic() - started, 3)
+        summary.images_per_second = round(self._work.pictures / summary.seconds, 1)
+        return summary
+
+    def _bring_up_to_date(self) -> IngestSummary:
         summary: IngestSummary | None = None
         for _ in range(_ATTEMPTS):
             parent = current_manifest(self.store)
             self._check_parent(parent)
-            name = f"plans/{parent.version + 1 if parent else 1:08d}-{self.recipe_id}.parquet"
+            name = plan_name(parent.version + 1 if parent else 1, self.recipe_id)
             plan = interrupted_plan(self.store, name)
             resumed = plan is not None
             if plan is None:
                 plan = self._plan(name, parent)
             if plan is None:
                 assert parent is not None
-                summary = summary or self._unchanged(parent)
-                break
-            run, pictures = self._build(plan)
-            units, read = units + run, read + pictures
+                return summary or self._unchanged(parent)
+            self._build(plan, parent)
             try:
                 summary = self._publish(name, plan, parent)
             except _OvertakenError:
@@ -126,16 +145,9 @@ class Ingest:
                 say(f"the plan of the interrupted run is dropped: {shortfall}")
                 continue
             if not resumed:
-                break
+                return summary
             say("the interrupted run is complete; looking at the source again")
-        if summary is None:
-            raise ShortfallError(
-                f"{_ATTEMPTS} other ingests into {self.dataset} published first: run the command again"
-            )
-        summary.units_run = units
-        summary.seconds = round(time.monotonic() - started, 3)
-        summary.images_per_second = round(read / summary.seconds, 1)
-        return summary
+        raise ShortfallError(f"{_ATTEMPTS} other ingests into {self.dataset} published first: run the command again")
 
     def _check_parent(self, parent: Manifest | None) -> None:
         if parent is not None and parent.source["uri"] != self.source:
@@ -146,11 +158,14 @@ class Ingest:
 
     def _plan(self, name: str, parent: Manifest | None) -> pa.Table | None:
         """Make and store the plan of the next version; None when the current one needs no successor."""
-        listing = list_pictures(self.source, parse_extensions(self.config.extensions), self.config.labels)
-        self._check(listing)
+        listing, self._work.notes = look_at_source(self.config)
         known = self._known(parent)
         if parent and self._is_current(parent, listing) and not self._retries(parent):
             return None
+        if parent and parent.preprocessing != self.view.as_dict():
+            say(
+                f"the preprocessing is not version {parent.version}'s: a new lineage begins, every picture is read anew"
+            )
         require_put_if_absent(self.store)
         plan = make_plan(listing, known, self.view, parent.version + 1 if parent else 1)
         return store_plan(self.store, name, plan)
@@ -162,22 +177,10 @@ class Ingest:
                 self.store.delete(f"units/{marker.unit}.json")
         self.store.delete(name)
 
-    def _check(self, listing: pa.Table) -> None:
-        classes = classes_of(listing)
-        if self.config.labels == "folder" and len(classes) < 2:
-            found = f"only the class {classes[0]!r}" if classes else "no class folders"
-            raise RequestError(
-                f"{self.source} holds {found}: a classifier needs two. Put each class in a folder of its own "
-                "below SOURCE, or give --labels none."
-            )
-
     def _known(self, parent: Manifest | None) -> pa.Table:
-        if parent is None or parent.preprocessing != self.view.as_dict():
-            if parent is not None:
-                say("the preprocessing differs from the current version's: every picture is read anew")
+        if parent is None:
             return FACTS.empty_table()
-        index = read_rows(self.store, parent, "index", INDEX)
-        return standing_facts(index, read_rows(self.store, parent, "rejects", REJECTS), _TRANSIENT)
+        return known_facts(self.store, parent, self.view)
 
     def _is_current(self, parent: Manifest, listing: pa.Table) -> bool:
         return (
@@ -189,98 +192,107 @@ class Ingest:
     def _retries(self, parent: Manifest) -> bool:
         return bool(_TRANSIENT & parent.counts["rejects_by_reason"].keys())
 
-    def _build(self, plan: pa.Table) -> tuple[int, int]:
-        """Run the plan's units that no earlier run committed; how many those were, and their pictures."""
-        tasks = tasks_of(plan, self.view, self.source, self.dataset)
-        done = committed_units(self.store) if tasks else set()
-        left = [task for task in tasks if task.unit not in done]
-        if len(left) < len(tasks):
-            say(f"{len(tasks) - len(left)} of {len(tasks)} units are already committed")
-        pictures = sum(len(task.entries) for task in left)
-        if left:
-            with Meter("ingest", pictures) as meter:
-                for result in self.executor.run(build_shard, left):
-                    meter.add(result.pictures, result.rejects)
-        return len(left), pictures
+    def _build(self, plan: pa.Table, parent: Manifest | None) -> None:
+        """Run the plan's units that no earlier run committed."""
+        units = unit_names(plan)
+        done = committed_units(self.store) & set(units) if units else set()
+        if done:
+            say(f"{len(done)} of {len(units)} units are already committed")
+        pictures = open_pictures(plan, done)
+        if not pictures:
+            return
+        forgotten = tuple(parent.forgotten) if parent else ()
+        tasks = (
+            ShardTask(
+                unit=unit,
+                source=self.source,
+                dataset=self.dataset,
+                view=self.view,
+                entries=entries,
+                forgotten=forgotten,
+            )
+            for unit, entries in units_of(plan, self.source, done)
+        )
+        with Meter("ingest", pictures) as meter:
+            for result in self.executor.run(build_shard, tasks):
+                meter.add(result.pictures, result.rejects, result.stages)
+                self._work.count(result.pictures, result.stages)
 
     def _publish(self, name: str, plan: pa.Table, parent: Manifest | None) -> IngestSummary:
-        units = [unit for unit in plan.column("unit").unique().to_pylist() if unit is not None]
-        markers = read_markers(self.store, units)
-        fresh = [from_parquet(get_object(self.store, marker.objects["facts"])) for marker in markers]
-        index, rejects = self._join(plan, pa.concat_tables([self._known(parent), *fresh]))
+        markers = read_markers(self.store, unit_names(plan))
+        fresh = [from_parquet(data) for data in get_all(self.store, [marker.objects["facts"] for marker in markers])]
+        facts = join_facts(plan, self._known(parent), pa.concat_tables([FACTS.empty_table(), *fresh]))
+        content = content_of(plan, facts, self.config)
         try:
-            self._check_budget(index, rejects, len(plan))
+            self._check_budget(content)
         except ShortfallError:
             self._retire(name, markers, fresh)
             raise
-        manifest = Manifest(
-            version=parent.version + 1 if parent else 1,
-            parent=parent.version if parent else None,
-            source={"uri": self.source, "fingerprint": listing_fingerprint(plan)},
-            recipe=self.recipe,
-            preprocessing=self.view.as_dict(),
-            classes=classes_of(index),
-            counts=_counts(index, rejects, len(plan)),
-            objects=put_objects(self.store, self._objects(index, rejects, markers, parent)),
-        )
+        shards = [marker.objects["shard"] for marker in markers if "shard" in marker.objects]
+        shards += get_objects(self.store, parent, "shard") if parent else []
+        version = parent.version + 1 if parent else 1
+        index, shards = self._compact(content.index, shards, version)
+        content = Content(index, content.rejects, content.repeats)
+        manifest = self._manifest(version, content, plan, shards, parent)
         if parent is not None and _same_content(manifest, parent):
             self._retire(name, markers, fresh)
             return self._unchanged(parent)
-        summary = self._summary(manifest, index, plan, parent)
+        summary = self._summary(manifest, content, plan, parent)
         if not publish_manifest(self.store, manifest, self.owner):
             raise _OvertakenError(f"version {manifest.version} of {self.dataset} is another ingest's")
         return summary
 
-    def _objects(
-        self, index: pa.Table, rejects: pa.Table, markers: list[UnitMarker], parent: Manifest | None
-    ) -> list[tuple[str, ObjectRef]]:
-        shards = [marker.objects["shard"] for marker in markers if "shard" in marker.objects]
-        if parent is not None:
-            shards += get_objects(self.store, parent, "shard")
+    def _compact(self, index: pa.Table, shards: list[ObjectRef], version: int) -> tuple[pa.Table, list[ObjectRef]]:
+        """Rewrite shards of which too much is dead; the index and the shards it names afterwards."""
+        tasks = plan_compaction(worn_shards(index, shards), self.dataset, version, shard_pictures(self.view))
+        if tasks:
+            markers = compact_shards(self.store, self.executor, tasks)
+            index = relocate(index, tasks, markers)
+            shards = shards + [marker.objects["shard"] for marker in markers]
+            self._work.compacted += sum(len(task.sources) for task in tasks)
         named = set(index.column("shard").unique().to_pylist())
-        objects = [("shard", ref) for ref in {ref.path: ref for ref in shards}.values() if ref.path in named]
-        objects += [("index", ref) for ref in self._put_index(index)]
-        if len(rejects):
-            objects.append(("rejects", self._put_rejects(rejects)))
-        return sorted(objects, key=lambda item: (item[0], item[1].path))
+        return index, [ref for ref in {ref.path: ref for ref in shards}.values() if ref.path in named]
 
-    def _join(self, plan: pa.Table, facts: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Index and rejects of the new version: the listing joined with what is known of each picture."""
-        rows = plan.join(facts, keys=["uri", "etag"], join_type="left outer").sort_by("uri")
-        samples = rows.filter(pc.is_valid(rows.column("sample_id")))
-        rejects = rows.filter(pc.is_valid(rows.column("reason"))).select(REJECTS.names).cast(REJECTS)
-        assert len(samples) + len(rejects) == len(plan), "every listed picture is a sample or a reject"
-        shares = parse_split(self.config.split)
-        splits = [assign_split(key, shares, self.config.seed) for key in samples.column("sample_id").to_pylist()]
-        samples = samples.append_column("split", pa.array(splits, pa.string()))
-        samples = samples.append_column("group", pa.nulls(len(samples), pa.string()))
-        return samples.select(INDEX.names).cast(INDEX).combine_chunks(), rejects.combine_chunks()
+    def _manifest(
+        self, version: int, content: Content, plan: pa.Table, shards: list[ObjectRef], parent: Manifest | None
+    ) -> Manifest:
+        same_lineage = parent is not None and parent.preprocessing == self.view.as_dict()
+        return Manifest(
+            version=version,
+            parent=parent.version if parent else None,
+            lineage=parent.lineage if parent and same_lineage else version,
+            created=now_utc(),
+            source={"uri": self.source, "fingerprint": listing_fingerprint(plan)},
+            recipe=self.recipe,
+            preprocessing=self.view.as_dict(),
+            classes=classes_of(content.index),
+            counts=counts_of(content),
+            objects=put_version_objects(self.store, content.index, content.rejects, shards),
+            forgotten=parent.forgotten if parent else [],
+        )
 
-    def _check_budget(self, index: pa.Table, rejects: pa.Table, listed: int) -> None:
-        over = len(rejects) > self.config.max_reject_rate * listed
-        if over or not len(index):
-            table = self._put_rejects(rejects)
+    def _check_budget(self, content: Content) -> None:
+        if content.unusable > self.config.max_reject_rate * content.listed or not len(content.index):
+            table = _put_table(self.store, "rejects", content.rejects)
             raise ShortfallError(
-                f"{len(rejects)} of {listed} pictures were rejected, over --max-reject-rate "
+                f"{content.unusable} of {content.listed} pictures were rejected, over --max-reject-rate "
                 f"{self.config.max_reject_rate:g}; no version was published. Their reasons: "
                 f"{self.store.uri(table.path)}"
             )
 
-    def _put_index(self, index: pa.Table) -> list[ObjectRef]:
-        slices = [index.slice(start, _INDEX_ROWS) for start in range(0, len(index), _INDEX_ROWS)]
-        return [put_object(self.store, "index/{hash}.parquet", to_parquet(part), len(part)) for part in slices]
-
-    def _put_rejects(self, rejects: pa.Table) -> ObjectRef:
-        return put_object(self.store, "rejects/{hash}.parquet", to_parquet(rejects), len(rejects))
-
-    def _summary(self, manifest: Manifest, index: pa.Table, plan: pa.Table, parent: Manifest | None) -> IngestSummary:
-        before = _etags(read_rows(self.store, parent, "index", INDEX)) if parent else {}
-        now = _etags(index)
+    def _summary(self, manifest: Manifest, content: Content, plan: pa.Table, parent: Manifest | None) -> IngestSummary:
+        before = read_rows(self.store, parent, "index", INDEX) if parent else INDEX.empty_table()
+        changes = changes_between(before, plan, content.index)
         summary = _summary_of(manifest, self.dataset)
-        summary.added = sum(uri not in before for uri in now)
-        summary.changed = sum(uri in before and before[uri] != etag for uri, etag in now.items())
-        summary.unchanged = len(now) - summary.added - summary.changed
-        summary.removed = len(before.keys() - set(plan.column("uri").to_pylist()))
+        for name, count in changes.__dict__.items():
+            setattr(summary, name, count)
+        if parent:
+            summary.new_classes = sorted(set(manifest.classes) - set(parent.classes))
+            summary.vanished_classes = sorted(set(parent.classes) - set(manifest.classes))
+            summary.notes += class_notes(parent.classes, manifest.classes)
+            if manifest.lineage == manifest.version:
+                summary.notes.append(f"version {manifest.version} begins a new lineage: the preprocessing changed")
+        summary.notes += repeat_notes(content.repeats)
         assert summary.listed == summary.added + summary.changed + summary.unchanged + summary.rejects
         return summary
 
@@ -291,39 +303,109 @@ class Ingest:
         return summary
 
 
+@dataclass
+class _Work:
+    """What one run did, over all versions that it published."""
+
+    units: int = 0
+    pictures: int = 0
+    compacted: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, pictures: int, stages: dict[str, float]) -> None:
+        self.units += 1
+        self.pictures += pictures
+        for name, seconds in stages.items():
+            self.stages[name] = self.stages.get(name, 0.0) + seconds
+
+    def rounded(self) -> dict[str, float]:
+        return {name: round(seconds, 2) for name, seconds in self.stages.items()}
+
+
+def plan_name(version: int, recipe_id: str) -> str:
+    """Where the plan of a coming version lies."""
+    return f"plans/{version:08d}-{recipe_id}.parquet"
+
+
+def look_at_source(config: IngestConfig) -> tuple[pa.Table, list[str]]:
+    """List and annotate the source; the listing, and what a person should know of it.
+
+    Raises RequestError where it could not serve: no pictures, tables that contradict themselves, one class only.
+    """
+    source = normalise(config.source)
+    listing = list_pictures(source, parse_extensions(config.extensions))
+    by_folder = parse_split(config.split) is None
+    done = annotate(listing, source, labels=config.labels, split_by_folder=by_folder, group=config.group)
+    classes = classes_of(done.listing)
+    if config.labels != "none" and len(classes) < 2:
+        found = (
+            f"only the class {classes[0]!r}"
+            if classes
+            else "no class folders"
+            if config.labels == "folder"
+            else "no labels"
+        )
+        where = "below SOURCE" if not by_folder else "below train/, validation/ and test/"
+        raise RequestError(
+            f"{source} holds {found}: a classifier needs two. Put each class in a folder of its own "
+            f"{where}, give --labels FILE, or give --labels none."
+        )
+    return done.listing, done.notes
+
+
+def known_facts(store: Store, parent: Manifest, view: StoredView) -> pa.Table:
+    """What the parent version knows of its pictures; nothing where its preprocessing was another."""
+    if parent.preprocessing != view.as_dict():
+        return FACTS.empty_table()
+    index = read_rows(store, parent, "index", INDEX)
+    return standing_facts(index, read_rows(store, parent, "rejects", REJECTS), _TRANSIENT)
+
+
+def compact_shards(store: Store, executor: Executor, tasks: list[CompactTask]) -> list[UnitMarker]:
+    """Carry out compaction, skipping what an earlier run committed; its markers, in order."""
+    done = committed_units(store)
+    left = [task for task in tasks if task.unit not in done]
+    with Meter("compact", sum(task.pictures for task in left)) as meter:
+        for task in executor.run(compact, left):
+            meter.add(task.pictures)
+    return read_markers(store, (task.unit for task in tasks))
+
+
+def get_all(store: Store, refs: list[ObjectRef]) -> list[bytes]:
+    """Several verified objects, in order."""
+    with ThreadPoolExecutor(_READS) as pool:
+        return list(pool.map(lambda ref: get_object(store, ref), refs))
+
+
+def put_version_objects(store: Store, index: pa.Table, rejects: pa.Table, shards: list[ObjectRef]) -> ObjectRef:
+    """Write a version's index and rejects, and the list of all its objects."""
+    objects = [("shard", ref) for ref in shards]
+    slices = [index.slice(start, _INDEX_ROWS) for start in range(0, len(index), _INDEX_ROWS)]
+    objects += [("index", _put_table(store, "index", part)) for part in slices]
+    if len(rejects):
+        objects.append(("rejects", _put_table(store, "rejects", rejects)))
+    return put_objects(store, sorted(objects, key=lambda item: (item[0], item[1].path)))
+
+
+def _put_table(store: Store, folder: str, table: pa.Table) -> ObjectRef:
+    return put_object(store, f"{folder}/{{hash}}.parquet", to_parquet(table), len(table))
+
+
 def _summary_of(manifest: Manifest, dataset: str) -> IngestSummary:
-    counts = manifest.counts
+    counts: dict[str, Any] = manifest.counts
     return IngestSummary(
         dataset=dataset,
         version=manifest.version,
+        lineage=manifest.lineage,
         listed=counts["listed"],
         samples=counts["samples"],
         rejects=counts["rejects"],
         rejects_by_reason=counts["rejects_by_reason"],
-        added=0,
-        changed=0,
-        removed=0,
-        unchanged=0,
         classes=manifest.classes,
         splits=counts["splits"],
+        repeats=counts["repeats"],
     )
-
-
-def _counts(index: pa.Table, rejects: pa.Table, listed: int) -> dict[str, Any]:
-    splits = Counter(index.column("split").to_pylist())
-    labels = Counter(label for label in index.column("label").to_pylist() if label is not None)
-    return {
-        "listed": listed,
-        "samples": len(index),
-        "rejects": len(rejects),
-        "rejects_by_reason": dict(sorted(Counter(rejects.column("reason").to_pylist()).items())),
-        "splits": {split: splits[split] for split in SPLITS},
-        "labels": dict(sorted(labels.items())),
-    }
-
-
-def _etags(index: pa.Table) -> dict[str, str]:
-    return dict(zip(index.column("uri").to_pylist(), index.column("etag").to_pylist(), strict=True))
 
 
 def _same_content(one: Manifest, other: Manifest) -> bool:

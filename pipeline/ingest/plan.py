@@ -8,13 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.dataset.schema import FACTS, Entry
-from pipeline.dataset.units import plan_units, units_of
+from pipeline.dataset.tables import joined
+from pipeline.dataset.units import plan_units, settled
 from pipeline.pictures.contract import StoredView
 
 _SHARD_BYTES: Final = 128 * 2**20
+_JPEG_BYTES_PER_PIXEL: Final = 1.0  # of noise at quality 95; photographs take a half to a third
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,31 +30,56 @@ class ShardTask:
     dataset: str
     view: StoredView
     entries: tuple[Entry, ...]
+    forgotten: tuple[str, ...] = ()
+
+
+def shard_pictures(view: StoredView) -> int:
+    """Pictures that a shard holds at most, so that it stays within about 128 MB."""
+    per_pixel = 3.0 if view.store == "pixels" else _JPEG_BYTES_PER_PIXEL
+    return max(1, int(_SHARD_BYTES / (view.size * view.size * per_pixel)))
 
 
 def make_plan(listing: pa.Table, known: pa.Table, view: StoredView, version: int) -> pa.Table:
     """Assign every picture without a known fact to a unit of the coming `version`.
 
-    `known` has FACTS' columns. The version is part of a unit's identity so that a picture rejected in
-    transit is read again by the next one.
+    `known` has FACTS' columns. The version leads a unit's name, so that a picture rejected in transit is read again by
+    the next one, and so that it can be told whose plan an object belongs to. A picture that may be a known one under
+    another name or change mark says which: if the content proves it, nothing is decoded.
     """
-    settled = set(zip(known.column("uri").to_pylist(), known.column("etag").to_pylist(), strict=True))
-    per_shard = max(1, _SHARD_BYTES // (view.size * view.size * 3))
-    return plan_units(listing, settled, f"{view.key()}:{version}", per_shard)
+    is_settled = settled(listing, known)
+    plan = plan_units(listing, is_settled, f"{view.key()}:{version}", shard_pictures(view))
+    samples = known.filter(pc.is_valid(known.column("sample_id")))
+    if not len(samples) or plan.column("unit").null_count == len(plan):
+        return _versioned(plan, version)
+    at = pc.if_else(is_settled, pa.scalar(None, pa.int32()), _likely(plan, samples))
+    for name in ("sample_id", "shard", "row"):
+        plan = plan.set_column(plan.column_names.index(name), plan.schema.field(name), samples.column(name).take(at))
+    return _versioned(plan, version)
 
 
-def tasks_of(plan: pa.Table, view: StoredView, source: str, dataset: str) -> list[ShardTask]:
-    """The plan's units, in order."""
-    return [
-        ShardTask(unit=unit, source=source, dataset=dataset, view=view, entries=entries)
-        for unit, entries in units_of(plan).items()
-    ]
+def _versioned(plan: pa.Table, version: int) -> pa.Table:
+    prefix = f"{version:08d}-"
+    named = pc.binary_join_element_wise(prefix, plan.column("unit"), "")
+    return plan.set_column(plan.column_names.index("unit"), plan.schema.field("unit"), named)
+
+
+def _likely(plan: pa.Table, samples: pa.Table) -> pa.ChunkedArray:
+    """Position of the sample that each picture may be: the same uri changed, else the same mark moved."""
+    changed = pc.index_in(plan.column("uri"), samples.column("uri"))
+    moved = pc.index_in(_mark_and_name(plan), _mark_and_name(samples))
+    renamed = pc.index_in(plan.column("etag"), samples.column("etag"))
+    return pc.coalesce(changed, moved, renamed)
+
+
+def _mark_and_name(table: pa.Table) -> pa.ChunkedArray:
+    name = pc.replace_substring_regex(table.column("uri"), "^.*/", "")
+    return joined(table.column("etag"), name, separator="\t")
 
 
 def standing_facts(index: pa.Table, rejects: pa.Table, retried: set[str]) -> pa.Table:
     """What a version knows about its pictures, as FACTS; rejects whose reason is in `retried` are unknown."""
-    stands = [reason not in retried for reason in rejects.column("reason").to_pylist()]
-    return pa.concat_tables([_as_facts(index), _as_facts(rejects.filter(pa.array(stands, pa.bool_())))])
+    tried = pc.is_in(rejects.column("reason"), pa.array(sorted(retried), pa.string()))
+    return pa.concat_tables([_as_facts(index), _as_facts(rejects.filter(pc.invert(tried)))])
 
 
 def _as_facts(table: pa.Table) -> pa.Table:
@@ -59,3 +88,20 @@ def _as_facts(table: pa.Table) -> pa.Table:
         for field in FACTS
     ]
     return pa.Table.from_arrays(columns, schema=FACTS)
+
+
+def join_facts(plan: pa.Table, known: pa.Table, fresh: pa.Table) -> pa.Table:
+    """What became of every listed picture: FACTS' columns, row for row with the plan.
+
+    Planned pictures take what their unit found, the others what was known. Raises AssertionError for a picture of which
+    nothing is known: that would be lost.
+    """
+    planned = pc.is_valid(plan.column("unit"))
+    at_known = pc.index_in(plan.column("uri"), known.column("uri")).to_numpy(zero_copy_only=False)
+    at_fresh = pc.index_in(plan.column("uri"), fresh.column("uri")).to_numpy(zero_copy_only=False)
+    at = np.where(planned.to_numpy(), at_fresh + len(known), at_known)
+    assert not np.isnan(at.astype(float)).any(), "every listed picture is a sample or a reject"
+    facts = pa.concat_tables([known, fresh]).take(pa.array(at.astype(np.int64)))
+    same = pc.all(pc.equal(facts.column("etag"), plan.column("etag"))).as_py()
+    assert same or not len(plan), "every fact is of the picture as it was listed"
+    return facts

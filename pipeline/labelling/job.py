@@ -17,7 +17,16 @@ import pyarrow as pa
 from pipeline.config import LabelConfig, fingerprint, parse_extensions
 from pipeline.dataset.listing import list_pictures
 from pipeline.dataset.tables import to_parquet
-from pipeline.dataset.units import interrupted_plan, plan_units, planned_units, retire_plan, store_plan, units_of
+from pipeline.dataset.units import (
+    interrupted_plan,
+    plan_units,
+    planned_units,
+    retire_plan,
+    settled,
+    store_plan,
+    unit_names,
+    units_of,
+)
 from pipeline.errors import Reason, ShortfallError
 from pipeline.labelling.output import (
     FOLDER,
@@ -48,7 +57,6 @@ from pipeline.work import Executor, Meter, say
 _UNIT_PICTURES = 512  # what a killed worker costs: a few seconds to a minute of one core
 _ATTEMPTS = 20  # at publishing on top of rivals
 _TRANSIENT = {str(reason) for reason in Reason if reason.transient}
-Key = tuple[str, str]
 
 
 @dataclass(kw_only=True)
@@ -145,11 +153,15 @@ class Labelling:
         return _State(number, record, parts, labelled, rejected)
 
     def _plan(self, name: str, state: _State) -> pa.Table:
-        listing = list_pictures(self.source, parse_extensions(self.config.extensions), "none")
-        settled: set[Key] = set(state.labelled.items())
+        listing = list_pictures(self.source, parse_extensions(self.config.extensions))
+        stands = dict(state.labelled)
         if not self.config.retry_rejects:
-            settled |= {(uri, etag) for uri, (etag, reason) in state.rejected.items() if reason not in _TRANSIENT}
-        plan = plan_units(listing, settled, f"{self.model}:{self.partition}:{state.number + 1}", _UNIT_PICTURES)
+            stands |= {uri: etag for uri, (etag, reason) in state.rejected.items() if reason not in _TRANSIENT}
+        known = pa.table(
+            {"uri": pa.array(stands.keys(), pa.large_string()), "etag": pa.array(stands.values(), pa.large_string())}
+        )
+        identity = f"{self.model}:{self.partition}:{state.number + 1}"
+        plan = plan_units(listing, settled(listing, known), identity, _UNIT_PICTURES)
         if plan.column("unit").null_count < len(plan):
             require_put_if_absent(self.store)
             return store_plan(self.store, name, plan)
@@ -157,9 +169,9 @@ class Labelling:
 
     def _label(self, plan: pa.Table, threads: int) -> tuple[int, int]:
         """Run the plan's units that no earlier run committed; how many those were, and their pictures."""
-        units = units_of(plan)
+        units = unit_names(plan)
         done = committed_units(self.store)
-        left = [LabelTask(unit, entries) for unit, entries in units.items() if unit not in done]
+        left = [LabelTask(unit, entries) for unit, entries in units_of(plan, self.source, done)]
         if len(left) < len(units):
             say(f"{len(units) - len(left)} of {len(units)} units are already committed")
         pictures = sum(len(task.entries) for task in left)
@@ -176,7 +188,7 @@ class Labelling:
 
     def _publish(self, plan: pa.Table) -> LabelSummary:
         """Publish the plan's answers on top of whatever is current, a rival's manifest included."""
-        markers = read_markers(self.store, units_of(plan))
+        markers = read_markers(self.store, unit_names(plan))
         new = [Part(kind, marker.unit, ref) for marker in markers for kind, ref in marker.objects.items()]
         labels: Counter[str] = Counter()
         reasons: Counter[str] = Counter()

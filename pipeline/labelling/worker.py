@@ -17,7 +17,7 @@ from pipeline.labelling.tasks import LabelSpec, LabelTask, UnitResult
 from pipeline.models.network import forward_batch
 from pipeline.models.versions import find_model
 from pipeline.pictures.decode import Pixels, decode
-from pipeline.pictures.reading import PictureReader
+from pipeline.pictures.reading import Listed, PictureReader
 from pipeline.storage.commit import UnitMarker, commit_unit
 from pipeline.storage.objects import put_object, sha256
 from pipeline.storage.store import Store, open_store
@@ -58,7 +58,7 @@ class Labeller:
         for entry in entries:
             fact = {"uri": entry.uri, "etag": entry.etag}
             try:
-                data = reader.read(entry.name, entry.etag, entry.size)
+                data = reader.read(Listed(entry.name, entry.etag, entry.size))
                 images.append(decode(data, self.predictor.version.stored_view).image)
             except PictureError as error:
                 rejects.append({**fact, "reason": str(error.reason), "detail": error.detail})

@@ -17,7 +17,7 @@ def put_weights(store: Store, network: Network) -> ObjectRef:
     return put_by_hash(store, "weights/{}.safetensors", safetensors.torch.save(state), len(state))
 
 
-def put_by_hash(store: Store, template: str, data: bytes, rows: int) -> ObjectRef:
+def put_by_hash(store: Store, template: str, data: bytes | memoryview, rows: int) -> ObjectRef:
     """Write an object under its whole hash."""
     return put_object(store, template.format(sha256(data)), data, rows)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.config import Fit, fingerprint
+from pipeline.config import Fit, StoreKind, fingerprint
 
 DECODER = "pillow/1"
 """Changes whenever the same bytes would give other pixels, so that datasets of the old and new differ."""
@@ -27,6 +27,7 @@ class StoredView:
     fit: Fit
     background: tuple[int, int, int] = (255, 255, 255)
     decoder: str = DECODER
+    store: StoreKind = "pixels"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""

@@ -1,6 +1,11 @@
-"""From a listed object to its bytes, or to a reason why not."""
+"""From listed objects to their bytes, or to a reason why not."""
 
 from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, NamedTuple
 
 from pipeline.errors import (
     ChangedError,
@@ -13,7 +18,16 @@ from pipeline.errors import (
 from pipeline.pictures.decode import DEFAULT_LIMITS, Limits
 from pipeline.storage.store import Store
 
-_IN_A_ROW = 20
+_IN_A_ROW: Final = 20
+_AHEAD_BYTES: Final = 256 * 2**20  # of pictures read and not yet decoded: bounds a worker's memory
+
+
+class Listed(NamedTuple):
+    """A picture as listed: its object's name below the source, its change mark, its size in bytes."""
+
+    name: str
+    etag: str
+    size: int
 
 
 class PictureReader:
@@ -23,38 +37,72 @@ class PictureReader:
         self._store, self._limits = store, limits
         self._out_of_reach = 0
 
-    def read(self, name: str, etag: str, size: int) -> bytes:
-        """Read the picture that was listed as `name` with change mark `etag` and `size` in bytes.
+    def read(self, picture: Listed) -> bytes:
+        """Read one picture.
 
         Raises PictureError with a reason that says what kept the bytes away; StorageError when that
         happened to twenty pictures in a row: then it is the store, and the unit is to be tried again.
         """
-        if size > self._limits.max_bytes:
-            raise PictureError(Reason.TOO_MANY_BYTES, f"{size} bytes, limit {self._limits.max_bytes}")
+        return self._judged(_fetch(self._store, self._limits, picture))
+
+    def read_ahead(self, pictures: Iterable[Listed]) -> Iterator[bytes | PictureError]:
+        """Read pictures in their order, as many at once as the store rewards, ahead of whoever decodes them.
+
+        Yields what `read` returns or the PictureError it raises; raises StorageError as it does.
+        """
+        with ThreadPoolExecutor(self._store.parallel_reads) as pool:
+            under_way: deque[tuple[int, Future[bytes | PictureError]]] = deque()
+            ahead = 0
+            try:
+                for picture in pictures:
+                    while under_way and self._is_far_ahead(len(under_way), ahead + picture.size):
+                        ahead -= under_way[0][0]
+                        yield self._next(under_way)
+                    under_way.append((picture.size, pool.submit(_fetch, self._store, self._limits, picture)))
+                    ahead += picture.size
+                while under_way:
+                    yield self._next(under_way)
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def _is_far_ahead(self, pictures: int, size: int) -> bool:
+        return pictures >= 2 * self._store.parallel_reads or size > _AHEAD_BYTES
+
+    def _next(self, under_way: deque[tuple[int, Future[bytes | PictureError]]]) -> bytes | PictureError:
         try:
-            data = _read(self._store, name, etag)
+            return self._judged(under_way.popleft()[1].result())
         except PictureError as error:
-            if error.reason in {Reason.FORBIDDEN, Reason.UNREACHABLE}:
-                self._out_of_reach += 1
-                if self._out_of_reach >= _IN_A_ROW:
-                    raise StorageError(f"{_IN_A_ROW} pictures in a row could not be read, the last: {error}") from error
-            raise
-        self._out_of_reach = 0
-        return data
+            return error
+
+    def _judged(self, outcome: bytes | PictureError) -> bytes:
+        if not isinstance(outcome, PictureError):
+            self._out_of_reach = 0
+            return outcome
+        if outcome.reason in {Reason.FORBIDDEN, Reason.UNREACHABLE}:
+            self._out_of_reach += 1
+            if self._out_of_reach >= _IN_A_ROW:
+                raise StorageError(f"{_IN_A_ROW} pictures in a row could not be read, the last: {outcome}") from outcome
+        raise outcome
+
+
+def _fetch(store: Store, limits: Limits, picture: Listed) -> bytes | PictureError:
+    if picture.size > limits.max_bytes:
+        return PictureError(Reason.TOO_MANY_BYTES, f"{picture.size} bytes, limit {limits.max_bytes}")
+    try:
+        return _read(store, picture.name, picture.etag)
+    except ChangedError as error:
+        return PictureError(Reason.CHANGED_WHILE_READING, str(error))
+    except NotFoundError as error:
+        return PictureError(Reason.MISSING, str(error))
+    except ForbiddenError as error:
+        return PictureError(Reason.FORBIDDEN, str(error))
+    except StorageError as error:
+        return PictureError(Reason.UNREACHABLE, str(error))
 
 
 def _read(store: Store, name: str, etag: str) -> bytes:
     """Read once, and once more for a store whose listing ran ahead of it."""
     try:
-        try:
-            return store.get(name, etag)
-        except ChangedError:
-            return store.get(name, etag)
-    except ChangedError as error:
-        raise PictureError(Reason.CHANGED_WHILE_READING, str(error)) from error
-    except NotFoundError as error:
-        raise PictureError(Reason.MISSING, str(error)) from error
-    except ForbiddenError as error:
-        raise PictureError(Reason.FORBIDDEN, str(error)) from error
-    except StorageError as error:
-        raise PictureError(Reason.UNREACHABLE, str(error)) from error
+        return store.get(name, etag)
+    except ChangedError:
+        return store.get(name, etag)

@@ -62,7 +62,7 @@ class LocalStore(Store):
                 raise ChangedError(f"{self.uri(name)} changed since it was listed")
             return data
 
-    def put_if_absent(self, name: str, data: bytes) -> bool:
+    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
         """Write beside the target, then link into place: a reader sees all of it or nothing."""
         target = self._path(name)
         scratch = target.with_name(f".tmp-{uuid.uuid4().hex}")

@@ -32,7 +32,7 @@ def sha256(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def put_object(store: Store, template: str, data: bytes, rows: int) -> ObjectRef:
+def put_object(store: Store, template: str, data: bytes | memoryview, rows: int) -> ObjectRef:
     """Write `data` under `template` with `{hash}` replaced by its hash's first 16 digits.
 
     A name already taken holds these very bytes, so losing the put is success.

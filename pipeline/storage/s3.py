@@ -82,11 +82,11 @@ class S3Store(Store):
                 continue
         return cast("bytes", sync(self._fs.loop, read))
 
-    def put_if_absent(self, name: str, data: bytes) -> bool:
+    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
         """One conditional PUT. 412 means taken; 409 means a rival is writing, so ask again."""
         for _ in range(5):
             try:
-                self._fs.pipe_file(self.uri(name), data, mode="create", chunksize=_SINGLE_PUT_BYTES)
+                self._fs.pipe_file(self.uri(name), bytes(data), mode="create", chunksize=_SINGLE_PUT_BYTES)
                 return True
             except (OSError, ClientError, BotoCoreError) as error:
                 status = _http_status(error)

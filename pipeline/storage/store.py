@@ -27,6 +27,9 @@ class Store(ABC):
     Objects are written whole and only where there is none: there is no overwrite, by design.
     """
 
+    parallel_reads = 2
+    """Reads in flight that pay, per process that reads many objects."""
+
     def __init__(self, root: str) -> None:
         self.root = root
 
@@ -49,7 +52,7 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def put_if_absent(self, name: str, data: bytes) -> bool:
+    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
         """Write one object whole. False, and nothing written, when the name is already taken."""
 
     @abstractmethod

@@ -78,7 +78,7 @@ def test_a_store_that_overwrites_is_refused(tmp_path: Path) -> None:
     from pipeline.storage.local import LocalStore
 
     class Overwriting(LocalStore):
-        def put_if_absent(self, name: str, data: bytes) -> bool:
+        def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
             self.delete(name)
             return super().put_if_absent(name, data)
 

@@ -1,0 +1,116 @@
+"""Rewriting shards of which much is dead: pure planning, and copying the rows that live.
+
+A row is dead when no index names it: its picture changed, or left the source. Nothing is decoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.dataset.schema import INDEX
+from pipeline.dataset.tables import from_ipc, to_ipc
+from pipeline.storage.commit import UnitMarker, commit_unit
+from pipeline.storage.objects import ObjectRef, get_object, put_object
+from pipeline.storage.store import open_store
+
+MAX_DEAD: Final = 0.2
+Place = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Survivors:
+    """The rows of one shard that live, in their order."""
+
+    shard: ObjectRef
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompactTask:
+    """One unit of work: one new shard out of what lives in old ones."""
+
+    unit: str
+    dataset: str
+    sources: tuple[Survivors, ...]
+
+    @property
+    def pictures(self) -> int:
+        """Rows of the new shard."""
+        return sum(len(source.rows) for source in self.sources)
+
+
+def worn_shards(index: pa.Table, shards: list[ObjectRef]) -> list[Survivors]:
+    """Shards of which more than a fifth is dead, with what lives in them."""
+    live = live_rows(index)
+    return [
+        Survivors(shard, tuple(sorted(live[shard.path])))
+        for shard in sorted(shards, key=lambda ref: ref.path)
+        if shard.path in live and shard.rows - len(live[shard.path]) > MAX_DEAD * shard.rows
+    ]
+
+
+def live_rows(index: pa.Table) -> dict[str, set[int]]:
+    """Rows that an index names, by shard. Copies of a picture may name the same one."""
+    live: dict[str, set[int]] = defaultdict(set)
+    places = index.select(["shard", "row"]).group_by(["shard", "row"]).aggregate([])
+    for shard, row in zip(places.column("shard").to_pylist(), places.column("row").to_pylist(), strict=True):
+        live[shard].add(row)
+    return live
+
+
+def plan_compaction(worn: list[Survivors], dataset: str, version: int, max_rows: int) -> list[CompactTask]:
+    """Put what lives in worn shards together, at most `max_rows` to a new shard: a pure function of both."""
+    groups: list[list[Survivors]] = []
+    room = 0
+    for survivors in worn:
+        if not groups or len(survivors.rows) > room:
+            groups.append([])
+            room = max_rows
+        groups[-1].append(survivors)
+        room -= len(survivors.rows)
+    return [
+        CompactTask(unit=f"{version:08d}-{_digest(group)}", dataset=dataset, sources=tuple(group)) for group in groups
+    ]
+
+
+def _digest(group: list[Survivors]) -> str:
+    digest = hashlib.sha256(b"compact")
+    for survivors in group:
+        digest.update(f"\n{survivors.shard.path}:{survivors.rows}".encode())
+    return digest.hexdigest()[:16]
+
+
+def compact(task: CompactTask) -> CompactTask:
+    """Carry out one unit: copy what lives into one new shard and commit it. Twice is once."""
+    store = open_store(task.dataset)
+    pieces = [
+        from_ipc(get_object(store, source.shard)).take(pa.array(source.rows, pa.int64())) for source in task.sources
+    ]
+    table = pa.concat_tables(pieces).combine_chunks()
+    shard = put_object(store, f"shards/{task.unit}-{{hash}}.arrow", to_ipc(table), len(table))
+    commit_unit(store, UnitMarker(unit=task.unit, objects={"shard": shard}))
+    return task
+
+
+def relocate(index: pa.Table, tasks: list[CompactTask], markers: list[UnitMarker]) -> pa.Table:
+    """The index with the rows of worn shards where compaction put them."""
+    moved: dict[Place, Place] = {}
+    for task, marker in zip(tasks, markers, strict=True):
+        places = ((source.shard.path, row) for source in task.sources for row in source.rows)
+        moved |= {place: (marker.objects["shard"].path, row) for row, place in enumerate(places)}
+    worn = pa.array(sorted({shard for shard, _ in moved}), pa.string())
+    affected = np.flatnonzero(pc.is_in(index.column("shard"), worn).to_numpy())
+    shards = index.column("shard").to_numpy(zero_copy_only=False).copy()
+    rows = index.column("row").to_numpy().copy()
+    for position in affected.tolist():
+        shards[position], rows[position] = moved[(shards[position], int(rows[position]))]
+    for name, values in (("shard", pa.array(shards, pa.string())), ("row", pa.array(rows, pa.int32()))):
+        index = index.set_column(INDEX.get_field_index(name), INDEX.field(name), values)
+    return index
