@@ -130,6 +130,30 @@ class LabelConfig(JobConfig):
     """Share of rejected pictures above which the exit code is 1."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StatusConfig(JobConfig):
+    """Say what a dataset holds; check its objects; remove what nothing needs."""
+
+    path: Annotated[str, POSITIONAL]
+    """A dataset: a folder or s3://BUCKET/PREFIX."""
+    verify: bool = False
+    """Read every object of every version and compare its hash."""
+    gc: bool = False
+    """Remove objects that no kept version names and no job under way needs."""
+    keep: int = 0
+    """With --gc: versions to keep, the newest; older ones are withdrawn. 0 keeps all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetConfig(JobConfig):
+    """Erase pictures from a dataset: from its shards and from every version that held them."""
+
+    dataset: Annotated[str, POSITIONAL]
+    """Dataset made by `afinar ingest`."""
+    uris: Annotated[tuple[str, ...], POSITIONAL]
+    """Pictures to erase, as the index names them or relative to the source."""
+
+
 C = TypeVar("C", bound=JobConfig)
 
 
@@ -262,6 +286,17 @@ def check_label(config: LabelConfig) -> None:
     _require(config.batch_size >= 0, f"--batch-size {config.batch_size}: give a count, or 0")
     _require("@" in config.model, f"--model {config.model!r}: write MODELS@champion or MODELS@VERSION")
     parse_extensions(config.extensions)
+
+
+def check_status(config: StatusConfig) -> None:
+    """Refuse what the request alone shows to be wrong."""
+    _require(config.keep >= 0, f"--keep {config.keep}: give a count of versions, or 0 for all")
+    _require(config.gc or not config.keep, f"--keep {config.keep} withdraws versions: give --gc with it")
+
+
+def check_forget(config: ForgetConfig) -> None:
+    """Refuse what the request alone shows to be wrong."""
+    _require(bool(config.uris), "name at least one picture to forget")
 
 
 def _require(holds: bool, otherwise: str) -> None:

@@ -15,6 +15,7 @@ from pipeline.dataset.tables import joined
 from pipeline.errors import RequestError, StorageError
 from pipeline.storage.store import ObjectInfo, Store, open_store
 
+_LISTED: Final = pa.schema([LISTING.field(name) for name in ("uri", "etag", "size")])
 _CHUNK: Final = 65_536  # Python objects of this many pictures at a time: ten million would take gigabytes
 
 
@@ -26,11 +27,13 @@ def list_pictures(source: str, extensions: tuple[str, ...] | None) -> pa.Table:
     """
     store = open_store(source)
     taken = (info for info in _listed(store) if extensions is None or info.name.lower().endswith(extensions))
-    listing = pa.Table.from_batches(_batches(taken), LISTING)
+    listing = pa.Table.from_batches(_batches(taken), _LISTED)
     if not len(listing):
         wanted = "files" if extensions is None else ", ".join(extensions)
         raise RequestError(f"{store.root} holds no pictures ({wanted}): check the path, or --extensions")
-    return listing.sort_by("uri")
+    listing = listing.sort_by("uri")
+    unknown = [pa.nulls(len(listing), field.type) for field in LISTING if field.name not in _LISTED.names]
+    return pa.Table.from_arrays([*listing.columns, *unknown], schema=LISTING)
 
 
 def _listed(store: Store) -> Iterator[ObjectInfo]:
@@ -49,9 +52,8 @@ def _batches(infos: Iterable[ObjectInfo]) -> Iterator[pa.RecordBatch]:
             pa.array([info.uri for info in chunk], pa.large_string()),
             pa.array([info.etag for info in chunk], pa.large_string()),
             pa.array([info.size for info in chunk], pa.int64()),
-            *(pa.nulls(len(chunk), pa.string()) for _ in range(3)),
         ]
-        yield pa.RecordBatch.from_arrays(columns, schema=LISTING)
+        yield pa.RecordBatch.from_arrays(columns, schema=_LISTED)
 
 
 def names_of(listing: pa.Table, source: str) -> pa.ChunkedArray:

@@ -83,14 +83,18 @@ def put_objects(store: Store, objects: Iterable[tuple[str, ObjectRef]]) -> Objec
     return put_object(store, "lists/{hash}.parquet", to_parquet(table), len(rows))
 
 
-def get_objects(store: Store, manifest: Manifest, kind: str) -> list[ObjectRef]:
-    """The version's objects of one kind: "shard", "index" or "rejects"."""
+def list_objects(store: Store, manifest: Manifest) -> list[tuple[str, ObjectRef]]:
+    """All objects of a version with their kinds: "shard", "index" or "rejects"."""
     table = from_parquet(get_object(store, manifest.objects))
     return [
-        ObjectRef(path=row["path"], rows=row["rows"], bytes=row["bytes"], sha256=row["sha256"])
+        (row["kind"], ObjectRef(path=row["path"], rows=row["rows"], bytes=row["bytes"], sha256=row["sha256"]))
         for row in table.to_pylist()
-        if row["kind"] == kind
     ]
+
+
+def get_objects(store: Store, manifest: Manifest, kind: str) -> list[ObjectRef]:
+    """The version's objects of one kind."""
+    return [ref for found, ref in list_objects(store, manifest) if found == kind]
 
 
 def read_rows(store: Store, manifest: Manifest, kind: str, schema: pa.Schema) -> pa.Table:

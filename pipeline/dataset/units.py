@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.dataset.listing import update_digest
 from pipeline.dataset.schema import LISTING, Entry
@@ -80,15 +81,23 @@ def unit_names(plan: pa.Table) -> list[str]:
 def units_of(plan: pa.Table, source: str, done: set[str] | None = None) -> Iterator[tuple[str, tuple[Entry, ...]]]:
     """The plan's units in order, each with its pictures, without those in `done`. Lazy: an archive's entries as Python
     objects would take gigabytes."""
-    work = plan.filter(pc.is_valid(plan.column("unit")))
-    numbers = pc.index_in(work.column("unit"), pa.array(unit_names(plan), pa.string())).to_numpy()
-    ends = np.flatnonzero(np.diff(numbers, append=-1)) + 1
+    names = unit_names(plan)
+    numbers = pc.fill_null(pc.index_in(plan.column("unit"), pa.array(names, pa.string())), -1).to_numpy()
+    positions = np.flatnonzero(numbers >= 0)
+    ends = np.flatnonzero(np.diff(numbers[positions], append=-1)) + 1
     start = 0
-    for end in ends.tolist():
-        unit = work.column("unit")[start].as_py()
+    for unit, end in zip(names, ends.tolist(), strict=True):
         if unit not in (done or ()):
-            yield unit, _entries(work.slice(start, end - start), source)
+            yield unit, _entries(_rows(plan, positions[start:end]), source)
         start = end
+
+
+def _rows(plan: pa.Table, positions: NDArray[np.int64]) -> pa.Table:
+    """Rows of a plan; without a copy where they lie side by side, as in a first ingest all do."""
+    first, count = int(positions[0]), len(positions)
+    if int(positions[-1]) - first + 1 == count:
+        return plan.slice(first, count)
+    return plan.take(pa.array(positions))
 
 
 def _entries(rows: pa.Table, source: str) -> tuple[Entry, ...]:

@@ -7,49 +7,39 @@ looks at the source again, so that what changed meanwhile becomes the next versi
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.config import IngestConfig, fingerprint, parse_extensions, parse_split
-from pipeline.dataset.annotations import annotate
-from pipeline.dataset.listing import classes_of, list_pictures
+from pipeline.config import IngestConfig, fingerprint
+from pipeline.dataset.listing import classes_of
 from pipeline.dataset.listing import fingerprint as listing_fingerprint
-from pipeline.dataset.manifest import (
-    Manifest,
-    current_manifest,
-    get_objects,
-    now_utc,
-    publish_manifest,
-    put_objects,
-    read_rows,
-)
-from pipeline.dataset.schema import FACTS, INDEX, REJECTS
-from pipeline.dataset.tables import from_parquet, to_parquet
+from pipeline.dataset.manifest import Manifest, current_manifest, get_objects, now_utc, publish_manifest, read_rows
+from pipeline.dataset.schema import FACTS, INDEX
+from pipeline.dataset.tables import from_parquet
 from pipeline.dataset.units import interrupted_plan, open_pictures, store_plan, unit_names, units_of
-from pipeline.errors import Reason, RequestError, ShortfallError
-from pipeline.ingest.compaction import CompactTask, compact, plan_compaction, relocate, worn_shards
-from pipeline.ingest.plan import ShardTask, join_facts, make_plan, shard_pictures, standing_facts
+from pipeline.errors import RequestError, ShortfallError
+from pipeline.ingest.compaction import plan_compaction, relocate, worn_shards
+from pipeline.ingest.plan import ShardTask, join_facts, make_plan, shard_pictures
+from pipeline.ingest.publishing import (
+    TRANSIENT,
+    compact_shards,
+    get_all,
+    known_facts,
+    put_table,
+    put_version_objects,
+)
 from pipeline.ingest.shard import build_shard
+from pipeline.ingest.source import look_at_source
 from pipeline.ingest.version import Content, changes_between, class_notes, content_of, counts_of, repeat_notes
 from pipeline.pictures.contract import StoredView
-from pipeline.storage.commit import (
-    UnitMarker,
-    committed_units,
-    new_owner,
-    read_markers,
-    require_put_if_absent,
-)
-from pipeline.storage.objects import ObjectRef, get_object, put_object
-from pipeline.storage.store import Store, normalise, open_store
+from pipeline.storage.commit import UnitMarker, committed_units, new_owner, read_markers, require_put_if_absent
+from pipeline.storage.objects import ObjectRef
+from pipeline.storage.store import normalise, open_store
 from pipeline.work import Executor, Meter, say
 
-_INDEX_ROWS = 1_000_000
 _ATTEMPTS = 20  # at publishing on top of rivals
-_READS = 16  # of small objects at once: latency, not work
-_TRANSIENT = {str(reason) for reason in Reason if reason.transient}
 
 
 @dataclass(kw_only=True)
@@ -173,7 +163,7 @@ class Ingest:
     def _retire(self, name: str, markers: list[UnitMarker], facts: list[pa.Table]) -> None:
         """Let the next run plan anew: drop a plan that led to no version, and its units to be tried again."""
         for marker, table in zip(markers, facts, strict=True):
-            if _TRANSIENT & set(table.column("reason").unique().to_pylist()):
+            if TRANSIENT & set(table.column("reason").unique().to_pylist()):
                 self.store.delete(f"units/{marker.unit}.json")
         self.store.delete(name)
 
@@ -190,7 +180,7 @@ class Ingest:
         )
 
     def _retries(self, parent: Manifest) -> bool:
-        return bool(_TRANSIENT & parent.counts["rejects_by_reason"].keys())
+        return bool(TRANSIENT & parent.counts["rejects_by_reason"].keys())
 
     def _build(self, plan: pa.Table, parent: Manifest | None) -> None:
         """Run the plan's units that no earlier run committed."""
@@ -273,7 +263,7 @@ class Ingest:
 
     def _check_budget(self, content: Content) -> None:
         if content.unusable > self.config.max_reject_rate * content.listed or not len(content.index):
-            table = _put_table(self.store, "rejects", content.rejects)
+            table = put_table(self.store, "rejects", content.rejects)
             raise ShortfallError(
                 f"{content.unusable} of {content.listed} pictures were rejected, over --max-reject-rate "
                 f"{self.config.max_reject_rate:g}; no version was published. Their reasons: "
@@ -326,70 +316,6 @@ class _Work:
 def plan_name(version: int, recipe_id: str) -> str:
     """Where the plan of a coming version lies."""
     return f"plans/{version:08d}-{recipe_id}.parquet"
-
-
-def look_at_source(config: IngestConfig) -> tuple[pa.Table, list[str]]:
-    """List and annotate the source; the listing, and what a person should know of it.
-
-    Raises RequestError where it could not serve: no pictures, tables that contradict themselves, one class only.
-    """
-    source = normalise(config.source)
-    listing = list_pictures(source, parse_extensions(config.extensions))
-    by_folder = parse_split(config.split) is None
-    done = annotate(listing, source, labels=config.labels, split_by_folder=by_folder, group=config.group)
-    classes = classes_of(done.listing)
-    if config.labels != "none" and len(classes) < 2:
-        found = (
-            f"only the class {classes[0]!r}"
-            if classes
-            else "no class folders"
-            if config.labels == "folder"
-            else "no labels"
-        )
-        where = "below SOURCE" if not by_folder else "below train/, validation/ and test/"
-        raise RequestError(
-            f"{source} holds {found}: a classifier needs two. Put each class in a folder of its own "
-            f"{where}, give --labels FILE, or give --labels none."
-        )
-    return done.listing, done.notes
-
-
-def known_facts(store: Store, parent: Manifest, view: StoredView) -> pa.Table:
-    """What the parent version knows of its pictures; nothing where its preprocessing was another."""
-    if parent.preprocessing != view.as_dict():
-        return FACTS.empty_table()
-    index = read_rows(store, parent, "index", INDEX)
-    return standing_facts(index, read_rows(store, parent, "rejects", REJECTS), _TRANSIENT)
-
-
-def compact_shards(store: Store, executor: Executor, tasks: list[CompactTask]) -> list[UnitMarker]:
-    """Carry out compaction, skipping what an earlier run committed; its markers, in order."""
-    done = committed_units(store)
-    left = [task for task in tasks if task.unit not in done]
-    with Meter("compact", sum(task.pictures for task in left)) as meter:
-        for task in executor.run(compact, left):
-            meter.add(task.pictures)
-    return read_markers(store, (task.unit for task in tasks))
-
-
-def get_all(store: Store, refs: list[ObjectRef]) -> list[bytes]:
-    """Several verified objects, in order."""
-    with ThreadPoolExecutor(_READS) as pool:
-        return list(pool.map(lambda ref: get_object(store, ref), refs))
-
-
-def put_version_objects(store: Store, index: pa.Table, rejects: pa.Table, shards: list[ObjectRef]) -> ObjectRef:
-    """Write a version's index and rejects, and the list of all its objects."""
-    objects = [("shard", ref) for ref in shards]
-    slices = [index.slice(start, _INDEX_ROWS) for start in range(0, len(index), _INDEX_ROWS)]
-    objects += [("index", _put_table(store, "index", part)) for part in slices]
-    if len(rejects):
-        objects.append(("rejects", _put_table(store, "rejects", rejects)))
-    return put_objects(store, sorted(objects, key=lambda item: (item[0], item[1].path)))
-
-
-def _put_table(store: Store, folder: str, table: pa.Table) -> ObjectRef:
-    return put_object(store, f"{folder}/{{hash}}.parquet", to_parquet(table), len(table))
 
 
 def _summary_of(manifest: Manifest, dataset: str) -> IngestSummary:

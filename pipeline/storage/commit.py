@@ -8,6 +8,7 @@ nothing names.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pipeline.storage.objects import ObjectRef
 from pipeline.storage.store import Store
 
 Record = dict[str, Any]
+_VERSION_NAME = re.compile(r"[^/]+/(\d{8})\.json")
 _MARKER_THREADS = 16  # reading markers is latency, not work
 
 
@@ -63,10 +65,13 @@ def _marker_name(unit: str) -> str:
 
 def latest(store: Store, folder: str) -> tuple[int, Record] | None:
     """Highest numbered record of `folder` and its number, or None when there is none yet."""
-    numbers = [int(info.name.split("/")[-1].removesuffix(".json")) for info in store.walk(folder)]
-    if not numbers:
-        return None
-    return max(numbers), read_version(store, folder, max(numbers))
+    numbers = versions(store, folder)
+    return (numbers[-1], read_version(store, folder, numbers[-1])) if numbers else None
+
+
+def versions(store: Store, folder: str) -> list[int]:
+    """Numbers of the records of `folder`, rising. What else lies there (a note, a backup copy) is left alone."""
+    return sorted(int(found[1]) for info in store.walk(folder) if (found := _VERSION_NAME.fullmatch(info.name)))
 
 
 def read_version(store: Store, folder: str, number: int) -> Record:

@@ -1,0 +1,129 @@
+"""Looking after a dataset: are its objects what was committed, and which objects does nothing need any more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.dataset.manifest import FOLDER, FORMAT, Manifest, list_objects
+from pipeline.dataset.tables import from_parquet
+from pipeline.dataset.units import unit_names
+from pipeline.errors import NotFoundError, RequestError, StorageError
+from pipeline.storage.commit import read_version, versions
+from pipeline.storage.objects import ObjectRef, get_object
+from pipeline.storage.store import Store
+from pipeline.work import Meter
+
+_READS: Final = 8  # of shards at once
+_DELETES: Final = 16
+_COLLECTED: Final = ("shards", "facts", "units", "index", "rejects", "lists", "plans", "probes")
+
+
+def manifests(store: Store) -> list[Manifest]:
+    """Every version that is kept, oldest first. Raises RequestError where there is no dataset."""
+    found = []
+    for number in versions(store, FOLDER):
+        record = read_version(store, FOLDER, number)
+        if record.get("format") != FORMAT:
+            raise RequestError(f"{store.root} holds {record.get('format', 'something else')}, not a dataset")
+        found.append(Manifest.from_dict(record))
+    if not found:
+        raise RequestError(f"{store.root} holds no dataset")
+    return found
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One object that is not what was committed, and the versions that need it."""
+
+    path: str
+    error: str
+    versions: list[int]
+
+
+def verify(store: Store, kept: list[Manifest]) -> tuple[int, list[Damage]]:
+    """Read every object of these versions and compare its hash. How many were read, and those that differ."""
+    needed_by: dict[ObjectRef, list[int]] = {}
+    for manifest in kept:
+        for ref in [manifest.objects, *(ref for _, ref in list_objects(store, manifest))]:
+            needed_by.setdefault(ref, []).append(manifest.version)
+    with ThreadPoolExecutor(_READS) as pool, Meter("verify", len(needed_by), "objects") as meter:
+        errors = []
+        for error in pool.map(lambda ref: _error_of(store, ref), needed_by):
+            errors.append(error)
+            meter.add(1, rejects=error is not None)
+    damage = [Damage(ref.path, error, needed_by[ref]) for ref, error in zip(needed_by, errors, strict=True) if error]
+    return len(needed_by), damage
+
+
+def _error_of(store: Store, ref: ObjectRef) -> str | None:
+    try:
+        get_object(store, ref)
+    except StorageError as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class OpenPlan:
+    """A plan of the coming version: a job is carrying it out, or was interrupted."""
+
+    name: str
+    units: frozenset[str]
+
+
+def open_plans(store: Store, current: int) -> Iterator[OpenPlan]:
+    """Plans of versions after `current`. Older ones led to their version, or were overtaken."""
+    for info in store.walk("plans"):
+        if plan_version(info.name) > current:
+            try:
+                yield OpenPlan(info.name, frozenset(unit_names(from_parquet(store.get(info.name)))))
+            except NotFoundError:
+                continue  # carried out meanwhile
+
+
+def plan_version(name: str) -> int:
+    """The version that a plan, a unit or a unit's object leads to: it stands first in its name."""
+    digits = name.rsplit("/", maxsplit=1)[-1].split("-", maxsplit=1)[0]
+    return int(digits) if digits.isdigit() else 0
+
+
+def garbage(store: Store, withdrawn: set[int]) -> list[str]:
+    """Objects that neither a kept version names nor a job under way may still need.
+
+    A stored plan of the coming version is its job's lease: while it stands, nothing of that version goes. The order of
+    the three looks matters: an object that was listed had its plan stored before, and what was published meanwhile is
+    among the manifests, which are read last.
+    """
+    candidates = [info.name for folder in _COLLECTED for info in store.walk(folder)]
+    planned = {plan_version(info.name) for info in store.walk("plans")}
+    kept = [manifest for manifest in manifests(store) if manifest.version not in withdrawn]
+    leased = {version for version in planned if version > kept[-1].version}
+    named = {ref.path for manifest in kept for _, ref in list_objects(store, manifest)}
+    named |= {manifest.objects.path for manifest in kept}
+    return sorted(name for name in candidates if name not in named and not _is_leased(name, leased))
+
+
+def _is_leased(name: str, leased: set[int]) -> bool:
+    if name.split("/", maxsplit=1)[0] in {"shards", "facts", "units", "plans"}:
+        return plan_version(name) in leased
+    return bool(leased)  # index, rejects, lists: named by content alone, so that whose they are cannot be told
+
+
+def collect(store: Store, withdrawn: set[int]) -> list[str]:
+    """Withdraw versions, then remove what nothing needs; the names that were removed."""
+    for version in sorted(withdrawn):
+        store.delete(f"{FOLDER}/{version:08d}.json")
+    removed = garbage(store, withdrawn)
+    with ThreadPoolExecutor(_DELETES) as pool:
+        list(pool.map(store.delete, removed))
+    return removed
+
+
+def runs(store: Store) -> list[dict[str, object]]:
+    """Summaries of the jobs that did work here, oldest first."""
+    names = sorted(info.name for info in store.walk("runs") if info.name.endswith("/summary.json"))
+    return [{"run": name.split("/")[1], **json.loads(store.get(name))} for name in names]
