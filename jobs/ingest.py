@@ -8,6 +8,7 @@ from jobs.command_line import parse
 from jobs.lazy_ray import LazyRay
 from jobs.records import as_json, counted, new_run, record_run, table
 from pipeline.config import IngestConfig, check_ingest
+from pipeline.work import limiting_stage
 
 EXAMPLE = "afinar ingest pictures/ dataset/ --size 224 --split 0.7,0.15,0.15"
 
@@ -40,8 +41,16 @@ def describe(summary: dict[str, Any]) -> str:
             f"{summary['unchanged']} unchanged + {summary['rejects']} rejected",
         ),
         ("samples", f"{summary['samples']} ({counted(summary['splits'])})"),
+        ("since", f"{summary['removed']} removed, {summary['relabelled']} relabelled, {summary['renamed']} renamed"),
         ("classes", ", ".join(summary["classes"]) or "none"),
         ("rejects", counted(summary["rejects_by_reason"])),
-        ("time", f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"),
+        ("time", f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s{_limit(summary)}"),
     ]
+    if summary["version"] == 1:
+        rows = [row for row in rows if row[0] != "since"]
     return "\n".join([table(rows), *summary["notes"]])
+
+
+def _limit(summary: dict[str, Any]) -> str:
+    limit = limiting_stage(summary["stages"])
+    return f", limited by {limit}" if limit else ""

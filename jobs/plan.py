@@ -1,0 +1,44 @@
+"""`afinar plan ingest SOURCE DATASET`: what a job would take, from a sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.command_line import parse
+from jobs.records import as_json, counted, size, table
+from pipeline.config import IngestConfig, check_ingest
+from pipeline.errors import RequestError
+from pipeline.work import duration
+
+EXAMPLE = "afinar plan ingest s3://bucket/pictures s3://bucket/dataset --size 224 --workers 64"
+
+
+def configure(words: list[str]) -> IngestConfig:
+    """Parse and check the planned job's own words."""
+    if words and words[0] != "ingest" and not words[0].startswith("-"):
+        raise RequestError(f"afinar plan {words[0]}: write afinar plan ingest, with the words of that job")
+    config = parse(IngestConfig, words[1:] or ["--help"], "afinar plan ingest", EXAMPLE)
+    check_ingest(config)
+    return config
+
+
+def run(config: IngestConfig) -> dict[str, Any]:
+    """Sample, measure, predict. Writes nothing."""
+    from pipeline.ingest.forecast import forecast_ingest
+
+    return as_json(forecast_ingest(config))
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """The summary for a person."""
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["stages"].items())
+    rows = [
+        ("listed", f"{summary['listed']} pictures in {duration(summary['listing_seconds'])}"),
+        ("to read", f"{summary['to_read']} in {summary['units']} units, {size(summary['bytes_read'])}"),
+        ("to write", f"about {size(summary['bytes_written'])}"),
+        ("requests", counted(summary["requests"])),
+        ("time", f"about {duration(summary['seconds'])} with {summary['workers']} workers as fast as this one"),
+        ("rate", f"{summary['images_per_second']:.0f} pictures/s; {shares}"),
+        ("sample", f"{summary['sampled']} pictures; rejected: {counted(summary['sample_rejects'])}"),
+    ]
+    return "\n".join([table(rows), *summary["notes"]])
