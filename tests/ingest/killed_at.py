@@ -1,0 +1,40 @@
+"""`python -m tests.ingest.killed_at FOLDER NTH before|after SOURCE DATASET`: an ingest that SIGKILLs itself.
+
+It dies right before or right after the NTH object is put into FOLDER of the dataset: driver and worker are one process
+here, so that every step of the commit can be hit exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import Counter
+
+from pipeline.config import IngestConfig
+from pipeline.ingest.job import Ingest
+from pipeline.storage.local import LocalStore
+from pipeline.work import InlineExecutor
+
+
+def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:
+    puts: Counter[str] = Counter()
+    put = LocalStore.put_if_absent
+
+    def deadly(self: LocalStore, name: str, data: bytes | memoryview) -> bool:
+        where = name.split("/", maxsplit=1)[0]
+        puts[where] += 1
+        doomed = (where, puts[where]) == (folder, int(nth))
+        if doomed and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        done = put(self, name, data)
+        if doomed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+    LocalStore.put_if_absent = deadly  # type: ignore[method-assign]
+    Ingest(IngestConfig(source=source, dataset=dataset, size=32), InlineExecutor()).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,206 @@
+"""Looking after a dataset: verifying, cleaning up, forgetting; what is left behind each time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import open_dataset
+from pipeline.config import ForgetConfig, IngestConfig
+from pipeline.dataset.reading import Dataset
+from pipeline.dataset.upkeep import collect, garbage, manifests, open_plans, verify
+from pipeline.errors import RequestError
+from pipeline.ingest import forget as forget_module
+from pipeline.ingest.forecast import forecast_ingest
+from pipeline.ingest.forget import Forget, ForgetSummary
+from pipeline.ingest.job import Ingest
+from pipeline.storage.objects import sha256
+from pipeline.storage.store import Store, open_store
+from pipeline.work import InlineExecutor
+from tests.conftest import jpeg, make_archive
+from tests.ingest.test_ingest import DyingExecutor
+from tests.ingest.test_versions import ingest, require_pixels_of_files, shards_in
+
+
+def names(store: Store) -> set[str]:
+    return {info.name for info in store.walk()}
+
+
+def everything_named(store: Store) -> set[str]:
+    """Names that a dataset needs: manifests and what they name."""
+    found = {f"manifests/{manifest.version:08d}.json" for manifest in manifests(store)}
+    for manifest in manifests(store):
+        dataset = Dataset(store, manifest)
+        found |= {manifest.objects.path, *dataset.index.column("shard").unique().to_pylist()}
+    return found
+
+
+def test_a_whole_dataset_verifies_and_a_damaged_one_says_where(archive: Path, location: str) -> None:
+    ingest(archive, location)
+    store = open_store(location)
+    read, damage = verify(store, manifests(store))
+    assert (read, damage) == (3, []), "list, index and one shard"
+    (shard,) = shards_in(location)
+    data = bytearray(store.get(shard))
+    data[len(data) // 2] ^= 1
+    store.delete(shard)
+    store.put_if_absent(shard, bytes(data))
+    _, damage = verify(store, manifests(store))
+    assert [(found.path, found.versions) for found in damage] == [(shard, [1])]
+    assert "not what was committed" in damage[0].error
+    store.delete(shard)
+    _, damage = verify(store, manifests(store))
+    assert [found.path for found in damage] == [shard]
+
+
+def test_what_nothing_needs_is_removed_and_all_else_stays(archive: Path, location: str) -> None:
+    ingest(archive, location)
+    (archive / "moss" / "000.jpg").write_bytes(jpeg(777))
+    ingest(archive, location)
+    store = open_store(location)
+    store.put_if_absent("shards/00000001-dead-beef.arrow", b"left by a killed worker")
+    collect(store, set())
+    left = names(store)
+    assert everything_named(store) <= left
+    assert not {name for name in left if name.startswith(("units/", "facts/", "plans/", "shards/00000001-dead"))}
+    assert collect(store, set()) == []
+    assert verify(store, manifests(store))[1] == []
+    assert len(open_dataset(location, version=1).index) == 24
+    summary, read = ingest(archive, location)
+    assert (summary.units_run, read) == (0, []), "cleaning up takes nothing that the next run needs"
+
+    collect(store, {1})
+    assert [manifest.version for manifest in manifests(store)] == [2]
+    require_pixels_of_files(open_dataset(location))
+    with pytest.raises(RequestError):
+        open_dataset(location, version=1)
+
+
+def test_a_job_under_way_keeps_its_objects(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "pictures", 60)
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    for number in range(100):
+        (archive / "rust" / f"new-{number}.jpg").write_bytes(jpeg(20_000 + number))
+    config = IngestConfig(source=str(archive), dataset=dataset, size=32)
+    with pytest.raises(KeyboardInterrupt):
+        Ingest(config, DyingExecutor(1)).run()
+    store = open_store(dataset)
+    under_way = {name for name in names(store) if name.split("/")[-1].startswith("00000002-")}
+    assert len(under_way) == 4, "plan, shard, facts, marker"
+    (plan,) = open_plans(store, 1)
+    assert len(plan.units) == 2
+    assert not under_way & set(garbage(store, set()))
+    collect(store, set())
+    assert under_way <= names(store)
+    assert Ingest(config, InlineExecutor()).run().samples == 220
+
+
+def forget(dataset: str, *uris: str) -> ForgetSummary:
+    return Forget(ForgetConfig(dataset=dataset, uris=uris), InlineExecutor()).run()
+
+
+def holds(dataset: str, content: str) -> list[str]:
+    """Objects of a dataset, its manifests apart, in whose bytes a content's hash or a row of it occurs."""
+    store = open_store(dataset)
+    from pipeline.dataset.tables import from_ipc, from_parquet
+
+    found = []
+    for name in names(store):
+        data = store.get(name)
+        if name.endswith(".arrow") and content in from_ipc(data).column("sample_id").to_pylist():
+            found.append(name)
+        if name.endswith(".parquet") and "sample_id" in (table := from_parquet(data)).column_names:
+            found += [name] * (content in table.column("sample_id").to_pylist())
+    return found
+
+
+def test_a_forgotten_picture_is_nowhere_and_does_not_come_back(archive: Path, location: str) -> None:
+    ingest(archive, location)
+    victim = archive / "moss" / "003.jpg"
+    content = sha256(victim.read_bytes())
+    (archive / "rust" / "copy.jpg").write_bytes(victim.read_bytes())
+    ingest(archive, location)
+    assert holds(location, content)
+    summary = forget(location, "moss/003.jpg")
+    assert (summary.pictures, summary.contents, summary.versions_withdrawn) == (2, 1, [1, 2])
+    assert holds(location, content) == []
+    opened = open_dataset(location)
+    assert (opened.manifest.version, len(opened.index)) == (3, 23)
+    require_pixels_of_files(opened)
+    assert {row["reason"] for row in opened.rejects.to_pylist()} == {"forgotten"}
+
+    (archive / "rust" / "another.jpg").write_bytes(victim.read_bytes())
+    again, _ = ingest(archive, location, max_reject_rate=0.0)
+    assert (again.samples, again.rejects_by_reason) == (23, {"forgotten": 3})
+    assert holds(location, content) == []
+    assert forget(location, str(victim)).versions_withdrawn == [], "twice is once"
+
+
+def test_a_row_that_died_before_is_erased_too(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "pictures", 40)
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    victim = archive / "moss" / "003.jpg"
+    content = sha256(victim.read_bytes())
+    victim.write_bytes(jpeg(31337))
+    ingest(archive, dataset)
+    summary = forget(dataset, "moss/003.jpg")
+    assert (summary.contents, summary.versions_withdrawn) == (2, [1, 2])
+    assert holds(dataset, content) == holds(dataset, sha256(victim.read_bytes())) == []
+    assert len(open_dataset(dataset).read(range(79))) == 79
+
+
+def test_an_erasure_that_was_killed_is_finished(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    content = sha256((archive / "moss" / "003.jpg").read_bytes())
+    with monkeypatch.context() as patch:
+
+        def killed(*_: Any) -> list[str]:
+            raise KeyboardInterrupt
+
+        patch.setattr(forget_module, "collect", killed)
+        with pytest.raises(KeyboardInterrupt):
+            forget(dataset, "moss/003.jpg")
+    assert holds(dataset, content)
+    summary = forget(dataset, "moss/003.jpg")
+    assert summary.versions_withdrawn == [1]
+    assert holds(dataset, content) == []
+    assert len(open_dataset(dataset).index) == 23
+
+
+def test_forgetting_what_is_not_there_or_while_an_ingest_is_under_way_is_refused(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "pictures", 60)
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    with pytest.raises(RequestError, match="nothing was erased"):
+        forget(dataset, "moss/003.jpg", "moss/nothing.jpg")
+    assert len(open_dataset(dataset).index) == 120
+    for number in range(100):
+        (archive / "rust" / f"new-{number}.jpg").write_bytes(jpeg(20_000 + number))
+    with pytest.raises(KeyboardInterrupt):
+        Ingest(IngestConfig(source=str(archive), dataset=dataset, size=32), DyingExecutor(1)).run()
+    with pytest.raises(RequestError, match="under way or was interrupted"):
+        forget(dataset, "moss/003.jpg")
+
+
+def test_a_forecast_counts_what_the_ingest_then_does(archive: Path, tmp_path: Path) -> None:
+    (archive / "moss" / "empty.jpg").write_bytes(b"")
+    dataset = str(tmp_path / "dataset")
+    config = IngestConfig(source=str(archive), dataset=dataset, size=32, workers=3)
+    forecast = forecast_ingest(config)
+    assert not Path(dataset).exists(), "a forecast writes nothing"
+    assert (forecast.listed, forecast.to_read, forecast.sampled, forecast.workers) == (25, 25, 25, 3)
+    assert forecast.sample_rejects == {"empty": 1}
+    assert forecast.bytes_read == sum(path.stat().st_size for path in archive.rglob("*.jpg"))
+    assert forecast.requests == {"LIST": 1, "GET": 25, "PUT": 8}
+    assert sum(forecast.stages.values()) == pytest.approx(1, abs=0.01)
+    Ingest(config, InlineExecutor()).run()
+    written = sum(info.size for info in open_store(dataset).walk("shards"))
+    assert forecast.bytes_written == pytest.approx(written, rel=0.1)
+    assert sum(len(list((Path(dataset) / kind).iterdir())) for kind in ("shards", "facts", "units")) == 3
+    (archive / "rust" / "new.jpg").write_bytes(jpeg(99))
+    assert forecast_ingest(config).to_read == 1
