@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 _AHEAD = 2  # units queued per worker: one running, one waiting, so that no worker idles between units
 _START_S = 600.0  # an autoscaler's time to bring a first node
-_ATTEMPTS = 3  # a unit whose worker dies is run again this often; units are idempotent
+_ATTEMPTS = 10  # a unit whose worker dies, or whose message is lost, is run again this often; units are idempotent
 
 
 class RayExecutor:
