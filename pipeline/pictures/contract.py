@@ -8,24 +8,28 @@ the same object, so labelling a picture from its file equals labelling it from i
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.config import Fit, StoreKind, fingerprint
 
-DECODER = "pillow/1"
+DECODER = "pillow/2"
 """Changes whenever the same bytes would give other pixels, so that datasets of the old and new differ."""
+
+StoredAs = Literal["pixels", "jpeg"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredView:
     """From bytes to uint8 [size, size, 3].
 
-    Alpha is composited over `background` (RGB, 0 to 255), which also fills `pad`.
+    Alpha is composited over `background` (RGB, 0 to 255), which also fills `pad`. With `store="jpeg"` the
+    shard holds a JPEG of the square, and the stored pixels are what that JPEG decodes to.
     """
 
     size: int
     fit: Fit
     background: tuple[int, int, int] = (255, 255, 255)
+    store: StoredAs = "pixels"
     decoder: str = DECODER
     store: StoreKind = "pixels"
 
