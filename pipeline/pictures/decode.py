@@ -22,9 +22,20 @@ from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 from pipeline.errors import PictureError, Reason
 from pipeline.pictures.colour import mend_key_colour, to_rgb
 from pipeline.pictures.contract import StoredView
-from pipeline.pictures.resize import Pixels as Pixels
-from pipeline.pictures.resize import write_square
+from pipeline.pictures.resize import Pixels, write_square
 from pipeline.pictures.stored import decode_stored, encode_stored
+
+__all__ = [
+    "DEFAULT_LIMITS",
+    "FORMATS",
+    "Decoded",
+    "EncodedPicture",
+    "Limits",
+    "Pixels",
+    "decode",
+    "decode_into",
+    "decode_to_jpeg",
+]
 
 Image.init()  # `formats=` knows only plugins that are loaded, and Pillow loads most of them on demand
 # Pillow's remarks on odd files that it reads; limits are ours. Once for the process, because
@@ -47,6 +58,9 @@ FORMATS: Final = (
     "JPEG2000",
     "PCX",
     "DDS",
+    "PSD",
+    "SGI",
+    "QOI",
 )
 
 
