@@ -53,7 +53,6 @@ FORMATS: Final = (
     "WEBP",
     "AVIF",
     "PPM",
-    "TGA",
     "ICO",
     "JPEG2000",
     "PCX",
@@ -61,6 +60,7 @@ FORMATS: Final = (
     "PSD",
     "SGI",
     "QOI",
+    "TGA",  # the last: it has no magic bytes, and takes icons for its own
 )
 
 
