@@ -34,7 +34,8 @@ def assert_grey(data: bytes, wanted: NDArray[Any]) -> None:
 def over(colour: NDArray[Any], alpha: NDArray[Any]) -> NDArray[np.float64]:
     """`colour` [..., 3] composited with `alpha` [...] of 0 to 1 over GROUND."""
     share = np.asarray(alpha, dtype=np.float64)[..., None]
-    return share * colour + (1 - share) * np.array(GROUND)
+    result: NDArray[np.float64] = share * colour + (1 - share) * np.array(GROUND)
+    return result
 
 
 def test_sixteen_bit_png() -> None:
