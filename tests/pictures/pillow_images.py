@@ -1,0 +1,62 @@
+"""Pillow's own test pictures: a thousand odd, broken and hostile files, from its source distribution."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+
+RELEASE = "13.0.0"
+FILES = 1_060
+
+
+def pillow_images() -> Path:
+    """The folder of the pictures, fetched on first use and kept in the machine's folder for temporary files.
+
+    Skips the test where the package registry cannot be reached.
+    """
+    folder = Path(tempfile.gettempdir()) / f"afinar-pillow-{RELEASE}-{os.getuid()}"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            archive = _download(Path(scratch))
+            _unpack(archive, Path(scratch) / "images")
+            _publish(Path(scratch) / "images", folder)
+    return folder
+
+
+def _download(folder: Path) -> Path:
+    command = [
+        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
+        "--dest", str(folder), f"pillow=={RELEASE}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    found = [*folder.glob("*.tar.gz")]
+    if not found:
+        pytest.skip(f"Pillow's source distribution could not be fetched: {done.stderr.strip()[-300:]}")
+    return found[0]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    root = f"pillow-{RELEASE}/Tests/images/"
+    with tarfile.open(archive) as package:
+        members = [member for member in package if member.isfile() and member.name.startswith(root)]
+        for member in members:
+            member.name = member.name.removeprefix(root)
+        package.extractall(folder, members, filter="data")
+    assert len(members) == FILES
+
+
+def _publish(made: Path, folder: Path) -> None:
+    """Move into place whole: another test process may be at it too."""
+    aside = folder.with_name(f"{folder.name}-{os.getpid()}")
+    shutil.move(made, aside)
+    try:
+        aside.rename(folder)
+    except OSError:
+        shutil.rmtree(aside)
