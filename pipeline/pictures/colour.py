@@ -96,6 +96,6 @@ def _to_eight_bits(samples: NDArray[Any], white: float) -> NDArray[np.uint8]:
     result = np.empty(samples.shape, dtype=np.uint8)
     rows = max(1, _BLOCK // max(1, samples.shape[1]))
     for top in range(0, len(samples), rows):
-        scaled = samples[top : top + rows] * (255.0 / white)
+        scaled = samples[top : top + rows] * np.float64(255.0 / white)  # float64, that no float32 overflows
         result[top : top + rows] = np.clip(np.rint(scaled), 0, 255)
     return result
