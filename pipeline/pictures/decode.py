@@ -137,6 +137,7 @@ def _decode_square(data: bytes, view: StoredView, out: Pixels, limits: Limits) -
         width, height = image.size
         _check_size(width, height, limits)
         _check_codec(image, limits)
+        _check_ending(image, data)
         # Decoding a JPEG at an eighth to a half of its size costs a fraction. A margin of two over the target
         # keeps the mean difference from a full decode at 0.3 to 0.5 of a level of 255; 1.5 lets it pass 1.
         image.draft(None, (2 * view.size, 2 * view.size))
@@ -158,6 +159,15 @@ def _check_codec(image: ImageFile.ImageFile, limits: Limits) -> None:
     if codec in _IN_PYTHON and image.width * image.height > limits.max_slow_pixels:
         size = f"{image.width}x{image.height} pixels"
         raise PictureError(Reason.TOO_MANY_PIXELS, f"{size}, limit {limits.max_slow_pixels} for the codec {codec}")
+
+
+def _check_ending(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Refuse a JPEG that has no end marker: a copy broken off and filled with zeros decodes, grey below the break."""
+    if image.format == "JPEG" and image.fp is not None and data.rfind(_END_OF_IMAGE) < image.fp.tell():
+        raise PictureError(Reason.TRUNCATED, "no end marker after the start of the scan")
+
+
+_END_OF_IMAGE: Final = b"\xff\xd9"  # cannot occur within a scan, but does in a thumbnail before it
 
 
 @contextmanager

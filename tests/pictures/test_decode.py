@@ -114,6 +114,19 @@ def test_a_truncated_jpeg_is_never_a_sample(size: tuple[int, int], progressive: 
         assert caught.value.reason == Reason.TRUNCATED
 
 
+def test_a_jpeg_that_ends_in_zeros_is_never_a_sample() -> None:
+    """As copies leave behind that reserved the space and broke off; the thumbnail has an end marker of its own."""
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    thumbnail = saved(photograph(8, 32, 32), "JPEG")
+    data = saved(photograph(9, 160, 96), "JPEG", exif=exif.tobytes() + thumbnail)
+    assert decode(data + bytes(100), VIEW).width == 160, "zeros after the end do no harm"
+    cut = 2 * len(data) // 3
+    with pytest.raises(PictureError) as caught:
+        decode(data[:cut] + bytes(len(data) - cut), VIEW)
+    assert caught.value.reason == Reason.TRUNCATED
+
+
 def test_what_is_decoded_in_python_has_a_limit_of_its_own() -> None:
     rows = noise(6, (40, 60), 4096).astype(">u2").tobytes()
     data = b"P5 60 40 4095\n" + rows
