@@ -14,7 +14,7 @@ from pipeline.dataset.manifest import Manifest, current_manifest, get_manifest, 
 from pipeline.dataset.schema import INDEX, REJECTS
 from pipeline.errors import RequestError, StorageError
 from pipeline.pictures.contract import StoredView
-from pipeline.pictures.decode import decode_stored
+from pipeline.pictures.stored import decode_stored
 from pipeline.storage.objects import ObjectRef, local_copy
 from pipeline.storage.store import Store, open_store
 

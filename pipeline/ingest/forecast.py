@@ -109,12 +109,13 @@ class _Sample:
         self.rejects: Counter[str] = Counter()
         self._stages, self._bytes = Stages(), 0
         images = make_images(view, len(entries))
-        reads = PictureReader(open_store(source)).read_ahead(Listed(e.name, e.etag, e.size) for e in entries)
-        for _ in entries:
-            with self._stages.timed("fetch"):
-                data = next(reads)
-            with self._stages.timed("decode"):
-                self._count(put_picture(data, images))
+        listed = (Listed(entry.name, entry.etag, entry.size) for entry in entries)
+        with PictureReader(open_store(source)).read_ahead(listed) as reads:
+            for _ in entries:
+                with self._stages.timed("fetch"):
+                    data = next(reads)
+                with self._stages.timed("decode"):
+                    self._count(put_picture(data, images))
         with self._stages.timed("write"):
             shard = images.shard()
             sha256(shard)

@@ -41,12 +41,12 @@ def build_shard(task: ShardTask) -> UnitResult:
     stages, forgotten = Stages(), frozenset(task.forgotten)
     facts: list[dict[str, Any]] = []
     listed = (Listed(entry.name, entry.etag, entry.size) for entry in task.entries)
-    reads = PictureReader(source).read_ahead(listed)
-    for entry in task.entries:
-        with stages.timed("fetch"):
-            data = next(reads)
-        with stages.timed("decode"):
-            facts.append({"uri": entry.uri, "etag": entry.etag, **_fact(entry, data, images, forgotten)})
+    with PictureReader(source).read_ahead(listed) as reads:
+        for entry in task.entries:
+            with stages.timed("fetch"):
+                data = next(reads)
+            with stages.timed("decode"):
+                facts.append({"uri": entry.uri, "etag": entry.etag, **_fact(entry, data, images, forgotten)})
     with stages.timed("write"):
         _commit(dataset, task, images, facts)
     rejects = sum("reason" in fact for fact in facts)

@@ -8,14 +8,12 @@ the same object, so labelling a picture from its file equals labelling it from i
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pipeline.config import Fit, StoreKind, fingerprint
 
 DECODER = "pillow/2"
 """Changes whenever the same bytes would give other pixels, so that datasets of the old and new differ."""
-
-StoredAs = Literal["pixels", "jpeg"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +27,6 @@ class StoredView:
     size: int
     fit: Fit
     background: tuple[int, int, int] = (255, 255, 255)
-    store: StoredAs = "pixels"
     decoder: str = DECODER
     store: StoreKind = "pixels"
 

@@ -214,37 +214,3 @@ def _reason(error: Exception) -> Reason:
     if "truncated" in words or "end of file" in words or "premature" in words:
         return Reason.TRUNCATED
     return Reason.CORRUPT
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPicture:
-    """One picture of a `jpeg` store."""
-
-    jpeg: bytes
-    width: int
-    height: int
-
-
-def decode_into(data: bytes, view: StoredView, out: Pixels, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
-    """As decode."""
-    decoded = decode(data, view, limits)
-    out[:] = decoded.image
-    return decoded.width, decoded.height
-
-
-def encode_stored(image: Pixels) -> bytes:
-    """JPEG."""
-    sink = io.BytesIO()
-    Image.fromarray(image).save(sink, "JPEG", quality=95)
-    return sink.getvalue()
-
-
-def decode_stored(data: bytes | memoryview) -> Pixels:
-    """Inverse."""
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-
-
-def decode_to_jpeg(data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS) -> EncodedPicture:
-    """As decode."""
-    decoded = decode(data, view, limits)
-    return EncodedPicture(encode_stored(decoded.image), decoded.width, decoded.height)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Final, NamedTuple
 
 from pipeline.errors import (
@@ -45,25 +46,31 @@ class PictureReader:
         """
         return self._judged(_fetch(self._store, self._limits, picture))
 
-    def read_ahead(self, pictures: Iterable[Listed]) -> Iterator[bytes | PictureError]:
+    @contextmanager
+    def read_ahead(self, pictures: Iterable[Listed]) -> Iterator[Iterator[bytes | PictureError]]:
         """Read pictures in their order, as many at once as the store rewards, ahead of whoever decodes them.
 
-        Yields what `read` returns or the PictureError it raises; raises StorageError as it does.
+        Within the block the iterator yields what `read` returns or the PictureError it raises; it raises StorageError
+        as `read` does. The block ends the threads: left to the garbage collector they would be ended at any moment,
+        inside another thread pool's lock too.
         """
-        with ThreadPoolExecutor(self._store.parallel_reads) as pool:
-            under_way: deque[tuple[int, Future[bytes | PictureError]]] = deque()
-            ahead = 0
-            try:
-                for picture in pictures:
-                    while under_way and self._is_far_ahead(len(under_way), ahead + picture.size):
-                        ahead -= under_way[0][0]
-                        yield self._next(under_way)
-                    under_way.append((picture.size, pool.submit(_fetch, self._store, self._limits, picture)))
-                    ahead += picture.size
-                while under_way:
-                    yield self._next(under_way)
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        pool = ThreadPoolExecutor(self._store.parallel_reads)
+        try:
+            yield self._ahead(pool, pictures)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _ahead(self, pool: ThreadPoolExecutor, pictures: Iterable[Listed]) -> Iterator[bytes | PictureError]:
+        under_way: deque[tuple[int, Future[bytes | PictureError]]] = deque()
+        ahead = 0
+        for picture in pictures:
+            while under_way and self._is_far_ahead(len(under_way), ahead + picture.size):
+                ahead -= under_way[0][0]
+                yield self._next(under_way)
+            under_way.append((picture.size, pool.submit(_fetch, self._store, self._limits, picture)))
+            ahead += picture.size
+        while under_way:
+            yield self._next(under_way)
 
     def _is_far_ahead(self, pictures: int, size: int) -> bool:
         return pictures >= 2 * self._store.parallel_reads or size > _AHEAD_BYTES
