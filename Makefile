@@ -4,12 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCKS := infra/lock
+PEERS := .venv-bench
 
-.PHONY: help env demo test test-slow check format bench lock
+.PHONY: help env demo test test-slow check format bench peers lock
 .DEFAULT_GOAL := help
 
 help:  ## what can be made
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 20
+	@grep -E '^[a-z%-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## */  make \1\t/' | expand -t 20
 
 env: $(READY)  ## the environment in .venv (about 6 GB; 1 to 4 minutes)
 
@@ -35,8 +36,18 @@ format: $(READY)  ## format and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY)  ## measure; see tests/bench/README.md
+bench: $(READY) $(PEERS)/.ready  ## measure everything; see tests/bench/README.md
 	$(BIN)/python -m tests.bench
+
+bench-%: $(READY) $(PEERS)/.ready  ## measure one thing, such as bench-peers
+	$(BIN)/python -m tests.bench $*
+
+peers: $(PEERS)/.ready  ## the environment of what the benchmarks compare with (1 GB)
+
+$(PEERS)/.ready: $(READY) $(LOCKS)/peers.txt
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(PEERS)
+	$(BIN)/uv pip install -q --python $(PEERS)/bin/python --require-hashes -r $(LOCKS)/peers.txt
+	@touch $@
 
 lock: $(READY)  ## resolve the dependencies anew
 	infra/lock/relock "$(BIN)/uv"

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.servers import seaweedfs
+
 # How long a property takes says nothing about whether it holds.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 SCRIPTS = Path(sys.executable).parent
-
-# Credentials of the test's own server; every process a test starts finds them where users keep theirs.
-S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "K", "AWS_SECRET_ACCESS_KEY": "S", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 def jpeg(seed: int, size: tuple[int, int] = (80, 60), tint: tuple[int, int, int] = (128, 128, 128)) -> bytes:
@@ -105,14 +98,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(pictures, dataset, models)
 
 
-def free_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray of two cores for all tests that run jobs in this process."""
@@ -125,52 +110,10 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A SeaweedFS of our own on loopback; its endpoint. Its credentials are in the environment meanwhile."""
-    folder = tmp_path_factory.mktemp("seaweedfs")
-    identity = {
-        "name": "a",
-        "credentials": [{"accessKey": "K", "secretKey": "S"}],
-        "actions": ["Admin", "Read", "List", "Tagging", "Write"],
-    }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    (folder / "data").mkdir()
-    port = free_port()
-    flags = {
-        "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.telemetry": "false",
-        "master.port": free_port(), "filer.port": free_port(), "volume.port": free_port(), "webdav": "false",
-        "admin.ui": "false", "s3.port": port, "s3.port.iceberg": 0, "s3.port.lance": 0,
-        "s3.config": folder / "s3.json", "s3.autoCreateBucket": "false",
-    }  # fmt: skip
-    command = [
-        str(SCRIPTS / "weed"),
-        "-logtostderr=true",
-        "mini",
-        *(f"-{name}={value}" for name, value in flags.items()),
-    ]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-    endpoint = f"http://127.0.0.1:{port}"
-    try:
-        _wait_for(endpoint, server, folder / "log")
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": endpoint}.items():
-                patch.setenv(name, value)
-            yield endpoint
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
-
-
-def _wait_for(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(200):
-        if server.poll() is not None:
-            raise RuntimeError(f"SeaweedFS ended: {log.read_text()[-2000:]}")
-        try:
-            urllib.request.urlopen(endpoint, timeout=1)
-        except urllib.error.HTTPError:  # it answers, and wants a signature
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise RuntimeError(f"SeaweedFS did not answer: {log.read_text()[-2000:]}")
+    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server.endpoint
 
 
 @pytest.fixture

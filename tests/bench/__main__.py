@@ -1,63 +1,52 @@
-"""`python -m tests.bench [demo] [requests]`: measure, and compare with the limits of this project's own making."""
+"""`python -m tests.bench [NAME…]`: measure, and compare with the limits of this project's own making."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from pathlib import Path
 
-from tests.bench.footprint import measure
+from tests.bench.everyday import demo, requests
+from tests.bench.incremental import incremental
+from tests.bench.large import large
+from tests.bench.limit import limit
+from tests.bench.memory import memory
+from tests.bench.peers import peers
+from tests.bench.planning import planning
+from tests.bench.s3 import s3
+from tests.bench.world import WrongBenchError
 
-AFINAR = str(Path(sys.executable).parent / "afinar")
-GIB = 2**30
-
-
-def demo() -> bool:
-    """The whole demo in a fresh folder: at most 5 minutes and 8 GB on two cores."""
-    folder = Path(tempfile.mkdtemp(prefix="afinar-bench-"))
-    try:
-        taken = measure([AFINAR, "demo", str(folder / "demo")])
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    print(f"demo: {taken.seconds:.0f} s (limit 300), peak {taken.peak_bytes / GIB:.2f} GiB (limit 8)")
-    return taken.exit_code == 0 and taken.seconds <= 300 and taken.peak_bytes <= 8e9
-
-
-REQUESTS = {
-    "ingest /nowhere out": 1.5,
-    "ingest /etc out": 1.5,
-    "ingest /etc /proc/version/out": 1.5,
-    "train /nowhere out": 1.5,
-    "train /nowhere out --backbone resnet81": 1.5,
-    "train /nowhere out --regime thawed": 1.5,
-    "label /etc out --model /nowhere@champion": 1.5,
-    "submit -- ingest relative out": 1.5,
+BENCHES: dict[str, Callable[[], bool]] = {
+    "requests": requests,
+    "demo": demo,
+    "large": large,
+    "limit": limit,
+    "peers": peers,
+    "s3": s3,
+    "memory": memory,
+    "incremental": incremental,
+    "planning": planning,
 }
 
 
-def requests() -> bool:
-    """Wrong requests: exit code 2 within 1.5 s, the best of three after a first run that warms the disk."""
-    fine = True
-    for words, limit_s in REQUESTS.items():
-        taken = min(_refusal_s(words) for _ in range(4))
-        print(f"{taken:5.2f} s (limit {limit_s})  afinar {words}")
-        fine &= taken <= limit_s
-    return fine
+def run(name: str) -> bool:
+    """One bench; a side that did not do its work fails it."""
+    try:
+        return BENCHES[name]()
+    except WrongBenchError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return False
 
 
-def _refusal_s(words: str) -> float:
-    started = time.monotonic()
-    done = subprocess.run([AFINAR, *words.split()], capture_output=True, cwd="/tmp", check=False)
-    assert done.returncode == 2, done.stderr
-    return time.monotonic() - started
+def main(names: list[str]) -> int:
+    """Exit code: 1 when a limit is not met, 2 for a bench there is not."""
+    if unknown := set(names) - BENCHES.keys():
+        print(f"no bench {', '.join(sorted(unknown))}: there are {', '.join(BENCHES)}", file=sys.stderr)
+        return 2
+    met = {name: run(name) for name in names or BENCHES}
+    for name, holds in met.items():
+        print(f"{name}: {'within its limits' if holds else 'NOT within its limits'}")
+    return 0 if all(met.values()) else 1
 
-
-BENCHES: dict[str, Callable[[], bool]] = {"requests": requests, "demo": demo}
 
 if __name__ == "__main__":
-    within = [BENCHES[name]() for name in sys.argv[1:] or BENCHES]
-    sys.exit(0 if all(within) else 1)
+    sys.exit(main(sys.argv[1:]))

@@ -165,7 +165,7 @@ def test_s3_gives_the_same_as_a_folder(tmp_path: Path, trained: Trained, bucket:
 @pytest.fixture
 def cluster(tmp_path: Path) -> Any:
     """A Ray head started as an operator starts one, on loopback, with our scripts on its path."""
-    from tests.conftest import free_port
+    from tests.servers import free_port
 
     port, dashboard = free_port(), free_port()
     temp = f"/tmp/afinar-{os.getpid()}"  # Ray's sockets have short names or none

@@ -23,7 +23,8 @@ from pipeline.storage.store import open_store
 from pipeline.training.group import Group
 from pipeline.training.job import TrainOutcome, plan_training, read_outcome, train
 from pipeline.training.order import coin, epoch_order, global_batches, share
-from tests.conftest import Trained, free_port
+from tests.conftest import Trained
+from tests.servers import free_port
 
 
 @given(st.integers(1, 300), st.integers(2, 40), st.integers(1, 5), st.integers(0, 3))

@@ -1,0 +1,55 @@
+"""What a person waits for: the demo, and the refusal of a wrong request."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.bench.footprint import measure
+
+AFINAR = str(Path(sys.executable).parent / "afinar")
+GIB = 2**30
+
+
+def demo() -> bool:
+    """The whole demo in a fresh folder: at most 5 minutes and 8 GB on two cores."""
+    folder = Path(tempfile.mkdtemp(prefix="afinar-bench-"))
+    try:
+        taken = measure([AFINAR, "demo", str(folder / "demo")])
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"demo: {taken.seconds:.0f} s (limit 300), peak {taken.peak_bytes / GIB:.2f} GiB (limit 8)")
+    return taken.exit_code == 0 and taken.seconds <= 300 and taken.peak_bytes <= 8e9
+
+
+REQUESTS = {
+    "ingest /nowhere out": 1.5,
+    "ingest /etc out": 1.5,
+    "ingest /etc /proc/version/out": 1.5,
+    "train /nowhere out": 1.5,
+    "train /nowhere out --backbone resnet81": 1.5,
+    "train /nowhere out --regime thawed": 1.5,
+    "label /etc out --model /nowhere@champion": 1.5,
+    "submit -- ingest relative out": 1.5,
+}
+
+
+def requests() -> bool:
+    """Wrong requests: exit code 2 within 1.5 s, the best of three after a first run that warms the disk."""
+    fine = True
+    for words, limit_s in REQUESTS.items():
+        taken = min(_refusal_s(words) for _ in range(4))
+        print(f"{taken:5.2f} s (limit {limit_s})  afinar {words}")
+        fine &= taken <= limit_s
+    return fine
+
+
+def _refusal_s(words: str) -> float:
+    started = time.monotonic()
+    done = subprocess.run([AFINAR, *words.split()], capture_output=True, cwd="/tmp", check=False)
+    assert done.returncode == 2, done.stderr
+    return time.monotonic() - started

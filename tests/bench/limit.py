@@ -1,0 +1,72 @@
+"""Ingest against the bare limit: the same pictures decoded by one plain process per core that does nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+from tests.bench.outputs import read_afinar, require_same
+from tests.bench.pictures import MEDIUM, SMALL, Size, make_pictures
+from tests.bench.table import PAIRS, Ratio, Table, spread
+from tests.bench.world import CORES, Record, in_memory, ingests_of, require_cores, round_folder, run_side, scaled
+
+SHARE = 0.85
+SIZE = 256
+APART = 1.0  # levels that a decoder may differ from ours and still count as giving "the same pixels"
+SETS = {SMALL: 6000, MEDIUM: 3000}
+
+
+def limit() -> bool:
+    """At least 0.85 of the bare limit, for 500x375 and 1024x768."""
+    require_cores()
+    with in_memory() as folder:
+        sources = {
+            size: make_pictures(folder / f"{size[0]}x{size[1]}", size, scaled(count), distinct=scaled(1000))
+            for size, count in SETS.items()
+        }
+        warm_up = make_pictures(folder / "warm", SMALL, 200, seed=10**6)
+        bare: dict[Size, list[Record]] = {size: [] for size in sources}
+        ours: dict[Size, list[Record]] = {size: [] for size in sources}
+        for number in range(PAIRS):
+            for size, source in sources.items():
+                bare[size].append(run_side("bare", _bare_request(source, folder)))
+            with round_folder(folder, f"round-{number}") as out:
+                for size, record in zip(sources, _ingest(sources, warm_up, out), strict=True):
+                    ours[size].append(record)
+                    require_same("afinar", read_afinar(out / str(size[0]), SIZE), sources[size], SIZE, "crop")
+        return _report(ours, bare)
+
+
+def _bare_request(source: Path, folder: Path) -> Record:
+    return {"source": str(source), "size": SIZE, "cores": CORES, "out": str(folder / "scratch")}
+
+
+def _ingest(sources: dict[Size, Path], warm_up: Path, out: Path) -> list[Record]:
+    ingests = [
+        {"source": str(source), "dataset": str(out / str(size[0])), "size": SIZE} for size, source in sources.items()
+    ]
+    first = {"source": str(warm_up), "dataset": str(out / "warm"), "size": SIZE}
+    return ingests_of(run_side("afinar_ingest", {"cores": CORES, "warm_up": first, "ingests": ingests}))
+
+
+def _report(ours: dict[Size, list[Record]], bare: dict[Size, list[Record]]) -> bool:
+    table = Table(("pictures", "afinar, /s", "bare limit, /s", "fastest bare decoder", "share", f"≥ {SHARE}"))
+    costs = Table(("pictures", "share of ingest's core time", "%"))
+    for size, records in ours.items():
+        rates = [record["summary"]["samples"] / record["seconds"] for record in records]
+        best = fastest(bare[size])
+        limits = [record["rates"][best] for record in bare[size]]
+        share = Ratio.of(rates, limits)
+        name = f"{size[0]}×{size[1]}"
+        table.limit(name, spread(rates), spread(limits), f"`{best}`", share, holds=share.median >= SHARE)
+        for what in bare[size][0]["costs_s"]:
+            cost = median(record["costs_s"][what] for record in bare[size])
+            costs.add(name, what, f"{100 * cost * median(rates) / CORES:.1f}")
+    costs.show("limit: what the rest goes to")
+    return table.show("limit: ingest against bare decoding, two cores, 256×256, all files in memory")
+
+
+def fastest(records: list[Record]) -> str:
+    """The fastest decoder whose pixels are the same."""
+    same = [name for name, levels in records[0]["apart"].items() if levels <= APART]
+    return str(max(same, key=lambda name: median(record["rates"][name] for record in records)))

@@ -1,0 +1,135 @@
+"""What each side of a comparison wrote, read back and compared: the same pictures, with the same pixels."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pipeline.dataset.reading import open_dataset
+from tests.bench.world import WrongBenchError
+
+Pixels = NDArray[np.uint8]
+Rows = Iterator[tuple[str, Pixels]]
+
+WORST_APART = 12.0  # mean levels of 255 a picture may be off: filters differ (area, triangle, bicubic), pictures do not
+
+
+def read_afinar(out: Path, size: int) -> Rows:
+    """An ingested dataset."""
+    dataset = open_dataset(str(out))
+    uris = dataset.index.column("uri").to_pylist()
+    assert dataset.view.size == size
+    for start in range(0, len(uris), 256):
+        here = list(range(start, min(start + 256, len(uris))))
+        yield from zip((uris[row] for row in here), dataset.read(here), strict=True)
+
+
+def read_frames(out: Path, size: int) -> Rows:
+    """Parquet of Ray Data or Daft: `path`, and `image` as a list of bytes under some extension type."""
+    for file in sorted(out.rglob("*.parquet")):
+        for batch in pq.ParquetFile(file).iter_batches(256, columns=["path", "image"]):
+            images = batch.column("image")
+            storage = images.storage if isinstance(images, pa.ExtensionArray) else images
+            pixels = storage.flatten().to_numpy().reshape(-1, size, size, 3)
+            yield from zip((_path(uri) for uri in batch.column("path").to_pylist()), pixels, strict=True)
+
+
+def read_img2dataset(out: Path, size: int) -> Rows:
+    """img2dataset's shards, in any of its three formats; failures it noted and went on from have no picture."""
+    for table in (pq.read_table(file) for file in sorted(out.glob("*.parquet"))):
+        if "jpg" in table.column_names:
+            jpegs = dict(zip(table.column("key").to_pylist(), table.column("jpg").to_pylist(), strict=True))
+        else:
+            jpegs = {}
+        for key, uri in zip(table.column("key").to_pylist(), table.column("url").to_pylist(), strict=True):
+            data = jpegs.get(key) or _loose(out, key)
+            if data is not None:
+                yield _path(uri), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+_TARS: dict[Path, dict[str, bytes]] = {}
+
+
+def _loose(out: Path, key: str) -> bytes | None:
+    """A picture from a folder or a tar, whichever the shard is; its number is the key's first five digits."""
+    shard = out / key[:5]
+    if shard.is_dir():
+        file = shard / f"{key}.jpg"
+        return file.read_bytes() if file.exists() else None
+    tar = shard.with_suffix(".tar")
+    if tar not in _TARS:
+        _TARS.clear()
+        with tarfile.open(tar) as archive:
+            members = [member for member in archive if member.name.endswith(".jpg")]
+            _TARS[tar] = {Path(one.name).stem: _extracted(archive, one) for one in members}
+    return _TARS[tar].get(key)
+
+
+def _extracted(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+def _path(uri: str) -> str:
+    return uri.removeprefix("file://")
+
+
+def reference(data: bytes, size: int, fit: str) -> Pixels:
+    """Decoded whole, then resized with Pillow's bicubic filter: centre `crop`, or `squash`."""
+    with Image.open(io.BytesIO(data)) as image:
+        rgb = image.convert("RGB")
+    if fit == "crop":
+        return np.asarray(ImageOps.fit(rgb, (size, size), Image.Resampling.BICUBIC))
+    return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def off(one: Pixels, other: Pixels) -> float:
+    """Mean absolute difference of two pictures, in levels of 255."""
+    return float(np.abs(one.astype(np.int16) - other.astype(np.int16)).mean())
+
+
+def require_same(name: str, rows: Rows, source: Path, size: int, fit: str, compared: int = 200) -> float:
+    """Every picture of `source` once and none besides, and the pixels of `compared` of them near the reference.
+
+    Returns the worst picture's mean difference in levels. Raises WrongBenchError.
+    """
+    wanted = {str(path) for path in source.rglob("*.jpg")}
+    every = max(1, len(wanted) // compared)
+    seen: set[str] = set()
+    worst = 0.0
+    for number, (path, pixels) in enumerate(rows):
+        if path in seen or path not in wanted:
+            raise WrongBenchError(f"{name} wrote {path}, {'twice' if path in seen else 'which is not a picture'}")
+        if pixels.shape != (size, size, 3):
+            raise WrongBenchError(f"{name} wrote {path} as {pixels.shape}")
+        seen.add(path)
+        if number % every == 0:
+            worst = max(worst, off(pixels, reference(Path(path).read_bytes(), size, fit)))
+    if seen != wanted:
+        raise WrongBenchError(f"{name} wrote {len(seen)} of {len(wanted)} pictures")
+    if worst > WORST_APART:
+        raise WrongBenchError(
+            f"{name}: a picture is {worst:.1f} levels off, more than filters explain ({WORST_APART:g})"
+        )
+    return worst
+
+
+def facts_of_shards(dataset: Path) -> dict[str, int]:
+    """Names and sizes of a dataset's shards."""
+    return {path.name: path.stat().st_size for path in (dataset / "shards").glob("*")}
+
+
+def load_json(path: Path) -> dict[str, object]:
+    """One JSON object of a file."""
+    record: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+    return record

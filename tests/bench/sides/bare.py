@@ -1,0 +1,118 @@
+"""The bare limit: one plain process per core decoding pictures that are in memory already, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.pictures.contract import StoredView
+from pipeline.pictures.decode import Pixels, decode
+
+Decoder = Callable[[bytes, StoredView], Pixels]
+
+
+def ours(data: bytes, view: StoredView) -> Pixels:
+    """The project's one way from bytes to pixels."""
+    return decode(data, view).image
+
+
+def pillow(data: bytes, view: StoredView) -> Pixels:
+    """The same pixels of an ordinary JPEG, without limits, orientation, transparency or errors looked after."""
+    image = Image.open(io.BytesIO(data), formats=("JPEG",))
+    image.draft("RGB", (2 * view.size, 2 * view.size))
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    square = image.resize((view.size, view.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    return np.asarray(square)
+
+
+DECODERS: dict[str, Decoder] = {"decode": ours, "pillow": pillow}
+"""Candidates for the fastest; a rawer function goes here, and its pixels are compared with `decode`'s."""
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Rates in pictures per second by decoder, costs per picture in seconds, and how far the pixels differ."""
+    files = sorted(str(path) for path in Path(request["source"]).rglob("*.jpg"))
+    view = StoredView(size=request["size"], fit="crop")
+    rates = {name: rate(name, files, view, request["cores"]) for name in DECODERS}
+    return {"rates": rates, "costs_s": costs_s(files, view, Path(request["out"])), "apart": apart(files[:100], view)}
+
+
+def rate(name: str, files: list[str], view: StoredView, cores: int) -> float:
+    """Sum of the processes' own rates, so that none waits for another at the end."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(cores)
+    answers: Any = context.SimpleQueue()
+    processes = [
+        context.Process(target=_loop, args=(name, files[number::cores], view, barrier, answers))
+        for number in range(cores)
+    ]
+    for process in processes:
+        process.start()
+    total = sum(answers.get() for _ in processes)
+    for process in processes:
+        process.join()
+    return float(total)
+
+
+def _loop(name: str, files: list[str], view: StoredView, barrier: Any, answers: Any) -> None:
+    make, pictures = DECODERS[name], [Path(file).read_bytes() for file in files]
+    for data in pictures[:20]:
+        make(data, view)
+    barrier.wait()
+    started = time.perf_counter()
+    for data in pictures:
+        make(data, view)
+    answers.put(len(pictures) / (time.perf_counter() - started))
+
+
+def costs_s(files: list[str], view: StoredView, out: Path) -> dict[str, float]:
+    """What ingest does per picture besides decoding: hash the file, hash the shard, write the shard."""
+    pictures = [Path(file).read_bytes() for file in files[:500]]
+    shard = np.random.default_rng(0).integers(0, 256, len(pictures) * view.size**2 * 3, dtype=np.uint8).tobytes()
+    return {
+        "hash the file": _timed(lambda: [hashlib.sha256(data).hexdigest() for data in pictures]) / len(pictures),
+        "hash the shard": _timed(lambda: hashlib.sha256(shard).hexdigest()) / len(pictures),
+        "write the shard": _timed(lambda: _write(out, shard)) / len(pictures),
+    }
+
+
+def _write(out: Path, data: bytes) -> None:
+    with out.open("wb") as file:
+        file.write(data)
+        os.fsync(file.fileno())
+    out.unlink()
+
+
+def _timed(work: Callable[[], object]) -> float:
+    work()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def apart(files: list[str], view: StoredView) -> dict[str, float]:
+    """Largest mean absolute difference of a picture from `decode`'s, by decoder, in levels of 255."""
+    worst = dict.fromkeys(DECODERS, 0.0)
+    for file in files:
+        data = Path(file).read_bytes()
+        wanted = decode(data, view).image.astype(np.int16)
+        for name, make in DECODERS.items():
+            worst[name] = max(worst[name], float(np.abs(make(data, view) - wanted).mean()))
+    return worst
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

@@ -1,0 +1,61 @@
+"""Pairs of measurements, their ratios, and the Markdown that goes into README.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+PAIRS = 3
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Ratios of paired measurements: each pair was taken back to back, so that a slow minute slows both."""
+
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, ours: Sequence[float], others: Sequence[float]) -> Ratio:
+        """Element by element."""
+        return cls(tuple(one / other for one, other in zip(ours, others, strict=True)))
+
+    @property
+    def median(self) -> float:
+        """What is compared with a limit."""
+        return median(self.values)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({min(self.values):.2f}–{max(self.values):.2f})"
+
+
+def spread(values: Sequence[float], form: str = "{:.0f}") -> str:
+    """Median and range."""
+    return f"{form.format(median(values))} ({form.format(min(values))}–{form.format(max(values))})"
+
+
+@dataclass
+class Table:
+    """One bench's table; remembers whether every limit in it was met."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[str, ...]] = field(default_factory=list)
+    met: bool = True
+
+    def add(self, *cells: object) -> None:
+        """A row without a limit."""
+        self.rows.append(tuple(str(cell) for cell in cells))
+
+    def limit(self, *cells: object, holds: bool) -> None:
+        """A row whose last cell becomes "yes" or "**no**"."""
+        self.met &= holds
+        self.add(*cells, "yes" if holds else "**no**")
+
+    def show(self, title: str) -> bool:
+        """Print the table; True when all limits were met."""
+        print(f"\n### {title}\n")
+        for cells in (self.columns, ("---",) * len(self.columns), *self.rows):
+            padded = (*cells, *("",) * (len(self.columns) - len(cells)))
+            print(f"| {' | '.join(padded)} |")
+        print(flush=True)
+        return self.met
