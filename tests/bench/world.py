@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,7 +75,10 @@ def finish_side(side: subprocess.Popen[str], timeout_s: float = 300) -> Record:
 
 def run_side(module: str, request: Record, python: Path = OURS, timeout_s: float = 300) -> Record:
     """Start a side and wait for its answer."""
-    return finish_side(start_side(module, request, python), timeout_s)
+    started = time.monotonic()
+    answer = finish_side(start_side(module, request, python), timeout_s)
+    print(f"{time.monotonic() - started:6.1f} s  {module}", file=sys.stderr, flush=True)
+    return answer
 
 
 @contextmanager
