@@ -14,7 +14,7 @@ from tests.bench.pictures import SMALL, make_pictures
 from tests.bench.table import Table
 from tests.bench.world import CORES, OURS, ROOT, WrongBenchError, in_memory, require_cores, round_folder, scaled
 
-SIZE = 256
+SIZE = 256 if psutil.virtual_memory().available > 14e9 else 96  # 40,000 pictures and their squares lie in memory
 COUNTS = (2000, 40_000)
 GROWTH = 0.10
 DRIVER_BYTES = 500e6
