@@ -21,7 +21,7 @@ Pixels = NDArray[np.uint8]
 Rows = Iterator[tuple[str, Pixels]]
 
 WORST_APART = 6.0  # mean levels of 255 a picture may be off: filters differ (area, triangle, bicubic), and one side
-# keeps JPEGs; a picture in another's place is off by 40
+# keeps JPEGs; a picture in another's place is off by 86 as a rule
 
 
 def read_afinar(out: Path, size: int) -> Rows:
