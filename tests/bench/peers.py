@@ -41,15 +41,13 @@ PEERS_COMPARED: Final = (
     ),
     Peer(
         "Ray Data, `map_batches` or `map`", "ray_data", "crop", 3, read_frames, form="map",
-        options=({"blocks": 2, "batch": 64}, {"blocks": 8, "batch": 64}, {"blocks": 8, "batch": 250},
-                 {"blocks": 8, "batch": 0}),
+        options=({"blocks": 2, "batch": 64}, {"blocks": 8, "batch": 250}, {"blocks": 8, "batch": 0}),
     ),
     Peer("Daft", "daft_frames", "squash", 4, read_frames, options=({"batch": 0}, {"batch": 64})),
     Peer(
         "img2dataset", "img2dataset_files", "crop", 2, read_img2dataset, reference="crop last",
-        options=({"format": "files", "threads": 1}, {"format": "files", "threads": 4},
-                 {"format": "webdataset", "threads": 2}, {"format": "webdataset", "threads": 8},
-                 {"format": "parquet", "threads": 4}, {"format": "parquet", "threads": 16}),
+        options=({"format": "files", "threads": 1}, {"format": "webdataset", "threads": 2},
+                 {"format": "webdataset", "threads": 8}, {"format": "parquet", "threads": 8}),
     ),
 )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -56,6 +57,7 @@ def start_side(module: str, request: Record, python: Path = OURS) -> subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -64,9 +66,11 @@ def finish_side(side: subprocess.Popen[str], timeout_s: float = 300) -> Record:
     try:
         out, said = side.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
-        side.kill()
-        _, said = side.communicate()
-        raise WrongBenchError(f"{side.args!r} took more than {timeout_s:.0f} s: {said[-2000:]}") from None
+        raise WrongBenchError(f"{side.args!r} took more than {timeout_s:.0f} s") from None
+    finally:
+        if side.poll() is None:  # it, and what it started, would disturb whatever is measured next
+            os.killpg(side.pid, signal.SIGKILL)
+            side.wait()
     if side.returncode != 0 or not out.strip():
         raise WrongBenchError(f"{side.args!r} ended with {side.returncode}: {said[-3000:]}")
     answer: Record = json.loads(out.strip().splitlines()[-1])
