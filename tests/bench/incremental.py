@@ -106,7 +106,7 @@ def _counted(relay: Proxy, fields: Record, warm_up: Path, warmed: Path) -> tuple
 
 def _listing_s(source: Path) -> float:
     started = time.monotonic()
-    list_pictures(str(source), parse_extensions(".jpg"), "folder")
+    list_pictures(str(source), parse_extensions(".jpg"))
     return time.monotonic() - started
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.dataset import listing
+from pipeline.dataset.annotations import annotate
 from pipeline.dataset.schema import FACTS
 from pipeline.dataset.units import store_plan
 from pipeline.ingest.plan import make_plan
@@ -51,7 +52,7 @@ class SyntheticStore(Store):
         """No picture is read by planning."""
         raise AssertionError(name)
 
-    def put_if_absent(self, name: str, data: bytes) -> bool:
+    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
         """Nothing is written here."""
         raise AssertionError(name)
 
@@ -79,7 +80,8 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 def plan(out: Path) -> int:
     """As the ingest job does it; how many units there are."""
     view = StoredView(size=256, fit="crop")
-    found = listing.list_pictures(SOURCE, (".jpg",), "folder")
+    found = listing.list_pictures(SOURCE, (".jpg",))
+    found = annotate(found, SOURCE, labels="folder", split_by_folder=False, group="").listing
     planned = store_plan(open_store(str(out)), "plans/00000001.parquet", make_plan(found, FACTS.empty_table(), view, 1))
     assert len(planned) == len(found)
     return len(planned.column("unit").unique())
