@@ -20,7 +20,7 @@ from pipeline.storage.objects import ObjectRef
 from pipeline.storage.store import Store
 
 Record = dict[str, Any]
-_VERSION_NAME = re.compile(r"[^/]+/(\d{8})\.json")
+_VERSION_NAME = re.compile(r"[0-9]{8}\.json")
 _MARKER_THREADS = 16  # reading markers is latency, not work
 
 
@@ -64,14 +64,15 @@ def _marker_name(unit: str) -> str:
 
 
 def latest(store: Store, folder: str) -> tuple[int, Record] | None:
-    """Highest numbered record of `folder` and its number, or None when there is none yet."""
-    numbers = versions(store, folder)
-    return (numbers[-1], read_version(store, folder, numbers[-1])) if numbers else None
+    """Highest numbered record of `folder` and its number, or None when there is none yet.
 
-
-def versions(store: Store, folder: str) -> list[int]:
-    """Numbers of the records of `folder`, rising. What else lies there (a note, a backup copy) is left alone."""
-    return sorted(int(found[1]) for info in store.walk(folder) if (found := _VERSION_NAME.fullmatch(info.name)))
+    What else lies there (a note, a backup copy) is left alone.
+    """
+    names = (info.name.removeprefix(f"{folder}/") for info in store.walk(folder))
+    numbers = [int(name.removesuffix(".json")) for name in names if _VERSION_NAME.fullmatch(name)]
+    if not numbers:
+        return None
+    return max(numbers), read_version(store, folder, max(numbers))
 
 
 def read_version(store: Store, folder: str, number: int) -> Record:
@@ -117,15 +118,16 @@ def require_put_if_absent(store: Store) -> None:
     Raises RequestError, since the remedy is another target.
     """
     name = f"probes/{new_owner()}"
+    ours = name.encode()
     try:
-        first = store.put_if_absent(name, b"first")
-        second = store.put_if_absent(name, b"second")
+        store.put_if_absent(name, ours)  # may say "taken" of itself, when its first reply was lost
+        replaced = store.put_if_absent(name, b"second")
         kept = store.get(name)
     except StorageError as error:
         raise RequestError(f"cannot write to {store.root}: {error}. Choose a target you may write to.") from error
     finally:
         _forget(store, name)
-    if not first or second or kept != b"first":
+    if replaced or kept != ours:
         raise RequestError(
             f"{store.root} lets a second writer replace an object (it ignores If-None-Match), so two jobs "
             "could overwrite each other. Use a store that enforces conditional puts."

@@ -1,4 +1,4 @@
-"""A bucket as a store, through s3fs.
+"""A bucket as a store, through s3fs, and for reading objects through obstore.
 
 Endpoint, region and credentials come from the process's own environment (AWS_ENDPOINT_URL, AWS_PROFILE,
 instance roles, …), as boto reads them, so that they never pass through arguments, recipes or job metadata.
@@ -6,111 +6,148 @@ instance roles, …), as boto reads them, so that they never pass through argume
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+import random
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
-from http.client import IncompleteRead
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
-import s3fs
 from aiohttp import ClientPayloadError
 from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
-from pipeline.errors import ChangedError, ForbiddenError, NotFoundError, RequestError, StorageError
-from pipeline.storage.store import ObjectInfo, Store
+from pipeline.errors import NotFoundError, RequestError, StorageError
+from pipeline.storage.s3_clients import Clients, clients, http_status, read_object, s3fs_client, translated
+from pipeline.storage.store import Buffer, ObjectInfo, Store
+from pipeline.storage.walking import Walk
 
 _SINGLE_PUT_BYTES = 2**32  # below this one request, so that If-None-Match covers the whole object
+_PUT_ATTEMPTS = 7
+_LISTERS = 16
+_LEVELS = 3  # of folders, looked through for ones to list at the same time
+_ENOUGH = 16
 
-
-def _client(attempts: int, connect_s: float, read_s: float) -> Any:
-    """A client with bounded patience: with its defaults s3fs meets a resetting server with 250 requests, 202 s."""
-    limits = {
-        "retries": {"mode": "standard", "total_max_attempts": attempts},
-        "connect_timeout": connect_s,
-        "read_timeout": read_s,
-    }
-    client = s3fs.S3FileSystem(config_kwargs=limits, use_listings_cache=False, default_cache_type="none")
-    client.retries = 2  # bodies that break off; whole requests are retried by botocore
-    return client
+_Prefix: TypeAlias = tuple[str, int]  # key prefix, how many levels below it may be looked through
 
 
 class S3Store(Store):
     """Objects of a bucket below a prefix; put-if-absent is `If-None-Match: *`."""
 
-    @cached_property
-    def _fs(self) -> Any:
-        return _client(attempts=6, connect_s=5, read_s=30)
+    parallel_reads = 32
 
-    def _key(self, name: str) -> tuple[str, str]:
-        bucket, key, _ = self._fs.split_path(self.uri(name))
-        return bucket, key
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+        self._bucket, _, key = root.removeprefix("s3://").partition("/")
+        self._base = f"{key}/" if key else ""
+
+    @cached_property
+    def _clients(self) -> Clients:
+        return clients(self._bucket)
+
+    @property
+    def _fs(self) -> Any:
+        return self._clients.fs
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """List recursively; hidden names are left out as in a folder."""
-        root = self.root[len("s3://") :]
-        with _translated(self.uri(prefix)):
-            found = self._fs.find(self.uri(prefix), detail=True)
-        for path, info in found.items():
-            name = path[len(root) + 1 :]
-            if info["type"] != "file" or path.endswith("/"):
-                continue
-            if any(part.startswith(".") for part in name.split("/")):
-                continue
-            yield ObjectInfo(name=name, uri=f"s3://{path}", size=info["size"], etag=info["ETag"].strip('"'))
+        """List recursively, folders at the same time; hidden names are left out as in a folder."""
+        start = self._base + (f"{prefix.strip('/')}/" if prefix.strip("/") else "")
+        for page in Walk(self._visit, _LISTERS).pages([(start, _LEVELS)]):
+            yield from page
 
-    def get(self, name: str, etag: str | None = None) -> bytes:
+    def _visit(self, item: _Prefix, walk: Walk[_Prefix]) -> Iterator[list[ObjectInfo]]:
+        """List one prefix: its own level, handing out the folders there, or where there are enough, all below it."""
+        prefix, levels = item
+        delimiter = {"Delimiter": "/"} if levels else {}
+        found: dict[str, None] = {}
+        for page in self._pages(prefix, **delimiter):
+            found |= {below["Prefix"]: None for below in page.get("CommonPrefixes", [])}
+            yield self._infos(page.get("Contents", []))
+        shown = [below for below in found if not below[len(prefix) :].startswith(".")]
+        for below in shown:
+            walk.add((below, levels - 1 if len(shown) < _ENOUGH else 0))
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+        more: dict[str, str] = {}
+        while True:
+            with translated(f"s3://{self._bucket}/{prefix}"):
+                page: dict[str, Any] = self._fs.call_s3(
+                    "list_objects_v2", Bucket=self._bucket, Prefix=prefix, **options, **more
+                )
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def _infos(self, contents: list[dict[str, Any]]) -> list[ObjectInfo]:
+        skip, head = len(self._base), f"s3://{self._bucket}/"
+        return [
+            ObjectInfo(key[skip:], head + key, entry["Size"], entry["ETag"].strip('"'))
+            for entry in contents
+            if (key := entry["Key"])[-1] != "/" and "/." not in f"/{key[skip:]}"
+        ]
+
+    def get(self, name: str, etag: str | None = None, *, verify: bool = True) -> bytes:
         """Read an object with one GET, conditional on `etag` where given."""
-        bucket, key = self._key(name)
+        uri = self.uri(name)
+        with translated(uri):
+            if not verify:
+                return self._fetch(name, etag)[0]
+            return self._clients.check.read(uri, lambda: self._fetch(name, etag))
+
+    def _fetch(self, name: str, etag: str | None) -> tuple[bytes, str]:
+        key, reader = self._base + name, self._clients.reader
+        # obstore takes keys for paths: it would strip slashes at the ends, and refuses empty and dotted parts.
+        if reader is not None and key.strip("/") == key:
+            try:
+                return read_object(reader, key, etag)
+            except ValueError:
+                pass  # such a key
+        return self._fetch_any(key, etag)
+
+    def _fetch_any(self, key: str, etag: str | None) -> tuple[bytes, str]:
+        """One GET through s3fs, which reads any key."""
         condition = {"IfMatch": etag} if etag else {}
 
-        async def read() -> bytes:
-            response = await self._fs._call_s3("get_object", Bucket=bucket, Key=key, **condition)
+        async def read() -> tuple[bytes, str]:
+            response = await self._fs._call_s3("get_object", Bucket=self._bucket, Key=key, **condition)
             async with response["Body"] as body:
-                return cast("bytes", await body.read())
+                return await body.read(), response["ETag"]
 
-        with _translated(self.uri(name)):
-            return self._retried(read)
-
-    def _retried(self, read: Callable[[], Awaitable[bytes]]) -> bytes:
-        # A body that breaks off raises outside s3fs's own retry loop, which covers the request only. Timeouts have
-        # been waited for often enough by then.
         for _ in range(2):
-            try:
-                return cast("bytes", sync(self._fs.loop, read))
-            except (ClientPayloadError, IncompleteRead):
-                continue
-        return cast("bytes", sync(self._fs.loop, read))
+            with suppress(ClientPayloadError):  # a body that breaks off: s3fs and botocore retry requests only
+                return cast("tuple[bytes, str]", sync(self._fs.loop, read))
+        return cast("tuple[bytes, str]", sync(self._fs.loop, read))
 
-    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
+    def put_if_absent(self, name: str, data: Buffer) -> bool:
         """One conditional PUT. 412 means taken; 409 means a rival is writing, so ask again."""
-        for _ in range(5):
+        if isinstance(data, memoryview):
+            data = data.tobytes()  # botocore takes no views; 128 MB are copied in 40 ms
+        for attempt in range(_PUT_ATTEMPTS):
             try:
-                self._fs.pipe_file(self.uri(name), bytes(data), mode="create", chunksize=_SINGLE_PUT_BYTES)
+                self._fs.pipe_file(self.uri(name), data, mode="create", chunksize=_SINGLE_PUT_BYTES)
                 return True
             except (OSError, ClientError, BotoCoreError) as error:
-                status = _http_status(error)
+                status = http_status(error)
                 if status == 412 or (status is None and isinstance(error, FileExistsError)):
                     return False
                 if status != 409:
-                    with _translated(self.uri(name)):
+                    with translated(self.uri(name)):
                         raise
+            time.sleep(random.uniform(0.5, 1) * 0.05 * 2**attempt)  # 3 to 6 s in all, and rivals drift apart
         raise StorageError(f"{self.uri(name)}: the store kept answering 409 to a conditional put")
 
     def delete(self, name: str) -> None:
         """Remove an object."""
-        bucket, key = self._key(name)
-        with _translated(self.uri(name)):
-            self._fs.call_s3("delete_object", Bucket=bucket, Key=key)
+        with translated(self.uri(name)):
+            self._fs.call_s3("delete_object", Bucket=self._bucket, Key=self._base + name)
 
     def exists(self) -> bool:
         """Whether the bucket answers these credentials: a wrong endpoint is found out in seconds, not retried."""
-        bucket, prefix = self._key("")
-        quick = _client(attempts=2, connect_s=2, read_s=3)
-        quick.retries = 1
+        quick = s3fs_client(attempts=2, connect_s=2, read_s=3)
         try:
-            with _translated(self.root):
-                quick.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, MaxKeys=1)
+            with translated(self.root):
+                quick.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._base, MaxKeys=1)
         except NotFoundError:
             return False
         return True
@@ -123,28 +160,3 @@ class S3Store(Store):
             raise RequestError(f"cannot reach {error}. Check the endpoint and the credentials.") from error
         if not there:
             raise RequestError(f"{self.root}: there is no such bucket. Make it, or choose another target.")
-
-
-def _http_status(error: BaseException | None) -> int | None:
-    """HTTP status behind an s3fs error; servers differ in the XML, not in the status."""
-    while error is not None:
-        if isinstance(error, ClientError):
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            return int(status) if status else None
-        error = error.__cause__
-    return None
-
-
-@contextmanager
-def _translated(uri: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ClientError, BotoCoreError, *s3fs.core.S3_RETRYABLE_ERRORS) as error:
-        status = _http_status(error)
-        if status == 412:
-            raise ChangedError(f"{uri} changed since it was listed") from error
-        if status == 404 or isinstance(error, FileNotFoundError):
-            raise NotFoundError(f"{uri}: no such object") from error
-        if status in {401, 403} or isinstance(error, PermissionError):
-            raise ForbiddenError(f"{uri}: {error}") from error
-        raise StorageError(f"{uri}: {type(error).__name__}: {error}") from error

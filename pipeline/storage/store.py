@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, NamedTuple, TypeAlias
 
 from pipeline.errors import RequestError
 
+Buffer: TypeAlias = bytes | bytearray | memoryview
 
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """One listed object. `name` is relative to the listed store's root, `etag` its change mark."""
+
+class ObjectInfo(NamedTuple):
+    """One listed object. `name` is relative to the listed store's root, `etag` its change mark.
+
+    A tuple, since a listing makes ten million of them: 0.2 µs each where a frozen dataclass costs 0.5.
+    """
 
     name: str
     uri: str
@@ -25,10 +29,11 @@ class Store(ABC):
     """Objects under one root URI. Names are relative, with forward slashes.
 
     Objects are written whole and only where there is none: there is no overwrite, by design.
+    Any method may be called from several threads at once.
     """
 
-    parallel_reads = 2
-    """Reads in flight that pay, per process that reads many objects."""
+    parallel_reads: ClassVar[int] = 1
+    """How many reads in flight pay in one worker process."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -45,15 +50,20 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def get(self, name: str, etag: str | None = None) -> bytes:
+    def get(self, name: str, etag: str | None = None, *, verify: bool = True) -> bytes:
         """Read one object whole; with `etag`, only if it still is the one listed under that mark.
 
+        What a network altered on the way is noticed where the store's marks allow it, and read again;
+        `verify=False` leaves that out, for callers who know the object's hash.
         Raises NotFoundError, ForbiddenError, ChangedError, or StorageError after bounded retries.
         """
 
     @abstractmethod
-    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
-        """Write one object whole. False, and nothing written, when the name is already taken."""
+    def put_if_absent(self, name: str, data: Buffer) -> bool:
+        """Write one object whole. False, and nothing written, when the name is already taken.
+
+        A put whose reply was lost answers False to its own retry: where that matters, read the name back.
+        """
 
     @abstractmethod
     def delete(self, name: str) -> None:
