@@ -51,7 +51,7 @@ class LocalStore(Store):
                     yield from page
             roots = links
 
-    def get(self, name: str, etag: str | None = None, *, verify: bool = True) -> bytes:
+    def get(self, name: str, etag: str | None = None) -> bytes:
         """Read a file; a change of size or mtime before or while reading is a ChangedError."""
         with _translated(self.uri(name)), self._path(name).open("rb") as file:
             data = file.read()

@@ -19,6 +19,7 @@ from fsspec.asyn import sync
 
 from pipeline.errors import NotFoundError, RequestError, StorageError
 from pipeline.storage.s3_clients import Clients, clients, http_status, read_object, s3fs_client, translated
+from pipeline.storage.s3_listing import ListingPage, page_of
 from pipeline.storage.store import Buffer, ObjectInfo, Store
 from pipeline.storage.walking import Walk
 
@@ -58,42 +59,42 @@ class S3Store(Store):
     def _visit(self, item: _Prefix, walk: Walk[_Prefix]) -> Iterator[list[ObjectInfo]]:
         """List one prefix: its own level, handing out the folders there, or where there are enough, all below it."""
         prefix, levels = item
-        delimiter = {"Delimiter": "/"} if levels else {}
-        found: dict[str, None] = {}
-        for page in self._pages(prefix, **delimiter):
-            found |= {below["Prefix"]: None for below in page.get("CommonPrefixes", [])}
-            yield self._infos(page.get("Contents", []))
-        shown = [below for below in found if not below[len(prefix) :].startswith(".")]
-        for below in shown:
-            walk.add((below, levels - 1 if len(shown) < _ENOUGH else 0))
+        below: dict[str, None] = {}
+        for page in self._pages(prefix, **({"Delimiter": "/"} if levels else {})):
+            below |= dict.fromkeys(page.prefixes)
+            yield self._infos(page.objects)
+        shown = [folder for folder in below if not folder[len(prefix) :].startswith(".")]
+        for folder in shown:
+            walk.add((folder, levels - 1 if len(shown) < _ENOUGH else 0))
 
-    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
-        more: dict[str, str] = {}
-        while True:
+    def _pages(self, prefix: str, **options: str) -> Iterator[ListingPage]:
+        more: str | None = ""
+        while more is not None:
+            token = {"ContinuationToken": more} if more else {}
             with translated(f"s3://{self._bucket}/{prefix}"):
-                page: dict[str, Any] = self._fs.call_s3(
-                    "list_objects_v2", Bucket=self._bucket, Prefix=prefix, **options, **more
-                )
+                response = self._fs.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=prefix, **options, **token)
+            page = page_of(response)
             yield page
-            if not page.get("IsTruncated"):
-                return
-            more = {"ContinuationToken": page["NextContinuationToken"]}
+            more = page.more
 
-    def _infos(self, contents: list[dict[str, Any]]) -> list[ObjectInfo]:
+    def _infos(self, objects: list[tuple[str, int, str]]) -> list[ObjectInfo]:
         skip, head = len(self._base), f"s3://{self._bucket}/"
         return [
-            ObjectInfo(key[skip:], head + key, entry["Size"], entry["ETag"].strip('"'))
-            for entry in contents
-            if (key := entry["Key"])[-1] != "/" and "/." not in f"/{key[skip:]}"
+            ObjectInfo(key[skip:], head + key, size, etag)
+            for key, size, etag in objects
+            if key[-1] != "/" and "/." not in f"/{key[skip:]}"
         ]
 
-    def get(self, name: str, etag: str | None = None, *, verify: bool = True) -> bytes:
+    def get(self, name: str, etag: str | None = None) -> bytes:
         """Read an object with one GET, conditional on `etag` where given."""
         uri = self.uri(name)
         with translated(uri):
-            if not verify:
-                return self._fetch(name, etag)[0]
             return self._clients.check.read(uri, lambda: self._fetch(name, etag))
+
+    def get_unverified(self, name: str) -> bytes:
+        """Read an object without holding it against its ETag."""
+        with translated(self.uri(name)):
+            return self._fetch(name, None)[0]
 
     def _fetch(self, name: str, etag: str | None) -> tuple[bytes, str]:
         key, reader = self._base + name, self._clients.reader

@@ -28,6 +28,7 @@ from obstore.store import S3Store as ObstoreS3
 
 from pipeline.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
 from pipeline.storage.etags import BodyCheck
+from pipeline.storage.s3_listing import parse_fast
 
 if TYPE_CHECKING:
     from obstore.store import ClientConfig, RetryConfig, S3Credential
@@ -78,6 +79,7 @@ def _clients(bucket: str, _environment: frozenset[tuple[str, str]], process: int
     fs = s3fs_client(WRITE_ATTEMPTS, CONNECT_S, WRITE_S)
     with translated(f"s3://{bucket}"):
         fs.connect()
+        parse_fast(fs.s3)
         # obstore's threads do not survive a fork, and a child that calls it waits for ever.
         return Clients(fs, _reader(fs, bucket) if process == _PROCESS else None)
 

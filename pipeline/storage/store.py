@@ -50,13 +50,16 @@ class Store(ABC):
         """
 
     @abstractmethod
-    def get(self, name: str, etag: str | None = None, *, verify: bool = True) -> bytes:
+    def get(self, name: str, etag: str | None = None) -> bytes:
         """Read one object whole; with `etag`, only if it still is the one listed under that mark.
 
-        What a network altered on the way is noticed where the store's marks allow it, and read again;
-        `verify=False` leaves that out, for callers who know the object's hash.
+        What a network altered on the way is noticed where the store's marks allow it, and read again.
         Raises NotFoundError, ForbiddenError, ChangedError, or StorageError after bounded retries.
         """
+
+    def get_unverified(self, name: str) -> bytes:
+        """`get` for callers who know the object's hash: what a network altered may come back."""
+        return self.get(name)
 
     @abstractmethod
     def put_if_absent(self, name: str, data: Buffer) -> bool:
