@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ChangedError, IntegrityError, NotFoundError, RequestError
+from pipeline.errors import ChangedError, ForbiddenError, IntegrityError, NotFoundError, RequestError, StorageError
 from pipeline.storage.commit import (
     UnitMarker,
     commit_unit,
@@ -18,8 +21,10 @@ from pipeline.storage.commit import (
     read_marker,
     require_put_if_absent,
 )
+from pipeline.storage.etags import BodyCheck
 from pipeline.storage.objects import ObjectRef, get_object, local_copy, put_object
-from pipeline.storage.store import Store, normalise, open_store
+from pipeline.storage.store import Buffer, ObjectInfo, Store, normalise, open_store
+from pipeline.storage.walking import Walk
 
 
 @pytest.fixture
@@ -37,6 +42,57 @@ def test_what_was_put_is_read_back_and_listed(store: Store) -> None:
         ("a/b.txt", 3, store.uri("a/b.txt")),
         ("a/c.txt", 5, store.uri("a/c.txt")),
     ]
+
+
+def test_any_buffer_can_be_put(store: Store) -> None:
+    numbers: memoryview = memoryview(array("i", range(5)))
+    for name, data in {
+        "bytes": b"ab",
+        "bytearray": bytearray(b"ab"),
+        "view": memoryview(b"ab"),
+        "wide": numbers,
+    }.items():
+        assert store.put_if_absent(name, data)
+        assert store.get(name) == bytes(data)
+    ref = put_object(store, "{hash}", numbers, 5)
+    assert ref.bytes == 20
+    assert get_object(store, ref) == numbers.tobytes()
+
+
+def test_names_are_taken_as_they_are(store: Store) -> None:
+    names = [
+        "a b+c.jpg",
+        "%41.jpg",
+        "ü#?&=.jpg",
+        "x~'\"<>.jpg",
+        "😀/a*[b]{c}|^`.jpg",
+        "tab\tnl\n.jpg",
+        "a..b/c...jpg",
+        "c. ",
+    ]
+    for name in names:
+        store.put_if_absent(name, name.encode())
+    listed = {info.name: info.etag for info in store.walk()}
+    assert sorted(listed) == sorted(names)
+    for name, etag in listed.items():
+        assert store.get(name, etag) == name.encode()
+
+
+def test_a_deep_and_a_wide_tree_are_listed_whole(store: Store) -> None:
+    names = [f"{a}/{b}/{c}/{number}" for a in "xy" for b in "ab" for c in "ij" for number in range(3)]
+    names += [f"wide/{number:04d}" for number in range(1050)] + ["top", ".hidden/x", "x/.hidden/x", "x/a/.hidden"]
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(lambda name: store.put_if_absent(name, b""), names))
+    found = [info.name for info in store.walk()]
+    assert sorted(found) == sorted(name for name in names if "hidden" not in name)
+    assert (
+        sorted(info.name for info in store.walk("x/a"))
+        == [name for name in sorted(names) if name.startswith("x/a/")][1:]
+    )
+    assert list(store.walk("nowhere")) == []
+    walk = store.walk()
+    next(walk)
+    walk.close()  # type: ignore[attr-defined]
 
 
 def test_a_second_put_changes_nothing(store: Store) -> None:
@@ -78,7 +134,7 @@ def test_a_store_that_overwrites_is_refused(tmp_path: Path) -> None:
     from pipeline.storage.local import LocalStore
 
     class Overwriting(LocalStore):
-        def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
+        def put_if_absent(self, name: str, data: Buffer) -> bool:
             self.delete(name)
             return super().put_if_absent(name, data)
 
@@ -134,6 +190,59 @@ def test_locations_are_written_one_way(monkeypatch: pytest.MonkeyPatch, tmp_path
     for wrong in ("gs://bucket/a", "s3://", "  "):
         with pytest.raises(RequestError):
             normalise(wrong)
+
+
+def test_which_way_to_a_picture_is_listed_does_not_depend_on_threads(tmp_path: Path) -> None:
+    for folder in "zyx":
+        (tmp_path / folder / "deep").mkdir(parents=True)
+        (tmp_path / folder / "deep" / "p.jpg").write_bytes(b"1")
+    outside = tmp_path.with_name(f"{tmp_path.name}-outside")
+    outside.mkdir()
+    (outside / "q.jpg").write_bytes(b"1")
+    (outside / "back").symlink_to(tmp_path)
+    for link, target in {"a": tmp_path / "z", "b": tmp_path / "y" / "deep", "d": outside, "c": outside}.items():
+        (tmp_path / link).symlink_to(target)
+    (tmp_path / "file").symlink_to(outside / "q.jpg")
+    (tmp_path / "broken").symlink_to(outside / "nothing")
+    for _ in range(20):
+        listed = {info.name: info.etag for info in open_store(str(tmp_path)).walk()}
+        assert sorted(listed) == ["broken", "c/q.jpg", "file", "x/deep/p.jpg", "y/deep/p.jpg", "z/deep/p.jpg"]
+        assert listed["broken"] == "unreadable"
+
+
+def test_an_error_in_one_thread_ends_the_walk() -> None:
+    def visit(number: int, walk: Walk[int]) -> Iterator[list[ObjectInfo]]:
+        if number == 500:
+            raise ForbiddenError("five hundred")
+        for below in (2 * number, 2 * number + 1):
+            if below < 2000:
+                walk.add(below)
+        yield [ObjectInfo(str(number), "", 0, "")] * 10
+
+    with pytest.raises(ForbiddenError, match="five hundred"):
+        list(Walk(visit, 8).pages([1]))
+
+
+def test_etags_that_are_no_md5s_cost_three_double_readings() -> None:
+    check, readings = BodyCheck(), 0
+
+    def fetch() -> tuple[bytes, str]:
+        nonlocal readings
+        readings += 1
+        return b"body", "0" * 32
+
+    assert [check.read("s3://b/k", fetch) for _ in range(10)] == [b"body"] * 10
+    assert readings == 3 * 2 + 7
+
+
+def test_of_altered_bodies_none_is_believed() -> None:
+    etag = hashlib.md5(b"body", usedforsecurity=False).hexdigest()
+    bodies = iter([b"bodx", b"bodz", b"body"])
+    assert BodyCheck().read("s3://b/k", lambda: (next(bodies), f'"{etag}"')) == b"body"
+    altered = iter(range(100))
+    with pytest.raises(StorageError, match="s3://b/k"):
+        BodyCheck().read("s3://b/k", lambda: (bytes([next(altered)]), etag))
+    assert BodyCheck().read("s3://b/k", lambda: (b"of several parts", f"{etag}-3")) == b"of several parts"
 
 
 def test_a_link_to_a_folder_is_followed_once(tmp_path: Path) -> None:
