@@ -45,6 +45,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Clients that give up within seconds."""
     monkeypatch.setattr(s3_clients, "STALL_S", 0.5)
     monkeypatch.setattr(s3_clients, "WRITE_S", 5.0)
+    monkeypatch.setattr(s3_clients, "READ_ATTEMPTS", 5)
     s3_clients._clients.cache_clear()
     yield
     s3_clients._clients.cache_clear()
@@ -117,7 +118,7 @@ def test_an_outage_ends_the_job_and_leaves_the_dataset(source: str, dataset: str
     started = time.monotonic()
     with pytest.raises(AfinarError) as caught:
         ingest(source, dataset)
-    assert time.monotonic() - started < 110
+    assert time.monotonic() - started < 60  # 30 s with a job's own patience
     assert caught.value.exit_code == 1
     assert isinstance(caught.value, StorageError)
     assert "s3://" in str(caught.value)
@@ -136,9 +137,8 @@ def test_what_is_forbidden_ends_the_job_at_once(
     source: str, dataset: str, fault_proxy: FaultProxy, match: str, words: str
 ) -> None:
     fault_proxy.set(Fault("403", match=match))
-    with pytest.raises(AfinarError, match=words) as caught:
+    with pytest.raises(RequestError, match=words):
         ingest(source, dataset)
-    assert isinstance(caught.value, RequestError if match == "^PUT" else AfinarError)
     assert fault_proxy.requests() <= 12
     fault_proxy.set()
     assert versions(dataset) == []
