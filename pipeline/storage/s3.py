@@ -18,7 +18,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
 from pipeline.errors import NotFoundError, RequestError, StorageError
-from pipeline.storage.s3_clients import Clients, clients, http_status, read_object, s3fs_client, translated
+from pipeline.storage.s3_clients import Clients, bounded, clients, http_status, read_object, s3fs_client, translated
 from pipeline.storage.s3_listing import ListingPage, page_of
 from pipeline.storage.store import Buffer, ObjectInfo, Store
 from pipeline.storage.walking import Walk
@@ -67,12 +67,15 @@ class S3Store(Store):
         for folder in shown:
             walk.add((folder, levels - 1 if len(shown) < _ENOUGH else 0))
 
+    def _call(self, operation: str, **options: str) -> Any:
+        return bounded(self._fs, lambda: self._fs._call_s3(operation, Bucket=self._bucket, **options))
+
     def _pages(self, prefix: str, **options: str) -> Iterator[ListingPage]:
         more: str | None = ""
         while more is not None:
             token = {"ContinuationToken": more} if more else {}
             with translated(f"s3://{self._bucket}/{prefix}"):
-                response = self._fs.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=prefix, **options, **token)
+                response = self._call("list_objects_v2", Prefix=prefix, **options, **token)
             page = page_of(response)
             yield page
             more = page.more
@@ -126,7 +129,7 @@ class S3Store(Store):
             data = data.tobytes()  # botocore takes no views; 128 MB are copied in 40 ms
         for attempt in range(_PUT_ATTEMPTS):
             try:
-                self._fs.pipe_file(self.uri(name), data, mode="create", chunksize=_SINGLE_PUT_BYTES)
+                self._put(name, data)
                 return True
             except (OSError, ClientError, BotoCoreError) as error:
                 status = http_status(error)
@@ -138,10 +141,14 @@ class S3Store(Store):
             time.sleep(random.uniform(0.5, 1) * 0.05 * 2**attempt)  # 3 to 6 s in all, and rivals drift apart
         raise StorageError(f"{self.uri(name)}: the store kept answering 409 to a conditional put")
 
+    def _put(self, name: str, data: Buffer) -> None:
+        options = {"mode": "create", "chunksize": _SINGLE_PUT_BYTES}
+        bounded(self._fs, lambda: self._fs._pipe_file(self.uri(name), data, **options), len(data))
+
     def delete(self, name: str) -> None:
         """Remove an object."""
         with translated(self.uri(name)):
-            self._fs.call_s3("delete_object", Bucket=self._bucket, Key=self._base + name)
+            self._call("delete_object", Key=self._base + name)
 
     def exists(self) -> bool:
         """Whether the bucket answers these credentials: a wrong endpoint is found out in seconds, not retried."""

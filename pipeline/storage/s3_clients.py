@@ -8,8 +8,9 @@ less than two minutes and one object that always fails costs less than twenty se
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,6 +24,7 @@ import obstore
 import s3fs
 from aiohttp import ClientPayloadError
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from fsspec.asyn import sync
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 from obstore.store import S3Store as ObstoreS3
 
@@ -40,6 +42,7 @@ RETRY_S = 12.0  # no new attempt at a GET after that; with the last attempt's ST
 READ_ATTEMPTS = 7  # pauses of 0.1, 0.2, … 3.2 s: a throttling store gets six seconds
 WRITE_S = 20.0  # silence after a PUT or while listing
 WRITE_ATTEMPTS = 4
+DEADLINE_S = 60.0  # a PUT, DELETE or page of a listing with all its attempts, and a second more for each megabyte
 
 _PROCESS = os.getpid()
 
@@ -57,6 +60,27 @@ def s3fs_client(attempts: int, connect_s: float, read_s: float) -> Any:
     )
     client.retries = 1  # botocore's are enough: s3fs would multiply them
     return client
+
+
+def bounded(fs: Any, call: Callable[[], Awaitable[Any]], size_bytes: int = 0) -> Any:
+    """Run an asynchronous call of `fs` here, within its deadline.
+
+    aiohttp has no time limit for a server that stops reading a body, and would wait for ever.
+    """
+
+    async def run() -> Any:
+        return await asyncio.wait_for(call(), DEADLINE_S + size_bytes / 2**20)
+
+    return sync(fs.loop, run)
+
+
+def _send_bodies_at_once(fs: Any) -> None:
+    """Leave out `Expect: 100-continue`: aiohttp waits for that answer without a time limit, too."""
+    fs.s3.meta.events.register_last("before-call.s3.PutObject", _drop_expect)
+
+
+def _drop_expect(params: dict[str, Any], **_: object) -> None:
+    params["headers"].pop("Expect", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +104,7 @@ def _clients(bucket: str, _environment: frozenset[tuple[str, str]], process: int
     with translated(f"s3://{bucket}"):
         fs.connect()
         parse_fast(fs.s3)
+        _send_bodies_at_once(fs)
         # obstore's threads do not survive a fork, and a child that calls it waits for ever.
         return Clients(fs, _reader(fs, bucket) if process == _PROCESS else None)
 
@@ -199,4 +224,4 @@ def translated(uri: str) -> Iterator[None]:
 def _words(error: BaseException) -> str:
     """The error in a line: obstore's own go on for forty, with the types of every layer below."""
     line = " ".join(str(error).split("\n\nDebug source")[0].split())
-    return f"{type(error).__name__}: {line[:400]}"
+    return f"{type(error).__name__}: {line[:400] or 'no answer in time'}"

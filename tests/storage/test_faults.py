@@ -78,6 +78,15 @@ def test_a_store_that_is_gone_ends_every_call(store: Store, fault_proxy: FaultPr
     assert time.monotonic() - started < 40
 
 
+def test_a_silent_server_ends_a_put(store: Store, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.put_if_absent("a", BODY)
+    fault_proxy.set(Fault("hang", delay_s=30))
+    monkeypatch.setattr(s3_clients, "DEADLINE_S", 0.2)
+    with pytest.raises(StorageError, match="no answer in time"):
+        store.put_if_absent("c", BODY)
+    assert fault_proxy.requests() <= 2 * s3_clients.WRITE_ATTEMPTS + 1
+
+
 @pytest.mark.parametrize("kind", ["500", "reset", "truncate"])
 def test_a_listing_survives_faults(store: Store, fault_proxy: FaultProxy, kind: str) -> None:
     names = {f"{folder}/{number}" for folder in "abc" for number in range(3)}
