@@ -64,15 +64,15 @@ def _marker_name(unit: str) -> str:
 
 
 def latest(store: Store, folder: str) -> tuple[int, Record] | None:
-    """Highest numbered record of `folder` and its number, or None when there is none yet.
+    """Highest numbered record of `folder` and its number, or None when there is none yet."""
+    numbers = versions(store, folder)
+    return (numbers[-1], read_version(store, folder, numbers[-1])) if numbers else None
 
-    What else lies there (a note, a backup copy) is left alone.
-    """
+
+def versions(store: Store, folder: str) -> list[int]:
+    """Numbers of the records of `folder`, rising. What else lies there (a note, a backup copy) is left alone."""
     names = (info.name.removeprefix(f"{folder}/") for info in store.walk(folder))
-    numbers = [int(name.removesuffix(".json")) for name in names if _VERSION_NAME.fullmatch(name)]
-    if not numbers:
-        return None
-    return max(numbers), read_version(store, folder, max(numbers))
+    return sorted(int(name.removesuffix(".json")) for name in names if _VERSION_NAME.fullmatch(name))
 
 
 def read_version(store: Store, folder: str, number: int) -> Record:

@@ -76,11 +76,11 @@ def bounded(fs: Any, call: Callable[[], Awaitable[Any]], size_bytes: int = 0) ->
 
 def _send_bodies_at_once(fs: Any) -> None:
     """Leave out `Expect: 100-continue`: aiohttp waits for that answer without a time limit, too."""
-    fs.s3.meta.events.register_last("before-call.s3.PutObject", _drop_expect)
+    fs.s3.meta.events.register("before-send.s3.PutObject", _drop_expect)
 
 
-def _drop_expect(params: dict[str, Any], **_: object) -> None:
-    params["headers"].pop("Expect", None)
+def _drop_expect(request: Any, **_: object) -> None:
+    request.headers.pop("Expect", None)  # no part of the signature
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections import Counter
 from pipeline.config import IngestConfig
 from pipeline.ingest.job import Ingest
 from pipeline.storage.local import LocalStore
+from pipeline.storage.store import Buffer
 from pipeline.work import InlineExecutor
 
 
@@ -21,7 +22,7 @@ def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:
     puts: Counter[str] = Counter()
     put = LocalStore.put_if_absent
 
-    def deadly(self: LocalStore, name: str, data: bytes | memoryview) -> bool:
+    def deadly(self: LocalStore, name: str, data: Buffer) -> bool:
         where = name.split("/", maxsplit=1)[0]
         puts[where] += 1
         doomed = (where, puts[where]) == (folder, int(nth))

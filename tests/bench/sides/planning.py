@@ -18,7 +18,7 @@ from pipeline.dataset.schema import FACTS
 from pipeline.dataset.units import store_plan
 from pipeline.ingest.plan import make_plan
 from pipeline.pictures.contract import StoredView
-from pipeline.storage.store import ObjectInfo, Store, open_store
+from pipeline.storage.store import Buffer, ObjectInfo, Store, open_store
 
 SOURCE = "s3://museum-archive-eu"
 
@@ -52,7 +52,7 @@ class SyntheticStore(Store):
         """No picture is read by planning."""
         raise AssertionError(name)
 
-    def put_if_absent(self, name: str, data: bytes | memoryview) -> bool:
+    def put_if_absent(self, name: str, data: Buffer) -> bool:
         """Nothing is written here."""
         raise AssertionError(name)
 
