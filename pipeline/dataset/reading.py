@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.dataset.manifest import Manifest, current_manifest, get_manifest, get_objects, read_rows
 from pipeline.dataset.schema import INDEX, REJECTS
+from pipeline.dataset.shards import MappedShard
 from pipeline.errors import RequestError, StorageError
 from pipeline.pictures.contract import StoredView
-from pipeline.pictures.stored import decode_stored
 from pipeline.storage.objects import ObjectRef, local_copy
 from pipeline.storage.store import Store, open_store
 
@@ -29,7 +29,7 @@ class Dataset:
         self.manifest = manifest
         self.view = StoredView.from_dict(manifest.preprocessing)
         self._cache = cache
-        self._mapped: dict[str, pa.Array] = {}
+        self._mapped: dict[str, MappedShard] = {}
 
     @cached_property
     def index(self) -> pa.Table:
@@ -67,23 +67,13 @@ class Dataset:
         of_shard = shards[wanted]
         for shard in dict.fromkeys(of_shard):
             here = np.flatnonzero(of_shard == shard)
-            images[here] = self._gather(shard, places[wanted[here]])
+            self._map(shard).gather(places[wanted[here]], images, here)
         return images
 
-    def _gather(self, shard: str, rows: NDArray[np.int64]) -> Pixels:
-        column = self._map(shard)
-        if self.view.store == "pixels":
-            pixels: Pixels = column.to_numpy_ndarray()[rows]
-            return pixels
-        return np.stack([decode_stored(column[row].as_buffer()) for row in rows.tolist()])
-
-    def _map(self, shard: str) -> pa.Array:
-        """The `image` column of a shard, mapped."""
+    def _map(self, shard: str) -> MappedShard:
         if shard not in self._mapped:
             path = local_copy(self.store, self._shards[shard], self._cache)
-            with pa.memory_map(str(path)) as source:
-                table = pa.ipc.open_file(source).read_all()
-            self._mapped[shard] = table.column("image").combine_chunks()
+            self._mapped[shard] = MappedShard(path, self.view)
         return self._mapped[shard]
 
 

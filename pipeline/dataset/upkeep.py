@@ -19,6 +19,7 @@ from pipeline.work import Meter
 
 _READS: Final = 8  # of shards at once
 _DELETES: Final = 16
+_SCRATCH_AGE_S: Final = 24 * 3600.0  # no unit takes a day
 _COLLECTED: Final = ("shards", "facts", "units", "index", "rejects", "lists", "plans", "probes")
 
 
@@ -120,6 +121,7 @@ def collect(store: Store, withdrawn: set[int]) -> list[str]:
     removed = garbage(store, withdrawn)
     with ThreadPoolExecutor(_DELETES) as pool:
         list(pool.map(store.delete, removed))
+    store.sweep(_SCRATCH_AGE_S)
     return removed
 
 

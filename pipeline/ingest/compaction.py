@@ -15,9 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset.schema import INDEX
-from pipeline.dataset.tables import from_ipc, to_ipc
+from pipeline.dataset.shards import ShardWriter, batch_rows
+from pipeline.dataset.tables import from_ipc
+from pipeline.ingest.plan import shard_pictures
+from pipeline.pictures.contract import StoredView
 from pipeline.storage.commit import UnitMarker, commit_unit
-from pipeline.storage.objects import ObjectRef, get_object, put_object
+from pipeline.storage.objects import ObjectRef, get_object
 from pipeline.storage.store import open_store
 
 MAX_DEAD: Final = 0.2
@@ -38,6 +41,7 @@ class CompactTask:
 
     unit: str
     dataset: str
+    view: StoredView
     sources: tuple[Survivors, ...]
 
     @property
@@ -65,8 +69,9 @@ def live_rows(index: pa.Table) -> dict[str, set[int]]:
     return live
 
 
-def plan_compaction(worn: list[Survivors], dataset: str, version: int, max_rows: int) -> list[CompactTask]:
-    """Put what lives in worn shards together, at most `max_rows` to a new shard: a pure function of both."""
+def plan_compaction(worn: list[Survivors], dataset: str, version: int, view: StoredView) -> list[CompactTask]:
+    """Put what lives in worn shards together, in new shards of the usual size: a pure function of its arguments."""
+    max_rows = shard_pictures(view)
     groups: list[list[Survivors]] = []
     room = 0
     for survivors in worn:
@@ -76,7 +81,8 @@ def plan_compaction(worn: list[Survivors], dataset: str, version: int, max_rows:
         groups[-1].append(survivors)
         room -= len(survivors.rows)
     return [
-        CompactTask(unit=f"{version:08d}-{_digest(group)}", dataset=dataset, sources=tuple(group)) for group in groups
+        CompactTask(unit=f"{version:08d}-{_digest(group)}", dataset=dataset, view=view, sources=tuple(group))
+        for group in groups
     ]
 
 
@@ -90,11 +96,14 @@ def _digest(group: list[Survivors]) -> str:
 def compact(task: CompactTask) -> CompactTask:
     """Carry out one unit: copy what lives into one new shard and commit it. Twice is once."""
     store = open_store(task.dataset)
-    pieces = [
-        from_ipc(get_object(store, source.shard)).take(pa.array(source.rows, pa.int64())) for source in task.sources
-    ]
-    table = pa.concat_tables(pieces).combine_chunks()
-    shard = put_object(store, f"shards/{task.unit}-{{hash}}.arrow", to_ipc(table), len(table))
+    with ShardWriter(store, task.view) as writer:
+        step = batch_rows(task.view)
+        for source in task.sources:
+            old = from_ipc(get_object(store, source.shard))
+            for start in range(0, len(source.rows), step):
+                rows = old.take(pa.array(source.rows[start : start + step], pa.int64()))
+                writer.write(rows.combine_chunks().to_batches()[0])
+        shard = writer.commit(task.unit)
     commit_unit(store, UnitMarker(unit=task.unit, objects={"shard": shard}))
     return task
 

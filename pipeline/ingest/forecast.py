@@ -19,7 +19,7 @@ from pipeline.dataset.units import unit_names, units_of
 from pipeline.errors import PictureError
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.publishing import known_facts
-from pipeline.ingest.shard import Stages, make_images, put_picture
+from pipeline.ingest.shard import Images, Stages, make_images, put_picture
 from pipeline.ingest.source import look_at_source
 from pipeline.pictures.contract import StoredView
 from pipeline.pictures.reading import Listed, PictureReader
@@ -108,7 +108,7 @@ class _Sample:
         self.pictures = len(entries)
         self.rejects: Counter[str] = Counter()
         self._stages, self._bytes = Stages(), 0
-        images = make_images(view, len(entries))
+        images = make_images(view)
         listed = (Listed(entry.name, entry.etag, entry.size) for entry in entries)
         with PictureReader(open_store(source)).read_ahead(listed) as reads:
             for _ in entries:
@@ -116,10 +116,16 @@ class _Sample:
                     data = next(reads)
                 with self._stages.timed("decode"):
                     self._count(put_picture(data, images))
+                if images.is_full:
+                    self._write(images)
+        self._write(images)
+
+    def _write(self, images: Images) -> None:
+        """What a shard's writer does, but for the store: that is not to be touched."""
         with self._stages.timed("write"):
-            shard = images.shard()
-            sha256(shard)
-        self._bytes = len(shard) if images.sample_ids else 0
+            data = images.take_batch().serialize()
+            sha256(memoryview(data))
+        self._bytes += data.size
 
     def _count(self, outcome: str | PictureError) -> None:
         if isinstance(outcome, PictureError):

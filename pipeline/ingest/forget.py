@@ -19,7 +19,6 @@ from pipeline.dataset.tables import from_ipc
 from pipeline.dataset.upkeep import collect, manifests, open_plans
 from pipeline.errors import Reason, RequestError, ShortfallError
 from pipeline.ingest.compaction import Survivors, live_rows, plan_compaction, relocate
-from pipeline.ingest.plan import shard_pictures
 from pipeline.ingest.publishing import compact_shards, put_version_objects
 from pipeline.ingest.version import Content, counts_of
 from pipeline.pictures.contract import StoredView
@@ -150,7 +149,7 @@ class Forget:
         live = live_rows(index)
         worn = [Survivors(ref, tuple(sorted(live[ref.path]))) for ref in tainted if ref.path in live]
         stays = [ref for ref in shards if ref not in tainted]
-        tasks = plan_compaction(worn, self.dataset, version, shard_pictures(view))
+        tasks = plan_compaction(worn, self.dataset, version, view)
         if not tasks:
             return index, stays
         markers = compact_shards(self.store, self.executor, tasks)

@@ -21,7 +21,7 @@ from pipeline.dataset.tables import from_parquet
 from pipeline.dataset.units import interrupted_plan, open_pictures, store_plan, unit_names, units_of
 from pipeline.errors import RequestError, ShortfallError
 from pipeline.ingest.compaction import plan_compaction, relocate, worn_shards
-from pipeline.ingest.plan import ShardTask, join_facts, make_plan, shard_pictures
+from pipeline.ingest.plan import ShardTask, join_facts, make_plan
 from pipeline.ingest.publishing import (
     TRANSIENT,
     compact_shards,
@@ -234,7 +234,7 @@ class Ingest:
 
     def _compact(self, index: pa.Table, shards: list[ObjectRef], version: int) -> tuple[pa.Table, list[ObjectRef]]:
         """Rewrite shards of which too much is dead; the index and the shards it names afterwards."""
-        tasks = plan_compaction(worn_shards(index, shards), self.dataset, version, shard_pictures(self.view))
+        tasks = plan_compaction(worn_shards(index, shards), self.dataset, version, self.view)
         if tasks:
             markers = compact_shards(self.store, self.executor, tasks)
             index = relocate(index, tasks, markers)

@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.dataset.schema import FACTS, Entry, shard_schema
-from pipeline.dataset.tables import to_ipc, to_parquet
+from pipeline.dataset.shards import ShardWriter, batch_rows
+from pipeline.dataset.tables import to_parquet
 from pipeline.errors import PictureError, Reason
 from pipeline.ingest.plan import ShardTask
 from pipeline.pictures.contract import StoredView
@@ -37,18 +38,23 @@ class UnitResult:
 def build_shard(task: ShardTask) -> UnitResult:
     """Carry out one unit of an ingest. Running it twice changes nothing that was published."""
     source, dataset = open_store(task.source), open_store(task.dataset)
-    images = make_images(task.view, len(task.entries))
     stages, forgotten = Stages(), frozenset(task.forgotten)
     facts: list[dict[str, Any]] = []
     listed = (Listed(entry.name, entry.etag, entry.size) for entry in task.entries)
-    with PictureReader(source).read_ahead(listed) as reads:
+    with ShardWriter(dataset, task.view) as writer, PictureReader(source).read_ahead(listed) as reads:
+        images = make_images(task.view)
         for entry in task.entries:
             with stages.timed("fetch"):
                 data = next(reads)
             with stages.timed("decode"):
                 facts.append({"uri": entry.uri, "etag": entry.etag, **_fact(entry, data, images, forgotten)})
-    with stages.timed("write"):
-        _commit(dataset, task, images, facts)
+            if images.is_full:
+                with stages.timed("write"):
+                    writer.write(images.take_batch())
+        with stages.timed("write"):
+            if images.count:
+                writer.write(images.take_batch())
+            _commit(dataset, task.unit, writer, facts)
     rejects = sum("reason" in fact for fact in facts)
     return UnitResult(task.unit, len(task.entries), rejects, stages.seconds)
 
@@ -78,7 +84,7 @@ def _fact(entry: Entry, data: bytes | PictureError, images: Images, forgotten: f
     outcome = put_picture(data, images)
     if isinstance(outcome, PictureError):
         return {"reason": str(outcome.reason), "detail": outcome.detail}
-    return {"sample_id": outcome, "row": len(images.sample_ids) - 1}
+    return {"sample_id": outcome, "row": images.added - 1}
 
 
 def put_picture(data: bytes | PictureError, images: Images) -> str | PictureError:
@@ -94,27 +100,40 @@ def put_picture(data: bytes | PictureError, images: Images) -> str | PictureErro
 
 
 class Images(ABC):
-    """The pictures of one shard as they are decoded."""
+    """A batch of pictures as they are decoded; emptied again and again, so that memory stays as it is."""
 
     def __init__(self, view: StoredView) -> None:
-        self.view = view
-        self.sample_ids: list[str] = []
-        self.sizes: list[tuple[int, int]] = []
+        self.view, self.added = view, 0
+        self._capacity = batch_rows(view)
+        self._sample_ids: list[str] = []
+        self._sizes: list[tuple[int, int]] = []
+
+    @property
+    def count(self) -> int:
+        """Pictures in the batch."""
+        return len(self._sample_ids)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the batch must be taken before another picture is added."""
+        return self.count == self._capacity
 
     def add(self, data: bytes, sample_id: str) -> None:
         """Decode one picture and keep it. Raises PictureError, having kept nothing."""
-        self.sizes.append(self._decode(data))
-        self.sample_ids.append(sample_id)
+        self._sizes.append(self._decode(data))
+        self._sample_ids.append(sample_id)
+        self.added += 1
 
-    def shard(self) -> memoryview:
-        """Bytes of the Arrow file that holds them, in the order of adding."""
+    def take_batch(self) -> pa.RecordBatch:
+        """The batch, of the shard's schema; good until the next picture is added."""
         columns = [
-            pa.array(self.sample_ids, pa.string()),
-            pa.array([width for width, _ in self.sizes], pa.int32()),
-            pa.array([height for _, height in self.sizes], pa.int32()),
+            pa.array(self._sample_ids, pa.string()),
+            pa.array([width for width, _ in self._sizes], pa.int32()),
+            pa.array([height for _, height in self._sizes], pa.int32()),
             self._column(),
         ]
-        return to_ipc(pa.Table.from_arrays(columns, schema=shard_schema(self.view.size, self.view.store)))
+        self._sample_ids, self._sizes = [], []
+        return pa.RecordBatch.from_arrays(columns, schema=shard_schema(self.view.size, self.view.store))
 
     @abstractmethod
     def _decode(self, data: bytes) -> tuple[int, int]:
@@ -122,21 +141,21 @@ class Images(ABC):
 
     @abstractmethod
     def _column(self) -> pa.Array:
-        """The `image` column."""
+        """The `image` column, in the order of adding."""
 
 
 class _Pixels(Images):
     """uint8 [n, size, size, 3], decoded into the place where they are written from."""
 
-    def __init__(self, view: StoredView, capacity: int) -> None:
+    def __init__(self, view: StoredView) -> None:
         super().__init__(view)
-        self._images = np.empty((capacity, view.size, view.size, 3), dtype=np.uint8)
+        self._images = np.empty((self._capacity, view.size, view.size, 3), dtype=np.uint8)
 
     def _decode(self, data: bytes) -> tuple[int, int]:
-        return decode_into(data, self.view, self._images[len(self.sample_ids)])
+        return decode_into(data, self.view, self._images[self.count])
 
     def _column(self) -> pa.Array:
-        size, count = self.view.size, len(self.sample_ids)
+        size, count = self.view.size, self.count
         flat = pa.FixedSizeListArray.from_arrays(pa.array(self._images[:count].reshape(-1)), size * size * 3)
         return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), (size, size, 3)), flat)
 
@@ -154,22 +173,22 @@ class _Jpegs(Images):
         return encoded.width, encoded.height
 
     def _column(self) -> pa.Array:
-        return pa.array(self._files, pa.large_binary())
+        files, self._files = self._files, []
+        return pa.array(files, pa.large_binary())
 
 
-def make_images(view: StoredView, capacity: int) -> Images:
-    """A shard to be filled with at most `capacity` pictures."""
-    return _Pixels(view, capacity) if view.store == "pixels" else _Jpegs(view)
+def make_images(view: StoredView) -> Images:
+    """An empty batch."""
+    return _Pixels(view) if view.store == "pixels" else _Jpegs(view)
 
 
-def _commit(dataset: Store, task: ShardTask, images: Images, facts: list[dict[str, Any]]) -> None:
+def _commit(dataset: Store, unit: str, writer: ShardWriter, facts: list[dict[str, Any]]) -> None:
     objects: dict[str, ObjectRef] = {}
-    if images.sample_ids:
-        name = f"shards/{task.unit}-{{hash}}.arrow"
-        objects["shard"] = put_object(dataset, name, images.shard(), len(images.sample_ids))
+    if writer.rows:
+        objects["shard"] = writer.commit(unit)
         for fact in facts:
             if "row" in fact and "shard" not in fact:
                 fact["shard"] = objects["shard"].path
     table = pa.Table.from_pylist(facts, schema=FACTS)
-    objects["facts"] = put_object(dataset, f"facts/{task.unit}-{{hash}}.parquet", to_parquet(table), len(facts))
-    commit_unit(dataset, UnitMarker(unit=task.unit, objects=objects))
+    objects["facts"] = put_object(dataset, f"facts/{unit}-{{hash}}.parquet", to_parquet(table), len(facts))
+    commit_unit(dataset, UnitMarker(unit=unit, objects=objects))

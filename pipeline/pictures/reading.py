@@ -20,6 +20,7 @@ from pipeline.pictures.decode import DEFAULT_LIMITS, Limits
 from pipeline.storage.store import Store
 
 _IN_A_ROW: Final = 20
+_ANNOUNCED: Final = 8  # files that the kernel is asked to read ahead
 _AHEAD_BYTES: Final = 256 * 2**20  # of pictures read and not yet decoded: bounds a worker's memory
 
 
@@ -54,30 +55,44 @@ class PictureReader:
         as `read` does. The block ends the threads: left to the garbage collector they would be ended at any moment,
         inside another thread pool's lock too.
         """
+        if self._store.parallel_reads == 1:
+            yield self._one_by_one(pictures)
+            return
         pool = ThreadPoolExecutor(self._store.parallel_reads)
         try:
-            yield self._ahead(pool, pictures)
+            yield self._at_once(pool, pictures)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _ahead(self, pool: ThreadPoolExecutor, pictures: Iterable[Listed]) -> Iterator[bytes | PictureError]:
+    def _one_by_one(self, pictures: Iterable[Listed]) -> Iterator[bytes | PictureError]:
+        coming: deque[Listed] = deque()
+        for picture in pictures:
+            self._store.will_read(picture.name)
+            coming.append(picture)
+            if len(coming) > _ANNOUNCED:
+                yield self._outcome(_fetch(self._store, self._limits, coming.popleft()))
+        while coming:
+            yield self._outcome(_fetch(self._store, self._limits, coming.popleft()))
+
+    def _at_once(self, pool: ThreadPoolExecutor, pictures: Iterable[Listed]) -> Iterator[bytes | PictureError]:
         under_way: deque[tuple[int, Future[bytes | PictureError]]] = deque()
         ahead = 0
         for picture in pictures:
             while under_way and self._is_far_ahead(len(under_way), ahead + picture.size):
-                ahead -= under_way[0][0]
-                yield self._next(under_way)
+                size, read = under_way.popleft()
+                ahead -= size
+                yield self._outcome(read.result())
             under_way.append((picture.size, pool.submit(_fetch, self._store, self._limits, picture)))
             ahead += picture.size
         while under_way:
-            yield self._next(under_way)
+            yield self._outcome(under_way.popleft()[1].result())
 
     def _is_far_ahead(self, pictures: int, size: int) -> bool:
         return pictures >= 2 * self._store.parallel_reads or size > _AHEAD_BYTES
 
-    def _next(self, under_way: deque[tuple[int, Future[bytes | PictureError]]]) -> bytes | PictureError:
+    def _outcome(self, outcome: bytes | PictureError) -> bytes | PictureError:
         try:
-            return self._judged(under_way.popleft()[1].result())
+            return self._judged(outcome)
         except PictureError as error:
             return error
 

@@ -43,6 +43,41 @@ def put_object(store: Store, template: str, data: Buffer, rows: int) -> ObjectRe
     return ObjectRef(path=path, rows=rows, bytes=memoryview(data).nbytes, sha256=digest)
 
 
+class ObjectWriter:
+    """An object of our own written piece by piece, so that a worker's memory does not grow with it.
+
+    A context manager; what was not committed when it ends is discarded.
+    """
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._new, self._hash, self._bytes = store.new_object(folder), hashlib.sha256(), 0
+        self.closed = False  # what pyarrow asks of a file
+
+    def __enter__(self) -> ObjectWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._new.discard()
+
+    def write(self, data: Buffer) -> int:
+        """Append; the number of bytes."""
+        self._hash.update(data)
+        self._new.write(data)
+        size = memoryview(data).nbytes
+        self._bytes += size
+        return size
+
+    def flush(self) -> None:
+        """Nothing to do before `commit`."""
+
+    def commit(self, template: str, rows: int) -> ObjectRef:
+        """Publish under `template` with `{hash}` replaced by the first 16 digits of what was written."""
+        digest = self._hash.hexdigest()
+        path = template.format(hash=digest[:16])
+        self._new.publish(path)
+        return ObjectRef(path=path, rows=rows, bytes=self._bytes, sha256=digest)
+
+
 def get_object(store: Store, ref: ObjectRef) -> bytes:
     """Read an object and check it. Raises IntegrityError when its bytes are not the committed ones.
 

@@ -42,7 +42,7 @@ RETRY_S = 12.0  # no new attempt at a GET after that; with the last attempt's ST
 READ_ATTEMPTS = 7  # pauses of 0.1, 0.2, … 3.2 s: a throttling store gets six seconds
 WRITE_S = 20.0  # silence after a PUT or while listing
 WRITE_ATTEMPTS = 4
-DEADLINE_S = 60.0  # a PUT, DELETE or page of a listing with all its attempts, and a second more for each megabyte
+DEADLINE_S = 90.0  # a PUT, DELETE or page of a listing with all its attempts, and a second more for each megabyte
 
 _PROCESS = os.getpid()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -25,6 +26,22 @@ class ObjectInfo(NamedTuple):
     etag: str
 
 
+class NewObject(ABC):
+    """An object that is being written: nobody sees it before it is published, and then all of it."""
+
+    @abstractmethod
+    def write(self, data: Buffer) -> None:
+        """Append."""
+
+    @abstractmethod
+    def publish(self, name: str) -> bool:
+        """Give it its name, for good. False, and nothing changed, when the name is taken."""
+
+    @abstractmethod
+    def discard(self) -> None:
+        """Forget what was written; harmless after `publish`."""
+
+
 class Store(ABC):
     """Objects under one root URI. Names are relative, with forward slashes.
 
@@ -33,7 +50,7 @@ class Store(ABC):
     """
 
     parallel_reads: ClassVar[int] = 1
-    """How many reads in flight pay in one worker process."""
+    """How many reads in flight pay in one worker process. 1: read where you are, after a word ahead (`will_read`)."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -68,9 +85,19 @@ class Store(ABC):
         A put whose reply was lost answers False to its own retry: where that matters, read the name back.
         """
 
+    def new_object(self, folder: str) -> NewObject:
+        """Begin an object below `folder`, piece by piece. Here it grows in memory and is put whole."""
+        return _InMemory(self)
+
+    def will_read(self, name: str) -> None:  # noqa: B027  (a store may well have no use for it)
+        """Say that `name` is about to be read, so that its bytes may come while something else is done."""
+
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove one object; one that is not there is no error."""
+
+    def sweep(self, age_s: float) -> None:  # noqa: B027  (a store may well leave nothing)
+        """Remove what writers that were killed more than `age_s` seconds ago left behind, unseen by `walk`."""
 
     @abstractmethod
     def exists(self) -> bool:
@@ -86,6 +113,20 @@ class Store(ABC):
     def local_path(self, name: str) -> Path | None:
         """Path of the object in this machine's file system, or None for a remote store."""
         return None
+
+
+class _InMemory(NewObject):
+    def __init__(self, store: Store) -> None:
+        self._store, self._data = store, io.BytesIO()
+
+    def write(self, data: Buffer) -> None:
+        self._data.write(data)
+
+    def publish(self, name: str) -> bool:
+        return self._store.put_if_absent(name, self._data.getvalue())
+
+    def discard(self) -> None:
+        self._data.close()
 
 
 def normalise(uri: str) -> str:

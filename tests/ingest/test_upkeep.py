@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,16 @@ def test_what_nothing_needs_is_removed_and_all_else_stays(archive: Path, locatio
     require_pixels_of_files(open_dataset(location))
     with pytest.raises(RequestError):
         open_dataset(location, version=1)
+
+
+def test_what_killed_writers_left_goes_after_a_day(archive: Path, tmp_path: Path) -> None:
+    ingest(archive, tmp_path / "dataset")
+    old, young = (tmp_path / "dataset" / "shards" / f".tmp-{name}" for name in ("old", "young"))
+    for path in (old, young):
+        path.write_bytes(b"half a shard")
+    os.utime(old, (0, 0))
+    collect(open_store(str(tmp_path / "dataset")), set())
+    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_a_job_under_way_keeps_its_objects(tmp_path: Path) -> None:

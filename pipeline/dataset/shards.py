@@ -1,0 +1,75 @@
+"""Writing a shard piece by piece, and taking rows out of a mapped one.
+
+A shard is an Arrow file of record batches of a few megabytes: what a worker holds is one batch, however many
+pictures the shard takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.dataset.schema import shard_schema
+from pipeline.pictures.contract import StoredView
+from pipeline.pictures.decode import Pixels
+from pipeline.pictures.stored import decode_stored
+from pipeline.storage.objects import ObjectRef, ObjectWriter
+from pipeline.storage.store import Store
+
+FOLDER: Final = "shards"
+_BATCH_BYTES: Final = 8 * 2**20  # of pixels: stays in a processor's cache between decoding, hashing and writing
+
+
+def batch_rows(view: StoredView) -> int:
+    """Pictures to a record batch."""
+    return max(1, _BATCH_BYTES // (view.size * view.size * 3))
+
+
+class ShardWriter:
+    """Writes record batches into a new shard. A context manager; what was not committed is discarded."""
+
+    def __init__(self, store: Store, view: StoredView) -> None:
+        self._object = ObjectWriter(store, FOLDER)
+        self._schema = shard_schema(view.size, view.store)
+        self._file = pa.ipc.new_file(pa.PythonFile(self._object, mode="w"), self._schema)
+        self.rows = 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._object.__exit__(*exception)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Append a batch of the shard's schema."""
+        self._file.write_batch(batch)
+        self.rows += len(batch)
+
+    def commit(self, unit: str) -> ObjectRef:
+        """Publish the shard of `unit`."""
+        self._file.close()
+        return self._object.commit(f"{FOLDER}/{unit}-{{hash}}.arrow", self.rows)
+
+
+class MappedShard:
+    """The pictures of one shard, memory-mapped."""
+
+    def __init__(self, path: Path, view: StoredView) -> None:
+        with pa.memory_map(str(path)) as source:
+            chunks = pa.ipc.open_file(source).read_all().column("image").chunks
+        self._starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+        # A numpy view of each batch for pixels; the files themselves for a `jpeg` store.
+        self._chunks = [chunk.to_numpy_ndarray() for chunk in chunks] if view.store == "pixels" else chunks
+        self._pixels = view.store == "pixels"
+
+    def gather(self, rows: Sequence[int] | NDArray[np.int64], out: Pixels, places: NDArray[np.int64]) -> None:
+        """Copy `rows` of this shard to the `places` of `out`, uint8 [n, size, size, 3]."""
+        batches = np.searchsorted(self._starts, rows, side="right") - 1
+        for place, row, batch in zip(places, rows, batches, strict=True):
+            chunk, within = self._chunks[batch], row - self._starts[batch]
+            out[place] = chunk[within] if self._pixels else decode_stored(chunk[int(within)].as_buffer())
