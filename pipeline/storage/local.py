@@ -55,10 +55,11 @@ class LocalStore(Store):
 
     def get(self, name: str, etag: str | None = None) -> bytes:
         """Read a file; a change of size or mtime before or while reading is a ChangedError."""
-        with _translated(self.uri(name)), self._path(name).open("rb") as file:
-            data = file.read()
+        path = f"{self.root}/{name}"  # strings and an unbuffered file: a third of what Path and a buffer cost
+        with _translated(path), open(path, "rb", buffering=0) as file:  # noqa: PTH123
+            data = file.readall()
             if etag is not None and _mark(os.fstat(file.fileno())) != etag:
-                raise ChangedError(f"{self.uri(name)} changed since it was listed")
+                raise ChangedError(f"{path} changed since it was listed")
             return data
 
     def put_if_absent(self, name: str, data: Buffer) -> bool:
@@ -77,7 +78,7 @@ class LocalStore(Store):
     def will_read(self, name: str) -> None:
         """Ask the kernel to begin reading. Threads that read ahead cost a quarter of a decode in switching."""
         with suppress(OSError):  # whoever reads it will find out, and say so
-            descriptor = os.open(self._path(name), os.O_RDONLY)
+            descriptor = os.open(f"{self.root}/{name}", os.O_RDONLY)
             try:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
             finally:
