@@ -56,7 +56,7 @@ DECODERS: dict[str, Decoder] = {"decode": ours, "decode_into": in_place, "pillow
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Rates in pictures per second by decoder, costs per picture in seconds, and how far the pixels differ."""
-    files = sorted(str(path) for path in Path(request["source"]).rglob("*.jpg"))
+    files = sorted(str(path) for path in Path(request["source"]).rglob("*.jpg"))[: request["pictures"]]
     view = StoredView(size=request["size"], fit="crop")
     rates = {name: rate(name, files, view, request["cores"]) for name in DECODERS}
     return {"rates": rates, "costs_s": costs_s(files, view, Path(request["out"])), "apart": apart(files[:100], view)}
