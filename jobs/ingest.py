@@ -26,7 +26,7 @@ def run(config: IngestConfig) -> dict[str, Any]:
 
     ingest = Ingest(config, LazyRay(config))
     summary = as_json(ingest.run())
-    if summary["units_run"]:
+    if not any(note.startswith("nothing to do") for note in summary["notes"]):
         record_run(config.dataset, new_run(), config, summary)
     return summary
 

@@ -25,7 +25,7 @@ def configure(words: list[str]) -> StatusConfig:
 
 def run(config: StatusConfig) -> dict[str, Any]:
     """Look, and where asked verify and clean up. Exit code 1 where an object is damaged."""
-    from pipeline.dataset.upkeep import collect, manifests, open_plans, verify
+    from pipeline.dataset.upkeep import collect, drop_plans, manifests, open_plans, verify
     from pipeline.storage.store import open_store
 
     store = open_store(config.path)
@@ -33,14 +33,17 @@ def run(config: StatusConfig) -> dict[str, Any]:
     summary: dict[str, Any] = {"dataset": store.root}
     if config.gc:
         withdrawn = {manifest.version for manifest in kept[: -config.keep]} if config.keep else set()
-        summary |= {"withdrawn": sorted(withdrawn), "removed": collect(store, withdrawn)}
+        dropped = drop_plans(store, kept[-1].version) if config.drop_plans else []
+        summary |= {"withdrawn": sorted(withdrawn), "removed": dropped + collect(store, withdrawn)}
         kept = [manifest for manifest in kept if manifest.version not in withdrawn]
-    summary |= {"versions": [_version(manifest) for manifest in kept], **_current(store, kept[-1])}
+    summary |= {"versions": [_version(manifest) for manifest in kept], **_head(kept[-1])}
     summary["plans"] = [_plan(store, plan.name, plan.units) for plan in open_plans(store, kept[-1].version)]
     if config.verify:
         read, damage = verify(store, kept)
         summary |= {"verified": read, "damaged": [asdict(found) for found in damage], "exit_code": int(bool(damage))}
-    return summary
+        if damage:
+            return summary  # what the damaged objects say of the shards is not to be trusted
+    return summary | _shards(store, kept[-1])
 
 
 def _version(manifest: Manifest) -> dict[str, Any]:
@@ -56,11 +59,7 @@ def _version(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _current(store: Store, manifest: Manifest) -> dict[str, Any]:
-    from pipeline.dataset.manifest import get_objects
-
-    shards = get_objects(store, manifest, "shard")
-    rows = sum(ref.rows for ref in shards)
+def _head(manifest: Manifest) -> dict[str, Any]:
     return {
         "source": manifest.source["uri"],
         "preprocessing": manifest.preprocessing,
@@ -68,10 +67,20 @@ def _current(store: Store, manifest: Manifest) -> dict[str, Any]:
         "splits": manifest.counts["splits"],
         "repeats": manifest.counts["repeats"],
         "rejects_by_reason": manifest.counts["rejects_by_reason"],
+        "forgotten": len(manifest.forgotten),
+    }
+
+
+def _shards(store: Store, manifest: Manifest) -> dict[str, Any]:
+    from pipeline.dataset.manifest import get_objects, read_rows
+    from pipeline.dataset.schema import INDEX
+
+    shards = get_objects(store, manifest, "shard")
+    places = read_rows(store, manifest, "index", INDEX).group_by(["shard", "row"]).aggregate([])
+    return {
         "shards": len(shards),
         "shard_bytes": sum(ref.bytes for ref in shards),
-        "dead_rows": rows - manifest.counts["samples"],
-        "forgotten": len(manifest.forgotten),
+        "dead_rows": sum(ref.rows for ref in shards) - len(places),
     }
 
 
@@ -88,12 +97,15 @@ def describe(summary: dict[str, Any]) -> str:
         ("dataset", summary["dataset"]),
         ("source", summary["source"]),
         ("stored", f"{view['size']} x {view['size']} px, {view['fit']}, {view['store']}"),
-        ("shards", f"{summary['shards']}, {size(summary['shard_bytes'])}, {summary['dead_rows']} rows dead"),
         ("classes", counted(summary["labels"])),
         ("splits", counted(summary["splits"])),
         ("repeats", counted(summary["repeats"])),
         ("rejects", counted(summary["rejects_by_reason"])),
     ]
+    if "shards" in summary:
+        rows.append(
+            ("shards", f"{summary['shards']}, {size(summary['shard_bytes'])}, {summary['dead_rows']} rows dead")
+        )
     for plan in summary["plans"]:
         rows.append(("unfinished", f"{plan['plan']}: {plan['committed']} of {plan['units']} units committed"))
     if "removed" in summary:

@@ -69,7 +69,7 @@ class IngestConfig(JobConfig):
     fit: Fit = "crop"
     """How a picture becomes square: centre `crop`, `pad` with the background, or `squash`."""
     store: StoreKind = "pixels"
-    """What shards hold: `pixels` (mapped, read without decoding) or `jpeg` (quality 95, a tenth of the size)."""
+    """What shards hold: `pixels` (mapped, read without decoding) or `jpeg` (quality 95, a fifth of the size)."""
     max_reject_rate: float = 0.05
     """Share of rejected pictures above which the version is not published and the exit code is 1."""
 
@@ -140,6 +140,8 @@ class StatusConfig(JobConfig):
     """Read every object of every version and compare its hash."""
     gc: bool = False
     """Remove objects that no kept version names and no job under way needs."""
+    drop_plans: bool = False
+    """With --gc: give up plans that were interrupted and that nobody will resume."""
     keep: int = 0
     """With --gc: versions to keep, the newest; older ones are withdrawn. 0 keeps all."""
 
@@ -292,6 +294,7 @@ def check_status(config: StatusConfig) -> None:
     """Refuse what the request alone shows to be wrong."""
     _require(config.keep >= 0, f"--keep {config.keep}: give a count of versions, or 0 for all")
     _require(config.gc or not config.keep, f"--keep {config.keep} withdraws versions: give --gc with it")
+    _require(config.gc or not config.drop_plans, "--drop-plans removes unfinished plans: give --gc with it")
 
 
 def check_forget(config: ForgetConfig) -> None:

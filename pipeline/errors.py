@@ -85,6 +85,7 @@ class Reason(StrEnum):
             Reason.MISSING,
             Reason.FORBIDDEN,
             Reason.UNREACHABLE,
+            Reason.TOO_MUCH_MEMORY,
         }
 
 

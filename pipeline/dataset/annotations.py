@@ -76,10 +76,11 @@ def _folders(listing: pa.Table, source: str, depth: int) -> list[pa.ChunkedArray
 
 def _given_splits(folders: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
     names = folders.unique()
-    odd = sorted(str(name) for name in names.to_pylist() if name not in _SPLIT_FOLDERS)
-    if odd:
+    odd = sorted(str(name) for name in names.drop_null().to_pylist() if name not in _SPLIT_FOLDERS)
+    if odd or folders.null_count:
+        what = repr(odd[0]) if odd else "a picture in no folder"
         raise RequestError(
-            f"--split folder: below {source} lies {odd[0]!r}, which is no split. Name the first folders train, "
+            f"--split folder: below {source} lies {what}, which is no split. Name the first folders train, "
             "validation (or val) and test, or give shares such as --split 0.7,0.15,0.15."
         )
     if "train" not in names.to_pylist():
@@ -122,7 +123,11 @@ def _check_splits(splits: pa.ChunkedArray, location: str) -> None:
 
 
 def _look_up(done: Annotated, source: str, table: pa.Table, column: str, what: str) -> None:
-    """Set a column of the listing from a table that names pictures by whole or by relative uri."""
+    """Set a column of the listing from a table that names pictures by whole or by relative uri.
+
+    A row without a uri or without a value says nothing.
+    """
+    table = table.filter(pc.and_(pc.is_valid(table.column("uri")), pc.is_valid(table.column(column))))
     whole = _absolute(table.column("uri"), source)
     _require_one_answer(whole, table.column(column), what, column)
     listed = done.listing.column("uri")

@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,6 +15,7 @@ from pipeline.dataset.schema import SPLITS
 
 Shares = tuple[float, float, float]
 
+_CHUNK: Final = 65_536  # Python objects of this many samples at a time
 _CARVED: Final = 0.15  # share that a split with no folder of its own gets of train, as in the usual 0.7, 0.15, 0.15
 _SAFEST_FIRST: Final = ("test", "validation", "train")
 
@@ -39,21 +41,24 @@ def shares_of_folders(given: pa.ChunkedArray) -> Shares:
     return (1 - validation - test, validation, test)
 
 
-def assign_splits(samples: pa.Table, shares: Shares, seed: int, *, carve: bool) -> pa.Array:
+def assign_splits(samples: pa.Table, shares: Shares, seed: int, *, carve: bool) -> pa.ChunkedArray:
     """Split of each sample (sample_id, split as given or null, group or null).
 
     A given split stands, but that with `carve` what was given to train makes up the splits that were given nothing; any
     other is a function of the sample's group, else of its content.
     """
     stands = {"validation", "test"} | (set() if carve else {"train"})
-    columns = (samples.column(name).to_pylist() for name in ("sample_id", "split", "group"))
-    return pa.array(
-        [
+
+    def of(part: pa.Table) -> pa.Array:
+        columns = (part.column(name).to_pylist() for name in ("sample_id", "split", "group"))
+        splits = [
             given if given in stands else assign_split(group or sample_id, shares, seed)
             for sample_id, given, group in zip(*columns, strict=True)
-        ],
-        pa.string(),
-    )
+        ]
+        return pa.array(splits, pa.string())
+
+    parts = [of(samples.slice(start, _CHUNK)) for start in range(0, len(samples), _CHUNK)]
+    return pa.chunked_array(parts, pa.string())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,29 +73,35 @@ class Repeats:
     """Pictures whose content carries more than one label."""
 
 
-def hold_out_repeats(samples: pa.Table) -> tuple[pa.Array, Repeats]:
+def hold_out_repeats(samples: pa.Table) -> tuple[pa.ChunkedArray, Repeats]:
     """Take out of every split what would spoil a measurement: `samples` has sample_id, label and split.
 
     Of a content in several splits only the copies in the safest one stay: what a network is tested on it must not have
     been trained on. A content with two labels is in no split. Returns the splits, null for what is held out.
     """
-    splits = samples.column("split").to_pylist()
     members = _repeated(samples.column("sample_id"))
-    labels = samples.column("label").take(pa.array([row for rows in members for row in rows], pa.int64())).to_pylist()
-    label_of = dict(zip((row for rows in members for row in rows), labels, strict=True))
+    repeated = pa.array([row for rows in members for row in rows], pa.int64())
+    label_of, split_of = (
+        dict(zip(repeated.to_pylist(), samples.column(name).take(repeated).to_pylist(), strict=True))
+        for name in ("label", "split")
+    )
     held_out = two_labels = 0
+    spoiled = []
     for rows in members:
         if len({label_of[row] for row in rows} - {None}) > 1:
             two_labels += len(rows)
-            keep = None
+            spoiled += rows
         else:
-            keep = next(split for split in _SAFEST_FIRST if any(splits[row] == split for row in rows))
-            held_out += sum(splits[row] != keep for row in rows)
-        for row in rows:
-            if splits[row] != keep:
-                splits[row] = None
+            among = {split_of[row] for row in rows}
+            keep = next((split for split in _SAFEST_FIRST if split in among), None)
+            copies = [row for row in rows if split_of[row] != keep]
+            held_out += len(copies)
+            spoiled += copies
+    is_spoiled = np.zeros(len(samples), dtype=bool)
+    is_spoiled[spoiled] = True
+    splits = pc.if_else(pa.array(is_spoiled), pa.scalar(None, pa.string()), samples.column("split"))
     extra = sum(len(rows) - 1 for rows in members)
-    return pa.array(splits, pa.string()), Repeats(duplicates=extra, held_out=held_out, two_labels=two_labels)
+    return splits, Repeats(duplicates=extra, held_out=held_out, two_labels=two_labels)
 
 
 def _repeated(sample_ids: pa.ChunkedArray) -> list[list[int]]:

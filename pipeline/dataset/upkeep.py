@@ -24,7 +24,7 @@ _COLLECTED: Final = ("shards", "facts", "units", "index", "rejects", "lists", "p
 
 
 def manifests(store: Store) -> list[Manifest]:
-    """Every version that is kept, oldest first. Raises RequestError where there is no dataset."""
+    """Every version that is kept, oldest first. Raises RequestError where there is none."""
     found = []
     for number in versions(store, FOLDER):
         record = read_version(store, FOLDER, number)
@@ -49,7 +49,7 @@ def verify(store: Store, kept: list[Manifest]) -> tuple[int, list[Damage]]:
     """Read every object of these versions and compare its hash. How many were read, and those that differ."""
     needed_by: dict[ObjectRef, list[int]] = {}
     for manifest in kept:
-        for ref in [manifest.objects, *(ref for _, ref in list_objects(store, manifest))]:
+        for ref in [manifest.objects, *_listed_objects(store, manifest)]:
             needed_by.setdefault(ref, []).append(manifest.version)
     with ThreadPoolExecutor(_READS) as pool, Meter("verify", len(needed_by), "objects") as meter:
         errors = []
@@ -58,6 +58,14 @@ def verify(store: Store, kept: list[Manifest]) -> tuple[int, list[Damage]]:
             meter.add(1, rejects=error is not None)
     damage = [Damage(ref.path, error, needed_by[ref]) for ref, error in zip(needed_by, errors, strict=True) if error]
     return len(needed_by), damage
+
+
+def _listed_objects(store: Store, manifest: Manifest) -> list[ObjectRef]:
+    """A version's objects; none where its list is damaged, which is found when the list itself is looked at."""
+    try:
+        return [ref for _, ref in list_objects(store, manifest)]
+    except StorageError:
+        return []
 
 
 def _error_of(store: Store, ref: ObjectRef) -> str | None:
@@ -92,12 +100,20 @@ def plan_version(name: str) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
+def drop_plans(store: Store, current: int) -> list[str]:
+    """Give up unfinished plans: their jobs, if any still runs, plan anew. Their names."""
+    dropped = [plan.name for plan in open_plans(store, current)]
+    for name in dropped:
+        store.delete(name)
+    return dropped
+
+
 def garbage(store: Store, withdrawn: set[int]) -> list[str]:
     """Objects that neither a kept version names nor a job under way may still need.
 
     A stored plan of the coming version is its job's lease: while it stands, nothing of that version goes. The order of
-    the three looks matters: an object that was listed had its plan stored before, and what was published meanwhile is
-    among the manifests, which are read last.
+    the three looks matters: whoever wrote an object that was listed had stored a plan before, and what was published
+    meanwhile is among the manifests, which are read last. A plan outlives every job that did not publish or give it up.
     """
     candidates = [info.name for folder in _COLLECTED for info in store.walk(folder)]
     planned = {plan_version(info.name) for info in store.walk("plans")}

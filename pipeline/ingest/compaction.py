@@ -52,19 +52,24 @@ class CompactTask:
 
 def worn_shards(index: pa.Table, shards: list[ObjectRef]) -> list[Survivors]:
     """Shards of which more than a fifth is dead, with what lives in them."""
-    live = live_rows(index)
-    return [
-        Survivors(shard, tuple(sorted(live[shard.path])))
-        for shard in sorted(shards, key=lambda ref: ref.path)
-        if shard.path in live and shard.rows - len(live[shard.path]) > MAX_DEAD * shard.rows
-    ]
+    count = count_live(index)
+    worn = [ref for ref in shards if ref.path in count and ref.rows - count[ref.path] > MAX_DEAD * ref.rows]
+    live = live_rows(index, {ref.path for ref in worn})
+    return [Survivors(ref, tuple(sorted(live[ref.path]))) for ref in sorted(worn, key=lambda ref: ref.path)]
 
 
-def live_rows(index: pa.Table) -> dict[str, set[int]]:
+def count_live(index: pa.Table) -> dict[str, int]:
     """Rows that an index names, by shard. Copies of a picture may name the same one."""
-    live: dict[str, set[int]] = defaultdict(set)
     places = index.select(["shard", "row"]).group_by(["shard", "row"]).aggregate([])
-    for shard, row in zip(places.column("shard").to_pylist(), places.column("row").to_pylist(), strict=True):
+    counts = pc.value_counts(places.column("shard"))
+    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+
+
+def live_rows(index: pa.Table, shards: set[str]) -> dict[str, set[int]]:
+    """The rows of these shards that an index names."""
+    named = index.filter(pc.is_in(index.column("shard"), pa.array(sorted(shards), pa.string())))
+    live: dict[str, set[int]] = defaultdict(set)
+    for shard, row in zip(named.column("shard").to_pylist(), named.column("row").to_pylist(), strict=True):
         live[shard].add(row)
     return live
 
@@ -115,11 +120,13 @@ def relocate(index: pa.Table, tasks: list[CompactTask], markers: list[UnitMarker
         places = ((source.shard.path, row) for source in task.sources for row in source.rows)
         moved |= {place: (marker.objects["shard"].path, row) for row, place in enumerate(places)}
     worn = pa.array(sorted({shard for shard, _ in moved}), pa.string())
-    affected = np.flatnonzero(pc.is_in(index.column("shard"), worn).to_numpy())
-    shards = index.column("shard").to_numpy(zero_copy_only=False).copy()
-    rows = index.column("row").to_numpy().copy()
-    for position in affected.tolist():
-        shards[position], rows[position] = moved[(shards[position], int(rows[position]))]
-    for name, values in (("shard", pa.array(shards, pa.string())), ("row", pa.array(rows, pa.int32()))):
-        index = index.set_column(INDEX.get_field_index(name), INDEX.field(name), values)
+    affected = pc.indices_nonzero(pc.is_in(index.column("shard"), worn))
+    old = index.select(["shard", "row"]).take(affected)
+    new = [moved[place] for place in zip(old.column("shard").to_pylist(), old.column("row").to_pylist(), strict=True)]
+    mask = np.zeros(len(index), dtype=bool)
+    mask[affected.to_numpy()] = True
+    for name, values in (("shard", [shard for shard, _ in new]), ("row", [row for _, row in new])):
+        kind = INDEX.field(name)
+        column = pc.replace_with_mask(index.column(name).combine_chunks(), pa.array(mask), pa.array(values, kind.type))
+        index = index.set_column(INDEX.get_field_index(name), kind, column)
     return index

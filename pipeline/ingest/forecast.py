@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,10 +16,9 @@ from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import current_manifest
 from pipeline.dataset.schema import FACTS, Entry
 from pipeline.dataset.units import unit_names, units_of
-from pipeline.errors import PictureError
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.publishing import known_facts
-from pipeline.ingest.shard import Images, Stages, make_images, put_picture
+from pipeline.ingest.shard import Images, Stages, make_images, what_became_of
 from pipeline.ingest.source import look_at_source
 from pipeline.pictures.contract import StoredView
 from pipeline.pictures.reading import Listed, PictureReader
@@ -111,25 +110,27 @@ class _Sample:
         images = make_images(view)
         listed = (Listed(entry.name, entry.etag, entry.size) for entry in entries)
         with PictureReader(open_store(source)).read_ahead(listed) as reads:
-            for _ in entries:
+            for entry in entries:
                 with self._stages.timed("fetch"):
                     data = next(reads)
                 with self._stages.timed("decode"):
-                    self._count(put_picture(data, images))
+                    self._count(what_became_of(entry, data, images, frozenset()))
                 if images.is_full:
                     self._write(images)
         self._write(images)
 
     def _write(self, images: Images) -> None:
         """What a shard's writer does, but for the store: that is not to be touched."""
+        if not images.count:
+            return
         with self._stages.timed("write"):
             data = images.take_batch().serialize()
             sha256(memoryview(data))
         self._bytes += data.size
 
-    def _count(self, outcome: str | PictureError) -> None:
-        if isinstance(outcome, PictureError):
-            self.rejects[str(outcome.reason)] += 1
+    def _count(self, fact: dict[str, Any]) -> None:
+        if "reason" in fact:
+            self.rejects[fact["reason"]] += 1
 
     @property
     def seconds_each(self) -> float:

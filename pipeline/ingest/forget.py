@@ -2,6 +2,9 @@
 
 A version without them is published first, then the versions that had them are withdrawn and their objects removed.
 Killed in between, the same command finishes. Their content hashes are kept, so that no ingest brings them back.
+
+Dead rows go as well, all of them: a row that no index names may hold a state of the picture that only a withdrawn
+version knew. Until it ends, a plan of its own is its lease: clean-ups leave its objects alone, ingests wait.
 """
 
 from __future__ import annotations
@@ -12,22 +15,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import ForgetConfig
+from pipeline.dataset.listing import classes_of
 from pipeline.dataset.manifest import Manifest, get_objects, now_utc, publish_manifest, read_rows
 from pipeline.dataset.schema import INDEX, REJECTS
-from pipeline.dataset.splits import Repeats
-from pipeline.dataset.tables import from_ipc
+from pipeline.dataset.splits import hold_out_repeats
+from pipeline.dataset.units import PLAN, store_plan
 from pipeline.dataset.upkeep import collect, manifests, open_plans
 from pipeline.errors import Reason, RequestError, ShortfallError
-from pipeline.ingest.compaction import Survivors, live_rows, plan_compaction, relocate
+from pipeline.ingest.compaction import Survivors, count_live, live_rows, plan_compaction, relocate
+from pipeline.ingest.plan import forget_plan_name
 from pipeline.ingest.publishing import compact_shards, put_version_objects
 from pipeline.ingest.version import Content, counts_of
 from pipeline.pictures.contract import StoredView
 from pipeline.storage.commit import new_owner
-from pipeline.storage.objects import ObjectRef, get_object
+from pipeline.storage.objects import ObjectRef
 from pipeline.storage.store import normalise, open_store
 from pipeline.work import Executor
 
 _DETAIL = "erased on request"
+_BEYOND_REACH = (
+    "out of reach: the source's own files, models trained before, and copies of shards that machines keep in their "
+    "temporary folders (afinar-cache-*)"
+)
 
 
 @dataclass(kw_only=True)
@@ -54,30 +63,47 @@ class Forget:
 
     def run(self) -> ForgetSummary:
         """Erase, and say what was done."""
-        kept = manifests(self.store)
+        current = manifests(self.store)[-1]
+        lease = forget_plan_name(current.version + 1)
+        store_plan(self.store, lease, PLAN.empty_table())
+        try:
+            return self._run(manifests(self.store), lease)
+        finally:
+            self.store.delete(lease)
+
+    def _run(self, kept: list[Manifest], lease: str) -> ForgetSummary:
         current = kept[-1]
         for plan in open_plans(self.store, current.version):
-            raise RequestError(
-                f"an ingest into {self.dataset} is under way or was interrupted ({plan.name}), and may hold these "
-                "pictures: let it end, or run the same ingest again, then forget"
-            )
-        contents = self._contents(kept)
-        tainted = {manifest.version for manifest in kept if self._holds(manifest, contents)}
+            if plan.name != lease:
+                raise RequestError(
+                    f"an ingest into {self.dataset} is under way or was interrupted ({plan.name}), and may hold these "
+                    "pictures: let it end, run the same ingest again, or give it up with `afinar status "
+                    f"{self.dataset} --gc --drop-plans`; then forget"
+                )
+        contents, missing = self._contents(kept)
         summary = ForgetSummary(dataset=self.dataset, version=current.version, contents=len(contents))
-        if tainted or not contents <= set(current.forgotten):
+        worn = self._worn(current)
+        if missing and not worn:
+            self._collect(lease, set())  # an erasure that was killed may have got so far
+            raise RequestError(f"no version of {self.dataset} holds {min(missing)}: nothing was erased")
+        summary.notes += [f"no version that is kept names {uri}; all dead rows are erased" for uri in sorted(missing)]
+        if worn or not contents <= set(current.forgotten) or self._is_in(current, contents):
             self._publish_without(current, contents, summary)
-        else:
-            tainted = set()
-        tainted -= {summary.version}
-        summary.versions_withdrawn = sorted(tainted)
-        summary.objects_removed = len(collect(self.store, tainted))
-        summary.notes.append(
-            "the source still holds its files, and models trained before keep what they learned: mend those as well"
-        )
+        if contents or summary.version > current.version:
+            summary.versions_withdrawn = [manifest.version for manifest in kept if manifest.version < summary.version]
+        summary.objects_removed = self._collect(lease, set(summary.versions_withdrawn))
+        summary.notes.append(_BEYOND_REACH)
         return summary
 
-    def _contents(self, kept: list[Manifest]) -> set[str]:
-        """Content hashes of the wanted pictures in every kept version. Raises RequestError for a uri that none has."""
+    def _collect(self, lease: str, withdrawn: set[int]) -> int:
+        """Give up the lease, which has nothing left to protect, and remove what nothing needs."""
+        self.store.delete(lease)
+        removed = collect(self.store, withdrawn)
+        self.store.sweep(0)
+        return len(removed)
+
+    def _contents(self, kept: list[Manifest]) -> tuple[set[str], set[str]]:
+        """Content hashes of the wanted pictures in every kept version, and the uris that none of them names."""
         root = kept[-1].source["uri"].rstrip("/")
         uris = {uri if uri.startswith(("/", "s3://")) else f"{root}/{uri}" for uri in self.wanted}
         contents: set[str] = set()
@@ -90,70 +116,66 @@ class Forget:
         rejects = read_rows(self.store, kept[-1], "rejects", REJECTS)
         erased = rejects.filter(pc.equal(rejects.column("reason"), str(Reason.FORGOTTEN)))
         missing -= set(erased.column("uri").to_pylist())  # an earlier run got this far
-        if missing:
-            raise RequestError(f"no version of {self.dataset} holds {min(missing)}: nothing was erased")
-        return contents
+        return contents, missing
 
-    def _holds(self, manifest: Manifest, contents: set[str]) -> bool:
-        """Whether a version's index, or a dead row of its shards, holds any of the contents."""
+    def _is_in(self, manifest: Manifest, contents: set[str]) -> bool:
         index = read_rows(self.store, manifest, "index", INDEX)
-        if contents & set(index.column("sample_id").to_pylist()):
-            return True
-        return bool(self._tainted_shards(index, get_objects(self.store, manifest, "shard"), contents))
+        return len(_rows_of(index, contents)) > 0
 
-    def _tainted_shards(self, index: pa.Table, shards: list[ObjectRef], contents: set[str]) -> list[ObjectRef]:
-        """Shards with a row of these contents. Only those with dead rows need to be looked into: the index tells the
-        rest."""
-        named = index.filter(pc.is_in(index.column("sample_id"), pa.array(sorted(contents), pa.string())))
-        found = set(named.column("shard").to_pylist())
-        live = live_rows(index)
-        return [ref for ref in shards if ref.path in found or (
-            len(live.get(ref.path, ())) < ref.rows and contents & self._sample_ids(ref)
-        )]  # fmt: skip
-
-    def _sample_ids(self, shard: ObjectRef) -> set[str]:
-        return set(from_ipc(get_object(self.store, shard)).column("sample_id").to_pylist())
+    def _worn(self, manifest: Manifest) -> list[ObjectRef]:
+        """Shards with a dead row."""
+        live = count_live(read_rows(self.store, manifest, "index", INDEX))
+        return [ref for ref in get_objects(self.store, manifest, "shard") if live.get(ref.path, 0) < ref.rows]
 
     def _publish_without(self, current: Manifest, contents: set[str], summary: ForgetSummary) -> None:
-        """Publish the next version: the current one without these contents, in shards without them."""
+        """Publish the next version: the current one without these contents and without a dead row."""
         index = read_rows(self.store, current, "index", INDEX)
-        shards = get_objects(self.store, current, "shard")
-        erased = pc.is_in(index.column("sample_id"), pa.array(sorted(contents), pa.string()))
-        left = index.filter(pc.invert(erased))
+        erased = _rows_of(index, contents)
+        left = index.filter(pc.invert(_is_of(index, contents)))
         if not len(left):
             raise ShortfallError(f"nothing would be left of {self.dataset}: remove the whole of it instead")
-        tainted = self._tainted_shards(index, shards, contents)
+        touched = set(erased.column("shard").to_pylist()) | {ref.path for ref in self._worn(current)}
         version = current.version + 1
-        left, shards = self._rewrite(left, shards, tainted, version, StoredView.from_dict(current.preprocessing))
-        rejects = pa.concat_tables([
-            read_rows(self.store, current, "rejects", REJECTS), _as_rejects(index.filter(erased)),
-        ]).sort_by("uri")  # fmt: skip
-        repeats = Repeats(**current.counts["repeats"])
+        left, shards = self._rewrite(left, current, touched, version)
+        rejects = read_rows(self.store, current, "rejects", REJECTS)
+        rejects = pa.concat_tables([rejects, _as_rejects(erased)]).sort_by("uri")
+        content = Content(left, rejects, hold_out_repeats(left)[1])
         manifest = replace(
             current,
             version=version,
             parent=current.version,
             created=now_utc(),
-            counts=counts_of(Content(left, rejects, repeats)),
+            classes=classes_of(left),
+            counts=counts_of(content),
             objects=put_version_objects(self.store, left, rejects, shards),
             forgotten=sorted({*current.forgotten, *contents}),
         )
         if not publish_manifest(self.store, manifest, new_owner()):
             raise ShortfallError(f"another job published version {version} of {self.dataset} first: run forget again")
-        summary.version, summary.shards_rewritten = version, len(tainted)
-        summary.pictures = len(index) - len(left)
+        summary.version, summary.shards_rewritten = version, len(touched)
+        summary.pictures = len(erased)
 
     def _rewrite(
-        self, index: pa.Table, shards: list[ObjectRef], tainted: list[ObjectRef], version: int, view: StoredView
+        self, index: pa.Table, current: Manifest, touched: set[str], version: int
     ) -> tuple[pa.Table, list[ObjectRef]]:
-        live = live_rows(index)
-        worn = [Survivors(ref, tuple(sorted(live[ref.path]))) for ref in tainted if ref.path in live]
-        stays = [ref for ref in shards if ref not in tainted]
-        tasks = plan_compaction(worn, self.dataset, version, view)
+        """Copy what lives in the touched shards into new ones."""
+        shards = get_objects(self.store, current, "shard")
+        live = live_rows(index, touched)
+        worn = [Survivors(ref, tuple(sorted(live[ref.path]))) for ref in shards if ref.path in live]
+        stays = [ref for ref in shards if ref.path not in touched]
+        tasks = plan_compaction(worn, self.dataset, version, StoredView.from_dict(current.preprocessing))
         if not tasks:
             return index, stays
         markers = compact_shards(self.store, self.executor, tasks)
         return relocate(index, tasks, markers), stays + [marker.objects["shard"] for marker in markers]
+
+
+def _is_of(index: pa.Table, contents: set[str]) -> pa.ChunkedArray:
+    return pc.is_in(index.column("sample_id"), pa.array(sorted(contents), pa.string()))
+
+
+def _rows_of(index: pa.Table, contents: set[str]) -> pa.Table:
+    return index.filter(_is_of(index, contents))
 
 
 def _as_rejects(rows: pa.Table) -> pa.Table:

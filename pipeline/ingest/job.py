@@ -19,9 +19,9 @@ from pipeline.dataset.manifest import Manifest, current_manifest, get_objects, n
 from pipeline.dataset.schema import FACTS, INDEX
 from pipeline.dataset.tables import from_parquet
 from pipeline.dataset.units import interrupted_plan, open_pictures, store_plan, unit_names, units_of
-from pipeline.errors import RequestError, ShortfallError
+from pipeline.errors import NotFoundError, RequestError, ShortfallError
 from pipeline.ingest.compaction import plan_compaction, relocate, worn_shards
-from pipeline.ingest.plan import ShardTask, join_facts, make_plan
+from pipeline.ingest.plan import ShardTask, forget_plan_name, join_facts, make_plan, plan_name
 from pipeline.ingest.publishing import (
     TRANSIENT,
     compact_shards,
@@ -123,16 +123,22 @@ class Ingest:
             if plan is None:
                 assert parent is not None
                 return summary or self._unchanged(parent)
-            self._build(plan, parent)
             try:
+                self._build(plan, parent)
                 summary = self._publish(name, plan, parent)
             except _OvertakenError:
-                say("another ingest published first; building on its version")
+                say("another job published first; building on its version")
+                continue
+            except NotFoundError:
+                if current_manifest(self.store) == parent:
+                    raise
+                say("another job published first and cleaned up; building on its version")
                 continue
             except ShortfallError as shortfall:
                 if not resumed:
-                    raise
+                    raise  # the plan stays: with a larger budget it is published as it is
                 say(f"the plan of the interrupted run is dropped: {shortfall}")
+                self.store.delete(name)
                 continue
             if not resumed:
                 return summary
@@ -157,15 +163,19 @@ class Ingest:
                 f"the preprocessing is not version {parent.version}'s: a new lineage begins, every picture is read anew"
             )
         require_put_if_absent(self.store)
-        plan = make_plan(listing, known, self.view, parent.version + 1 if parent else 1)
-        return store_plan(self.store, name, plan)
+        version = parent.version + 1 if parent else 1
+        plan = store_plan(self.store, name, make_plan(listing, known, self.view, version))
+        if any(info.name == forget_plan_name(version) for info in self.store.walk("plans")):
+            raise ShortfallError(
+                f"pictures are being erased from {self.dataset}: run the command again when that is done"
+            )
+        return plan
 
-    def _retire(self, name: str, markers: list[UnitMarker], facts: list[pa.Table]) -> None:
-        """Let the next run plan anew: drop a plan that led to no version, and its units to be tried again."""
+    def _try_again(self, markers: list[UnitMarker], facts: list[pa.Table]) -> None:
+        """Let the next run do again what failed in transit."""
         for marker, table in zip(markers, facts, strict=True):
             if TRANSIENT & set(table.column("reason").unique().to_pylist()):
                 self.store.delete(f"units/{marker.unit}.json")
-        self.store.delete(name)
 
     def _known(self, parent: Manifest | None) -> pa.Table:
         if parent is None:
@@ -216,7 +226,7 @@ class Ingest:
         try:
             self._check_budget(content)
         except ShortfallError:
-            self._retire(name, markers, fresh)
+            self._try_again(markers, fresh)
             raise
         shards = [marker.objects["shard"] for marker in markers if "shard" in marker.objects]
         shards += get_objects(self.store, parent, "shard") if parent else []
@@ -225,7 +235,8 @@ class Ingest:
         content = Content(index, content.rejects, content.repeats)
         manifest = self._manifest(version, content, plan, shards, parent)
         if parent is not None and _same_content(manifest, parent):
-            self._retire(name, markers, fresh)
+            self._try_again(markers, fresh)
+            self.store.delete(name)
             return self._unchanged(parent)
         summary = self._summary(manifest, content, plan, parent)
         if not publish_manifest(self.store, manifest, self.owner):
@@ -262,12 +273,13 @@ class Ingest:
         )
 
     def _check_budget(self, content: Content) -> None:
-        if content.unusable > self.config.max_reject_rate * content.listed or not len(content.index):
+        over = content.unusable > self.config.max_reject_rate * content.listed
+        if over or not len(content.index):
             table = put_table(self.store, "rejects", content.rejects)
+            words = f", over --max-reject-rate {self.config.max_reject_rate:g}" if over else ": nothing would be left"
             raise ShortfallError(
-                f"{content.unusable} of {content.listed} pictures were rejected, over --max-reject-rate "
-                f"{self.config.max_reject_rate:g}; no version was published. Their reasons: "
-                f"{self.store.uri(table.path)}"
+                f"{content.unusable} of {content.listed} pictures were rejected{words}; no version was published. "
+                f"Their reasons: {self.store.uri(table.path)}"
             )
 
     def _summary(self, manifest: Manifest, content: Content, plan: pa.Table, parent: Manifest | None) -> IngestSummary:
@@ -311,11 +323,6 @@ class _Work:
 
     def rounded(self) -> dict[str, float]:
         return {name: round(seconds, 2) for name, seconds in self.stages.items()}
-
-
-def plan_name(version: int, recipe_id: str) -> str:
-    """Where the plan of a coming version lies."""
-    return f"plans/{version:08d}-{recipe_id}.parquet"
 
 
 def _summary_of(manifest: Manifest, dataset: str) -> IngestSummary:

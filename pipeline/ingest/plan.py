@@ -76,6 +76,16 @@ def _mark_and_name(table: pa.Table) -> pa.ChunkedArray:
     return joined(table.column("etag"), name, separator="\t")
 
 
+def plan_name(version: int, recipe_id: str) -> str:
+    """Where the plan of a coming version lies."""
+    return f"plans/{version:08d}-{recipe_id}.parquet"
+
+
+def forget_plan_name(version: int) -> str:
+    """Where an erasure's lease lies while it works on a coming version."""
+    return plan_name(version, "forget")
+
+
 def standing_facts(index: pa.Table, rejects: pa.Table, retried: set[str]) -> pa.Table:
     """What a version knows about its pictures, as FACTS; rejects whose reason is in `retried` are unknown."""
     tried = pc.is_in(rejects.column("reason"), pa.array(sorted(retried), pa.string()))

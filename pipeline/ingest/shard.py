@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,13 @@ from pipeline.dataset.tables import to_parquet
 from pipeline.errors import PictureError, Reason
 from pipeline.ingest.plan import ShardTask
 from pipeline.pictures.contract import StoredView
-from pipeline.pictures.decode import decode_into, decode_to_jpeg
+from pipeline.pictures.decode import Pixels, decode_into, decode_to_jpeg
 from pipeline.pictures.reading import Listed, PictureReader
 from pipeline.storage.commit import UnitMarker, commit_unit
 from pipeline.storage.objects import ObjectRef, put_object, sha256
 from pipeline.storage.store import Store, open_store
+
+Fact: TypeAlias = dict[str, Any]  # of FACTS, without what is null
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,7 @@ def build_shard(task: ShardTask) -> UnitResult:
     """Carry out one unit of an ingest. Running it twice changes nothing that was published."""
     source, dataset = open_store(task.source), open_store(task.dataset)
     stages, forgotten = Stages(), frozenset(task.forgotten)
-    facts: list[dict[str, Any]] = []
+    facts: list[Fact] = []
     listed = (Listed(entry.name, entry.etag, entry.size) for entry in task.entries)
     with ShardWriter(dataset, task.view) as writer, PictureReader(source).read_ahead(listed) as reads:
         images = make_images(task.view)
@@ -47,7 +50,7 @@ def build_shard(task: ShardTask) -> UnitResult:
             with stages.timed("fetch"):
                 data = next(reads)
             with stages.timed("decode"):
-                facts.append({"uri": entry.uri, "etag": entry.etag, **_fact(entry, data, images, forgotten)})
+                facts.append({"uri": entry.uri, "etag": entry.etag, **what_became_of(entry, data, images, forgotten)})
             if images.is_full:
                 with stages.timed("write"):
                     writer.write(images.take_batch())
@@ -73,30 +76,26 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
-def _fact(entry: Entry, data: bytes | PictureError, images: Images, forgotten: frozenset[str]) -> dict[str, Any]:
+def what_became_of(
+    entry: Entry, data: bytes | PictureError, images: Images, forgotten: frozenset[str]
+) -> dict[str, Any]:
     """Where the picture lies: where it was known to lie, if its content proves that, else where it is put now."""
-    if not isinstance(data, PictureError) and (entry.sample_id or forgotten):
-        sample_id = sha256(data)
-        if sample_id in forgotten:
-            data = PictureError(Reason.FORGOTTEN, "erased on request; it must not come back")
-        elif sample_id == entry.sample_id:
-            return {"sample_id": sample_id, "shard": entry.shard, "row": entry.row}
-    outcome = put_picture(data, images)
-    if isinstance(outcome, PictureError):
-        return {"reason": str(outcome.reason), "detail": outcome.detail}
-    return {"sample_id": outcome, "row": images.added - 1}
-
-
-def put_picture(data: bytes | PictureError, images: Images) -> str | PictureError:
-    """Decode a picture that was read into the next place of a shard; its sample_id, or why it has none."""
     if isinstance(data, PictureError):
-        return data
+        return _reject(data)
     sample_id = sha256(data)
+    if sample_id in forgotten:
+        return _reject(PictureError(Reason.FORGOTTEN, "erased on request; it must not come back"))
+    if sample_id == entry.sample_id:
+        return {"sample_id": sample_id, "shard": entry.shard, "row": entry.row}
     try:
         images.add(data, sample_id)
     except PictureError as error:
-        return error
-    return sample_id
+        return _reject(error)
+    return {"sample_id": sample_id, "row": images.added - 1}
+
+
+def _reject(error: PictureError) -> Fact:
+    return {"reason": str(error.reason), "detail": error.detail}
 
 
 class Images(ABC):
@@ -149,7 +148,7 @@ class _Pixels(Images):
 
     def __init__(self, view: StoredView) -> None:
         super().__init__(view)
-        self._images = np.empty((self._capacity, view.size, view.size, 3), dtype=np.uint8)
+        self._images = _memory((self._capacity, view.size, view.size, 3))
 
     def _decode(self, data: bytes) -> tuple[int, int]:
         return decode_into(data, self.view, self._images[self.count])
@@ -158,6 +157,17 @@ class _Pixels(Images):
         size, count = self.view.size, self.count
         flat = pa.FixedSizeListArray.from_arrays(pa.array(self._images[:count].reshape(-1)), size * size * 3)
         return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), (size, size, 3)), flat)
+
+
+_thread = threading.local()
+
+
+def _memory(shape: tuple[int, ...]) -> Pixels:
+    """A thread's one batch of pixels, the same for unit after unit: pages that are new cost as much as hashing them."""
+    held: Pixels | None = getattr(_thread, "pixels", None)
+    if held is None or held.shape != shape:
+        held = _thread.pixels = np.empty(shape, dtype=np.uint8)
+    return held
 
 
 class _Jpegs(Images):
@@ -182,7 +192,7 @@ def make_images(view: StoredView) -> Images:
     return _Pixels(view) if view.store == "pixels" else _Jpegs(view)
 
 
-def _commit(dataset: Store, unit: str, writer: ShardWriter, facts: list[dict[str, Any]]) -> None:
+def _commit(dataset: Store, unit: str, writer: ShardWriter, facts: list[Fact]) -> None:
     objects: dict[str, ObjectRef] = {}
     if writer.rows:
         objects["shard"] = writer.commit(unit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -52,24 +51,28 @@ def content_of(listing: pa.Table, facts: pa.Table, config: IngestConfig) -> Cont
     return Content(index, rejects.combine_chunks(), repeats)
 
 
-def _with_split(samples: pa.Table, splits: pa.Array) -> pa.Table:
+def _with_split(samples: pa.Table, splits: pa.ChunkedArray) -> pa.Table:
     return samples.set_column(samples.column_names.index("split"), "split", splits)
 
 
 def counts_of(content: Content) -> dict[str, Any]:
     """What the manifest's head says of a version's rows."""
-    splits = Counter(content.index.column("split").drop_null().to_pylist())
-    labels = Counter(content.index.column("label").drop_null().to_pylist())
-    reasons = Counter(content.rejects.column("reason").to_pylist())
+    splits, labels = (_counted(content.index.column(name)) for name in ("split", "label"))
+    reasons = _counted(content.rejects.column("reason"))
     return {
         "listed": content.listed,
         "samples": len(content.index),
         "rejects": len(content.rejects),
         "rejects_by_reason": dict(sorted(reasons.items())),
-        "splits": {split: splits[split] for split in SPLITS},
+        "splits": {split: splits.get(split, 0) for split in SPLITS},
         "labels": dict(sorted(labels.items())),
         "repeats": asdict(content.repeats),
     }
+
+
+def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+    counts = pc.value_counts(column.drop_null())
+    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +87,14 @@ class Changes:
     renamed: int
 
 
-def changes_between(before: pa.Table, gone_or_listed: pa.Table, now: pa.Table) -> Changes:
-    """Compare two indexes; `gone_or_listed` is the new listing, for telling a vanished picture from a rejected one."""
+def changes_between(before: pa.Table, listing: pa.Table, now: pa.Table) -> Changes:
+    """Compare two indexes; the new listing tells a vanished picture from a rejected one."""
     at = pc.index_in(now.column("uri"), before.column("uri"))
     old = before.take(at)
     there = pc.is_valid(at)
     same = pc.equal(old.column("sample_id"), now.column("sample_id"))
     labels = pc.not_equal(pc.fill_null(old.column("label"), ""), pc.fill_null(now.column("label"), ""))
-    vanished = before.filter(pc.invert(pc.is_in(before.column("uri"), gone_or_listed.column("uri"))))
+    vanished = before.filter(pc.invert(pc.is_in(before.column("uri"), listing.column("uri"))))
     fresh = now.filter(pc.invert(there))
     return Changes(
         added=len(fresh),

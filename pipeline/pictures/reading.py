@@ -102,9 +102,20 @@ class PictureReader:
             return outcome
         if outcome.reason in {Reason.FORBIDDEN, Reason.UNREACHABLE}:
             self._out_of_reach += 1
-            if self._out_of_reach >= _IN_A_ROW:
+            if self._out_of_reach >= _IN_A_ROW and not (outcome.reason == Reason.FORBIDDEN and self._may_list()):
                 raise StorageError(f"{_IN_A_ROW} pictures in a row could not be read, the last: {outcome}") from outcome
         raise outcome
+
+    def _may_list(self) -> bool:
+        """Whether the store still knows us: then it is a folder of pictures that we may not read, not our credentials.
+
+        Asked once for every twenty pictures.
+        """
+        self._out_of_reach = 0
+        try:
+            return self._store.exists()
+        except StorageError:
+            return False
 
 
 def _fetch(store: Store, limits: Limits, picture: Listed) -> bytes | PictureError:

@@ -58,7 +58,9 @@ class LocalStore(Store):
         path = f"{self.root}/{name}"  # strings and an unbuffered file: a third of what Path and a buffer cost
         with _translated(path), open(path, "rb", buffering=0) as file:  # noqa: PTH123
             data = file.readall()
-            if etag is not None and _mark(os.fstat(file.fileno())) != etag:
+            status = os.fstat(file.fileno())
+            # Marks have the grain of the kernel's clock, 4 ms: a file being rewritten may have its old one back.
+            if etag is not None and (_mark(status) != etag or len(data) != status.st_size):
                 raise ChangedError(f"{path} changed since it was listed")
             return data
 
@@ -187,11 +189,9 @@ def _first_visit(folder: str, visited: set[tuple[int, int]]) -> bool:
 def _infos(folder: str, name: str, entries: list[os.DirEntry[str]]) -> list[ObjectInfo]:
     """Files as listed. One that cannot be looked at is listed too, and found out when it is read."""
     found = []
+    folder, name = _as_text(folder), _as_text(name)
     for entry in entries:
-        file = entry.name
-        if not file.isascii():
-            # Names that are not UTF-8 cannot stand in a table; escaped, they are listed and rejected as missing.
-            file = file.encode("utf-8", "backslashreplace").decode()
+        file = _as_text(entry.name)
         try:
             status = entry.stat()
         except OSError:
@@ -200,6 +200,11 @@ def _infos(folder: str, name: str, entries: list[os.DirEntry[str]]) -> list[Obje
         if stat.S_ISREG(status.st_mode):
             found.append(ObjectInfo(name + file, f"{folder}/{file}", status.st_size, _mark(status)))
     return found
+
+
+def _as_text(name: str) -> str:
+    """Names that are not UTF-8 cannot stand in a table; escaped, they are listed and rejected as missing."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 
 def _mark(status: os.stat_result) -> str:

@@ -18,7 +18,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
 from pipeline.errors import NotFoundError, RequestError, StorageError
-from pipeline.storage.s3_clients import Clients, bounded, clients, http_status, read_object, s3fs_client, translated
+from pipeline.storage.s3_clients import (
+    Clients,
+    bounded,
+    clients,
+    http_status,
+    quoted,
+    read_object,
+    s3fs_client,
+    translated,
+)
 from pipeline.storage.s3_listing import ListingPage, page_of
 from pipeline.storage.store import Buffer, ObjectInfo, Store
 from pipeline.storage.walking import Walk
@@ -111,7 +120,7 @@ class S3Store(Store):
 
     def _fetch_any(self, key: str, etag: str | None) -> tuple[bytes, str]:
         """One GET through s3fs, which reads any key."""
-        condition = {"IfMatch": etag} if etag else {}
+        condition = {"IfMatch": quoted(etag)} if etag else {}
 
         async def read() -> tuple[bytes, str]:
             response = await self._fs._call_s3("get_object", Bucket=self._bucket, Key=key, **condition)

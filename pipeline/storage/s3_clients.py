@@ -33,6 +33,7 @@ from pipeline.storage.etags import BodyCheck
 from pipeline.storage.s3_listing import parse_fast
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ClientConfig, RetryConfig, S3Credential
 
 CONNECT_S = 3.0
@@ -175,12 +176,15 @@ class _Credentials:
         }
 
 
+def quoted(etag: str) -> str:
+    """An ETag as requests carry it."""
+    return etag if '"' in etag else f'"{etag}"'
+
+
 def read_object(reader: ObstoreS3, key: str, etag: str | None) -> tuple[bytes, str]:
     """One GET with its retries: the body and its ETag."""
-    if etag is None:
-        result = obstore.get(reader, key)
-    else:
-        result = obstore.get(reader, key, options={"if_match": etag if '"' in etag else f'"{etag}"'})
+    condition: GetOptions = {} if etag is None else {"if_match": quoted(etag)}
+    result = obstore.get(reader, key, options=condition)
     return result.bytes().to_bytes(), result.meta["e_tag"] or ""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -297,3 +299,91 @@ def test_a_folder_that_cannot_be_entered_is_not_passed_over(archive: Path, tmp_p
             ingest(archive, str(tmp_path / "dataset"))
     finally:
         (archive / "rust").chmod(0o755)
+
+
+def test_a_plan_over_budget_is_published_with_a_larger_one(archive: Path, tmp_path: Path) -> None:
+    dataset = str(tmp_path / "dataset")
+    for number in range(5):
+        (archive / "moss" / f"broken-{number}.jpg").write_bytes(b"not a picture")
+    with pytest.raises(ShortfallError):
+        ingest(archive, dataset)
+    from pipeline.dataset.upkeep import open_plans
+
+    assert len(list(open_plans(open_store(dataset), 0))) == 1, "its lease, so that no clean-up takes its units"
+    summary = ingest(archive, dataset, max_reject_rate=0.5)
+    assert (summary.version, summary.units_run, summary.rejects) == (1, 0, 5)
+
+
+def test_a_folder_we_may_not_read_is_rejected_and_a_store_that_is_gone_ends_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.errors import ForbiddenError, StorageError
+    from pipeline.storage.local import LocalStore
+
+    archive = make_archive(tmp_path / "pictures", 40)
+    real = LocalStore.get
+
+    def guarded(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+        if name.startswith("moss/"):
+            raise ForbiddenError("403")
+        return real(self, name, etag)
+
+    monkeypatch.setattr(LocalStore, "get", guarded)
+    summary = ingest(archive, str(tmp_path / "dataset"), max_reject_rate=1.0)
+    assert (summary.samples, summary.rejects_by_reason) == (40, {"forbidden": 40})
+
+    def answers(self: LocalStore) -> bool:
+        if self.root == str(archive):
+            raise StorageError("credentials have expired")
+        return True
+
+    executor = InlineExecutor()
+    job = Ingest(IngestConfig(source=str(archive), dataset=str(tmp_path / "other"), size=32), executor)
+    build = job._build
+
+    def expire(*arguments: Any) -> None:
+        monkeypatch.setattr(LocalStore, "exists", answers)
+        build(*arguments)
+
+    monkeypatch.setattr(job, "_build", expire)
+    with pytest.raises(StorageError, match="20 pictures in a row"):
+        job.run()
+
+
+def test_names_that_are_not_utf_8_are_accounted_for(archive: Path, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(archive) + b"/mo\xff\xfess"))
+    folder.mkdir()
+    (folder / "x.jpg").write_bytes(jpeg(3))
+    summary = ingest(archive, str(tmp_path / "dataset"), max_reject_rate=0.2)
+    assert (summary.samples, summary.rejects_by_reason) == (24, {"missing": 1})
+
+
+def test_files_that_are_rewritten_all_the_while_are_each_read_in_one_state(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "pictures", 60)
+    victims = sorted(archive.rglob("*.jpg"))[::4]
+    states = {str(path): (path.read_bytes(), jpeg(60_000 + number)) for number, path in enumerate(victims)}
+    stop = threading.Event()
+
+    def rewrite() -> None:
+        rng = random.Random(0)
+        while not stop.is_set():
+            path = rng.choice(victims)
+            path.write_bytes(states[str(path)][rng.randrange(2)])  # in place: a reader may see half of it
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        for number in range(3):
+            ingest(archive, str(tmp_path / f"dataset-{number}"), max_reject_rate=0.5)
+    finally:
+        stop.set()
+        writer.join()
+    for number in range(3):
+        dataset = open_dataset(str(tmp_path / f"dataset-{number}"))
+        rows = dataset.index.to_pylist()
+        assert len(rows) + len(dataset.rejects) == 120
+        for row, image in zip(rows, dataset.read(range(len(rows))), strict=True):
+            whole = states.get(row["uri"]) or (Path(row["uri"]).read_bytes(),)
+            data = {sha256(state): state for state in whole}[row["sample_id"]]
+            np.testing.assert_array_equal(image, decode(data, dataset.view).image)
+        assert {row["reason"] for row in dataset.rejects.to_pylist()} <= {"changed_while_reading", "empty"}

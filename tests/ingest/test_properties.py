@@ -21,7 +21,7 @@ from pipeline.dataset.listing import list_pictures
 from pipeline.dataset.manifest import get_objects
 from pipeline.dataset.schema import FACTS
 from pipeline.dataset.upkeep import manifests, verify
-from pipeline.ingest.compaction import MAX_DEAD, live_rows
+from pipeline.ingest.compaction import MAX_DEAD, count_live
 from pipeline.ingest.job import Ingest
 from pipeline.ingest.plan import make_plan
 from pipeline.pictures.contract import StoredView
@@ -97,9 +97,9 @@ def require_exact(source: Path, dataset: str, before: dict[str, str]) -> dict[st
     splits = {row["sample_id"]: row["split"] for row in rows if row["split"]}
     assert all(splits[content] == split for content, split in before.items() if content in splits)
     store = open_store(dataset)
-    live = live_rows(opened.index)
+    live = count_live(opened.index)
     for shard in get_objects(store, opened.manifest, "shard"):
-        assert shard.rows - len(live[shard.path]) <= MAX_DEAD * shard.rows
+        assert shard.rows - live[shard.path] <= MAX_DEAD * shard.rows
     assert verify(store, manifests(store))[1] == []
     return before | splits
 

@@ -10,8 +10,9 @@ import pytest
 
 from pipeline import open_dataset
 from pipeline.config import ForgetConfig, IngestConfig
+from pipeline.dataset.manifest import publish_manifest
 from pipeline.dataset.reading import Dataset
-from pipeline.dataset.upkeep import collect, garbage, manifests, open_plans, verify
+from pipeline.dataset.upkeep import collect, drop_plans, garbage, manifests, open_plans, verify
 from pipeline.errors import RequestError
 from pipeline.ingest import forget as forget_module
 from pipeline.ingest.forecast import forecast_ingest
@@ -181,6 +182,71 @@ def test_an_erasure_that_was_killed_is_finished(archive: Path, tmp_path: Path, m
     assert summary.versions_withdrawn == [1]
     assert holds(dataset, content) == []
     assert len(open_dataset(dataset).index) == 23
+
+
+def test_a_state_that_only_a_withdrawn_version_knew_is_erased(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "pictures", 40)
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    victim, gone = archive / "moss" / "003.jpg", archive / "moss" / "004.jpg"
+    contents = [sha256(path.read_bytes()) for path in (victim, gone)]
+    victim.write_bytes(jpeg(31337))
+    gone.unlink()
+    ingest(archive, dataset)
+    collect(open_store(dataset), {1})
+    assert [len(holds(dataset, content)) for content in contents] == [1, 1], "dead rows of a shard that lives"
+    summary = forget(dataset, "moss/004.jpg")
+    assert "no version that is kept names" in summary.notes[0]
+    assert [holds(dataset, content) for content in contents] == [[], []]
+    assert len(open_dataset(dataset).read(range(79))) == 79
+
+
+def test_cleaning_up_beside_an_erasure_takes_nothing_of_it(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    publish = publish_manifest
+
+    def cleaned_up_first(store: Store, *rest: Any) -> bool:
+        collect(store, set())
+        return publish(store, *rest)
+
+    monkeypatch.setattr(forget_module, "publish_manifest", cleaned_up_first)
+    forget(dataset, "moss/003.jpg")
+    store = open_store(dataset)
+    assert verify(store, manifests(store))[1] == []
+    assert len(open_dataset(dataset).read(range(23))) == 23
+    assert list(store.walk("plans")) == [], "its lease is gone"
+
+
+def test_what_is_erased_is_counted_no_more(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "pictures", 20)
+    (archive / "slate").mkdir()
+    (archive / "slate" / "only.jpg").write_bytes(jpeg(5))
+    for number in range(3):
+        (archive / "moss" / f"copy-{number}.jpg").write_bytes((archive / "moss" / "000.jpg").read_bytes())
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    forget(dataset, "slate/only.jpg", "moss/000.jpg")
+    manifest = open_dataset(dataset).manifest
+    assert manifest.classes == ["moss", "rust"]
+    assert manifest.counts["repeats"]["duplicates"] == 0
+    assert manifest.counts["labels"] == {"moss": 19, "rust": 20}
+
+
+def test_an_unwanted_plan_is_given_up_on_request(tmp_path: Path) -> None:
+    archive = make_archive(tmp_path / "pictures", 60)
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    with pytest.raises(KeyboardInterrupt):
+        Ingest(IngestConfig(source=str(archive), dataset=dataset, size=64), DyingExecutor(1)).run()
+    with pytest.raises(RequestError, match="--drop-plans"):
+        forget(dataset, "moss/003.jpg")
+    store = open_store(dataset)
+    assert len(drop_plans(store, 1)) == 1
+    assert any("shards/00000002-" in name for name in collect(store, set()))
+    assert forget(dataset, "moss/003.jpg").pictures == 1
 
 
 def test_forgetting_what_is_not_there_or_while_an_ingest_is_under_way_is_refused(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_labels_come_from_a_table(flat: Path, tmp_path: Path) -> None:
     labels = column(open_dataset(str(tmp_path / "dataset")), "label")
     assert labels == {"0.jpg": "007", "1.jpg": "NA", "2.jpg": "007"} | {f"{n}.jpg": None for n in range(3, 8)}
     assert summary.classes == ["007", "NA"]
-    assert any("4 of 8 pictures are not in" in note for note in summary.notes)
+    assert any("5 of 8 pictures are not in" in note for note in summary.notes)
     assert any("1 rows of" in note and "name no picture" in note for note in summary.notes)
 
     parquet = tmp_path / "labels.parquet"
@@ -97,6 +97,18 @@ def test_a_label_table_that_cannot_serve_is_refused(flat: Path, tmp_path: Path, 
         ingest(flat, tmp_path / "dataset", labels=str(tmp_path / "labels.csv"))
     with pytest.raises(RequestError, match=r"ends in \.csv or \.parquet"):
         ingest(flat, tmp_path / "dataset", labels="folders")
+
+
+def test_a_row_without_a_value_says_nothing(flat: Path, tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("uri,label\n0.jpg,\n0.jpg,cat\n,dog\n,bird\n1.jpg,dog\n")
+    (tmp_path / "groups.csv").write_text("uri,group\n0.jpg,\n0.jpg,burst\n")
+    summary, _ = ingest(
+        flat, tmp_path / "dataset", labels=str(tmp_path / "labels.csv"), group=str(tmp_path / "groups.csv")
+    )
+    opened = open_dataset(str(tmp_path / "dataset"))
+    assert column(opened, "label")["0.jpg"] == "cat"
+    assert column(opened, "group")["0.jpg"] == "burst"
+    assert any("6 of 8 pictures are not in" in note and "no label" in note for note in summary.notes)
 
 
 def test_a_corrected_label_reads_no_picture_and_writes_no_shard(flat: Path, tmp_path: Path) -> None:

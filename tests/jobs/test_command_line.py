@@ -70,6 +70,13 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
         ("submit -- train s3://b/d s3://b/m --backbone resnet81", "did you mean resnet18"),
         ("submit -- label s3://b/a s3://b/p --model models@champion", "path on this machine"),
         ("submit -- train s3://b/d s3://b/m --weights own.pth", "path on this machine"),
+        ("submit -- ingest s3://b/a s3://b/d --labels labels.csv", "path on this machine"),
+        ("ingest GOOD out --labels folders", "ends in .csv or .parquet"),
+        ("ingest GOOD out --labels nowhere.csv", "there is no such table"),
+        ("ingest GOOD out --split folder", "is no split"),
+        ("plan label GOOD out", "write afinar plan ingest"),
+        ("status nowhere", "holds no dataset"),
+        ("forget DATASET nothing.jpg", "nothing was erased"),
         ("demo .", "holds something else than a demo"),
         ("ingets a b", "unknown command"),
     ],
@@ -143,7 +150,7 @@ def test_a_recipe_must_be_toml(tmp_path: Path) -> None:
         load_recipe(IngestConfig, str(tmp_path / "r.toml"))
 
 
-@pytest.mark.parametrize("name", ["ingest", "train", "label", "demo", "submit"])
+@pytest.mark.parametrize("name", ["ingest", "train", "label", "plan", "status", "forget", "demo", "submit"])
 def test_help_has_an_example(name: str, tmp_path: Path) -> None:
     done = afinar(name, "--help", cwd=tmp_path)
     assert done.returncode == 0
