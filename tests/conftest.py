@@ -116,14 +116,19 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.endpoint
 
 
-@pytest.fixture
-def bucket(s3_server: str, request: pytest.FixtureRequest) -> str:
-    """A bucket of the test's own: its s3:// address."""
+@pytest.fixture(scope="session")
+def shared_bucket(s3_server: str) -> str:
+    """One bucket for the session: SeaweedFS gives each a volume or more, and a small disk has few."""
     import s3fs
 
-    name = f"b{abs(hash(request.node.nodeid)) % 10**12}"
-    s3fs.S3FileSystem().mkdir(name)
-    return f"s3://{name}"
+    s3fs.S3FileSystem().mkdir("tests")
+    return "s3://tests"
+
+
+@pytest.fixture
+def bucket(shared_bucket: str, request: pytest.FixtureRequest) -> str:
+    """A prefix of the test's own: its s3:// address."""
+    return f"{shared_bucket}/{abs(hash(request.node.nodeid)) % 10**12}"
 
 
 @pytest.fixture(params=["folder", "s3"])

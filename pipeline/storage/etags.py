@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable
 
 from pipeline.errors import StorageError
@@ -22,16 +23,18 @@ class BodyCheck:
     """Remembers of one bucket whether its ETags are MD5s. Safe to share among threads."""
 
     def __init__(self) -> None:
-        # How many objects in a row were not what their ETag says, though two readings of them agreed. Three, since a
+        self._proven = False  # whether an ETag of this bucket was its body's MD5
+        # How many objects in a row were not what their ETag says, though their readings agreed. Three, since a
         # single one may be an odd object in a bucket whose other ETags hold.
         self._strangers = 0
 
     def read(self, uri: str, fetch: Callable[[], tuple[bytes, str]]) -> bytes:
         """Call `fetch`, which returns the body of `uri` and its ETag, until the body can be trusted.
 
-        Raises StorageError when no two of five readings agree.
+        Where no ETag was an MD5 yet, two readings that agree are believed; where one was, all five must. Raises
+        StorageError when they do not.
         """
-        seen: set[bytes] = set()
+        seen: Counter[bytes] = Counter()
         for _ in range(_READINGS):
             data, etag = fetch()
             claimed = _MD5.fullmatch(etag)
@@ -39,12 +42,10 @@ class BodyCheck:
                 return data
             digest = hashlib.md5(data, usedforsecurity=False)
             if digest.hexdigest() == claimed[1]:
-                self._strangers = 0
+                self._proven, self._strangers = True, 0
                 return data
-            if digest.digest() in seen:
+            seen[digest.digest()] += 1
+            if seen[digest.digest()] == (_READINGS if self._proven else 2):
                 self._strangers += 1
                 return data
-            seen.add(digest.digest())
-        raise StorageError(
-            f"{uri}: {_READINGS} readings gave as many different bodies; something alters them on the way"
-        )
+        raise StorageError(f"{uri}: {_READINGS} readings gave {len(seen)} bodies; something alters them on the way")

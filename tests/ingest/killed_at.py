@@ -13,27 +13,26 @@ from collections import Counter
 
 from pipeline.config import IngestConfig
 from pipeline.ingest.job import Ingest
-from pipeline.storage.local import LocalStore
-from pipeline.storage.store import Buffer
+from pipeline.storage import local
 from pipeline.work import InlineExecutor
 
 
 def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:
     puts: Counter[str] = Counter()
-    put = LocalStore.put_if_absent
+    publish = local._Scratch.publish
 
-    def deadly(self: LocalStore, name: str, data: Buffer) -> bool:
+    def deadly(self: local._Scratch, name: str) -> bool:
         where = name.split("/", maxsplit=1)[0]
         puts[where] += 1
         doomed = (where, puts[where]) == (folder, int(nth))
         if doomed and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
-        done = put(self, name, data)
+        done = publish(self, name)
         if doomed:
             os.kill(os.getpid(), signal.SIGKILL)
         return done
 
-    LocalStore.put_if_absent = deadly  # type: ignore[method-assign]
+    local._Scratch.publish = deadly  # type: ignore[method-assign]
     Ingest(IngestConfig(source=source, dataset=dataset, size=32), InlineExecutor()).run()
 
 

@@ -276,7 +276,7 @@ def test_a_removal_that_was_cut_short_is_finished_by_the_next_run(
 def test_a_store_that_is_gone_ends_the_job_and_loses_nothing(
     scans: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.errors import ForbiddenError, StorageError
+    from pipeline.errors import StorageError
     from pipeline.storage.local import LocalStore
 
     out = str(tmp_path / "out")
@@ -284,7 +284,7 @@ def test_a_store_that_is_gone_ends_the_job_and_loses_nothing(
 
     def expired(self: LocalStore, name: str, etag: str | None = None) -> bytes:
         if self.root == str(scans):
-            raise ForbiddenError("the token has expired")
+            raise StorageError("no answer in time")
         return real(self, name, etag)
 
     with monkeypatch.context() as patch:

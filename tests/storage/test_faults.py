@@ -210,7 +210,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
     try:
         store = open_store(str(folder))
         assert store.put_if_absent("a/first", b"x")
-        with pytest.raises(StorageError, match=rf"{folder}/a/second.*no space left"):
+        with pytest.raises(StorageError, match=rf"{folder}/a/.*no space left"):
             store.put_if_absent("a/second", BODY)
         assert os.listdir(folder / "a") == ["first"]  # noqa: PTH208
         assert store.put_if_absent("a/third", b"x")
