@@ -106,14 +106,14 @@ def require_exact(source: Path, dataset: str, before: dict[str, str]) -> dict[st
 
 @given(st.sets(st.text("abcdefgh/01", min_size=1, max_size=9), min_size=1, max_size=50), st.randoms())
 def test_a_plan_depends_on_no_order_of_listing(found: set[str], rng: random.Random) -> None:
-    infos = [ObjectInfo(name, f"/root/{name}", len(name), f"e{name}") for name in sorted(found)]
+    infos = [ObjectInfo(name, f"/archive/{name}", len(name), f"e{name}") for name in sorted(found)]
     plans = []
     for _ in range(2):
         rng.shuffle(infos)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(LocalStore, "exists", lambda _: True)
             patch.setattr(LocalStore, "walk", lambda *_: iter(infos))
-            listing = list_pictures("/root", None)
+            listing = list_pictures("/archive", None)
         plans.append(make_plan(listing, FACTS.empty_table(), StoredView(size=32, fit="crop"), 1))
     assert plans[0].equals(plans[1])
 
