@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -139,9 +138,3 @@ def collect(store: Store, withdrawn: set[int]) -> list[str]:
         list(pool.map(store.delete, removed))
     store.sweep(_SCRATCH_AGE_S)
     return removed
-
-
-def runs(store: Store) -> list[dict[str, object]]:
-    """Summaries of the jobs that did work here, oldest first."""
-    names = sorted(info.name for info in store.walk("runs") if info.name.endswith("/summary.json"))
-    return [{"run": name.split("/")[1], **json.loads(store.get(name))} for name in names]

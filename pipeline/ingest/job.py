@@ -291,7 +291,7 @@ class Ingest:
         if parent:
             summary.new_classes = sorted(set(manifest.classes) - set(parent.classes))
             summary.vanished_classes = sorted(set(parent.classes) - set(manifest.classes))
-            summary.notes += class_notes(parent.classes, manifest.classes)
+            summary.notes += class_notes(summary.new_classes, summary.vanished_classes)
             if manifest.lineage == manifest.version:
                 summary.notes.append(f"version {manifest.version} begins a new lineage: the preprocessing changed")
         summary.notes += repeat_notes(content.repeats)

@@ -76,9 +76,7 @@ class Stages:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
-def what_became_of(
-    entry: Entry, data: bytes | PictureError, images: Images, forgotten: frozenset[str]
-) -> dict[str, Any]:
+def what_became_of(entry: Entry, data: bytes | PictureError, images: Images, forgotten: frozenset[str]) -> Fact:
     """Where the picture lies: where it was known to lie, if its content proves that, else where it is put now."""
     if isinstance(data, PictureError):
         return _reject(data)

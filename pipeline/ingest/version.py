@@ -122,11 +122,7 @@ def repeat_notes(repeats: Repeats) -> list[str]:
     return notes
 
 
-def class_notes(before: list[str], now: list[str]) -> list[str]:
+def class_notes(new: list[str], vanished: list[str]) -> list[str]:
     """New and vanished classes in words."""
-    notes = []
-    if new := sorted(set(now) - set(before)):
-        notes.append(f"new classes: {', '.join(new)}")
-    if vanished := sorted(set(before) - set(now)):
-        notes.append(f"vanished classes: {', '.join(vanished)}")
-    return notes
+    found = (("new", new), ("vanished", vanished))
+    return [f"{kind} classes: {', '.join(names)}" for kind, names in found if names]
