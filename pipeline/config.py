@@ -27,7 +27,12 @@ NAMED_WEIGHTS = frozenset({"imagenet", "package", "torchvision", "none"})
 Fit = Literal["crop", "pad", "squash"]
 StoreKind = Literal["pixels", "jpeg"]
 Head = Literal["linear", "mlp"]
-Augment = Literal["none", "flip"]
+Pool = Literal["average", "flatten"]
+Output = Literal["softmax", "sigmoid"]
+Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
+Schedule = Literal["cosine", "linear", "constant"]
+ClassWeights = Literal["none", "balanced"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,34 +83,84 @@ class IngestConfig(JobConfig):
 class TrainConfig(JobConfig):
     """Train a classifier on an ingested dataset and publish it as the next model version."""
 
-    dataset: Annotated[str, POSITIONAL]
+    dataset: Annotated[str, POSITIONAL] = ""
     """Dataset made by `afinar ingest`."""
-    models: Annotated[str, POSITIONAL]
+    models: Annotated[str, POSITIONAL] = ""
     """Folder or s3:// prefix that holds this model's history."""
+    describe: bool = False
+    """Train nothing: print the backbone's nodes with their shapes, its stages, and its parameters."""
+
     backbone: str = "resnet18"
     """Any torchvision classification network, `efficientnet_lite0`, or `small_cnn`."""
     weights: str = "imagenet"
     """`imagenet` (first source available), `none`, `torchvision`, `package`, or a file or URI, `#sha256=…` optional."""
     cut: str = "auto"
-    """Node where the backbone is cut; `auto`: the input of its classifier."""
+    """Node where the backbone is cut (`--describe` lists them); `auto`: the input of its classifier."""
+    pool: Pool = "average"
+    """How activations at the cut become one row: their `average` over places, or all of them, `flatten`."""
     head: Head = "linear"
-    """What is grafted at the cut: one `linear` layer or an `mlp` of one hidden layer of 256."""
-    regime: str = "full"
-    """`frozen` (head only), `full` (everything), or `scratch` (everything, from random weights)."""
+    """What is grafted at the cut: one `linear` layer, or an `mlp` of one hidden layer."""
+    hidden: int = 256
+    """Width of the mlp's hidden layer (ReLU)."""
+    dropout: float = 0.2
+    """Dropout behind the mlp's hidden layer."""
+    output: Output = "softmax"
+    """`softmax` over all classes (cross-entropy), or for two classes one `sigmoid` (binary cross-entropy)."""
     input_size: int = 0
     """Side in pixels that the network sees; 0: the network's own."""
+
+    regime: str = "full"
+    """`frozen` (head only), `last:N` (head and the last N stages), `full`, or `scratch` (all, from random weights)."""
     epochs: int = 10
     """Passes over the training split."""
+    patience: int = 0
+    """Stop after this many epochs without a better one by validation; 0: never early."""
     batch_size: int = 32
-    """Samples per step over all workers together; each computes its share, and BatchNorm sees that share."""
+    """Samples per step over all workers together; each computes its share."""
+    optimizer: Optimizer = "adamw"
+    """`adamw`, `adam`, `sgd` (Nesterov momentum 0.9) or `rmsprop`."""
     learning_rate: float = 0.0
-    """Peak rate of AdamW; 0: 1e-2 frozen (a linear head on features), 5e-4 full, 1e-3 scratch."""
+    """Peak rate; 0: what suits optimizer and regime."""
+    schedule: Schedule = "cosine"
+    """Of the rate after warm-up: `cosine` or `linear` to zero, or `constant`."""
+    warmup: float = 0.1
+    """Share of all steps in which the rate rises from zero."""
+    layer_decay: float = 1.0
+    """Each stage's rate is this times the rate of the stage behind it; 1: all alike."""
     weight_decay: float = 1e-4
-    """AdamW's decoupled weight decay."""
-    augment: Augment = "flip"
-    """`flip`: each training picture mirrored with probability 1/2; `none`. Not used by `frozen`."""
+    """Decoupled for adamw, else added to the gradient; none on biases and normalisation."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes."""
+    class_weights: ClassWeights = "none"
+    """`balanced`: the loss of a class counts inversely to its share of the training split."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient; 0: not clipped."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is evaluated and published; 0: none."""
+    augment: str = "auto"
+    """Comma-separated: flip, flip-vertical, rotate:DEGREES, shift:SHARE, zoom:SHARE, shear:DEGREES, brightness:SHARE,
+    contrast:SHARE, saturation:SHARE; or `none`. `auto`: none for frozen (features are computed once), else flip."""
+    precision: Precision = "auto"
+    """`float32`, `bfloat16`, or `auto`: bfloat16 where the hardware multiplies it (Tensor Cores, AMX)."""
+    compile: bool = False
+    """Compile the network with torch.compile: pays in long runs."""
+
+    window_mb: int = 4096
+    """Samples are shuffled within a window of shards of this size; remote shards are cached up to twice this."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints besides those at the end of every epoch; 0: only there."""
+    keep_best: int = 1
+    """Epochs, the best by validation, whose weights stay in the run's folder."""
+    min_workers: int = 0
+    """Train on with as few as this many workers when the cluster shrinks, with more when it grows; 0: all or none."""
+    max_failures: int = 3
+    """Lost workers or machines after which the job gives up."""
+    start_timeout_s: float = 600.0
+    """Seconds to wait for the cluster to give the workers' resources."""
+    audit: str = ""
+    """Folder where each worker writes which samples made each of its steps: proof that each counted once."""
     seed: int = 0
-    """Seed of weights, order and augmentation."""
+    """Seed of weights, order, dropout and augmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,20 +320,99 @@ def _require_table(flag: str, value: str, otherwise: str) -> None:
 
 def check_train(config: TrainConfig) -> None:
     """Refuse what the request alone shows to be wrong; names of backbones are the catalogue's to check."""
-    _require(config.workers >= 0, f"--workers {config.workers}: give 0 for the default, or a count")
+    at_least = {
+        "workers": 0, "epochs": 1, "patience": 0, "batch_size": 2, "input_size": 0, "hidden": 1, "learning_rate": 0,
+        "weight_decay": 0, "clip_norm": 0, "window_mb": 1, "checkpoint_steps": 0, "keep_best": 1, "min_workers": 0,
+        "max_failures": 0, "start_timeout_s": 1,
+    }  # fmt: skip
+    for name, least in at_least.items():
+        value = getattr(config, name)
+        _require(value >= least, f"--{name.replace('_', '-')} {value}: give at least {least}")
+    for name in ("dropout", "warmup", "label_smoothing", "ema"):
+        value = getattr(config, name)
+        _require(0 <= value < 1, f"--{name.replace('_', '-')} {value}: give a share from 0 to below 1")
+    _require(0 < config.layer_decay <= 1, f"--layer-decay {config.layer_decay}: give a factor above 0, at most 1")
     _require(
-        config.regime in {"frozen", "full", "scratch"},
-        f"--regime {config.regime!r}: choose frozen, full or scratch",
+        not config.min_workers or config.min_workers <= config.workers,
+        f"--min-workers {config.min_workers}: give --workers too, at least as many",
     )
-    _require(config.epochs >= 1, f"--epochs {config.epochs}: give at least 1")
-    _require(config.batch_size >= 2, f"--batch-size {config.batch_size}: give at least 2")
-    _require(config.input_size >= 0, f"--input-size {config.input_size}: give a side in pixels, or 0")
-    _require(config.learning_rate >= 0, f"--learning-rate {config.learning_rate}: give a positive rate, or 0")
+    trainable_stages(config.regime)
+    parse_augment(config.augment, config.regime)
     _require(
-        not (config.regime == "frozen" and config.weights == "none"),
-        "--regime frozen with --weights none would train a head on random features; give weights, "
+        config.describe or bool(config.dataset and config.models),
+        "name the DATASET and where the MODELS go, or give --describe",
+    )
+    _require(
+        not (config.regime not in {"scratch", "full"} and config.weights == "none"),
+        f"--regime {config.regime} with --weights none would train a head on random features; give weights, "
         "or use --regime scratch",
     )
+
+
+def trainable_stages(regime: str) -> int | None:
+    """How many of the backbone's last stages a regime trains; None: all of them."""
+    if regime in {"full", "scratch"}:
+        return None
+    if regime == "frozen":
+        return 0
+    kind, _, count = regime.partition(":")
+    if kind != "last" or not count.isdecimal() or int(count) < 1:
+        raise RequestError(f"--regime {regime!r}: choose frozen, last:N (such as last:2), full or scratch")
+    return int(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What may happen to a training picture. Angles in degrees, each drawn from ± its value; the rest are shares.
+
+    `shift` is of the picture's side; `zoom` z scales by 1 - z to 1 + z; `brightness`, `contrast` and `saturation`
+    b multiply by 1 - b to 1 + b.
+    """
+
+    flip: bool = False
+    flip_vertical: bool = False
+    rotate: float = 0.0
+    shift: float = 0.0
+    zoom: float = 0.0
+    shear: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    @property
+    def any(self) -> bool:
+        """Whether anything is asked for."""
+        return self != Augmentation()
+
+
+_AUGMENT_LIMITS = {
+    "rotate": 180.0, "shear": 60.0, "shift": 1.0, "zoom": 0.9, "brightness": 1.0, "contrast": 1.0, "saturation": 1.0,
+}  # fmt: skip
+
+
+def parse_augment(spec: str, regime: str) -> Augmentation:
+    """What `--augment` asks for. Raises RequestError naming the part that is off."""
+    if spec == "auto":
+        return Augmentation(flip=regime != "frozen")
+    found: dict[str, Any] = {}
+    for part in [] if spec == "none" else spec.split(","):
+        name, _, amount = (piece.strip() for piece in part.partition(":"))
+        key = name.replace("-", "_")
+        if key in {"flip", "flip_vertical"} and not amount:
+            found[key] = True
+            continue
+        limit = _AUGMENT_LIMITS.get(key)
+        try:
+            value = float(amount)
+        except ValueError:
+            value = math.nan
+        if limit is None or not 0 < value <= limit:
+            known = ", ".join(
+                ["flip", "flip-vertical", *(f"{one}:0-{most:g}" for one, most in _AUGMENT_LIMITS.items())]
+            )
+            raise RequestError(f"--augment {part!r}: choose from {known}, or `none`")
+        found[key] = value
+    return Augmentation(**found)
 
 
 def check_label(config: LabelConfig) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from pipeline.config import Head
+from pipeline.config import Head, Output, Pool
 from pipeline.errors import NotFoundError, RequestError, StorageError
 from pipeline.pictures.contract import InputView, StoredView
 from pipeline.storage.commit import Record, latest, new_owner, publish, publish_next, read_version
@@ -32,6 +32,10 @@ class Architecture:
     head: Head
     input_size: int
     classes: int
+    pool: Pool = "average"
+    hidden: int = 256
+    dropout: float = 0.2
+    output: Output = "softmax"
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -43,7 +47,8 @@ class ModelVersion:
     """One published model: everything that is needed to use it and to know where it came from.
 
     `id` is `<version>-<first 8 digits of the weights' sha256>`. `lineage` holds the dataset's URI and
-    version, the run's configuration, the pretrained weights' source, and the libraries' versions.
+    version, the run's configuration, the pretrained weights' source, and the libraries' versions. `temperature`
+    divides logits before they become probabilities (fitted on validation; Guo et al. 2017, arXiv 1706.04599).
     """
 
     version: int
@@ -57,6 +62,7 @@ class ModelVersion:
     golden: ObjectRef
     metrics: dict[str, Any]
     lineage: dict[str, Any]
+    temperature: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -66,7 +72,7 @@ class ModelVersion:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ModelVersion:
         """Inverse of `as_dict`."""
-        fields = {name: record[name] for name in cls.__dataclass_fields__}
+        fields = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         fields |= {
             "architecture": Architecture(**record["architecture"]),
             "stored_view": StoredView.from_dict(record["stored_view"]),

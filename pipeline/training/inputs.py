@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.config import Augment
+from pipeline.config import Augmentation
 from pipeline.dataset.reading import Dataset
 from pipeline.models.network import Network, forward_batch, prepare
 from pipeline.pictures.contract import InputView
@@ -30,7 +30,9 @@ class Inputs(Protocol):
 class PixelInputs:
     """Pixels from memory-mapped shards, flipped per sample, in the network's input view."""
 
-    def __init__(self, dataset: Dataset, view: InputView, augment: Augment, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, dataset: Dataset, view: InputView, augment: Augmentation, seed: int, device: torch.device
+    ) -> None:
         self._dataset, self._view, self._device = dataset, view, device
         self._augment, self._seed = augment, seed
         self._ids = dataset.index.column("sample_id").to_numpy(zero_copy_only=False)
@@ -38,7 +40,7 @@ class PixelInputs:
     def batch(self, rows: Rows, epoch: int | None) -> Tensor:
         """float32 [n, 3, input_size, input_size]."""
         images = torch.from_numpy(self._dataset.read(rows)).to(self._device)
-        if epoch is not None and self._augment == "flip":
+        if epoch is not None and self._augment.flip:
             heads = torch.from_numpy(coin(self._seed, epoch, list(self._ids[rows]), "flip")).to(self._device)
             images = torch.where(heads[:, None, None, None], images.flip(2), images)
         return prepare(images, self._view)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import NAMED_WEIGHTS, TrainConfig, as_dict
+from pipeline.config import NAMED_WEIGHTS, TrainConfig, as_dict, parse_augment
 from pipeline.dataset.reading import Dataset, open_dataset
 from pipeline.dataset.schema import SPLITS
 from pipeline.dataset.tables import to_parquet
@@ -91,7 +91,15 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
         config=config,
         dataset_version=dataset.manifest.version,
         architecture=Architecture(
-            backbone=config.backbone, cut=cut, head=config.head, input_size=size, classes=len(dataset.classes)
+            backbone=config.backbone,
+            cut=cut,
+            head=config.head,
+            input_size=size,
+            classes=len(dataset.classes),
+            pool=config.pool,
+            hidden=config.hidden,
+            dropout=config.dropout,
+            output=config.output,
         ),
         input_view=InputView(input_size=size, mean=mean, std=std),
         classes=dataset.classes,
@@ -179,7 +187,8 @@ def _prepare(
             f"{group.size} workers need at least 2 samples each in every step, and the smallest step has {smallest}: "
             "give fewer --workers or a larger --batch-size"
         )
-    pixels = PixelInputs(dataset, task.input_view, config.augment, config.seed, group.device)
+    augment = parse_augment(config.augment, config.regime)
+    pixels = PixelInputs(dataset, task.input_view, augment, config.seed, group.device)
     if config.regime != "frozen":
         return network, pixels
     rows = np.concatenate([one.rows for one in samples.values()])

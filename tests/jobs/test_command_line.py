@@ -59,7 +59,7 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
         ("ingest GOOD out --split 0.9,0.2", "three shares"),
         ("ingest GOOD gs://bucket/out", "only folders and s3://"),
         ("train DATASET out --backbone resnet81", "did you mean resnet18"),
-        ("train DATASET out --regime thawed", "choose frozen, full or scratch"),
+        ("train DATASET out --regime thawed", "choose frozen, last:N"),
         ("train nowhere out", "holds no dataset"),
         ("train DATASET a-file/out", "is a file"),
         ("label GOOD out --model nowhere@champion", "holds no model"),
