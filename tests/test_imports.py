@@ -30,11 +30,16 @@ def test_the_drivers_of_ingest_and_label_need_no_torch() -> None:
     assert "torch" not in modules
 
 
-@pytest.mark.parametrize("name", ["tyro", "cattrs", "s3fs", "ray", "rich", "matplotlib", "jinja2"])
+@pytest.mark.parametrize(
+    "name", ["tyro", "cattrs", "s3fs", "ray", "rich", "matplotlib", "jinja2", "torchmetrics", "tensorboardX"]
+)
 def test_training_runs_where_the_convenience_libraries_are_missing(name: str) -> None:
     """An accelerator machine may have torch, torchvision, pyarrow and little else."""
     block = f"import sys; sys.modules[{name!r}] = None"
-    imported_by(f"{block}\nimport pipeline.training.job, pipeline.labelling.worker, pipeline.ingest.job")
+    imported_by(
+        f"{block}\nimport pipeline.training.job, pipeline.labelling.worker, pipeline.ingest.job, "
+        "pipeline.training.scores, pipeline.training.tensorboard"
+    )
 
 
 def test_the_public_names() -> None:
