@@ -1,4 +1,4 @@
-"""`afinar label SOURCE PREDICTIONS --model MODELS@champion`."""
+"""`afinar label SOURCE PREDICTIONS --model MODELS@champion`, and `afinar label PICTURE - --model MODELS@champion`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from jobs.lazy_ray import LazyRay
 from jobs.records import as_json, counted, new_run, record_run, table
 from pipeline.config import LabelConfig, check_label
 
-EXAMPLE = "afinar label archive/ predictions/ --model models/@champion"
+EXAMPLE = """afinar label archive/ predictions/ --model models/@champion
+  afinar label archive/scan.jpg - --model models/@champion"""
 
 
 def configure(words: list[str]) -> LabelConfig:
@@ -20,7 +21,11 @@ def configure(words: list[str]) -> LabelConfig:
 
 
 def run(config: LabelConfig) -> dict[str, Any]:
-    """Label what is not labelled yet."""
+    """Label what is not labelled yet, or one picture."""
+    if config.predictions == "-":
+        from pipeline.labelling.one import label_one
+
+        return label_one(config.source, config.model, config.top_k)
     from pipeline.labelling.job import Labelling
 
     summary = as_json(Labelling(config, LazyRay(config)).run())
@@ -31,6 +36,8 @@ def run(config: LabelConfig) -> dict[str, Any]:
 
 def describe(summary: dict[str, Any]) -> str:
     """The summary for a person."""
+    if "picture" in summary:
+        return _describe_one(summary)
     rows = [
         ("predictions", summary["predictions"]),
         ("model", summary["model"]),
@@ -44,3 +51,8 @@ def describe(summary: dict[str, Any]) -> str:
         ("time", f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"),
     ]
     return "\n".join([table(rows), *summary["notes"]])
+
+
+def _describe_one(summary: dict[str, Any]) -> str:
+    found = [(one["label"], f"{one['score']:7.2%}") for one in summary["predictions"]]
+    return "\n".join([table([("picture", summary["picture"]), ("model", summary["model"])]), "", table(found)])

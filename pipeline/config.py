@@ -165,12 +165,12 @@ class TrainConfig(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig(JobConfig):
-    """Label every picture of a folder or an s3:// prefix with a published model."""
+    """Label every picture of a folder or an s3:// prefix with a published model, or print what one picture shows."""
 
     source: Annotated[str, POSITIONAL]
-    """Root of the pictures: a folder or s3://BUCKET/PREFIX."""
+    """Root of the pictures: a folder or s3://BUCKET/PREFIX; with `-`, one picture."""
     predictions: Annotated[str, POSITIONAL]
-    """Where predictions are written or continued: a folder or s3://BUCKET/PREFIX."""
+    """Where predictions are written or continued: a folder or s3://BUCKET/PREFIX; `-`: print those of one picture."""
     model: str
     """MODELS@champion or MODELS@VERSION (a number, or a version's id)."""
     extensions: str = ".jpg,.jpeg,.png"

@@ -34,10 +34,11 @@ class Predictor:
         return self.version.classes
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Probabilities float32 [n, classes] of stored views uint8 [n, size, size, 3]."""
+        """Probabilities float32 [n, classes] of stored views uint8 [n, size, size, 3], at the version's temperature."""
         with torch.inference_mode():
             inputs = prepare(torch.from_numpy(images).to(self.device), self.version.input_view)
-            scores: NDArray[np.float32] = self.network(inputs).float().softmax(dim=1).cpu().numpy()
+            logits = self.network(inputs).float() / self.version.temperature
+            scores: NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
         return scores
 
     def predict(self, pictures: Sequence[str | Path | NDArray[np.uint8]]) -> list[dict[str, float]]:
@@ -53,6 +54,11 @@ class Predictor:
         if not images:
             return []
         return [dict(zip(self.classes, map(float, row), strict=True)) for row in self(np.stack(images))]
+
+
+def best_classes(scores: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
+    """Numbers of the `top_k` likeliest classes of one picture's scores, best first; at a tie, in the classes' order."""
+    return np.argsort(-scores, kind="stable")[:top_k]
 
 
 def open_model(uri: str) -> Predictor:

@@ -12,7 +12,7 @@ from pipeline.dataset.schema import Entry
 from pipeline.dataset.tables import to_parquet
 from pipeline.errors import PictureError
 from pipeline.labelling.output import PREDICTIONS, REJECTS, object_folder
-from pipeline.labelling.predictor import Predictor
+from pipeline.labelling.predictor import Predictor, best_classes
 from pipeline.labelling.tasks import LabelSpec, LabelTask, UnitResult
 from pipeline.models.network import forward_batch
 from pipeline.models.versions import find_model
@@ -69,7 +69,7 @@ class Labeller:
             rows += [{**fact, **self._answer(row)} for fact, row in zip(read, scores, strict=True)]
 
     def _answer(self, scores: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, Any]:
-        best = np.argsort(-scores, kind="stable")[: self.spec.top_k]
+        best = best_classes(scores, self.spec.top_k)
         classes = self.predictor.classes
         return {
             "label": classes[best[0]],

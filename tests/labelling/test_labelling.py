@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.config import LabelConfig
 from pipeline.errors import PictureError, RequestError, ShortfallError
 from pipeline.labelling.job import Labelling, LabelSummary
 from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
+from pipeline.models.versions import publish_model
 from pipeline.storage.commit import committed_units
 from pipeline.storage.store import open_store
 from pipeline.work import InlineExecutor
@@ -68,6 +70,22 @@ def test_a_file_is_labelled_as_its_shard_row_is(trained: Trained) -> None:
     from_files = model.predict([dataset.index.column("uri")[row].as_py() for row in rows])
     for one, other in zip(from_shards, from_files, strict=True):
         assert one == pytest.approx(other, abs=1e-6)
+
+
+def test_probabilities_are_those_of_the_versions_temperature(scans: Path, tmp_path: Path, trained: Trained) -> None:
+    models = open_store(shutil.copytree(trained.models, tmp_path / "models").as_posix())
+    plain = open_model(f"{models.root}@1")
+    warmer = publish_model(
+        models, lambda number: replace(plain.version, version=number, id=f"{number}-{'0' * 8}", temperature=3.0)
+    )
+    config = LabelConfig(source=str(scans), predictions=str(tmp_path / "out"), model=f"{models.root}@{warmer.version}")
+    Labelling(config, InlineExecutor()).run()
+    rows = open_predictions(str(tmp_path / "out")).table.to_pylist()[::17]
+    for row, before in zip(rows, plain.predict([row["uri"] for row in rows]), strict=True):
+        rooted = {name: chance ** (1 / 3) for name, chance in before.items()}
+        expected = rooted[row["label"]] / sum(rooted.values())
+        assert row["score"] == pytest.approx(expected, abs=1e-4)
+        assert row["score"] < before[row["label"]]
 
 
 def test_a_second_run_does_nothing_and_says_so(scans: Path, location: str, trained: Trained) -> None:

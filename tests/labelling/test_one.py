@@ -1,0 +1,92 @@
+"""One picture, asked about on the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import open_model
+from pipeline.errors import PictureError, RequestError
+from pipeline.labelling.one import label_one
+from pipeline.storage.store import open_store
+from tests.conftest import Trained, afinar, jpeg
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "a picture.jpg"
+    path.write_bytes(jpeg(77, (90, 70), tint=(60, 140, 60)))
+    return path
+
+
+def test_its_answer_is_the_models(picture: Path, trained: Trained, tmp_path: Path) -> None:
+    done = afinar("label", picture.name, "-", "--model", trained.champion, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (expected,) = open_model(trained.champion).predict([picture])
+    assert found["picture"] == str(picture)
+    assert found["model"].startswith(f"{trained.models}@1-")
+    assert {one["label"]: one["score"] for one in found["predictions"]} == pytest.approx(expected, rel=1e-6)
+    assert [one["label"] for one in found["predictions"]] == sorted(expected, key=expected.__getitem__, reverse=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [picture.name], "nothing is written"
+
+
+WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from jobs.__main__ import main; sys.exit(main(sys.argv[1:]))"
+
+
+def test_a_person_gets_a_table_of_the_best_classes_without_ray(picture: Path, trained: Trained) -> None:
+    words = ["label", str(picture), "-", "--model", trained.champion, "--top-k", "1"]
+    command = [sys.executable, "-P", "-c", WITHOUT_RAY, *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    *head, last = done.stdout.splitlines()
+    assert re.fullmatch(r"moss +\d+\.\d\d%", last)
+    assert not any("rust" in line for line in head)
+
+
+@pytest.mark.parametrize(("data", "reason"), [(b"", "empty"), (b"see the next box", "unidentified")])
+def test_a_picture_that_cannot_be_used_is_exit_code_1_with_its_reason(
+    data: bytes, reason: str, trained: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(data)
+    done = afinar("label", "bad.jpg", "-", "--model", trained.champion, "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    refusal = json.loads(done.stdout)
+    assert refusal["exit_code"] == 1
+    assert refusal["error"].startswith(f"{reason}: {tmp_path / 'bad.jpg'}: ")
+
+
+def test_a_picture_may_lie_in_a_bucket(picture: Path, trained: Trained, bucket: str) -> None:
+    open_store(bucket).put_if_absent("scans/one.jpg", picture.read_bytes())
+    found = label_one(f"{bucket}/scans/one.jpg", trained.champion, 5)
+    assert found["picture"] == f"{bucket}/scans/one.jpg"
+    assert found["predictions"] == label_one(str(picture), trained.champion, 5)["predictions"]
+    for place, words in (
+        (f"{bucket}/scans", "is a folder"),
+        (bucket.rsplit("/", 1)[0], "is a folder"),
+        (f"{bucket}/scans/two.jpg", "no picture"),
+        ("s3://there-is-no-such-bucket/one.jpg", "no picture"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            label_one(place, trained.champion, 5)
+
+
+def test_a_picture_out_of_reach_says_why(picture: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.errors import ForbiddenError
+    from pipeline.storage.local import LocalStore
+
+    real = LocalStore.get
+
+    def locked(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+        if name == picture.name:
+            raise ForbiddenError(f"{name}: Permission denied")
+        return real(self, name, etag)
+
+    monkeypatch.setattr(LocalStore, "get", locked)
+    with pytest.raises(PictureError, match="forbidden: a picture.jpg: Permission denied"):
+        label_one(str(picture), trained.champion, 5)
