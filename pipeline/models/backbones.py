@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -12,6 +13,7 @@ from torchvision.models.feature_extraction import NodePathTracer
 from torchvision.ops import StochasticDepth
 
 from pipeline.errors import RequestError
+from pipeline.models.catalogue import CATALOGUE
 from pipeline.models.small import efficientnet_lite0, small_cnn
 
 AUTO = "auto"
@@ -23,7 +25,11 @@ def build_backbone(name: str, input_size: int) -> nn.Module:
         return small_cnn(input_size)
     if name == "efficientnet_lite0":
         return efficientnet_lite0()
-    options = {"aux_logits": False, "init_weights": True} if name in {"inception_v3", "googlenet"} else {}
+    options: dict[str, Any] = {}
+    if name in {"inception_v3", "googlenet"}:
+        options = {"aux_logits": False, "init_weights": True}
+    elif name.startswith("vit_"):  # its position embeddings are as many as its weights were trained with
+        options = {"image_size": CATALOGUE[name].input_size}
     network: nn.Module = get_model(name, weights=None, **options)
     return network
 
@@ -68,11 +74,13 @@ def cut_backbone(network: nn.Module, cut: str) -> tuple[fx.GraphModule, str]:
 
 
 def default_cut(network: nn.Module, names: dict[str, fx.Node]) -> str:
-    """The input of the classifier: of the last layer with weights, looking through dropout."""
-    node = [node for node in names.values() if node.op == "call_module" and _weighted(network, node)][-1]
-    node = node.all_input_nodes[0]
-    while node.op == "call_module" and isinstance(network.get_submodule(str(node.target)), nn.Dropout):
-        node = node.all_input_nodes[0]
+    """The input of the classifier: of the last layer with weights.
+
+    Dropout before it stays part of the backbone, so that another classifier replaces only that layer. In
+    eval mode, and so in features, it does nothing.
+    """
+    last = [node for node in names.values() if node.op == "call_module" and _weighted(network, node)][-1]
+    node = last.all_input_nodes[0]
     return next(name for name, candidate in names.items() if candidate is node)
 
 
@@ -80,9 +88,16 @@ def _weighted(network: nn.Module, node: fx.Node) -> bool:
     return isinstance(network.get_submodule(str(node.target)), nn.Linear | nn.Conv2d)
 
 
+def weightless(name: str) -> torch.device:
+    """Context in which a backbone is built, and run, without memory for its weights, where it can be.
+
+    RegNets compute with the values of tensors while they are built, which the meta device has none of.
+    """
+    return torch.device("cpu" if name.startswith("regnet_") else "meta")
+
+
 def check_cut(name: str, cut: str, input_size: int) -> str:
     """Resolve a cut without allocating the network. Raises RequestError for an unknown one."""
-    # RegNets compute with the values of tensors while they are built, which the meta device has none of.
-    with torch.device("cpu" if name.startswith("regnet_") else "meta"):
+    with weightless(name):
         network = build_backbone(name, input_size)
     return cut_backbone(network, cut)[1]

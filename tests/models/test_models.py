@@ -44,13 +44,13 @@ def test_an_unknown_backbone_is_met_with_near_ones() -> None:
     ("name", "cut"),
     [
         ("resnet18", "flatten"),
-        ("vgg16", "classifier.4"),
-        ("mobilenet_v3_small", "classifier.1"),
-        ("squeezenet1_1", "features.12.cat"),
+        ("vgg16", "classifier.5"),
+        ("mobilenet_v3_small", "classifier.2"),
+        ("squeezenet1_1", "classifier.0"),
         ("inception_v3", "flatten"),
         ("regnet_y_400mf", "flatten"),
         ("vit_b_16", "getitem_5"),
-        ("efficientnet_lite0", "flatten"),
+        ("efficientnet_lite0", "classifier.0"),
     ],
 )
 def test_the_default_cut_is_the_classifiers_input(name: str, cut: str) -> None:
