@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from pipeline.config import Head
+from pipeline.config import Pool
 from pipeline.errors import RequestError
 from pipeline.models.backbones import build_backbone, cut_backbone
 from pipeline.models.versions import Architecture
@@ -19,19 +19,32 @@ class Network(nn.Module):
     forward: float32 [n, 3, input_size, input_size], normalised → logits float32 [n, classes].
     """
 
-    def __init__(self, backbone: nn.Module, classifier: nn.Module) -> None:
+    def __init__(self, backbone: fx.GraphModule, classifier: nn.Module, pool: Pool = "average") -> None:
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
+        self.pool: Pool = pool
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled activations at the cut: [n, channels]."""
-        return _pooled(self.backbone(images))
+        """Activations at the cut as one row each: [n, width]; their `average` over places, or all of them."""
+        return _pooled(self.backbone(images), self.pool)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits."""
         logits: Tensor = self.classifier(self.features(images))
         return logits
+
+
+class OneSigmoid(nn.Module):
+    """One output z as the logits of two classes: [n, 1] → [0, z], [n, 2].
+
+    Softmax over [0, z] gives the second class e^z / (1 + e^z), which is sigmoid(z); so its cross-entropy
+    is the binary cross-entropy of z, and everything that reads logits of classes serves this head too.
+    """
+
+    def forward(self, outputs: Tensor) -> Tensor:
+        """Logits."""
+        return torch.cat([torch.zeros_like(outputs), outputs], dim=1)
 
 
 def forward_batch(device: torch.device) -> int:
@@ -43,7 +56,9 @@ def forward_batch(device: torch.device) -> int:
     return 8 if device.type == "cpu" else 64
 
 
-def _pooled(activations: Tensor) -> Tensor:
+def _pooled(activations: Tensor, pool: Pool) -> Tensor:
+    if pool == "flatten":
+        return activations.flatten(1)  # in the order [channels, h, w] whatever the memory format
     if activations.ndim == 4:  # global average over [n, channels, h, w], or Swin's and ConvNeXt's [n, h, w, channels]
         _, one, two, three = activations.shape
         return activations.mean(dim=(1, 2) if one == two != three else (2, 3))
@@ -55,27 +70,36 @@ def _pooled(activations: Tensor) -> Tensor:
 def build_network(architecture: Architecture) -> tuple[Network, nn.Module]:
     """Build with random weights. Returns the network and the uncut backbone it was cut from.
 
-    Raises RequestError when the backbone cannot take the input size.
+    Raises RequestError when the backbone cannot take the input size, and for a cut without one row per picture.
     """
     whole = build_backbone(architecture.backbone, architecture.input_size)
-    extractor, _ = cut_backbone(whole, architecture.cut)
+    extractor, cut = cut_backbone(whole, architecture.cut)
     size = architecture.input_size
     extractor.eval()
     try:
         with torch.no_grad():
-            width = _pooled(extractor(torch.zeros(1, 3, size, size))).shape[1]
+            activations = extractor(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise RequestError(
             f"--input-size {size}: {architecture.backbone} cut at {architecture.cut} cannot take "
             f"{size} x {size} pixels ({str(error).splitlines()[0]}); give another size or an earlier cut"
         ) from error
-    return Network(extractor, _classifier(architecture.head, width, architecture.classes)), whole
+    if not isinstance(activations, Tensor) or activations.ndim < 2 or activations.shape[0] != 1:
+        raise RequestError(f"--cut {cut}: it gives no activations for each picture; `--describe` lists nodes that do")
+    width = _pooled(activations, architecture.pool).shape[1]
+    return Network(extractor, _classifier(architecture, width), architecture.pool), whole
 
 
-def _classifier(head: Head, width: int, classes: int) -> nn.Module:
-    if head == "linear":
-        return nn.Linear(width, classes)
-    return nn.Sequential(nn.Linear(width, 256), nn.ReLU(), nn.Dropout(0.2), nn.Linear(256, classes))
+def _classifier(architecture: Architecture, width: int) -> nn.Module:
+    one = architecture.output == "sigmoid"
+    outputs = 1 if one else architecture.classes
+    last = [OneSigmoid()] if one else []
+    if architecture.head == "mlp":
+        hidden, dropout = architecture.hidden, architecture.dropout
+        layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)]
+        return nn.Sequential(*layers, *last)
+    linear = nn.Linear(width, outputs)
+    return nn.Sequential(linear, *last) if last else linear
 
 
 def prepare(images: Tensor, view: InputView) -> Tensor:

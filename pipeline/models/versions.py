@@ -37,6 +37,13 @@ class Architecture:
     dropout: float = 0.2
     output: Output = "softmax"
 
+    def __post_init__(self) -> None:
+        """Raises RequestError for one sigmoid over other than two classes: no network means that."""
+        if self.output == "sigmoid" and self.classes != 2:
+            raise RequestError(
+                f"--output sigmoid decides between two classes and there are {self.classes}: use softmax"
+            )
+
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
         return dict(self.__dict__)
