@@ -1,0 +1,160 @@
+"""Stages: what belongs together, what a frozen stage keeps, and at which rate each learns."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import fx, nn
+
+from pipeline.config import Head
+from pipeline.errors import RequestError
+from pipeline.models.backbones import build_backbone, cut_backbone, weightless
+from pipeline.models.catalogue import CATALOGUE
+from pipeline.models.network import Network, build_network
+from pipeline.models.stages import freeze, parameter_groups, set_training, stages
+from pipeline.models.versions import Architecture
+
+
+def cut_of(name: str, cut: str = "auto") -> fx.GraphModule:
+    with weightless(name):
+        return cut_backbone(build_backbone(name, CATALOGUE[name].input_size), cut)[0]
+
+
+def network_of(name: str, size: int, head: Head = "linear", cut: str = "auto") -> Network:
+    return build_network(Architecture(backbone=name, cut=cut, head=head, input_size=size, classes=3))[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "cut", "names"),
+    [
+        ("resnet18", "auto", "conv1 layer1 layer2 layer3 layer4"),
+        ("resnet18", "layer2", "conv1 layer1.0 layer1.1 layer2.0 layer2.1"),
+        ("resnet18", "relu", "conv1"),
+        ("resnet18", "conv1", "conv1"),
+        ("vgg16_bn", "features.12", "features.0 features.3 features.7 features.10"),
+        ("densenet121", "auto", "features.conv0 features.denseblock1 features.transition1 features.denseblock2 "
+         "features.transition2 features.denseblock3 features.transition3 features.denseblock4"),
+        ("convnext_tiny", "auto", " ".join(f"features.{number}" for number in range(8))),
+        ("swin_t", "auto", " ".join(f"features.{number}" for number in range(8))),
+        ("vit_b_16", "auto", "conv_proj " + " ".join(f"encoder.layers.encoder_layer_{n}" for n in range(12))),
+        ("regnet_y_400mf", "auto", "stem.0 " + " ".join(f"trunk_output.block{number}" for number in (1, 2, 3, 4))),
+        ("shufflenet_v2_x1_0", "auto", "conv1 stage2 stage3 stage4 conv5"),
+        ("maxvit_t", "auto", "stem.0 stem.1 blocks.0 blocks.1 blocks.2 blocks.3 classifier.3"),
+        ("small_cnn", "auto", "0 3 7 10 15"),
+    ],
+)  # fmt: skip
+def test_stages_are_the_parts_that_people_name(name: str, cut: str, names: str) -> None:
+    assert [stage.name for stage in stages(cut_of(name, cut))] == names.split()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50", "vgg16", "inception_v3", "googlenet", "densenet121", "mobilenet_v2", "efficientnet_lite0",
+     "squeezenet1_1", "mnasnet1_0", "convnext_tiny", "swin_v2_t", "vit_b_16", "maxvit_t", "regnet_y_400mf",
+     "shufflenet_v2_x1_0", "small_cnn"],
+)  # fmt: skip
+def test_every_parameter_and_layer_is_in_exactly_one_stage(name: str) -> None:
+    backbone = cut_of(name)
+    found = stages(backbone)
+    assert len(found) >= 4
+    parameters = [parameter for stage in found for parameter in stage.parameters]
+    assert sorted(parameters) == sorted(name for name, _ in backbone.named_parameters())
+    called = {str(node.target) for node in backbone.graph.nodes if node.op == "call_module"}
+    assert sorted(module for stage in found for module in stage.modules) == sorted(called)
+    for stage in found:
+        assert any(backbone.get_parameter(parameter).ndim > 1 for parameter in stage.parameters), stage.name
+
+
+def test_tokens_and_the_last_normalisation_join_their_neighbours() -> None:
+    first, *_, last = stages(cut_of("vit_b_16"))
+    assert {"class_token", "encoder.pos_embedding", "conv_proj.weight"} <= set(first.parameters)
+    assert {"encoder.ln.weight", "encoder.layers.encoder_layer_11.mlp.3.bias"} <= set(last.parameters)
+
+
+def test_freezing_leaves_the_last_stages_and_the_classifier() -> None:
+    network = network_of("resnet18", 32)
+    for trainable, wanted in (
+        (0, {"classifier"}),
+        (1, {"layer4", "classifier"}),
+        (2, {"layer3", "layer4", "classifier"}),
+        (None, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "classifier"}),
+    ):
+        freeze(network, trainable)
+        training = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+        assert {name.removeprefix("backbone.").split(".")[0] for name in training} == wanted
+    with pytest.raises(RequestError, match=r"5 stages \(conv1, layer1, layer2, layer3, layer4\)"):
+        freeze(network, 6)
+
+
+def test_frozen_stages_keep_their_statistics_and_trained_ones_move_theirs() -> None:
+    torch.manual_seed(0)
+    network = network_of("resnet18", 32)
+    freeze(network, 1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    set_training(network)
+    network(torch.randn(8, 3, 32, 32)).sum().backward()
+    statistics = [name for name in before if "running_" in name]
+    moved = {name for name in statistics if not torch.equal(network.state_dict()[name], before[name])}
+    assert moved == {name for name in statistics if name.startswith("backbone.layer4.")}
+    assert {name for name, one in network.named_parameters() if one.grad is not None} == {
+        name for name, _ in network.named_parameters() if name.startswith(("backbone.layer4.", "classifier."))
+    }
+
+
+def test_dropout_acts_in_trained_stages_alone() -> None:
+    network = network_of("small_cnn", 64, head="mlp")
+    active: dict[int | None, list[str]] = {}
+    for trainable in (0, 1, None):
+        freeze(network, trainable)
+        set_training(network)
+        active[trainable] = [
+            name for name, module in network.named_modules() if isinstance(module, nn.Dropout) and module.training
+        ]
+    assert active == {
+        0: ["classifier.2"],
+        1: ["backbone.17", "classifier.2"],
+        None: ["backbone.6", "backbone.13", "backbone.17", "classifier.2"],
+    }
+
+
+def test_training_again_after_evaluation_is_the_same() -> None:
+    network = network_of("efficientnet_lite0", 64)
+    freeze(network, 2)
+    modes = []
+    for _ in range(2):
+        set_training(network)
+        modes.append({name: module.training for name, module in network.named_modules()})
+        network.eval()
+    assert modes[0] == modes[1]
+    assert modes[0]["backbone.features.8.1"]
+    assert not modes[0]["backbone.features.6.0.block.0.1"]
+
+
+def test_rates_fall_with_the_distance_from_the_classifier() -> None:
+    network = network_of("resnet18", 32)
+    freeze(network, 3)
+    groups = parameter_groups(network, 0.1, 0.5)
+    assert [(group["name"], group["factor"], group["weight_decay"]) for group in groups] == [
+        ("layer2", 0.125, 0.1), ("layer2 (no decay)", 0.125, 0.0),
+        ("layer3", 0.25, 0.1), ("layer3 (no decay)", 0.25, 0.0),
+        ("layer4", 0.5, 0.1), ("layer4 (no decay)", 0.5, 0.0),
+        ("classifier", 1.0, 0.1), ("classifier (no decay)", 1.0, 0.0),
+    ]  # fmt: skip
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    undecayed = {names[one] for group in groups if not group["weight_decay"] for one in group["params"]}
+    assert {"backbone.layer4.1.bn2.weight", "backbone.layer4.1.bn2.bias", "classifier.bias"} <= undecayed
+    assert "backbone.layer4.1.conv2.weight" not in undecayed
+
+
+@pytest.mark.parametrize("layer_decay", [1.0, 0.8])
+@pytest.mark.parametrize("trainable", [None, 0, 2])
+def test_groups_hold_what_trains_exactly_once(layer_decay: float, trainable: int | None) -> None:
+    network = network_of("vit_b_16", 224, cut="encoder.layers.encoder_layer_1")
+    freeze(network, trainable)
+    groups = parameter_groups(network, 0.01, layer_decay)
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+    if layer_decay == 1:
+        assert [(group["factor"], group["weight_decay"]) for group in groups] == [(1.0, 0.01), (1.0, 0.0)]
+    torch.optim.AdamW(groups, lr=1e-3)
