@@ -22,7 +22,9 @@ def configure(words: list[str]) -> TrainConfig:
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
-    """Train and publish."""
+    """Train and publish, or with --describe only say what would be trained."""
+    if config.describe:
+        return _described(config)
     from pipeline.dataset.reading import open_dataset
     from pipeline.storage.store import open_store
 
@@ -50,6 +52,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 def describe(summary: dict[str, Any]) -> str:
     """The summary for a person."""
+    if "nodes" in summary:
+        return _nodes_and_totals(summary)
     network = summary["architecture"]
     rows = [
         ("model", summary["model"]),
@@ -64,3 +68,32 @@ def describe(summary: dict[str, Any]) -> str:
         rows.append((split, f"top-1 {score['top1']:.1%}, loss {score['loss']:.3f}"))
     rows += [("run", summary["run"]), ("time", f"{summary['seconds']:.1f} s, {summary['epochs']} epochs")]
     return table(rows)
+
+
+def _described(config: TrainConfig) -> dict[str, Any]:
+    classes = 2 if config.output == "sigmoid" else 1000
+    if config.dataset:
+        from pipeline.dataset.reading import open_dataset
+
+        classes = len(open_dataset(config.dataset).classes)
+    from pipeline.models.describe import describe_network
+
+    return describe_network(config, classes)
+
+
+def _nodes_and_totals(summary: dict[str, Any]) -> str:
+    rows = [("node", "shape", "parameters", "stage")]
+    for node in summary["nodes"]:
+        shape = " x ".join(map(str, node["shape"]))
+        stage = node["stage"] or "behind the cut"
+        mark = "  <- cut" if node["node"] == summary["cut"] else ""
+        rows.append((node["node"], shape, f"{node['parameters']:,}" if node["parameters"] else "", stage + mark))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}" for row in rows]
+    total, trained = summary["params_total"], summary["params_trainable"]
+    facts = [
+        ("network", f"{summary['backbone']} cut at {summary['cut']}, {summary['input_size']} px"),
+        ("head", f"{summary['params_head']:,} parameters for {summary['classes']} classes"),
+        ("parameters", f"{total:,}, of which {summary['regime']} trains {trained:,}"),
+    ]
+    return "\n".join([*lines, "", table(facts)])

@@ -1,0 +1,109 @@
+"""`--describe`: nodes, shapes, stages and counts, without weights, Ray, or a place for models."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.config import TrainConfig
+from pipeline.errors import RequestError
+from pipeline.models.backbones import build_backbone, weightless
+from pipeline.models.describe import describe_network
+from pipeline.models.network import build_network
+from pipeline.models.versions import Architecture
+from tests.conftest import Trained
+
+
+def described(classes: int = 1000, **options: Any) -> dict[str, Any]:
+    return describe_network(TrainConfig(describe=True, **options), classes)
+
+
+def test_a_residual_network_as_it_is_known() -> None:
+    found = described(backbone="resnet18")
+    nodes = {node["node"]: node for node in found["nodes"]}
+    assert nodes["layer4.1.relu_1"] == {
+        "node": "layer4.1.relu_1", "shape": [512, 7, 7], "stage": "layer4", "parameters": 0,
+    }  # fmt: skip
+    assert nodes["conv1"]["shape"] == [64, 112, 112]
+    assert nodes["layer1.0.bn1"]["parameters"] == 128
+    assert nodes["fc"]["stage"] is None
+    assert list(nodes)[-2:] == ["flatten", "fc"]
+    assert found["cut"] == "flatten"
+    assert (found["params_total"], found["params_trainable"]) == (11_689_512, 11_689_512)
+
+
+def test_what_lies_behind_the_cut_is_listed_and_not_counted() -> None:
+    found = described(5, backbone="resnet18", cut="layer2", regime="last:1", head="mlp", hidden=8)
+    nodes = {node["node"]: node["stage"] for node in found["nodes"]}
+    assert found["cut"] == "layer2.1.relu_1"
+    assert nodes["layer2.1.relu_1"] == "layer2.1"
+    assert nodes["layer3.0.conv1"] is None
+    head = 128 * 8 + 8 + 8 * 5 + 5
+    assert found["params_trainable"] == head + 2 * (128 * 128 * 9 + 2 * 128)
+    before = sum(node["parameters"] for node in found["nodes"] if node["stage"])
+    assert found["params_total"] == before + head
+
+
+@pytest.mark.parametrize(
+    "name", ["swin_t", "vit_b_16", "shufflenet_v2_x1_0", "convnext_tiny", "densenet121", "googlenet"]
+)
+def test_no_parameter_is_lost_whoever_reads_it(name: str) -> None:
+    found = described(backbone=name)
+    with weightless(name):
+        whole = build_backbone(name, found["input_size"])
+    assert sum(node["parameters"] for node in found["nodes"]) == sum(one.numel() for one in whole.parameters())
+
+
+@pytest.mark.parametrize(("name", "size"), [("small_cnn", 64), ("shufflenet_v2_x0_5", 64), ("vit_b_32", 224)])
+def test_every_node_listed_is_a_cut_with_that_shape(name: str, size: int) -> None:
+    nodes = described(2, backbone=name, input_size=size)["nodes"]
+    for node in nodes[:: max(1, len(nodes) // 8)]:
+        architecture = Architecture(
+            backbone=name, cut=node["node"], head="linear", input_size=size, classes=2, pool="flatten"
+        )
+        with weightless(name):
+            network, _ = build_network(architecture)
+            assert list(network.backbone(torch.zeros(1, 3, size, size)).shape[1:]) == node["shape"]
+
+
+def test_stages_that_there_are_not_are_refused() -> None:
+    with pytest.raises(RequestError, match="layer4"):
+        described(backbone="resnet18", regime="last:6")
+
+
+PROBE = "import sys; from jobs.__main__ import main; code = main(sys.argv[1:]); print(code, 'ray' in sys.modules)"
+
+
+def say(*words: str, cwd: Path) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PROBE, "train", "--describe", *words],
+        cwd=cwd, capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()
+
+
+def test_the_command_prints_a_table_and_needs_no_ray(tmp_path: Path) -> None:
+    lines = say("--backbone", "small_cnn", "--input-size", "64", "--weights", "none", cwd=tmp_path)
+    assert lines[-1] == "0 False"
+    assert lines[0].split() == ["node", "shape", "parameters", "stage"]
+    assert lines[1].split() == ["0", "32", "x", "62", "x", "62", "896", "0"]
+    (marked,) = [line for line in lines if line.endswith("<- cut")]
+    assert marked.split()[0] == "17"
+    assert any(line.endswith("behind the cut") for line in lines)
+    total = 896 + 3 * 9248 + (32 * 4 + 1) * 256 + 257 * 1000
+    assert f"{total:,}" in lines[-2]
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_takes_the_classes_of_a_dataset(trained: Trained, tmp_path: Path) -> None:
+    lines = say(trained.dataset, "--backbone", "small_cnn", "--regime", "frozen", "--json", cwd=tmp_path)
+    assert lines[-1] == "0 False"
+    (found,) = map(json.loads, lines[:-1])
+    assert (found["backbone"], found["cut"], found["input_size"]) == ("small_cnn", "17", 224)
+    assert (found["classes"], found["params_trainable"]) == (2, 257 * 2)
