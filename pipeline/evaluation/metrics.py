@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,3 +52,33 @@ def confusion(labels: list[str], predicted: list[str], classes: list[str]) -> ND
     for label, guess in zip(labels, predicted, strict=True):
         counts[numbers[label], numbers[guess]] += 1
     return counts
+
+
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """Predictions whose confidence lies in one interval: how many, their mean confidence, and how many are right."""
+
+    samples: int
+    confidence: float
+    hits: int
+
+    @property
+    def gap(self) -> float:
+        """By how much confidence exceeds accuracy."""
+        return self.confidence - self.hits / self.samples
+
+
+def reliability(scores: NDArray[np.floating[Any]], hits: NDArray[np.bool_], bins: int = 15) -> list[ConfidenceBin]:
+    """Predictions by their confidence, in `bins` equal intervals (a, b], empty ones left out (Guo et al. 2017)."""
+    scores = scores.astype(np.float64)
+    places = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], scores)
+    return [
+        ConfidenceBin(int(inside.sum()), float(scores[inside].mean()), int(hits[inside].sum()))
+        for inside in (places == place for place in range(bins))
+        if inside.any()
+    ]
+
+
+def calibration_error(bins: list[ConfidenceBin]) -> float:
+    """The expected calibration error: the mean over samples of their bin's gap (Guo et al. 2017, arXiv 1706.04599)."""
+    return sum(one.samples * abs(one.gap) for one in bins) / sum(one.samples for one in bins)

@@ -1,4 +1,4 @@
-"""One HTML page from a comparison: self-contained, needs no network, escapes whatever a picture may be called."""
+"""A training or a comparison as one HTML page: self-contained, and whatever a picture may be called stays text."""
 
 from __future__ import annotations
 
@@ -8,16 +8,30 @@ from importlib.resources import files
 from typing import Any
 
 import jinja2
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.dataset.reading import Dataset
 from pipeline.evaluation.comparison import RunResult, best_run, verdicts
-from pipeline.report.plots import confusion_matrix, curves, thumbnail
+from pipeline.evaluation.metrics import calibration_error, reliability
+from pipeline.report.plots import confusion_matrix, curves, reliability_diagram, thumbnail
+from pipeline.work import duration
 
 _PER_CLASS = 6
 _MISTAKES = 12
 _REJECTS = 50
+_MATRIX_CLASSES = 30  # of more, a matrix cannot be read, and of a thousand not be drawn
+_CONFUSED = 20
+_LEDGER = {
+    "first_batch_s": "first batch",
+    "waiting_s": "waiting for data",
+    "copy_s": "copying",
+    "augment_s": "augmenting",
+    "compute_s": "computing",
+    "seconds": "in all",
+}
 
 
 @dataclass(frozen=True)
@@ -42,9 +56,7 @@ class LabelledArchive:
 def comparison_page(title: str, dataset: Dataset, runs: list[RunResult], archive: LabelledArchive) -> str:
     """Render the report of a comparison of regimes and of the archive labelled with the best of them."""
     best = best_run(runs)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(files("pipeline.report").joinpath("page.html.j2").read_text(encoding="utf-8"))
-    return template.render(
+    return _template("comparison.html.j2").render(
         title=title,
         verdicts=verdicts(runs),
         runs=[_row(run, best) for run in runs],
@@ -60,6 +72,47 @@ def comparison_page(title: str, dataset: Dataset, runs: list[RunResult], archive
         rejects=archive.rejects.slice(0, _REJECTS).to_pylist(),
         dataset_rejects=dataset.rejects.slice(0, _REJECTS).to_pylist(),
     )
+
+
+def run_page(title: str, dataset: Dataset, run: RunResult) -> str:
+    """Render the report of one training. `dataset` is the version that it learned from.
+
+    What an older run did not keep (recall by class, the ledger of its epochs) is left out.
+    """
+    version, counts = run.version, run.confusion
+    bins = reliability(
+        run.test.column("score").to_numpy(), pc.equal(run.test.column("label"), run.test.column("predicted")).to_numpy()
+    )
+    drawn = len(version.classes) <= _MATRIX_CLASSES
+    ledger = _ledger(run.history)
+    return _template("run.html.j2").render(
+        title=title,
+        version=version,
+        numbers=_numbers(run),
+        curves=data_uri(curves([run]), "png"),
+        mistakes=_mistakes(dataset, run),
+        mistakes_total=int((~run.hits).sum()),
+        test_total=len(run.hits),
+        recalls=_recalls(run),
+        confusion=data_uri(confusion_matrix(counts, version.classes), "png") if drawn else None,
+        confusion_width=250 + 85 * len(version.classes),
+        confused=_most_confused(counts, version.classes),
+        calibration_error=calibration_error(bins),
+        reliability=data_uri(reliability_diagram(bins), "png"),
+        ledger=ledger,
+        limit=ledger["limit"] if ledger else None,
+        dataset=dataset.manifest,
+        configuration={name.replace("_", "-"): value for name, value in version.lineage["config"].items()},
+    )
+
+
+def _template(name: str) -> jinja2.Template:
+    def text(one: str) -> str:
+        return files("pipeline.report").joinpath(one).read_text(encoding="utf-8")
+
+    return jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, loader=jinja2.FunctionLoader(text)
+    ).get_template(name)
 
 
 def data_uri(data: bytes, kind: str) -> str:
@@ -84,6 +137,59 @@ def _row(run: RunResult, best: RunResult) -> dict[str, Any]:
         "validation": version.metrics["val"]["top1"],
         "accuracy": run.accuracy,
         "loss": version.metrics["test"]["loss"],
+    }
+
+
+def _numbers(run: RunResult) -> list[tuple[str, str]]:
+    """The headline figures, those that the run has."""
+    metrics, accuracy = run.version.metrics, run.accuracy
+    test = metrics["test"]
+    numbers = [
+        (f"test top-1 ({accuracy.low:.1%} – {accuracy.high:.1%})", f"{accuracy.value:.1%}"),
+        ("validation top-1", f"{metrics['val']['top1']:.1%}"),
+    ]
+    for name, key, form in (
+        ("test top-5", "top5", ".1%"), ("test macro F1", "macro_f1", ".3f"), ("test AUROC", "auroc", ".3f"),
+        ("test loss", "loss", ".3f"),
+    ):  # fmt: skip
+        if test.get(key) is not None:
+            numbers.append((name, format(test[key], form)))
+    return [*numbers, ("epochs", str(metrics["epochs"])), ("trained in", duration(metrics["seconds"]))]
+
+
+def _recalls(run: RunResult) -> list[dict[str, Any]]:
+    """A row for each class, the lowest recall first, classes without samples last; empty where the run has none."""
+    recall = run.version.metrics["test"].get("recall") or {}
+    counts = run.confusion
+    rows = [
+        {
+            "name": name,
+            "recall": recall[name],
+            "samples": int(counts[number].sum()),
+            "hits": int(counts[number, number]),
+        }
+        for number, name in enumerate(run.version.classes)
+        if name in recall
+    ]
+    return sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])
+
+
+def _most_confused(counts: NDArray[np.int64], classes: list[str]) -> list[tuple[str, str, int]]:
+    wrong = counts - np.diag(np.diag(counts))
+    pairs = np.argwhere(wrong)
+    pairs = pairs[np.argsort(-wrong[tuple(pairs.T)], kind="stable")][:_CONFUSED]
+    return [(classes[true], classes[predicted], int(wrong[true, predicted])) for true, predicted in pairs]
+
+
+def _ledger(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Where the time of each epoch went, and the last one's sentence on it."""
+    kept = [(row["epoch"], row["ledger"]) for row in history if row.get("ledger")]
+    if not kept:
+        return None
+    return {
+        "columns": list(_LEDGER.values()),
+        "rows": [{"epoch": epoch, "seconds": [spent.get(name) for name in _LEDGER]} for epoch, spent in kept],
+        "limit": kept[-1][1].get("limit"),
     }
 
 

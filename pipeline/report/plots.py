@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.evaluation.metrics import ConfidenceBin, wilson
+
 if TYPE_CHECKING:
     from pipeline.evaluation.comparison import RunResult
 
@@ -80,6 +82,34 @@ def confusion_matrix(counts: NDArray[np.int64], classes: list[str]) -> bytes:
         for (row, column), count in np.ndenumerate(counts):
             dark = shares[row, column] > 0.5
             axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black")
+        return _png(figure)
+
+
+def reliability_diagram(bins: list[ConfidenceBin]) -> bytes:
+    """Share right against confidence with 95 % intervals, and how many predictions were how sure."""
+    confidence = np.array([one.confidence for one in bins])
+    shares = [wilson(one.hits, one.samples) for one in bins]
+    accuracy = np.array([one.value for one in shares])
+    spread = np.abs(np.array([[one.low for one in shares], [one.high for one in shares]]) - accuracy)
+    with _figure(9.6, 3.6, 2) as (figure, (right, count)):
+        right.plot([0, 1], [0, 1], "--", color="#999999", label="as sure as it is right")
+        right.errorbar(
+            confidence,
+            accuracy,
+            spread,
+            fmt="o",
+            color=_COLOURS[0],
+            markersize=4,
+            capsize=2,
+            label="test, 95 % interval",
+        )
+        right.set(title="Share right by confidence", xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.05))
+        right.legend(frameon=False, loc="upper left")
+        count.bar(confidence, [one.samples for one in bins], width=0.03, color=_COLOURS[0])
+        count.set(title="Test pictures by confidence", xlabel="confidence", xlim=(0, 1.02))
+        count.yaxis.get_major_locator().set_params(integer=True)
+        for axes in (right, count):
+            axes.grid(alpha=0.25)
         return _png(figure)
 
 

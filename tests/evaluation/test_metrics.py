@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.evaluation.comparison import RunResult, best_run, verdicts
-from pipeline.evaluation.metrics import confusion, paired_difference, wilson
+from pipeline.evaluation.metrics import calibration_error, confusion, paired_difference, reliability, wilson
 from pipeline.models.versions import ModelVersion, find_model
 from tests.conftest import Trained
 
@@ -33,6 +33,26 @@ def test_a_paired_difference_is_symmetric_and_covers() -> None:
         assert (interval.low, interval.high) == pytest.approx((-mirrored.high, -mirrored.low))
         covered += interval.low <= 0.1 <= interval.high
     assert covered >= 0.92 * 400
+
+
+def test_reliability_gathers_predictions_by_confidence() -> None:
+    scores = np.array([0.2, 0.95, 1.0, 0.99, 0.15])
+    bins = reliability(scores, np.array([True, True, False, True, False]), bins=10)
+    assert [(one.samples, one.hits) for one in bins] == [(2, 1), (3, 2)], "of the interval (a, b], b is part"
+    assert [one.confidence for one in bins] == pytest.approx([0.175, 0.98])
+    assert calibration_error(bins) == pytest.approx((2 * 0.325 + 3 * (0.98 - 2 / 3)) / 5)
+
+
+def test_a_reports_calibration_error_is_that_of_the_scores() -> None:
+    import torch
+
+    from pipeline.training.scores import score
+
+    logits = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(500) % 4
+    best = logits.softmax(dim=1).max(dim=1)
+    bins = reliability(best.values.numpy(), (best.indices == targets).numpy())
+    assert calibration_error(bins) == pytest.approx(score(logits, targets, list("abcd")).calibration_error, abs=1e-6)
 
 
 def test_confusion_counts_rows_as_truth() -> None:
