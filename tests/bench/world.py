@@ -26,6 +26,10 @@ class WrongBenchError(Exception):
     """A side of a comparison did not do its work: no figure of it may be used."""
 
 
+class NotMeasuredError(Exception):
+    """This machine lacks what the bench is about: there is no figure, and nothing was met or missed."""
+
+
 @contextmanager
 def in_memory() -> Iterator[Path]:
     """A folder on tmpfs, so that no disk is measured; gone afterwards."""
@@ -48,12 +52,17 @@ def start_side(module: str, request: Record, python: Path = OURS) -> subprocess.
     """Start `python -m tests.bench.sides.MODULE`, which does what `request` says in a process of its own."""
     if not python.exists():
         raise WrongBenchError("the peers' environment is missing: run `make peers`")
+    return start_command([str(python), "-m", f"tests.bench.sides.{module}", json.dumps(request)])
+
+
+def start_command(command: list[str], extra: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command that answers in one line of JSON, with `extra` in its environment and no word of Ray's."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "NO_ALBUMENTATIONS_UPDATE": "1"}
     return subprocess.Popen(
-        [str(python), "-m", f"tests.bench.sides.{module}", json.dumps(request)],
+        command,
         cwd=ROOT,
-        env=environment,
+        env=environment | (extra or {}),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,0 +1,134 @@
+"""Two workers against one, through the real command; and Ray Train against plain torchrun around the same job."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from tests.bench.stall import precise
+from tests.bench.table import PAIRS, Ratio, Table, spread
+from tests.bench.training_data import make_dataset
+from tests.bench.world import (
+    OURS,
+    Record,
+    WrongBenchError,
+    finish_side,
+    in_memory,
+    require_cores,
+    run_side,
+    scaled,
+    start_command,
+)
+
+FASTER: Final = 1.8
+OVERHEAD: Final = 1.03
+APART: Final = 1e-4  # of the validation loss: both average the same gradients in the same order
+SIZE: Final = 128
+BATCH: Final = 16  # for each worker, so that two take half as many steps of twice as many samples
+TRAIN: Final = 256
+EPOCHS: Final = 3
+FLAGS: Final = {
+    "backbone": "resnet18", "weights": "none", "regime": "full", "input-size": SIZE, "epochs": EPOCHS,
+    "precision": "float32", "seed": 7,
+}  # fmt: skip
+ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+
+def scaling() -> bool:
+    """Two workers at least 1.8 times as fast as one, and Ray Train at most 3 % slower than torchrun."""
+    require_cores()
+    train = max(scaled(TRAIN), 2 * BATCH)
+    runs: dict[str, list[Record]] = {name: [] for name in ("torchrun", "two", "one", "bare one", "bare two")}
+    with in_memory() as folder:
+        dataset = make_dataset(folder, SIZE, train)
+        for number in range(PAIRS):
+            models = folder / f"models-{number}"
+            runs["torchrun"].append(_torchrun(dataset, models / "torchrun"))
+            runs["two"].append(_afinar(dataset, models / "two", workers=2))
+            runs["one"].append(_afinar(dataset, models / "one", workers=1))
+            runs["bare one"].append(_bare(train, processes=1))
+            runs["bare two"].append(_bare(train, processes=2))
+    scales = _report_scaling(runs, train)
+    return _report_overhead(runs["two"], runs["torchrun"]) and scales
+
+
+def _afinar(dataset: Path, models: Path, workers: int) -> Record:
+    """The command itself; its run's history."""
+    flags = FLAGS | {"batch-size": BATCH * workers}
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    command = [str(OURS), "-m", "jobs", "train", str(dataset), str(models), "--workers", str(workers), "--json", *words]
+    started = time.monotonic()
+    summary = finish_side(start_command(command, ONE_THREAD), timeout_s=600)
+    return _history(summary["run"]) | {"whole_s": time.monotonic() - started}
+
+
+def _torchrun(dataset: Path, models: Path) -> Record:
+    """The same job, run by torch's own launcher."""
+    request = {
+        "dataset": str(dataset), "models": str(models), "workers": 2, "run": "torchrun",
+        "flags": FLAGS | {"batch-size": BATCH * 2},
+    }  # fmt: skip
+    command = [
+        str(OURS), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        "-m", "tests.bench.sides.torchrun_train", json.dumps(request),
+    ]  # fmt: skip
+    started = time.monotonic()
+    answer = finish_side(start_command(command, ONE_THREAD), timeout_s=600)
+    if answer["threads"] != 1:
+        raise WrongBenchError(f"torchrun's workers had {answer['threads']} threads each")
+    return _history(answer["run"]) | {"whole_s": time.monotonic() - started}
+
+
+def _history(run: str) -> Record:
+    """Seconds of every epoch but the first, which warms up; the last validation loss."""
+    rows = [json.loads(line) for line in Path(run, "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    if len(rows) != EPOCHS:
+        raise WrongBenchError(f"{run} has {len(rows)} epochs of {EPOCHS}")
+    return {"epoch_s": median(row["seconds"] for row in rows[1:]), "loss": rows[-1]["val"]["loss"]}
+
+
+def _bare(train: int, processes: int) -> Record:
+    request = {
+        "backbone": "resnet18", "regime": "full", "size": SIZE, "batch": BATCH, "steps": train // BATCH,
+        "device": "cpu", "precision": "float32", "processes": processes,
+    }  # fmt: skip
+    return run_side("independent_steps", request)
+
+
+def _report_scaling(runs: dict[str, list[Record]], train: int) -> bool:
+    table = Table(("what", "one, pictures/s", "two, pictures/s", "ratio", "limit", "met"))
+    one, two = ([train / run["epoch_s"] for run in runs[name]] for name in ("one", "two"))
+    alone, beside = ([run["rate"] for run in runs[name]] for name in ("bare one", "bare two"))
+    ours, bound = Ratio.of(two, one), Ratio.of(beside, alone)
+    table.limit(
+        "`afinar train --workers`", spread(one, "{:.1f}"), spread(two, "{:.1f}"), ours, f"≥ {FASTER}",
+        holds=ours.median >= FASTER,
+    )  # fmt: skip
+    table.add("bound: processes that share nothing", spread(alone, "{:.1f}"), spread(beside, "{:.1f}"), bound)
+    table.add("afinar's ratio over the bound's", "", "", Ratio.of(ours.values, bound.values))
+    return table.show(
+        f"scaling: resnet18 at {SIZE} px, full, float32, batch {BATCH} and one thread for each worker, {train} pictures"
+    )
+
+
+def _report_overhead(ray: list[Record], torchrun: list[Record]) -> bool:
+    for one, other in zip(ray, torchrun, strict=True):
+        if not abs(one["loss"] - other["loss"]) <= APART * abs(other["loss"]):
+            raise WrongBenchError(
+                f"validation losses differ: {one['loss']} under Ray Train, {other['loss']} under torchrun"
+            )
+    ratio = Ratio.of([run["epoch_s"] for run in ray], [run["epoch_s"] for run in torchrun])
+    table = Table(("what", "Ray Train", "torchrun", "ratio", "limit", "met"))
+    table.limit(
+        "an epoch, s", spread([run["epoch_s"] for run in ray], "{:.2f}"),
+        spread([run["epoch_s"] for run in torchrun], "{:.2f}"), precise(ratio), f"≤ {OVERHEAD}",
+        holds=ratio.median <= OVERHEAD,
+    )  # fmt: skip
+    table.add(
+        f"the whole command, {EPOCHS} epochs, s", spread([run["whole_s"] for run in ray], "{:.1f}"),
+        spread([run["whole_s"] for run in torchrun], "{:.1f}"),
+    )  # fmt: skip
+    return table.show("scaling: two workers, the same job, Ray Train against torchrun with gloo")

@@ -1,0 +1,45 @@
+"""The bare bound of data-parallel training: processes of one thread that step the same network, each for itself."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import time
+from typing import Any
+
+import torch
+
+from tests.bench.sides.train_steps import make_step
+
+WARM = 3
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Samples per second of `processes` together: the sum of their own rates, so that none waits for another."""
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(request["processes"])
+    answers: Any = context.SimpleQueue()
+    processes = [context.Process(target=_loop, args=(request, barrier, answers)) for _ in range(request["processes"])]
+    for process in processes:
+        process.start()
+    rates = [answers.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return {"rate": sum(rates), "rates": rates}
+
+
+def _loop(request: dict[str, Any], barrier: Any, answers: Any) -> None:
+    torch.set_num_threads(1)
+    step = make_step(request)
+    for _ in range(WARM):
+        step()
+    barrier.wait()
+    started = time.perf_counter()
+    for _ in range(request["steps"]):
+        step()
+    answers.put(request["steps"] * request["batch"] / (time.perf_counter() - started))
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

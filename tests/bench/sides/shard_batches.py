@@ -1,0 +1,65 @@
+"""Our side of `batches`, and what bounds it: a gather from a numpy memory map of the same pixels."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.dataset.reading import Dataset, open_dataset
+from pipeline.training.order import epoch_order, global_batches
+from tests.bench.epochs import Epoch, Pixels, measure_each
+
+SEED = 3
+Rows = NDArray[np.int64]
+Batches = Iterator[tuple[list[int], Pixels]]
+
+
+def our_batches(dataset: Dataset, seed: int, epoch: int, batch_size: int) -> Iterator[tuple[Rows, Pixels]]:
+    """The one place that knows how training reads: rows of the index, and their pixels."""
+    for rows in global_batches(epoch_order(len(dataset.index), seed, epoch), batch_size):
+        yield rows, dataset.read(rows)
+
+
+def afinar(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
+    """Batches from mapped shards, as training reads them."""
+    dataset = open_dataset(f"{request['stores']}/dataset")
+    numbers = np.array([int(Path(uri).stem) for uri in dataset.index.column("uri").to_pylist()])
+    epochs = count()
+
+    def epoch() -> Batches:
+        for rows, images in our_batches(dataset, SEED, next(epochs), request["batch"]):
+            yield numbers[rows].tolist(), images
+
+    return epoch
+
+
+def gather(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
+    """The same order out of one memory map, by `numpy.take` or by an index."""
+    pixels = np.load(f"{request['stores']}/pixels.npy", mmap_mode="r")
+    epochs = count()
+
+    def epoch() -> Batches:
+        for rows in global_batches(epoch_order(len(pixels), SEED, next(epochs)), request["batch"]):
+            images = np.take(pixels, rows, axis=0) if options["how"] == "take" else pixels[rows]
+            yield rows.tolist(), np.asarray(images)
+
+    return epoch
+
+
+FORMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Epoch]] = {"afinar": afinar, "gather": gather}
+
+
+def main(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """See `measure_each`."""
+    return measure_each(FORMS[request["form"]], request)
+
+
+if __name__ == "__main__":
+    print(json.dumps({"runs": main(json.loads(sys.argv[1])), "version": np.__version__}))

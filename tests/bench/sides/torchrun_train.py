@@ -1,0 +1,43 @@
+"""One worker of the training job under torchrun: the same function that Ray Train runs, without Ray."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pipeline.config import TrainConfig
+from pipeline.training.group import Group
+from pipeline.training.job import plan_training, train
+
+
+def main(request: dict[str, Any]) -> None:
+    """Join, plan one after the other (planning probes the store), train. Rank 0 says where the run is."""
+    dist.init_process_group("gloo")
+    group = Group()
+    config = config_of(request)
+    tasks = []
+    for rank in range(group.size):
+        if rank == group.rank:
+            tasks.append(plan_training(config, request["run"]))
+        dist.barrier()
+    train(tasks[0], group)
+    if group.leads:
+        print(json.dumps({"run": f"{request['models']}/runs/{request['run']}", "threads": torch.get_num_threads()}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def config_of(request: dict[str, Any]) -> TrainConfig:
+    """Its flags are those of the command, `-` for `_`."""
+    flags = {name.replace("-", "_"): value for name, value in request["flags"].items()}
+    return TrainConfig(dataset=request["dataset"], models=request["models"], workers=request["workers"], **flags)
+
+
+if __name__ == "__main__":
+    assert int(os.environ["WORLD_SIZE"]) == json.loads(sys.argv[1])["workers"]
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,184 @@
+"""Steps of training, timed from inside: the job's own loop on a dataset, or a plain loop on one batch in memory.
+
+Both are timed by one hook on the optimiser: of every epoch but the first, from the end of its step number SKIP to the
+end of its last. The pictures' way into the network is watched too, so that a loop which trained on something else,
+in another precision or on features of its own keeping is found out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from pipeline.config import TrainConfig
+from pipeline.models.backbones import build_backbone, check_cut
+from pipeline.models.network import build_network, prepare
+from pipeline.models.versions import Architecture
+from pipeline.pictures.contract import InputView
+from pipeline.training.group import Group
+from pipeline.training.job import plan_training, train
+
+SKIP = 2
+VIEW = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class Watch:
+    """Seconds of steps within epochs, and what went through the network's first convolution meanwhile."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._per_epoch, self._batch = request["steps"], request["batch"]
+        self._device = torch.device(request["device"])
+        self._count, self._started = 0, 0.0
+        self.seconds, self.steps, self.pictures = 0.0, 0, 0
+        self.dtypes: set[str] = set()
+        self.layouts: set[str] = set()
+
+    def stepped(self, *_: object) -> None:
+        """After a step of the optimiser."""
+        self._count += 1
+        epoch, within = divmod(self._count - 1, self._per_epoch)
+        if epoch == 0 or within + 1 not in {SKIP, self._per_epoch}:
+            return
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # what was asked for before this edge of the window is done by then
+        if within + 1 == SKIP:
+            self._started = time.perf_counter()
+        else:
+            self.seconds += time.perf_counter() - self._started
+            self.steps += self._per_epoch - SKIP
+            self._started = 0.0
+
+    def passed(self, given: Tensor, made: Tensor) -> None:
+        """After the first convolution."""
+        if self._started:
+            self.pictures += len(made)
+            self.dtypes.add(str(made.dtype).removeprefix("torch."))
+            last = given.is_contiguous(memory_format=torch.channels_last)
+            self.layouts.add("channels last" if last else "default")
+
+    def answer(self) -> dict[str, Any]:
+        """Raises AssertionError when not every timed step took its whole batch through the network."""
+        assert self.steps, f"{self._count} steps were taken, too few to time any"
+        assert self.pictures == self.steps * self._batch, (
+            f"{self.pictures} pictures went through the network in {self.steps} steps of {self._batch}"
+        )
+        return {
+            "rate": self.steps / self.seconds, "steps": self.steps, "dtypes": sorted(self.dtypes),
+            "layouts": sorted(self.layouts), "device": device_name(self._device),
+        }  # fmt: skip
+
+
+def watch(request: dict[str, Any]) -> Watch:
+    """Start watching every optimiser, and convolutions of three channels."""
+    watched = Watch(request)
+    register_optimizer_step_post_hook(watched.stepped)
+    convolve = nn.Conv2d.forward
+
+    def forward(self: nn.Conv2d, images: Tensor) -> Tensor:
+        made = convolve(self, images)
+        if self.in_channels == 3:
+            watched.passed(images, made)
+        return made
+
+    nn.Conv2d.forward = forward  # type: ignore[method-assign,assignment]
+    return watched
+
+
+def train_on_dataset(request: dict[str, Any]) -> list[dict[str, Any]]:
+    """THE ADAPTER: the one place that knows how the job is told what to do. The run's history, a row for each epoch.
+
+    The pictures are flipped in either regime: without augmentation the frozen one would keep features instead of
+    passing pictures through the network.
+    """
+    config = TrainConfig(
+        dataset=request["dataset"], models=request["models"], backbone=request["backbone"],
+        weights=_weights(request), regime=request["regime"], input_size=request["size"], epochs=request["epochs"],
+        batch_size=request["batch"], augment="flip", precision=request["precision"],
+    )  # fmt: skip
+    run = f"bench-{time.time_ns()}"
+    train(plan_training(config, run), Group(request["device"]))
+    lines = Path(request["models"], "runs", run, "history.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _weights(request: dict[str, Any]) -> str:
+    """A file of random weights: the frozen regime takes none without."""
+    file = Path(request["models"], f"{request['backbone']}.safetensors")
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file(build_backbone(request["backbone"], request["size"]).state_dict(), file)
+    return str(file)
+
+
+def waited(history: list[dict[str, Any]]) -> float | None:
+    """Share of the time, the first epoch's left out, that by the job's own ledger was not spent computing."""
+    ledgers = [row["ledger"] for row in history[1:] if "ledger" in row]
+    if not ledgers:
+        return None
+    return float(1 - sum(one["compute_s"] for one in ledgers) / sum(one["seconds"] for one in ledgers))
+
+
+def make_step(request: dict[str, Any]) -> Callable[[], Tensor]:
+    """A step of the same network on one uint8 batch that stays where it is: prepare, forward, backward, AdamW."""
+    size, device = request["size"], torch.device(request["device"])
+    cut = check_cut(request["backbone"], "auto", size)
+    network, _ = build_network(
+        Architecture(backbone=request["backbone"], cut=cut, head="linear", input_size=size, classes=2)
+    )
+    last = request.get("layout", "channels last") == "channels last"
+    layout = torch.channels_last if last else torch.contiguous_format
+    network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    frozen = request["regime"] == "frozen"
+    trained = (network.eval().classifier if frozen else network).train()
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-4, fused=True)
+    images = torch.randint(0, 256, (request["batch"], size, size, 3), dtype=torch.uint8, device=device)
+    targets = torch.randint(0, 2, (request["batch"],), device=device)
+    view, dtype = InputView(input_size=size, **VIEW), _DTYPES[request["precision"]]
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            given = prepare(images, view).contiguous(memory_format=layout)
+            with torch.set_grad_enabled(not frozen):
+                features = network.features(given)
+            logits = network.classifier(features)
+        loss = F.cross_entropy(logits.float(), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def device_name(device: torch.device) -> str:
+    """As its maker calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Steps per second, and what was seen of them."""
+    torch.set_num_threads(request["threads"])
+    torch.manual_seed(0)
+    watched = watch(request)
+    if not request["synthetic"]:
+        history = train_on_dataset(request)
+        return watched.answer() | {"waited": waited(history), "loss": history[-1]["train"]["loss"]}
+    step = make_step(request)
+    for _ in range(request["epochs"] * request["steps"]):
+        loss = step()
+    return watched.answer() | {"waited": 0.0, "loss": float(loss)}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

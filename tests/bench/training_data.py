@@ -1,0 +1,48 @@
+"""Datasets for the benches of training, made without Ray and without the peers' environment.
+
+What a picture shows does not change how long a step takes, so these are patches of colour with noise: greenish or
+reddish by class, so that a loss has somewhere to go.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.config import IngestConfig
+from pipeline.ingest.job import Ingest
+from pipeline.work import InlineExecutor
+from tests.bench.world import WrongBenchError
+
+TINTS = {"north": (70, 150, 80), "south": (160, 90, 70)}
+HELD = 32  # pictures to validate and to test with: the fewer, the less an epoch is anything but training
+
+
+def make_dataset(folder: Path, size: int, train: int) -> Path:
+    """A dataset of `train` pictures to train on, stored as `size` by `size` pixels."""
+    source, dataset = folder / "source", folder / "dataset"
+    first = 0
+    for split, count in {"train": train, "validation": HELD, "test": HELD}.items():
+        for number in range(count):
+            label = list(TINTS)[number % 2]
+            path = source / split / label / f"{number:06d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(_picture(first + number, size, TINTS[label]))
+        first += count
+    config = IngestConfig(source=str(source), dataset=str(dataset), size=size, split="folder")
+    summary = Ingest(config, InlineExecutor()).run()
+    if summary.samples != train + 2 * HELD:
+        raise WrongBenchError(f"{summary.samples} of {train + 2 * HELD} pictures were ingested")
+    return dataset
+
+
+def _picture(seed: int, size: int, tint: tuple[int, int, int]) -> bytes:
+    rng = np.random.default_rng(seed)
+    patches = np.clip(np.array(tint) + rng.normal(0, 40, (8, 8, 3)), 0, 255).astype(np.uint8)
+    image = Image.fromarray(patches).resize((size, size), Image.Resampling.BICUBIC)
+    sink = io.BytesIO()
+    image.save(sink, format="JPEG", quality=90)
+    return sink.getvalue()
