@@ -42,7 +42,7 @@ bench: $(READY) $(PEERS)/.ready  ## measure everything; see tests/bench/README.m
 bench-%: $(READY) $(PEERS)/.ready  ## measure one thing, such as bench-peers
 	$(BIN)/python -m tests.bench $*
 
-peers: $(PEERS)/.ready  ## the environment of what the benchmarks compare with (1 GB)
+peers: $(PEERS)/.ready  ## the environment of what the benchmarks compare with (7 GB, torch shared with .venv's)
 
 $(PEERS)/.ready: $(READY) $(LOCKS)/peers.txt
 	$(BIN)/uv venv -q --clear --python $(BIN)/python $(PEERS)

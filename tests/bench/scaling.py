@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from statistics import median
@@ -29,7 +30,7 @@ APART: Final = 1e-4  # of the validation loss: both average the same gradients i
 SIZE: Final = 128
 BATCH: Final = 16  # for each worker, so that two take half as many steps of twice as many samples
 TRAIN: Final = 256
-EPOCHS: Final = 3
+EPOCHS: Final = 4
 FLAGS: Final = {
     "backbone": "resnet18", "weights": "none", "regime": "full", "input-size": SIZE, "epochs": EPOCHS,
     "precision": "float32", "seed": 7,
@@ -109,9 +110,20 @@ def _report_scaling(runs: dict[str, list[Record]], train: int) -> bool:
     )  # fmt: skip
     table.add("bound: processes that share nothing", spread(alone, "{:.1f}"), spread(beside, "{:.1f}"), bound)
     table.add("afinar's ratio over the bound's", "", "", Ratio.of(ours.values, bound.values))
+    table.add(f"the two processors are {siblings()}")
     return table.show(
         f"scaling: resnet18 at {SIZE} px, full, float32, batch {BATCH} and one thread for each worker, {train} pictures"
     )
+
+
+def siblings(system: Path = Path("/sys/devices/system/cpu")) -> str:
+    """Whether this process's first two processors are threads of one core, which cannot be twice as fast as one."""
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    try:
+        cores = [(system / f"cpu{one}/topology/thread_siblings_list").read_text() for one in (first, second)]
+    except OSError:
+        return "threads or cores: the system does not say"
+    return "two threads of one core" if cores[0] == cores[1] else "two cores, as far as the system says"
 
 
 def _report_overhead(ray: list[Record], torchrun: list[Record]) -> bool:

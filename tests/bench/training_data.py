@@ -18,7 +18,7 @@ from pipeline.work import InlineExecutor
 from tests.bench.world import WrongBenchError
 
 TINTS = {"north": (70, 150, 80), "south": (160, 90, 70)}
-HELD = 32  # pictures to validate and to test with: the fewer, the less an epoch is anything but training
+HELD = 16  # pictures to validate and to test with: the fewer, the less an epoch is anything but training
 
 
 def make_dataset(folder: Path, size: int, train: int) -> Path:
