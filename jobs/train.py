@@ -30,7 +30,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
     open_dataset(config.dataset)  # the two ends are looked at before torch is imported
     open_store(config.models).require_target()
-    from pipeline.training.job import plan_training
+    from pipeline.training.task import plan_training
 
     task = plan_training(config, new_run())  # checks the cut, still without Ray
     from pipeline.execution.train import train_on_ray
@@ -43,6 +43,9 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "params_trainable": outcome.params_trainable,
         "epochs": len(outcome.history),
         "metrics": outcome.metrics,
+        "temperature": outcome.temperature,
+        "stall_fraction": round(outcome.stall_fraction, 4),
+        "limit": outcome.history[-1]["ledger"]["limit"],
         "weights": version.lineage["weights"],
         "architecture": asdict(version.architecture),
         "run": open_store(config.models).uri(version.lineage["run"]),
@@ -65,8 +68,15 @@ def describe(summary: dict[str, Any]) -> str:
         ("parameters", f"{summary['params_total']:,}, of which {summary['params_trainable']:,} trained"),
     ]
     for split, score in summary["metrics"].items():
-        rows.append((split, f"top-1 {score['top1']:.1%}, loss {score['loss']:.3f}"))
-    rows += [("run", summary["run"]), ("time", f"{summary['seconds']:.1f} s, {summary['epochs']} epochs")]
+        rows.append((split, f"top-1 {score['top1']:.1%}, loss {score['loss']:.3f}, macro F1 {score['macro_f1']:.3f}"))
+    rows += [
+        ("run", summary["run"]),
+        (
+            "time",
+            f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, {summary['stall_fraction']:.1%} waiting for data",
+        ),
+        ("limit", summary["limit"]),
+    ]
     return table(rows)
 
 

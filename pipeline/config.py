@@ -153,6 +153,8 @@ class TrainConfig(JobConfig):
     """Epochs, the best by validation, whose weights stay in the run's folder."""
     min_workers: int = 0
     """Train on with as few as this many workers when the cluster shrinks, with more when it grows; 0: all or none."""
+    cores_per_worker: int = 0
+    """Processor cores of each worker; 0: its share of its machine (one beside a GPU)."""
     max_failures: int = 3
     """Lost workers or machines after which the job gives up."""
     start_timeout_s: float = 600.0
@@ -322,8 +324,8 @@ def check_train(config: TrainConfig) -> None:
     """Refuse what the request alone shows to be wrong; names of backbones are the catalogue's to check."""
     at_least = {
         "workers": 0, "epochs": 1, "patience": 0, "batch_size": 2, "input_size": 0, "hidden": 1, "learning_rate": 0,
-        "weight_decay": 0, "clip_norm": 0, "window_mb": 1, "checkpoint_steps": 0, "keep_best": 1, "min_workers": 0,
-        "max_failures": 0, "start_timeout_s": 1,
+        "weight_decay": 0, "clip_norm": 0, "window_mb": 1, "checkpoint_steps": 0, "keep_best": 1,
+        "min_workers": 0, "cores_per_worker": 0,         "max_failures": 0, "start_timeout_s": 1,
     }  # fmt: skip
     for name, least in at_least.items():
         value = getattr(config, name)

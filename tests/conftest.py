@@ -82,7 +82,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     from pipeline.config import IngestConfig, TrainConfig
     from pipeline.ingest.job import Ingest
     from pipeline.training.group import Group
-    from pipeline.training.job import plan_training, publish, train
+    from pipeline.training.job import train
+    from pipeline.training.publishing import publish
+    from pipeline.training.task import plan_training
     from pipeline.work import InlineExecutor
 
     folder = tmp_path_factory.mktemp("trained")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.dataset.manifest import Manifest, current_manifest, get_manifest, get_objects, read_rows
@@ -15,7 +17,8 @@ from pipeline.dataset.schema import INDEX, REJECTS
 from pipeline.dataset.shards import MappedShard
 from pipeline.errors import RequestError, StorageError
 from pipeline.pictures.contract import StoredView
-from pipeline.storage.objects import ObjectRef, local_copy
+from pipeline.storage.cache import DEFAULT_BYTES, Cache, local_copy
+from pipeline.storage.objects import ObjectRef
 from pipeline.storage.store import Store, open_store
 
 Pixels = NDArray[np.uint8]
@@ -24,12 +27,12 @@ Pixels = NDArray[np.uint8]
 class Dataset:
     """One version of a dataset, opened for reading."""
 
-    def __init__(self, store: Store, manifest: Manifest, cache: Path | None = None) -> None:
+    def __init__(self, store: Store, manifest: Manifest, cache: Cache | None = None) -> None:
         self.store = store
         self.manifest = manifest
         self.view = StoredView.from_dict(manifest.preprocessing)
-        self._cache = cache
-        self._mapped: dict[str, MappedShard] = {}
+        self._cache = cache or Cache()
+        self._mapped: OrderedDict[int, MappedShard] = OrderedDict()
 
     @cached_property
     def index(self) -> pa.Table:
@@ -46,41 +49,71 @@ class Dataset:
         """Class names in the order of their numbers."""
         return self.manifest.classes
 
-    @cached_property
-    def _shards(self) -> dict[str, ObjectRef]:
-        return {ref.path: ref for ref in get_objects(self.store, self.manifest, "shard")}
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards have to be fetched before they are mapped."""
+        return self.store.local_path("") is None
 
     @cached_property
-    def _places(self) -> tuple[NDArray[np.object_], NDArray[np.int64]]:
-        shards = self.index.column("shard").to_numpy(zero_copy_only=False)
-        return shards, self.index.column("row").to_numpy().astype(np.int64)
+    def shards(self) -> list[ObjectRef]:
+        """The shards that hold samples, by name: what `shard_numbers` counts."""
+        names = set(self.index.column("shard").unique().to_pylist())
+        found = get_objects(self.store, self.manifest, "shard")
+        return sorted((ref for ref in found if ref.path in names), key=lambda ref: ref.path)
+
+    @cached_property
+    def shard_numbers(self) -> NDArray[np.int64]:
+        """For each row of `index`, which of `shards` holds its pixels."""
+        names = pa.array([ref.path for ref in self.shards], self.index.schema.field("shard").type)
+        numbers: NDArray[np.int64] = pc.index_in(self.index.column("shard"), names).to_numpy().astype(np.int64)
+        return numbers
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        places: NDArray[np.int64] = self.index.column("row").to_numpy().astype(np.int64)
+        return places
 
     def read(self, rows: Sequence[int] | NDArray[np.int64]) -> Pixels:
         """Gather the pixels of `rows` (positions in `index`): uint8 [n, size, size, 3], in that order.
 
-        Shards are memory-mapped; a remote one is fetched once per machine. Raises IntegrityError when a
-        shard's bytes are not those that were committed.
+        Shards are memory-mapped; a remote one is fetched once per machine, into a bounded cache. Raises
+        IntegrityError when a shard's bytes are not those that were committed.
         """
         wanted = np.asarray(rows, dtype=np.int64)
-        shards, places = self._places
         images = np.empty((len(wanted), self.view.size, self.view.size, 3), dtype=np.uint8)
-        of_shard = shards[wanted]
-        for shard in dict.fromkeys(of_shard):
+        of_shard = self.shard_numbers[wanted]
+        for shard in np.unique(of_shard).tolist():
             here = np.flatnonzero(of_shard == shard)
-            self._map(shard).gather(places[wanted[here]], images, here)
+            self._map(shard).gather(self._places[wanted[here]], images, here)
         return images
 
-    def _map(self, shard: str) -> MappedShard:
-        if shard not in self._mapped:
-            path = local_copy(self.store, self._shards[shard], self._cache)
-            self._mapped[shard] = MappedShard(path, self.view)
-        return self._mapped[shard]
+    def fetch(self, shard: int) -> None:
+        """Bring a remote shard into the cache, ahead of its reading."""
+        local_copy(self.store, self.shards[shard], self._cache)
+
+    def _map(self, shard: int) -> MappedShard:
+        found = self._mapped.get(shard)
+        if found is None:
+            found = self._mapped[shard] = MappedShard(
+                local_copy(self.store, self.shards[shard], self._cache), self.view
+            )
+            self._let_go()
+        return found
+
+    def _let_go(self) -> None:
+        """Unmap the oldest cached shards: an evicted file takes space for as long as it is mapped."""
+        if self.is_remote:
+            while len(self._mapped) > 1 and sum(self.shards[one].bytes for one in self._mapped) > self._cache.bytes:
+                self._mapped.popitem(last=False)
 
 
-def open_dataset(uri: str, *, version: int | None = None, cache: Path | None = None) -> Dataset:
+def open_dataset(
+    uri: str, *, version: int | None = None, cache: Path | None = None, cache_bytes: int = DEFAULT_BYTES
+) -> Dataset:
     """Open a version of the dataset at `uri` (a folder or s3://BUCKET/PREFIX), the current one by default.
 
-    Raises RequestError when there is none.
+    Remote shards are kept in the folder `cache` (default: one of the user's own in the temporary folder), up to
+    `cache_bytes`. Raises RequestError when there is no dataset.
     """
     store = open_store(uri)
     try:
@@ -89,4 +122,4 @@ def open_dataset(uri: str, *, version: int | None = None, cache: Path | None = N
         raise RequestError(f"cannot read {store.root}: {error}") from error
     if manifest is None:
         raise RequestError(f"{store.root} holds no dataset: make one with `afinar ingest SOURCE {uri}`")
-    return Dataset(store, manifest, cache)
+    return Dataset(store, manifest, Cache(cache, cache_bytes))

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.autoscaler.sdk import request_resources
 
 import pipeline
 from pipeline.errors import RequestError
@@ -64,3 +67,30 @@ def cluster_gpus() -> int:
 def _resources() -> dict[str, float]:
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return resources
+
+
+def request_room(bundle: Mapping[str, float], count: int, address: str | None, timeout_s: float, poll_s: float) -> bool:
+    """Whether the cluster has room for `count` bundles of resources; one that may grow is asked to, and waited for."""
+    deadline = time.monotonic() + (timeout_s if address or "RAY_ADDRESS" in os.environ else 0.0)
+    if _fits(bundle, count):
+        return True
+    request_resources(bundles=[dict(bundle)] * count)
+    try:
+        while time.monotonic() < deadline:
+            time.sleep(poll_s)
+            if _fits(bundle, count):
+                return True
+        return False
+    finally:
+        request_resources(bundles=[])
+
+
+def _fits(bundle: Mapping[str, float], count: int) -> bool:
+    """Counted node by node, as a worker lies on one."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    room = [
+        min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in bundle.items())
+        for node in nodes
+        if node["Alive"]
+    ]
+    return sum(room) >= count

@@ -2,73 +2,148 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from typing import Any
+from typing import Any, Final
 
 import ray.train
 from ray.exceptions import RayError
-from ray.train import RunConfig, ScalingConfig
+from ray.train import RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.config import FailureConfig, ScalingConfig  # ray.train's own names, with their types
 
-from pipeline.errors import AfinarError, RequestError
+from pipeline.config import TrainConfig
+from pipeline.errors import AfinarError, RequestError, ShortfallError
 from pipeline.execution.executor import unwrapped
-from pipeline.execution.session import cluster_cores, cluster_gpus, ray_session
+from pipeline.execution.session import cluster_cores, cluster_gpus, ray_session, request_room
 from pipeline.models.versions import ModelVersion
+from pipeline.storage.store import open_store
+from pipeline.training.failure import read_failure, record_failure, withdraw_failure
 from pipeline.training.group import Group
-from pipeline.training.job import TrainOutcome, TrainTask, publish, read_outcome, train
+from pipeline.training.job import train
+from pipeline.training.publishing import TrainOutcome, publish, read_outcome
+from pipeline.training.task import TrainTask
+
+_GROUP_START_S: Final = 60.0  # Ray Train's own patience with one attempt to start its workers
+_ROOM_POLL_S: Final = 1.0
 
 
 def train_on_ray(task: TrainTask) -> tuple[ModelVersion, TrainOutcome, float]:
-    """Train on the cluster and publish. Returns the version, what was measured, and the seconds it took."""
-    config = task.config
+    """Train on the cluster and publish. Returns the version, what was measured, and the seconds it took.
+
+    A worker or a machine that is lost is replaced, and the training goes on from its newest checkpoint; so
+    does a training whose driver was lost, when its command is run again.
+    """
     started = time.monotonic()
-    with ray_session(config.address, config.workers):
-        gpus = cluster_gpus()
-        workers = config.workers or gpus or min(2, cluster_cores())
-        _require_room(workers, gpus)
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"task": task},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=bool(gpus)),
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-            run_config=_bookkeeping(task),
-        )
-        _fit(trainer)
+    outcome = read_outcome(task)  # a driver that died between its workers' end and publishing
+    if outcome is None:
+        _run_workers(task)
+        outcome = read_outcome(task)
+    if outcome is None:
+        raise ShortfallError(f"the workers of run {task.run} ended without an outcome: look into Ray's logs")
     seconds = time.monotonic() - started
-    outcome = read_outcome(task)
     return publish(task, outcome, seconds), outcome, seconds
 
 
-def _require_room(workers: int, gpus: int) -> None:
-    """Ray Train would wait for ever for workers that the cluster, as it is, cannot hold."""
-    room = gpus or cluster_cores()
-    if workers > room:
-        kind = "GPUs" if gpus else "cores"
-        raise RequestError(
-            f"--workers {workers}: the cluster has {room} {kind}; give at most that, or a larger cluster"
+def _run_workers(task: TrainTask) -> None:
+    config = task.config
+    store = open_store(config.models)
+    withdraw_failure(store, task.run)
+    with ray_session(config.address, config.workers * config.cores_per_worker):
+        scaling = _scaling(config)
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every line twice
+        os.environ.setdefault(
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(min(_GROUP_START_S, config.start_timeout_s))
         )
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config={"task": task},
+            scaling_config=scaling,
+            torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+            run_config=_bookkeeping(task),
+        )
+        _fit(trainer)
+    failure = read_failure(store, task.run)
+    if failure is not None:
+        raise failure
+
+
+def _scaling(config: TrainConfig) -> ScalingConfig:
+    """How many workers with what; waits for the cluster to have room for the fewest that will do.
+
+    Raises RequestError where the cluster, as it is, cannot grow, ShortfallError where it did not in time.
+    """
+    gpus, cores = cluster_gpus(), cluster_cores()
+    workers = config.workers or gpus or min(2, cores)
+    fewest = config.min_workers or workers
+    each = config.cores_per_worker or (1 if gpus else max(1, cores // workers))
+    bundle = {"CPU": each, **({"GPU": 1} if gpus else {})}
+    if not request_room(bundle, fewest, config.address, config.start_timeout_s, _ROOM_POLL_S):
+        have = f"{cluster_cores()} cores and {cluster_gpus()} GPUs"
+        wanted = f"--workers {fewest} of {each} cores each"
+        if config.address is None and "RAY_ADDRESS" not in os.environ:
+            raise RequestError(f"{wanted}: this machine has {have}; give fewer, or the --address of a cluster")
+        raise ShortfallError(f"{wanted}: the cluster, with {have}, did not give them in {config.start_timeout_s:.0f} s")
+    return ScalingConfig(
+        num_workers=(fewest, workers) if fewest < workers else workers,
+        use_gpu=bool(gpus),
+        resources_per_worker=bundle,
+        elastic_resize_monitor_interval_s=30.0,
+    )
 
 
 def _bookkeeping(task: TrainTask) -> RunConfig:
     """Ray Train's own files go beside ours into the run's folder, which every node reaches as it reaches the models."""
-    folder = f"{task.config.models}/runs/{task.run}"
+    config = task.config
+    # A new name each time: what Ray Train would take up of an interrupted run is ours to take up.
+    common: dict[str, Any] = {
+        "name": f"ray-train-{int(time.time())}",
+        "failure_config": FailureConfig(
+            max_failures=config.max_failures,
+            controller_failure_limit=max(1, math.ceil(config.start_timeout_s / _GROUP_START_S)),
+        ),
+    }
+    folder = f"{config.models}/runs/{task.run}"
     if not folder.startswith("s3://"):
-        return RunConfig(name="ray-train", storage_path=folder)
+        return RunConfig(storage_path=folder, **common)
     import pyarrow.fs
     import s3fs
 
     # Through s3fs, so that credentials and endpoint come from each process's environment here too.
     remote = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(s3fs.S3FileSystem()))
-    return RunConfig(name="ray-train", storage_path=folder.removeprefix("s3://"), storage_filesystem=remote)
+    return RunConfig(storage_path=folder.removeprefix("s3://"), storage_filesystem=remote, **common)
 
 
 def _worker(config: dict[str, Any]) -> None:
-    train(config["task"], Group(get_device()))
+    """One worker. An error that another attempt would meet again is left in the store, and no attempt follows it."""
+    task: TrainTask = config["task"]
+    store = open_store(task.config.models)
+    if read_failure(store, task.run) is not None:
+        return
+    _use_own_cores()
+    group = Group(get_device())
+    try:
+        train(task, group, on_epoch=lambda row: ray.train.report({"epoch": row["epoch"], **row["val"]}))
+    except AfinarError as error:
+        record_failure(store, task.run, error)
+        # All workers alike come to these, so none waits for another; else the others are to be ended.
+        if group.size > 1 and not isinstance(error, RequestError | ShortfallError):
+            raise
+    except Exception as error:
+        error.add_note(f"on rank {group.rank}")
+        error.failed_at = time.time()  # type: ignore[attr-defined]  # travels with it, and tells the first failure from its followers
+        raise
+
+
+def _use_own_cores() -> None:
+    import torch
+
+    cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    torch.set_num_threads(max(1, int(cores)))
 
 
 def _fit(trainer: TorchTrainer) -> None:
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every line twice
     try:
         trainer.fit()
     except RayError as error:
@@ -78,7 +153,21 @@ def _fit(trainer: TorchTrainer) -> None:
 
 
 def _first_failure(error: Exception) -> Exception:
-    """One worker's own error instead of Ray Train's list: ours where there is one, since the others follow from it."""
+    """The error of the worker that failed first, instead of Ray Train's list: the others follow from it."""
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    own = [unwrapped(failures[rank]) for rank in sorted(failures)]
-    return next((one for one in own if isinstance(one, AfinarError)), own[0] if own else error)
+    own = [unwrapped(_bare(failures[rank])) for rank in sorted(failures)]
+    own.sort(key=lambda one: getattr(one, "failed_at", math.inf))
+    if not own:
+        cause = getattr(error, "controller_failure", error)
+        return ShortfallError(f"the cluster did not keep the workers' resources: {cause}")
+    return own[0]
+
+
+def _bare(failure: Exception) -> Exception:
+    """A worker's own exception, with the traceback it had there as its note."""
+    bare: Exception | None = getattr(failure, "_base_exc", None)
+    if bare is None:
+        return failure
+    if not isinstance(bare, AfinarError):
+        bare.add_note(str(failure))
+    return bare

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from pipeline.errors import IntegrityError
@@ -101,23 +98,3 @@ def check_hash(data: Buffer, ref: ObjectRef, store: Store) -> None:
 
 def _is_committed(data: Buffer, ref: ObjectRef) -> bool:
     return memoryview(data).nbytes == ref.bytes and sha256(data) == ref.sha256
-
-
-def local_copy(store: Store, ref: ObjectRef, cache: Path | None = None) -> Path:
-    """Path of a verified copy on this machine: the object itself in a folder, else fetched once per machine.
-
-    Safe to call from several processes at once: each writes its own scratch file and renames it.
-    """
-    path = store.local_path(ref.path)
-    if path is not None:
-        check_hash(path.read_bytes(), ref, store)
-        return path
-    folder = cache or Path(tempfile.gettempdir(), f"afinar-cache-{os.getuid()}")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    target = folder / ref.sha256
-    if not (target.exists() and sha256(target.read_bytes()) == ref.sha256):
-        data = get_object(store, ref)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as scratch:
-            scratch.write(data)
-        Path(scratch.name).replace(target)
-    return target

@@ -41,12 +41,31 @@ class Group:
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor.data, src=0)
 
+    def average_buffers(self, module: nn.Module, *others: nn.Module) -> None:
+        """Give every worker the mean of all workers' BatchNorm statistics, of which each has seen its share.
+
+        Of layers in training mode alone: what is frozen stays bit for bit. `others` are of the same structure.
+        """
+        if self.size == 1:
+            return
+        names = [name for name, layer in module.named_modules() if layer.training]
+        for one in dict.fromkeys((module, *others)):
+            layers = (one.get_submodule(name) for name in names)
+            moved = [value for layer in layers for value in layer.buffers(recurse=False) if value.is_floating_point()]
+            if moved:
+                mean = self.sum(torch.cat([value.flatten() for value in moved])) / self.size
+                parts = torch.split(mean, [value.numel() for value in moved])
+                for value, part in zip(moved, parts, strict=True):
+                    value.copy_(part.view_as(value))
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over workers.
 
-        Buffers (BatchNorm's running statistics) stay each worker's own until `agree`: exchanging them in
-        every step would add a collective to it and change nothing, as rank 0's are kept either way.
+        On GPUs BatchNorm then sees the whole batch. On CPUs, where torch has no such layer, it sees each worker's
+        share, and the running statistics stay each worker's own until `average_buffers`.
         """
         if self.size == 1:
             return module
+        if self.device.type == "cuda":
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(module, gradient_as_bucket_view=True, **_BUFFERS_STAY)

@@ -1,24 +1,29 @@
-"""One epoch of training, and evaluation: sums over samples, equal for any number of workers."""
+"""One epoch of training, and scores of samples: each worker on its share, sums over all of them."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR
 
 from pipeline.errors import ShortfallError
 from pipeline.models.network import forward_batch
+from pipeline.training.checkpoint import Cursor
+from pipeline.training.descent import Descent
+from pipeline.training.draws import step_seed
 from pipeline.training.group import Group
 from pipeline.training.inputs import Inputs
-from pipeline.training.order import share
-
-Rows = NDArray[np.int64]
+from pipeline.training.ledger import Ledger
+from pipeline.training.loading import load
+from pipeline.training.order import Rows, share
 
 
 @dataclass(frozen=True)
@@ -31,96 +36,125 @@ class Samples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def targets_on(self, device: torch.device, positions: Rows) -> Tensor:
+        """int64 [n]: classes of the samples at `positions`."""
+        return torch.from_numpy(self.targets[positions]).to(device, non_blocking=True)
+
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """Means over samples: cross-entropy in nats, share of samples whose best class is right."""
+class Loss:
+    """Cross-entropy with smoothed labels (Szegedy et al. 2016, arXiv 1512.00567) and a weight for each class."""
 
-    loss: float
-    top1: float
+    smoothing: float = 0.0
+    class_weights: Tensor | None = None
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Sum over samples."""
+        return F.cross_entropy(
+            logits, targets, weight=self.class_weights, reduction="sum", label_smoothing=self.smoothing
+        )
+
+    def weight(self, targets: Tensor) -> Tensor:
+        """What the sum is divided by for a mean: the number of samples, or the weights of their classes."""
+        if self.class_weights is None:
+            return torch.tensor(float(len(targets)), device=targets.device)
+        return self.class_weights[targets].sum()
 
 
-class Descent:
-    """AdamW under one cycle: a linear warm-up over a tenth of the steps, then a cosine to zero.
+@dataclass(frozen=True, kw_only=True)
+class Stepper:
+    """What one step of training needs, the same in all of them.
 
-    Loshchilov and Hutter: arXiv 1711.05101 (decoupled weight decay), arXiv 1608.03983 (cosine).
+    `threads` gather ahead. Every `look_every` steps the loss is looked at, which waits for the device and for
+    every worker; a checkpoint may follow such a step only.
     """
 
-    def __init__(self, module: nn.Module, steps: int, rate: float, weight_decay: float) -> None:
-        warm = max(1, steps // 10)
+    model: nn.Module
+    inputs: Inputs
+    samples: Samples
+    descent: Descent
+    loss: Loss
+    group: Group
+    seed: int
+    precision: torch.dtype
+    threads: int
+    look_every: int
 
-        def factor(step: int) -> float:
-            if step < warm:
-                return (step + 1) / warm
-            return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+    def run(
+        self, batches: Sequence[Rows], cursor: Cursor, sums: Tensor, ledger: Ledger, enter: Callable[[int], None]
+    ) -> Iterator[None]:
+        """Train on global `batches` (positions in `samples`), each worker on its share, and yield after each step.
 
-        self._optimizer = torch.optim.AdamW(module.parameters(), lr=rate, weight_decay=weight_decay, fused=True)
-        self._schedule = LambdaLR(self._optimizer, factor)
+        Moves the cursor, and adds this worker's loss and hits to `sums`. Calls `enter` with the number of a
+        batch in its epoch before it is gathered. Raises ShortfallError, on all workers alike, when the loss is
+        no longer finite; no step is yielded between that and the last look at it.
+        """
+        first = cursor.batch
+        mine = [(first + number, share(one, self.group.rank, self.group.size)) for number, one in enumerate(batches)]
+        with contextlib.closing(load(self._gather(enter), mine, self.threads)) as reading:
+            for batch in batches:
+                with ledger.measure("waiting"):
+                    (_, positions), gathered = next(reading)
+                ledger.batch_arrived()
+                self._step(batch, positions, gathered, cursor, sums, ledger)
+                cursor.batch, cursor.step = cursor.batch + 1, cursor.step + 1
+                if cursor.step % self.look_every == 0 or cursor.batch == first + len(batches):
+                    self._require_finite(sums, cursor)
+                yield
 
-    def step(self, loss: Tensor) -> None:
-        """Follow the gradient of `loss` once."""
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self._schedule.step()
+    def _gather(self, enter: Callable[[int], None]) -> Callable[[tuple[int, Rows]], Tensor]:
+        def gather(numbered: tuple[int, Rows]) -> Tensor:
+            number, positions = numbered
+            enter(number)
+            return self.inputs.gather(self.samples.rows[positions])
+
+        return gather
+
+    def _step(self, batch: Rows, mine: Rows, gathered: Tensor, cursor: Cursor, sums: Tensor, ledger: Ledger) -> None:
+        torch.manual_seed(step_seed(self.seed, cursor.step, self.group.rank))
+        images = self.inputs.finish(gathered, self.samples.rows[mine], cursor.epoch, ledger)
+        with ledger.measure("compute"):
+            targets = self._targets(mine)
+            with autocast(self.group.device, self.precision):
+                logits = self.model(images)
+            losses = self.loss(logits.float(), targets)
+            # DDP averages gradients over workers; times workers, over the weight of the global batch, makes
+            # that a mean over its samples.
+            self.descent.step(losses * (self.group.size / self.loss.weight(self._targets(batch))), cursor.step)
+            sums += torch.stack([losses.detach().double(), (logits.argmax(dim=1) == targets).sum().double()])
+
+    def _targets(self, positions: Rows) -> Tensor:
+        return self.samples.targets_on(self.group.device, positions)
+
+    def _require_finite(self, sums: Tensor, cursor: Cursor) -> None:
+        total = self.group.sum(sums[:1].clone())
+        if not math.isfinite(float(total)):
+            raise ShortfallError(
+                f"the loss is not finite at step {cursor.step}, in epoch {cursor.epoch + 1}: give a smaller "
+                "--learning-rate, or --clip-norm 1"
+            )
 
 
-def train_one_epoch(
-    model: nn.Module, inputs: Inputs, samples: Samples, batches: list[Rows], epoch: int, descent: Descent, group: Group
-) -> Score:
-    """Train on global `batches` (positions in `samples`), each worker on its share.
+def autocast(device: torch.device, precision: torch.dtype) -> Any:
+    """Mixed precision where `precision` is not float32."""
+    return torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32)
 
-    Gradients are weighted by samples, so uneven shares do not bias them. Raises ShortfallError when the
-    loss is no longer finite.
+
+def predict(
+    model: nn.Module, inputs: Inputs, rows: Rows, classes: int, group: Group, threads: int = 0
+) -> tuple[Rows, Tensor]:
+    """This worker's share of `rows`: their positions among them, and logits float32 [m, classes].
+
+    No sample is padded or repeated. In float32, as published models are asked.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=group.device)
-    for batch in batches:
-        mine = share(batch, group.rank, group.size)
-        targets = _targets(samples, mine, group)
-        logits = model(inputs.batch(samples.rows[mine], epoch)).float()
-        losses = F.cross_entropy(logits, targets, reduction="sum")
-        # DDP averages gradients over workers; times workers over the global batch makes that a mean
-        # over samples.
-        descent.step(losses * (group.size / len(batch)))
-        sums += torch.stack([losses.detach(), _hits(logits, targets)]).double()
-    group.sum(sums)
-    score = _score(sums, sum(map(len, batches)))
-    if not math.isfinite(score.loss):
-        raise ShortfallError(f"the loss is not finite in epoch {epoch + 1}: give a smaller --learning-rate")
-    return score
-
-
-def predict(model: nn.Module, inputs: Inputs, rows: Rows, classes: int, group: Group) -> Tensor:
-    """Logits float32 [n, classes] of `rows`, on every worker.
-
-    Each computes its share; no sample is padded or repeated.
-    """
-    logits = torch.zeros(len(rows), classes, device=group.device)
-    mine = share(np.arange(len(rows)), group.rank, group.size)
     model.eval()
-    with torch.inference_mode():
-        size = forward_batch(group.device)
-        for start in range(0, len(mine), size):
-            part = mine[start : start + size]
-            logits[torch.from_numpy(part).to(group.device)] = model(inputs.batch(rows[part], None)).float()
-    return group.sum(logits)
-
-
-def evaluate(logits: Tensor, samples: Samples) -> Score:
-    """Score of logits [n, classes] against the samples' classes."""
-    targets = torch.from_numpy(samples.targets).to(logits.device)
-    sums = torch.stack([F.cross_entropy(logits, targets, reduction="sum"), _hits(logits, targets)])
-    return _score(sums.double(), len(samples))
-
-
-def _targets(samples: Samples, positions: Rows, group: Group) -> Tensor:
-    return torch.from_numpy(samples.targets[positions]).to(group.device)
-
-
-def _hits(logits: Tensor, targets: Tensor) -> Tensor:
-    return (logits.argmax(dim=1) == targets).sum()
-
-
-def _score(sums: Tensor, count: int) -> Score:
-    loss, hits = (float(value) / count for value in sums)
-    return Score(loss=loss, top1=hits)
+    mine = share(np.arange(len(rows)), group.rank, group.size)
+    size = forward_batch(group.device)
+    parts = [mine[start : start + size] for start in range(0, len(mine), size)]
+    unmeasured = Ledger(group.device)
+    found: list[Tensor] = []
+    reading = load(lambda part: inputs.gather(rows[part]), parts, threads)
+    with contextlib.closing(reading), torch.no_grad():
+        for part, gathered in reading:
+            found.append(model(inputs.finish(gathered, rows[part], None, unmeasured)).float())
+    return mine, torch.cat(found) if found else torch.zeros(0, classes, device=group.device)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.training.draws import generator
 
 Rows = NDArray[np.int64]
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> Rows:
-    """A permutation of range(samples), a function of (seed, epoch) alone."""
-    key = int.from_bytes(hashlib.sha256(f"order:{seed}:{epoch}".encode()).digest()[:16], "big")
-    return np.random.Generator(np.random.Philox(key=key)).permutation(samples)
+def epoch_order(shards: Rows, seed: int, epoch: int, window: int) -> tuple[Rows, Rows]:
+    """The order of one epoch: shards shuffled, then samples within every `window` of them.
+
+    `shards` int [n] is each sample's shard. Returns the order, a permutation of range(n), and the number of
+    the window that each place of it falls into, rising. A function of its arguments alone: who reads it
+    needs no more than two windows of shards at hand.
+    """
+    draw = generator(seed, epoch, "order")
+    present, of_sample = np.unique(shards, return_inverse=True)
+    place = np.empty(len(present), dtype=np.int64)
+    place[draw.permutation(len(present))] = np.arange(len(present)) // window
+    windows = place[of_sample]
+    order: Rows = np.lexsort((draw.random(len(shards)), windows))
+    return order, windows[order]
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
@@ -29,11 +39,3 @@ def global_batches(order: Rows, batch_size: int) -> list[Rows]:
 def share(batch: Rows, rank: int, workers: int) -> Rows:
     """The part of a global batch that one worker computes; the parts' union is the batch."""
     return batch[rank::workers]
-
-
-def coin(seed: int, epoch: int, sample_ids: list[str], salt: str) -> NDArray[np.bool_]:
-    """One fair coin per sample: a function of (seed, epoch, sample_id) alone, not of batch or worker."""
-    return np.array(
-        [hashlib.sha256(f"{salt}:{seed}:{epoch}:{one}".encode()).digest()[0] & 1 for one in sample_ids],
-        dtype=bool,
-    )

@@ -20,7 +20,9 @@ from pipeline.labelling.output import REJECTS
 from pipeline.report.page import LabelledArchive, comparison_page, run_page
 from pipeline.storage.store import open_store
 from pipeline.training.group import Group
-from pipeline.training.job import plan_training, publish, train
+from pipeline.training.job import train
+from pipeline.training.publishing import publish
+from pipeline.training.task import plan_training
 from pipeline.work import InlineExecutor
 from tests.conftest import jpeg
 

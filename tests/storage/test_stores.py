@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ChangedError, ForbiddenError, IntegrityError, NotFoundError, RequestError, StorageError
+from pipeline.storage.cache import Cache, local_copy
 from pipeline.storage.commit import (
     UnitMarker,
     commit_unit,
@@ -22,7 +23,7 @@ from pipeline.storage.commit import (
     require_put_if_absent,
 )
 from pipeline.storage.etags import BodyCheck
-from pipeline.storage.objects import ObjectRef, get_object, local_copy, put_object
+from pipeline.storage.objects import ObjectRef, get_object, put_object
 from pipeline.storage.store import Buffer, ObjectInfo, Store, normalise, open_store
 from pipeline.storage.walking import Walk
 
@@ -169,13 +170,13 @@ def test_a_unit_committed_twice_keeps_its_first_marker(store: Store) -> None:
 def test_bytes_that_are_not_the_committed_ones_are_refused(store: Store, tmp_path: Path) -> None:
     ref = put_object(store, "shards/u-{hash}.arrow", b"pixels", 1)
     assert get_object(store, ref) == b"pixels"
-    assert local_copy(store, ref, tmp_path / "cache").read_bytes() == b"pixels"
+    assert local_copy(store, ref, Cache(tmp_path / "cache")).read_bytes() == b"pixels"
     store.delete(ref.path)
     store.put_if_absent(ref.path, b"pixelz")
     with pytest.raises(IntegrityError, match="not what was committed"):
         get_object(store, ref)
     with pytest.raises(IntegrityError):
-        local_copy(store, ref, tmp_path / "another cache")
+        local_copy(store, ref, Cache(tmp_path / "another cache"))
 
 
 def test_locations_are_written_one_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,50 +10,55 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.multiprocessing.spawn import start_processes
 
-from pipeline.config import TrainConfig
 from pipeline.dataset.tables import from_parquet
 from pipeline.errors import RequestError, ShortfallError
 from pipeline.models.network import build_network
 from pipeline.models.weights import find_weights, load_weights
 from pipeline.storage.store import open_store
+from pipeline.training.draws import uniform
 from pipeline.training.group import Group
-from pipeline.training.job import TrainOutcome, plan_training, read_outcome, train
-from pipeline.training.order import coin, epoch_order, global_batches, share
+from pipeline.training.job import train
+from pipeline.training.order import epoch_order, global_batches, share
+from pipeline.training.publishing import read_outcome
+from pipeline.training.task import plan_training
 from tests.conftest import Trained
-from tests.servers import free_port
+from tests.training.runs import config, run, run_on
 
 
-@given(st.integers(1, 300), st.integers(2, 40), st.integers(1, 5), st.integers(0, 3))
-def test_the_workers_shares_are_the_epoch_exactly_once(samples: int, batch: int, workers: int, epoch: int) -> None:
-    batches = global_batches(epoch_order(samples, 1, epoch), batch)
+@given(st.integers(1, 300), st.integers(2, 40), st.integers(1, 5), st.integers(0, 3), st.integers(1, 9))
+def test_the_workers_shares_are_the_epoch_exactly_once(
+    samples: int, batch: int, workers: int, epoch: int, window: int
+) -> None:
+    shards = np.arange(samples) // 7
+    order, windows = epoch_order(shards, 1, epoch, window)
+    assert sorted(order) == list(range(samples))
+    assert (np.diff(windows) >= 0).all()
+    for number in np.unique(windows):
+        assert len(np.unique(shards[order[windows == number]])) <= window, "what is shuffled together fits the window"
+    batches = global_batches(order, batch)
     assert max(map(len, batches)) <= batch
     assert max(map(len, batches)) - min(map(len, batches)) <= 1
     seen = [row for one in batches for rank in range(workers) for row in share(one, rank, workers)]
     assert sorted(seen) == list(range(samples))
 
 
-def test_order_and_coins_are_functions_of_seed_and_epoch_alone() -> None:
-    np.testing.assert_array_equal(epoch_order(50, 3, 1), epoch_order(50, 3, 1))
-    assert (epoch_order(50, 3, 1) != epoch_order(50, 3, 2)).any()
-    assert (epoch_order(50, 3, 1) != epoch_order(50, 4, 1)).any()
-    ids = [f"sample-{number}" for number in range(2000)]
-    heads = coin(0, 0, ids, "flip")
-    assert abs(heads.mean() - 0.5) < 0.05
-    assert coin(0, 0, ids[7:9], "flip").tolist() == heads[7:9].tolist()
-    assert (coin(0, 1, ids, "flip") != heads).any()
+def test_order_and_draws_are_functions_of_seed_and_epoch_alone() -> None:
+    shards = np.repeat(np.arange(5), 10)
 
+    def order(seed: int, epoch: int, window: int = 2) -> list[int]:
+        return list(epoch_order(shards, seed, epoch, window)[0])
 
-def config(trained: Trained, models: Path, **options: Any) -> TrainConfig:
-    values: dict[str, Any] = {
-        "backbone": "small_cnn", "regime": "scratch", "weights": "none", "input_size": 64, "epochs": 3, "batch_size": 8,
-    }  # fmt: skip
-    return TrainConfig(dataset=trained.dataset, models=str(models), **{**values, **options})
-
-
-def run(configuration: TrainConfig) -> TrainOutcome:
-    return train(plan_training(configuration, "run"), Group())
+    assert order(3, 1) == order(3, 1)
+    assert len({tuple(one) for one in (order(3, 1), order(3, 2), order(4, 1), order(3, 1, 5))}) == 4
+    keys = np.random.default_rng(0).integers(0, 2**63, 20_000, dtype=np.uint64)
+    drawn = uniform(keys, 0, 0, "flip")
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    assert np.abs(np.histogram(drawn, 20, (0, 1))[0] - 1000).max() < 150, "evenly spread"
+    assert abs(np.corrcoef(drawn, uniform(keys, 0, 1, "flip"))[0, 1]) < 0.03
+    np.testing.assert_array_equal(uniform(keys[7:9], 0, 0, "flip"), drawn[7:9])
+    for other in (uniform(keys, 1, 0, "flip"), uniform(keys, 0, 1, "flip"), uniform(keys, 0, 0, "zoom")):
+        assert (other != drawn).mean() > 0.99
 
 
 def test_a_small_network_learns_its_classes(trained: Trained, tmp_path: Path) -> None:
@@ -122,26 +125,10 @@ def test_full_moves_weights_and_statistics(trained: Trained, tmp_path: Path) -> 
     assert {"weight", "bias", "running_mean", "running_var"} <= moved
 
 
-def _worker(rank: int, size: int, port: int, configuration: TrainConfig, target: str) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
-    task = plan_training(dataclasses.replace(configuration, models=target), "run")
-    train(task, Group())
-    dist.destroy_process_group()
-
-
-def _on(workers: int, configuration: TrainConfig, target: Path) -> TrainOutcome:
-    spawn: Callable[..., Any] = start_processes
-    spawn(_worker, args=(workers, free_port(), configuration, str(target)), nprocs=workers, start_method="spawn")
-    return read_outcome(plan_training(dataclasses.replace(configuration, models=str(target)), "run"))
-
-
 def test_two_workers_compute_what_one_does(trained: Trained, tmp_path: Path) -> None:
     """VGG without dropout or BatchNorm in reach: cut at its convolutions, on sizes not divisible by two."""
     configuration = config(trained, tmp_path, backbone="squeezenet1_1", cut="features.5", epochs=2, batch_size=9)
-    one, two = (_on(workers, configuration, tmp_path / str(workers)) for workers in (1, 2))
+    one, two = (run_on(workers, configuration, tmp_path / str(workers)) for workers in (1, 2))
     for row, other in zip(one.history, two.history, strict=True):
         assert row["train"]["loss"] == pytest.approx(other["train"]["loss"], rel=1e-4)
         assert row["val"]["loss"] == pytest.approx(other["val"]["loss"], rel=1e-4)

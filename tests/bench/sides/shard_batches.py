@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.config import TrainConfig
 from pipeline.dataset.reading import Dataset, open_dataset
+from pipeline.training.loading import ShardWindows, load
 from pipeline.training.order import epoch_order, global_batches
 from tests.bench.epochs import Epoch, Pixels, measure_each
 
@@ -23,8 +25,9 @@ Batches = Iterator[tuple[list[int], Pixels]]
 
 def our_batches(dataset: Dataset, seed: int, epoch: int, batch_size: int) -> Iterator[tuple[Rows, Pixels]]:
     """The one place that knows how training reads: rows of the index, and their pixels."""
-    for rows in global_batches(epoch_order(len(dataset.index), seed, epoch), batch_size):
-        yield rows, dataset.read(rows)
+    windows = ShardWindows.of(dataset, np.arange(len(dataset.index)), TrainConfig.window_mb * 2**20)
+    order, _ = epoch_order(windows.shards, seed, epoch, windows.size)
+    yield from load(dataset.read, global_batches(order, batch_size), threads=0)
 
 
 def afinar(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
@@ -46,7 +49,8 @@ def gather(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
     epochs = count()
 
     def epoch() -> Batches:
-        for rows in global_batches(epoch_order(len(pixels), SEED, next(epochs)), request["batch"]):
+        order, _ = epoch_order(np.zeros(len(pixels), np.int64), SEED, next(epochs), window=1)
+        for rows in global_batches(order, request["batch"]):
             images = np.take(pixels, rows, axis=0) if options["how"] == "take" else pixels[rows]
             yield rows.tolist(), np.asarray(images)
 

@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from pipeline.config import TrainConfig
 from pipeline.training.group import Group
-from pipeline.training.job import plan_training, train
+from pipeline.training.job import train
+from pipeline.training.task import plan_training
 
 
 def main(request: dict[str, Any]) -> None:

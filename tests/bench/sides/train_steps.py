@@ -26,7 +26,8 @@ from pipeline.models.network import build_network, prepare
 from pipeline.models.versions import Architecture
 from pipeline.pictures.contract import InputView
 from pipeline.training.group import Group
-from pipeline.training.job import plan_training, train
+from pipeline.training.job import train
+from pipeline.training.task import plan_training
 
 SKIP = 2
 VIEW = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -98,13 +99,14 @@ def watch(request: dict[str, Any]) -> Watch:
 def train_on_dataset(request: dict[str, Any]) -> list[dict[str, Any]]:
     """THE ADAPTER: the one place that knows how the job is told what to do. The run's history, a row for each epoch.
 
-    The pictures are flipped in either regime: without augmentation the frozen one would keep features instead of
-    passing pictures through the network.
+    The frozen regime flips its pictures: without augmentation it would keep features instead of passing pictures
+    through the network.
     """
     config = TrainConfig(
         dataset=request["dataset"], models=request["models"], backbone=request["backbone"],
         weights=_weights(request), regime=request["regime"], input_size=request["size"], epochs=request["epochs"],
-        batch_size=request["batch"], augment="flip", precision=request["precision"],
+        batch_size=request["batch"], augment="flip" if request["regime"] == "frozen" else "none",
+        precision=request["precision"],
     )  # fmt: skip
     run = f"bench-{time.time_ns()}"
     train(plan_training(config, run), Group(request["device"]))
