@@ -9,6 +9,7 @@ from jobs.command_line import parse
 from jobs.records import new_run, table
 from pipeline.config import TrainConfig, check_train
 from pipeline.models.catalogue import require_backbone
+from pipeline.models.versions import ModelVersion
 
 EXAMPLE = "afinar train dataset/ models/ --backbone resnet18 --regime full --epochs 5"
 
@@ -36,6 +37,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     from pipeline.execution.train import train_on_ray
 
     version, outcome, seconds = train_on_ray(task)
+    _write_report(task.config, version)
     return {
         "model": f"{open_store(config.models).root}@{version.id}",
         "version": version.version,
@@ -49,8 +51,24 @@ def run(config: TrainConfig) -> dict[str, Any]:
         "weights": version.lineage["weights"],
         "architecture": asdict(version.architecture),
         "run": open_store(config.models).uri(version.lineage["run"]),
+        "report": open_store(config.models).uri(f"{version.lineage['run']}/report.html"),
         "seconds": round(seconds, 1),
     }
+
+
+def _write_report(config: TrainConfig, version: ModelVersion) -> None:
+    from pipeline.dataset.reading import open_dataset
+    from pipeline.evaluation.comparison import read_run
+    from pipeline.report.page import run_page
+    from pipeline.storage.store import open_store
+
+    store = open_store(config.models)
+    learned = version.lineage["dataset"]
+    dataset = open_dataset(learned["uri"], version=learned["version"])
+    page = run_page(
+        f"{version.architecture.backbone}, {version.regime}: model {version.id}", dataset, read_run(store, version)
+    )
+    store.put_if_absent(f"{version.lineage['run']}/report.html", page.encode())
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -70,7 +88,7 @@ def describe(summary: dict[str, Any]) -> str:
     for split, score in summary["metrics"].items():
         rows.append((split, f"top-1 {score['top1']:.1%}, loss {score['loss']:.3f}, macro F1 {score['macro_f1']:.3f}"))
     rows += [
-        ("run", summary["run"]),
+        ("report", summary["report"]),
         (
             "time",
             f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, {summary['stall_fraction']:.1%} waiting for data",

@@ -54,6 +54,9 @@ def _run_workers(task: TrainTask) -> None:
         scaling = _scaling(config)
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every line twice
         os.environ.setdefault(
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1"
+        )  # how soon a lost worker is noticed; 2 by default
+        os.environ.setdefault(
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(min(_GROUP_START_S, config.start_timeout_s))
         )
         trainer = TorchTrainer(
@@ -124,7 +127,7 @@ def _worker(config: dict[str, Any]) -> None:
     _use_own_cores()
     group = Group(get_device())
     try:
-        train(task, group, on_epoch=lambda row: ray.train.report({"epoch": row["epoch"], **row["val"]}))
+        train(task, group)  # reports nothing to Ray Train: that costs 2 s each time, and the run's folder has it all
     except AfinarError as error:
         record_failure(store, task.run, error)
         # All workers alike come to these, so none waits for another; else the others are to be ended.

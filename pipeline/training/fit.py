@@ -22,7 +22,6 @@ from pipeline.training.scores import Score, score
 from pipeline.work import say
 
 _TELL_EVERY_S = 10.0
-OnEpoch = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +29,7 @@ class Fit:
     """One training from its newest checkpoint, or its beginning, to its last epoch.
 
     `module` is what is trained, `set_training` puts it into training mode; `windows` says where its samples lie.
+    Rank 0 hands each row of the history to `record`.
     """
 
     config: TrainConfig
@@ -41,7 +41,7 @@ class Fit:
     validation: Samples
     checkpoints: Checkpoints
     audit: Audit
-    on_epoch: OnEpoch
+    record: Callable[[dict[str, Any]], None]
 
     def run(self) -> Cursor:
         """Train; afterwards the descent's `result` is the best epoch's, on every worker."""
@@ -129,13 +129,13 @@ class Fit:
         cursor.best = ranked[: self.config.keep_best]
         if weights is not None:
             self._save(cursor, weights)
+            self.record(row)
             train, val, ledger = row["train"], row["val"], row["ledger"]
             say(
                 f"{self.config.regime} epoch {cursor.epoch}/{self.config.epochs}: train loss {train['loss']:.3f}, "
                 f"validation loss {val['loss']:.3f}, top-1 {val['top1']:.1%}, {row['seconds']:.1f} s, "
                 f"of which waiting for data {ledger['waiting_s']:.1f}"
             )
-        self.on_epoch(row)
 
     def _save(self, cursor: Cursor, weights: ObjectRef | None = None) -> None:
         descent = self.stepper.descent

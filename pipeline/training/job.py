@@ -21,7 +21,7 @@ from pipeline.storage.store import open_store
 from pipeline.training.audit import Audit
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.descent import Descent
-from pipeline.training.fit import Fit, OnEpoch
+from pipeline.training.fit import Fit
 from pipeline.training.group import Group
 from pipeline.training.inputs import FeatureInputs, Inputs, PixelInputs
 from pipeline.training.loading import ShardWindows, readers
@@ -30,16 +30,17 @@ from pipeline.training.order import steps_per_epoch
 from pipeline.training.publishing import Answers, TrainOutcome, read_outcome, write_outcome
 from pipeline.training.scores import fit_temperature, score
 from pipeline.training.task import TrainTask, labelled_samples
+from pipeline.training.tensorboard import put_event_file
 from pipeline.work import say
 
 _LOOK_EVERY: Final = 20
 
 
-def train(task: TrainTask, group: Group, on_epoch: OnEpoch = lambda _: None) -> TrainOutcome:
+def train(task: TrainTask, group: Group) -> TrainOutcome:
     """Train, keep the best epoch by validation, evaluate it on test once, write weights and golden samples.
 
     Every worker of the group calls this; only rank 0 writes. A run that has a checkpoint goes on from it, with any
-    number of workers. `on_epoch` gets each row of the history.
+    number of workers.
     """
     finished = read_outcome(task)
     if finished is not None:
@@ -55,7 +56,7 @@ def train(task: TrainTask, group: Group, on_epoch: OnEpoch = lambda _: None) -> 
     module, inputs = _inputs(task, network, dataset, samples, group)
     steps = config.epochs * steps_per_epoch(len(samples["train"]), config.batch_size)
     descent = Descent(module, parameter_groups(network, config.weight_decay, config.layer_decay), config, steps)
-    checkpoints = Checkpoints(open_store(config.models), task.run, task.fingerprint)
+    store = open_store(config.models)
     stepper = Stepper(
         model=_wrapped(module, config, group),
         inputs=inputs,
@@ -76,9 +77,9 @@ def train(task: TrainTask, group: Group, on_epoch: OnEpoch = lambda _: None) -> 
         stepper=stepper,
         windows=ShardWindows.of(dataset, samples["train"].rows, window),
         validation=samples["validation"],
-        checkpoints=checkpoints,
+        checkpoints=Checkpoints(store, task.run, task.fingerprint),
         audit=Audit(config.audit, task.run, group),
-        on_epoch=on_epoch,
+        record=functools.partial(put_event_file, store, task.run),
     )
     cursor = fit.run()
     outcome = TrainOutcome(

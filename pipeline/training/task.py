@@ -11,12 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import NAMED_WEIGHTS, TrainConfig, as_dict, fingerprint
+from pipeline.config import NAMED_WEIGHTS, TrainConfig, as_dict, fingerprint, trainable_stages
 from pipeline.dataset.reading import Dataset, open_dataset
 from pipeline.dataset.schema import SPLITS
 from pipeline.errors import RequestError
-from pipeline.models.backbones import check_cut
+from pipeline.models.backbones import check_cut, weightless
 from pipeline.models.catalogue import require_backbone
+from pipeline.models.network import build_network
+from pipeline.models.stages import freeze
 from pipeline.models.versions import Architecture
 from pipeline.models.weights import find_weights, normalisation
 from pipeline.pictures.contract import InputView
@@ -89,8 +91,16 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
         weights_source=source.name if source else None,
         run=run,
     )  # fmt: skip
+    _require_network(task.architecture, config.regime)
     labelled_samples(dataset, task)  # an empty split is found now, not by a worker
     return _claim(store, replace(task, fingerprint=_fingerprint(task)))
+
+
+def _require_network(architecture: Architecture, regime: str) -> None:
+    """Build it without weights, so that an impossible size or stage is found now, not by a worker."""
+    with weightless(architecture.backbone):
+        network, _ = build_network(architecture)
+        freeze(network, trainable_stages(regime))
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

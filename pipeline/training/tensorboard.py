@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pipeline.storage.store import Store
 from pipeline.work import say
 
 
@@ -29,6 +30,13 @@ def event_file(row: dict[str, Any], run: str) -> bytes | None:
                     writer.add_scalar(name, value, global_step=row["epoch"])
         (written,) = Path(folder).iterdir()
         return written.read_bytes()
+
+
+def put_event_file(store: Store, run: str, row: dict[str, Any]) -> None:
+    """Put an epoch's event file into the run's folder, where TensorBoard finds it while the training goes on."""
+    data = event_file(row, run)
+    if data is not None:
+        store.put_if_absent(f"runs/{run}/tensorboard/events.out.tfevents.{row['epoch']:06d}.afinar", data)
 
 
 def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -23,16 +23,16 @@ from tests.conftest import SCRIPTS, Trained, afinar
 from tests.training.runs import config, run_on, steps_of, wait_for_step
 
 INTERVAL = 7
-STEPS = 84
+STEPS = 168
 FLAGS = (
-    "--backbone squeezenet1_1 --cut features.5 --regime scratch --weights none --input-size 64 --epochs 12 "
+    "--backbone squeezenet1_1 --cut features.5 --regime scratch --weights none --input-size 112 --epochs 24 "
     f"--batch-size 9 --checkpoint-steps {INTERVAL} --cores-per-worker 1"
 ).split()
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A training of 84 steps by two workers to whom nothing happened."""
+    """A training of 168 steps by two workers to whom nothing happened."""
 
     config: TrainConfig
     outcome: TrainOutcome
@@ -44,7 +44,7 @@ def undisturbed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> I
     """Without Ray, which must change nothing either. No BatchNorm, no dropout before this cut."""
     folder = tmp_path_factory.mktemp("undisturbed")
     plain = config(
-        trained, folder / "models", backbone="squeezenet1_1", cut="features.5", epochs=12, batch_size=9,
+        trained, folder / "models", backbone="squeezenet1_1", cut="features.5", epochs=24, input_size=112, batch_size=9,
         checkpoint_steps=INTERVAL, cores_per_worker=1, audit=str(folder / "audit"),
     )  # fmt: skip
     outcome = run_on(2, plain, folder / "models")
@@ -107,7 +107,7 @@ def test_a_raylet_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "tests.cluster.train_raylets", json.dumps(dataclasses.asdict(disturbed))]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    said = json.loads(done.stdout.splitlines()[-1])
+    (said,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
     assert said["alive"] == 3, "the head and two of three nodes"
     _, version = find_model(f"{tmp_path / 'models'}@1")
     require_same(undisturbed, tmp_path, {"metrics": {k: version.metrics[k] for k in ("val", "test")}})
