@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ class Dataset:
         self.view = StoredView.from_dict(manifest.preprocessing)
         self._cache = cache or Cache()
         self._mapped: OrderedDict[int, MappedShard] = OrderedDict()
+        self._mapping = Lock()
 
     @cached_property
     def index(self) -> pa.Table:
@@ -74,7 +76,7 @@ class Dataset:
         return places
 
     def read(self, rows: Sequence[int] | NDArray[np.int64]) -> Pixels:
-        """Gather the pixels of `rows` (positions in `index`): uint8 [n, size, size, 3], in that order.
+        """Gather the pixels of `rows` (positions in `index`): uint8 [n, size, size, 3], in that order. Thread-safe.
 
         Shards are memory-mapped; a remote one is fetched once per machine, into a bounded cache. Raises
         IntegrityError when a shard's bytes are not those that were committed.
@@ -92,13 +94,12 @@ class Dataset:
         local_copy(self.store, self.shards[shard], self._cache)
 
     def _map(self, shard: int) -> MappedShard:
-        found = self._mapped.get(shard)
-        if found is None:
-            found = self._mapped[shard] = MappedShard(
-                local_copy(self.store, self.shards[shard], self._cache), self.view
-            )
-            self._let_go()
-        return found
+        with self._mapping:
+            if shard not in self._mapped:
+                path = local_copy(self.store, self.shards[shard], self._cache)
+                self._mapped[shard] = MappedShard(path, self.view)
+                self._let_go()
+            return self._mapped[shard]
 
     def _let_go(self) -> None:
         """Unmap the oldest cached shards: an evicted file takes space for as long as it is mapped."""

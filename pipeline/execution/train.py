@@ -130,8 +130,8 @@ def _worker(config: dict[str, Any]) -> None:
         train(task, group)  # reports nothing to Ray Train: that costs 2 s each time, and the run's folder has it all
     except AfinarError as error:
         record_failure(store, task.run, error)
-        # All workers alike come to these, so none waits for another; else the others are to be ended.
-        if group.size > 1 and not isinstance(error, RequestError | ShortfallError):
+        # All workers come to a shortfall at once; of other errors the rest may know nothing, and are to be ended.
+        if group.size > 1 and not isinstance(error, ShortfallError):
             raise
     except Exception as error:
         error.add_note(f"on rank {group.rank}")

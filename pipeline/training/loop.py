@@ -54,11 +54,9 @@ class Loss:
             logits, targets, weight=self.class_weights, reduction="sum", label_smoothing=self.smoothing
         )
 
-    def weight(self, targets: Tensor) -> Tensor:
+    def weight(self, targets: Tensor) -> Tensor | int:
         """What the sum is divided by for a mean: the number of samples, or the weights of their classes."""
-        if self.class_weights is None:
-            return torch.tensor(float(len(targets)), device=targets.device)
-        return self.class_weights[targets].sum()
+        return len(targets) if self.class_weights is None else self.class_weights[targets].sum()
 
 
 @dataclass(frozen=True, kw_only=True)

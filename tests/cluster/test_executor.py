@@ -8,9 +8,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from pipeline.errors import ModelError, RequestError
+from pipeline.errors import ModelError, RequestError, ShortfallError
 from pipeline.execution.executor import RayExecutor
+from pipeline.execution.session import request_room
+from pipeline.execution.train import _first_failure
 
 
 def double(number: int) -> int:
@@ -67,3 +71,25 @@ def make_die_once() -> Callable[[Path], str]:
 def test_a_worker_that_dies_is_replaced_and_its_unit_done(local_ray: None, tmp_path: Path) -> None:
     assert sorted(RayExecutor(None).run(die_once, [tmp_path / "a", tmp_path / "b"])) == ["a", "b"]
     assert sorted(RayExecutor(None).run_with_state(make_die_once, [tmp_path / "c", tmp_path / "d"])) == ["c", "d"]
+
+
+def test_a_cluster_without_room_is_not_waited_for_without_end(local_ray: None) -> None:
+    assert request_room({"CPU": 1}, 2, "a cluster's", 60.0, 0.1)
+    assert not request_room({"CPU": 2}, 2, "a cluster's", 1.0, 0.1)
+    assert not request_room({"CPU": 1, "GPU": 1}, 1, None, 60.0, 0.1), "this machine alone will not grow"
+
+
+def test_the_failure_that_came_first_is_shown_with_its_traceback() -> None:
+    """When one worker fails the others follow, as their connections break."""
+
+    def failed(error: Exception, at: float) -> Exception:
+        error.failed_at = at  # type: ignore[attr-defined]
+        return UserExceptionWithTraceback(error, f"Traceback: {error!r} was raised here")
+
+    failures = {0: failed(RuntimeError("Connection reset by peer"), 2.0), 1: failed(KeyError("label"), 1.0)}
+    first = _first_failure(WorkerGroupError("two failed", failures))
+    assert isinstance(first, KeyError)
+    assert "KeyError('label') was raised here" in "".join(first.__notes__)
+    lost = _first_failure(ControllerError(TimeoutError("no workers")))
+    assert isinstance(lost, ShortfallError)
+    assert "no workers" in str(lost)

@@ -86,6 +86,7 @@ def test_a_worker_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     assert "going on from step 14" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_the_driver_is_killed_and_its_command_run_again(undisturbed: Undisturbed, tmp_path: Path) -> None:
     words = [str(SCRIPTS / "afinar"), "train", undisturbed.config.dataset, "models", *FLAGS, "--audit", "audit"]
     with (tmp_path / "log").open("wb") as log:
@@ -114,6 +115,7 @@ def test_a_raylet_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     assert replayed(undisturbed, tmp_path)
 
 
+@pytest.mark.slow
 def test_fewer_workers_go_on_where_the_cluster_shrinks(undisturbed: Undisturbed, tmp_path: Path) -> None:
     """Elastic: of three one-core nodes one dies, and the two workers that are left take the whole batch."""
     disturbed = dataclasses.replace(
@@ -134,9 +136,3 @@ def test_an_error_that_would_come_again_is_not_tried_again(trained: Trained, tmp
     assert "the loss is not finite at step" in json.loads(done.stdout)["error"]
     assert done.stderr.count("the loss is not finite") == 1
     assert not (tmp_path / "models" / "versions").exists()
-
-
-def test_what_all_workers_find_wrong_is_said_once(trained: Trained, tmp_path: Path) -> None:
-    done = train(tmp_path, trained.dataset, "--workers", "2", "--batch-size", "3")
-    assert done.returncode == 2
-    assert "at least 2 samples each" in json.loads(done.stdout)["error"]

@@ -51,7 +51,13 @@ def without_times(outcome: TrainOutcome) -> Any:
 
 OPTIONS: list[dict[str, Any]] = [
     {},
-    {"optimizer": "sgd", "ema": 0.9, "schedule": "linear", "augment": "flip,rotate:20,brightness:0.2"},
+    {
+        "optimizer": "sgd",
+        "ema": 0.9,
+        "schedule": "linear",
+        "augment": "flip,rotate:20,brightness:0.2",
+        "precision": "bfloat16",
+    },
     {"optimizer": "rmsprop", "clip_norm": 1.0, "label_smoothing": 0.1, "class_weights": "balanced"},
     {"optimizer": "adam", "backbone": "efficientnet_lite0", "regime": "last:2", "weights": "imagenet", "epochs": 1},
 ]

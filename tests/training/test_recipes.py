@@ -1,0 +1,121 @@
+"""The courses' recipes on real pictures: they train, are evaluated, and are the same when loaded again elsewhere.
+
+ImageNet's weights are out of reach here, so backbones have random ones from a file; sizes are what a CPU can do.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import conformal_clip_data
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline import open_model
+from pipeline.config import IngestConfig, TrainConfig, load_recipe
+from pipeline.ingest.job import Ingest
+from pipeline.models.backbones import check_cut
+from pipeline.models.network import build_network
+from pipeline.models.versions import Architecture
+from pipeline.training.group import Group
+from pipeline.training.job import train
+from pipeline.training.publishing import publish
+from pipeline.training.task import plan_training
+from pipeline.work import InlineExecutor
+from tests.models.test_network import RECIPES, by_hand, dense
+
+EACH = 45  # pictures of a class
+
+COURSES = {
+    "vgg16-flatten.toml": {"input_size": 64, "epochs": 2},
+    "vgg16-fc2.toml": {"input_size": 64, "epochs": 3},
+    "resnet50-extractor.toml": {"input_size": 96, "epochs": 3},
+    "mobilenet-extractor.toml": {"input_size": 96, "epochs": 3},
+    "inception-mixed6e.toml": {"epochs": 3},
+    "train-scratch.toml": {"input_size": 96, "epochs": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def fabric(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of photographs of fabric in two classes, whole and with a defect all over."""
+    folder = tmp_path_factory.mktemp("fabric")
+    for name in ("global", "nominal"):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for path in sorted((Path(conformal_clip_data.textile_simulated_root()) / name).iterdir())[:EACH]:
+            shutil.copy2(path, folder / "pictures" / name)
+    config = IngestConfig(source=str(folder / "pictures"), dataset=str(folder / "dataset"), size=150)
+    summary = Ingest(config, InlineExecutor()).run()
+    assert summary.samples == 2 * EACH
+    return str(folder / "dataset")
+
+
+def random_weights(config: TrainConfig, folder: Path) -> str:
+    """What a file of weights for the recipe's backbone looks like."""
+    size = config.input_size or 224
+    cut = check_cut(config.backbone, config.cut, size)
+    torch.manual_seed(0)
+    network, _ = build_network(
+        Architecture(backbone=config.backbone, cut=cut, head="linear", input_size=size, classes=2, pool=config.pool)
+    )
+    path = folder / f"{config.backbone}.safetensors"
+    save_file(network.backbone.state_dict(), path)
+    return str(path)
+
+
+def expected_parameters(name: str) -> tuple[int, int]:
+    """As counted by hand, at the size used here."""
+    total, trained = by_hand(name, 2)
+    if name == "vgg16-flatten.toml":  # 64 px leave 2 x 2 places of 7 x 7
+        smaller = dense(512 * 7 * 7, 2) - dense(512 * 2 * 2, 2)
+    elif name == "train-scratch.toml":  # 96 px leave 4 x 4 of 12 x 12
+        smaller = dense(12 * 12 * 32, 256) - dense(4 * 4 * 32, 256)
+    else:
+        smaller = 0
+    return total - smaller, trained - smaller
+
+
+PROBE = """
+import json, sys
+import numpy as np
+from pipeline import open_model
+model = open_model(sys.argv[1])
+print(json.dumps(model(np.load(sys.argv[2])).tolist()))
+"""
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_a_courses_recipe_trains_and_is_the_same_in_another_process(name: str, fabric: str, tmp_path: Path) -> None:
+    changed: dict[str, Any] = {**COURSES[name], "batch_size": 16}
+    config = TrainConfig(
+        **{**load_recipe(TrainConfig, str(RECIPES / name)), "dataset": fabric, "models": str(tmp_path / "m"), **changed}
+    )
+    if config.weights != "none":
+        config = replace(config, weights=random_weights(config, tmp_path))
+    task = plan_training(config, "run")
+    outcome = train(task, Group())
+    assert (outcome.params_total, outcome.params_trainable) == expected_parameters(name)
+    assert len(outcome.history) == config.epochs
+    test = outcome.metrics["test"]
+    assert test["samples"] >= 8
+    assert 0 <= test["top1"] <= 1
+    assert test["auroc"] is not None
+
+    version = publish(task, outcome, 1.0)
+    images = np.random.default_rng(0).integers(0, 256, (5, 150, 150, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    spec = f"{tmp_path / 'm'}@{version.id}"
+    words = [sys.executable, "-c", PROBE, spec, str(tmp_path / "images.npy")]
+    elsewhere = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    here = open_model(spec)(images)
+    np.testing.assert_allclose(here.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(np.array(elsewhere, dtype=np.float32), here)
+    shutil.rmtree(tmp_path / "m")  # half a gigabyte of VGG16
