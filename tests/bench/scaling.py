@@ -33,7 +33,7 @@ TRAIN: Final = 256
 EPOCHS: Final = 4
 FLAGS: Final = {
     "backbone": "resnet18", "weights": "none", "regime": "full", "input-size": SIZE, "epochs": EPOCHS,
-    "precision": "float32", "seed": 7,
+    "precision": "float32", "cores-per-worker": 1, "seed": 7,
 }  # fmt: skip
 ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 

@@ -102,15 +102,16 @@ def train_on_dataset(request: dict[str, Any]) -> list[dict[str, Any]]:
     The frozen regime flips its pictures: without augmentation it would keep features instead of passing pictures
     through the network.
     """
+    run = f"bench-{time.time_ns()}"
+    models = Path(request["models"], run)  # of its own: elsewhere it would take up the last run, which nobody published
     config = TrainConfig(
-        dataset=request["dataset"], models=request["models"], backbone=request["backbone"],
+        dataset=request["dataset"], models=str(models), backbone=request["backbone"],
         weights=_weights(request), regime=request["regime"], input_size=request["size"], epochs=request["epochs"],
         batch_size=request["batch"], augment="flip" if request["regime"] == "frozen" else "none",
         precision=request["precision"],
     )  # fmt: skip
-    run = f"bench-{time.time_ns()}"
     train(plan_training(config, run), Group(request["device"]))
-    lines = Path(request["models"], "runs", run, "history.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (models / "runs" / run / "history.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
