@@ -24,6 +24,8 @@ Epoch = Callable[[], Iterator[tuple[Sequence[int], Any]]]
 GRID = 8
 _PAGE = 4096
 
+_ALIKE = 0.05  # share of pictures that may resemble another's more
+
 
 def measure_each(reader: Callable[[Record, Record], Epoch], request: Record) -> list[Record]:
     """Measure the reader with each of `request["options"]`; its pictures' signatures go to `out`/number.npy."""
@@ -99,10 +101,11 @@ def signature(images: Pixels) -> Signatures:
 
 
 def require_same_pictures(name: str, found: Signatures, wanted: Signatures, apart: float) -> float:
-    """Each picture is at most `apart` levels off on average, and no other is twice as near as the one of its number.
+    """Each picture is at most `apart` levels off on average, and hardly any is twice as near to another's place.
 
-    Twice, since some crops of one photograph differ by less than two filters do. Returns the worst one's difference.
-    Raises WrongBenchError.
+    Hardly, since of two thousand crops of one photograph some differ by less than two filters do: 45 between ours
+    and torchvision's. Numbers mixed up would make it nearly all. Returns the worst difference. Raises
+    WrongBenchError.
     """
     worst = float(np.abs(found - wanted).mean(axis=(1, 2, 3)).max())
     if not worst <= apart:  # not a number: a picture that never came
@@ -110,6 +113,7 @@ def require_same_pictures(name: str, found: Signatures, wanted: Signatures, apar
     flat, targets = (one.reshape(len(one), -1).astype(np.float64) for one in (found, wanted))
     own = ((flat - targets) ** 2).sum(axis=1)
     nearest = (flat**2).sum(axis=1) + ((targets**2).sum(axis=1) - 2 * flat @ targets.T).min(axis=1)
-    if (swapped := np.flatnonzero(4 * nearest < own - 1)).size:  # squares; 1 is far above rounding
+    swapped = np.flatnonzero(4 * nearest < own - 1)  # squares; 1 is far above rounding
+    if len(swapped) > _ALIKE * len(found):
         raise WrongBenchError(f"{name}: {swapped.size} pictures look more like others, such as number {swapped[0]}")
     return worst

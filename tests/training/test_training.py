@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,16 +16,17 @@ from hypothesis import strategies as st
 from pipeline.dataset.tables import from_parquet
 from pipeline.errors import RequestError, ShortfallError
 from pipeline.models.network import build_network
-from pipeline.models.weights import find_weights, load_weights
+from pipeline.models.weights import State, find_weights, load_weights
+from pipeline.storage.objects import ObjectRef, get_object
 from pipeline.storage.store import open_store
 from pipeline.training.draws import uniform
 from pipeline.training.group import Group
 from pipeline.training.job import train
 from pipeline.training.order import epoch_order, global_batches, share
-from pipeline.training.publishing import read_outcome
-from pipeline.training.task import plan_training
+from pipeline.training.publishing import TrainOutcome, read_outcome
+from pipeline.training.task import TrainTask, plan_training
 from tests.conftest import Trained
-from tests.training.runs import config, run, run_on
+from tests.training.runs import config, run, run_on, steps_of
 
 
 @given(st.integers(1, 300), st.integers(2, 40), st.integers(1, 5), st.integers(0, 3), st.integers(1, 9))
@@ -80,25 +83,37 @@ def test_the_same_seed_gives_the_same_weights(trained: Trained, tmp_path: Path) 
     assert one.weights != other.weights
 
 
-def test_frozen_means_bit_identical(trained: Trained, tmp_path: Path) -> None:
-    configuration = config(
-        trained, tmp_path, backbone="efficientnet_lite0", regime="frozen", weights="imagenet", epochs=2
-    )
-    task = plan_training(configuration, "run")
-    outcome = train(task, Group())
-    assert 0 < outcome.params_trainable < 0.01 * outcome.params_total
-
-    import safetensors.torch
-
-    from pipeline.storage.objects import ObjectRef, get_object
-
-    published = safetensors.torch.load(get_object(open_store(str(tmp_path)), ObjectRef(**outcome.weights)))
+def published_and_initial(task: TrainTask, outcome: TrainOutcome) -> tuple[State, State]:
+    """The backbone's tensors as published, and as they were before training."""
+    store = open_store(task.config.models)
+    published = safetensors.torch.load(get_object(store, ObjectRef(**outcome.weights)))
     network, whole = build_network(task.architecture)
     source = find_weights("imagenet", "efficientnet_lite0")
     assert source is not None
     load_weights(source, whole, network.backbone)
-    for name, tensor in network.backbone.state_dict().items():
-        assert torch.equal(published[f"backbone.{name}"], tensor), name
+    prefix = "backbone."
+    ours = {name.removeprefix(prefix): one for name, one in published.items() if name.startswith(prefix)}
+    return ours, network.backbone.state_dict()
+
+
+@pytest.mark.parametrize("augment", ["none", "flip"])
+def test_frozen_means_bit_identical(trained: Trained, tmp_path: Path, augment: str) -> None:
+    """BatchNorm's statistics included, with features computed once and with every batch through the network."""
+    configuration = config(
+        trained, tmp_path, backbone="efficientnet_lite0", regime="frozen", weights="imagenet", epochs=1, augment=augment
+    )
+    task = plan_training(configuration, "run")
+    outcome = train(task, Group())
+    assert 0 < outcome.params_trainable < 0.01 * outcome.params_total
+    published, initial = published_and_initial(task, outcome)
+    assert published.keys() == initial.keys()
+    for name, tensor in initial.items():
+        assert torch.equal(published[name], tensor), name
+
+
+def moved(task: TrainTask, outcome: TrainOutcome) -> set[str]:
+    published, initial = published_and_initial(task, outcome)
+    return {name for name, tensor in initial.items() if not torch.equal(published[name], tensor)}
 
 
 def test_full_moves_weights_and_statistics(trained: Trained, tmp_path: Path) -> None:
@@ -106,33 +121,45 @@ def test_full_moves_weights_and_statistics(trained: Trained, tmp_path: Path) -> 
         trained, tmp_path, backbone="efficientnet_lite0", regime="full", weights="imagenet", epochs=1
     )
     task = plan_training(configuration, "run")
-    outcome = train(task, Group())
-
-    import safetensors.torch
-
-    from pipeline.storage.objects import ObjectRef, get_object
-
-    published = safetensors.torch.load(get_object(open_store(str(tmp_path)), ObjectRef(**outcome.weights)))
-    network, whole = build_network(task.architecture)
-    source = find_weights("imagenet", "efficientnet_lite0")
-    assert source is not None
-    load_weights(source, whole, network.backbone)
-    moved = {
-        name.split(".")[-1]
-        for name, tensor in network.backbone.state_dict().items()
-        if not torch.equal(published[f"backbone.{name}"], tensor)
-    }
-    assert {"weight", "bias", "running_mean", "running_var"} <= moved
+    kinds = {name.rpartition(".")[2] for name in moved(task, train(task, Group()))}
+    assert {"weight", "bias", "running_mean", "running_var"} <= kinds
 
 
-def test_two_workers_compute_what_one_does(trained: Trained, tmp_path: Path) -> None:
-    """VGG without dropout or BatchNorm in reach: cut at its convolutions, on sizes not divisible by two."""
-    configuration = config(trained, tmp_path, backbone="squeezenet1_1", cut="features.5", epochs=2, batch_size=9)
-    one, two = (run_on(workers, configuration, tmp_path / str(workers)) for workers in (1, 2))
-    for row, other in zip(one.history, two.history, strict=True):
-        assert row["train"]["loss"] == pytest.approx(other["train"]["loss"], rel=1e-4)
-        assert row["val"]["loss"] == pytest.approx(other["val"]["loss"], rel=1e-4)
-    assert one.metrics["test"]["loss"] == pytest.approx(two.metrics["test"]["loss"], rel=1e-4)
+def test_the_last_stages_move_and_none_before_them(trained: Trained, tmp_path: Path) -> None:
+    """On two workers, whose BatchNorm statistics are averaged: what is frozen must not even be rounded."""
+    configuration = config(
+        trained, tmp_path, backbone="efficientnet_lite0", regime="last:2", weights="imagenet", epochs=1
+    )
+    outcome = run_on(2, configuration, tmp_path)
+    changed = moved(plan_training(configuration, "run"), outcome)
+    assert {name.split(".")[1] for name in changed} == {"7", "8"}, "of features.0 to features.8"
+    assert {"weight", "running_mean"} <= {name.rpartition(".")[2] for name in changed}
+
+
+def test_any_number_of_workers_computes_what_one_does(trained: Trained, tmp_path: Path) -> None:
+    """SqueezeNet has no BatchNorm, and no dropout before this cut; 21 steps on sizes that no number divides."""
+    plain = config(trained, tmp_path, backbone="squeezenet1_1", cut="features.5", epochs=3, batch_size=9)
+    one, *others = (
+        run_on(workers, replace(plain, audit=str(tmp_path / f"audit-{workers}")), tmp_path / str(workers))
+        for workers in (1, 2, 3)
+    )
+    assert len(steps_of(tmp_path / "audit-1")) >= 20
+    for number, other in enumerate(others, 2):
+        for row, its in zip(one.history, other.history, strict=True):
+            assert row["train"]["loss"] == pytest.approx(its["train"]["loss"], rel=1e-4)
+            assert row["val"]["loss"] == pytest.approx(its["val"]["loss"], rel=1e-4)
+        assert one.metrics["test"]["loss"] == pytest.approx(other.metrics["test"]["loss"], rel=1e-4)
+        assert steps_of(tmp_path / f"audit-{number}") == steps_of(tmp_path / "audit-1")
+
+
+def test_with_batchnorm_samples_and_steps_are_the_same_on_two_workers(trained: Trained, tmp_path: Path) -> None:
+    plain = config(trained, tmp_path, backbone="mobilenet_v3_small", epochs=1, batch_size=12, class_weights="balanced")
+    one, two = (
+        run_on(workers, replace(plain, audit=str(tmp_path / f"audit-{workers}")), tmp_path / str(workers))
+        for workers in (1, 2)
+    )
+    assert steps_of(tmp_path / "audit-1") == steps_of(tmp_path / "audit-2")
+    assert one.metrics["test"]["samples"] == two.metrics["test"]["samples"]
 
 
 def test_a_loss_that_is_not_finite_publishes_nothing(trained: Trained, tmp_path: Path) -> None:
