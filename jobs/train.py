@@ -35,9 +35,11 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
     task = plan_training(config, new_run())  # checks the cut, still without Ray
     from pipeline.execution.train import train_on_ray
+    from pipeline.training.publishing import finish
 
     version, outcome, seconds = train_on_ray(task)
     _write_report(task.config, version)
+    finish(task, outcome)
     return {
         "model": f"{open_store(config.models).root}@{version.id}",
         "version": version.version,

@@ -44,7 +44,7 @@ class JobConfig:
     address: str | None = None
     """Ray cluster to run on; default: RAY_ADDRESS, else a local Ray is started."""
     workers: int = 0
-    """Worker processes; 0 takes one per core of the cluster (train: one per GPU where there are any)."""
+    """Worker processes; 0 takes one per core of the cluster (train: one per GPU, or two where there is none)."""
     json: bool = False
     """Print exactly one JSON object on stdout; everything else goes to stderr."""
 
@@ -337,6 +337,10 @@ def check_train(config: TrainConfig) -> None:
     _require(
         not config.min_workers or config.min_workers <= config.workers,
         f"--min-workers {config.min_workers}: give --workers too, at least as many",
+    )
+    _require(
+        not config.min_workers or config.checkpoint_steps > 0,
+        "--min-workers: when the cluster changes, training goes on from its newest checkpoint: give --checkpoint-steps",
     )
     trainable_stages(config.regime)
     parse_augment(config.augment, config.regime)

@@ -24,6 +24,8 @@ from pipeline.storage.store import Store, open_store
 
 Pixels = NDArray[np.uint8]
 
+_OPENINGS = 3
+
 
 class Dataset:
     """One version of a dataset, opened for reading."""
@@ -90,22 +92,33 @@ class Dataset:
         return images
 
     def fetch(self, shard: int) -> None:
-        """Bring a remote shard into the cache, ahead of its reading."""
-        local_copy(self.store, self.shards[shard], self._cache)
+        """Fetch, verify and map a shard ahead of its reading. Thread-safe."""
+        self._map(shard)
 
     def _map(self, shard: int) -> MappedShard:
         with self._mapping:
-            if shard not in self._mapped:
-                path = local_copy(self.store, self.shards[shard], self._cache)
-                self._mapped[shard] = MappedShard(path, self.view)
-                self._let_go()
-            return self._mapped[shard]
+            if shard in self._mapped:
+                self._mapped.move_to_end(shard)
+                return self._mapped[shard]
+        mapped = self._open(shard)
+        with self._mapping:
+            self._mapped[shard] = mapped
+            while self.is_remote and self._mapped_bytes() > max(self._cache.bytes, 2 * self.shards[shard].bytes):
+                self._mapped.popitem(last=False)  # an evicted file takes space for as long as it is mapped
+        return mapped
 
-    def _let_go(self) -> None:
-        """Unmap the oldest cached shards: an evicted file takes space for as long as it is mapped."""
-        if self.is_remote:
-            while len(self._mapped) > 1 and sum(self.shards[one].bytes for one in self._mapped) > self._cache.bytes:
-                self._mapped.popitem(last=False)
+    def _mapped_bytes(self) -> int:
+        return sum(self.shards[one].bytes for one in self._mapped)
+
+    def _open(self, shard: int) -> MappedShard:
+        for _ in range(_OPENINGS):
+            try:
+                return MappedShard(local_copy(self.store, self.shards[shard], self._cache), self.view)
+            except FileNotFoundError:
+                continue  # another process made room in this very moment
+        raise StorageError(
+            f"{self._cache.open()} is too small for the processes that share it: their shards go in turns"
+        )
 
 
 def open_dataset(

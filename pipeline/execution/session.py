@@ -72,21 +72,21 @@ def _resources() -> dict[str, float]:
 def request_room(bundle: Mapping[str, float], count: int, address: str | None, timeout_s: float, poll_s: float) -> bool:
     """Whether the cluster has room for `count` bundles of resources; one that may grow is asked to, and waited for."""
     deadline = time.monotonic() + (timeout_s if address or "RAY_ADDRESS" in os.environ else 0.0)
-    if _fits(bundle, count):
+    if has_room(bundle, count):
         return True
     request_resources(bundles=[dict(bundle)] * count)
     try:
         while time.monotonic() < deadline:
             time.sleep(poll_s)
-            if _fits(bundle, count):
+            if has_room(bundle, count):
                 return True
         return False
     finally:
         request_resources(bundles=[])
 
 
-def _fits(bundle: Mapping[str, float], count: int) -> bool:
-    """Counted node by node, as a worker lies on one."""
+def has_room(bundle: Mapping[str, float], count: int) -> bool:
+    """Whether the cluster's nodes, taken or free, can hold so many bundles; each lies on one node."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     room = [
         min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in bundle.items())

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import math
 import os
+import threading
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import ray.train
@@ -14,11 +19,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.config import FailureConfig, ScalingConfig  # ray.train's own names, with their types
 
 from pipeline.config import TrainConfig
-from pipeline.errors import AfinarError, RequestError, ShortfallError
+from pipeline.errors import AfinarError, RequestError, ShortfallError, StorageError
 from pipeline.execution.executor import unwrapped
-from pipeline.execution.session import cluster_cores, cluster_gpus, ray_session, request_room
+from pipeline.execution.session import cluster_cores, cluster_gpus, has_room, ray_session, request_room
 from pipeline.models.versions import ModelVersion
-from pipeline.storage.store import open_store
+from pipeline.storage.store import Store, open_store
 from pipeline.training.failure import read_failure, record_failure, withdraw_failure
 from pipeline.training.group import Group
 from pipeline.training.job import train
@@ -27,6 +32,7 @@ from pipeline.training.task import TrainTask
 
 _GROUP_START_S: Final = 60.0  # Ray Train's own patience with one attempt to start its workers
 _ROOM_POLL_S: Final = 1.0
+_WATCH_S: Final = 5.0
 
 
 def train_on_ray(task: TrainTask) -> tuple[ModelVersion, TrainOutcome, float]:
@@ -66,10 +72,45 @@ def _run_workers(task: TrainTask) -> None:
             torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
             run_config=_bookkeeping(task),
         )
-        _fit(trainer)
+        with _deadline(store, task.run, scaling, config):
+            _fit(trainer, store, task.run)
     failure = read_failure(store, task.run)
     if failure is not None:
         raise failure
+
+
+@contextmanager
+def _deadline(store: Store, run: str, scaling: ScalingConfig, config: TrainConfig) -> Iterator[None]:
+    """End a training whose cluster has shrunk below the fewest workers and does not grow again in time.
+
+    Ray Train itself would wait without end for an elastic group.
+    """
+    fewest = min(scaling.num_workers) if isinstance(scaling.num_workers, tuple) else scaling.num_workers
+    bundle: dict[str, float] = dict(scaling.resources_per_worker)  # type: ignore[arg-type]
+    over = threading.Event()
+
+    def watch() -> None:
+        missing_since: float | None = None
+        while not over.wait(_WATCH_S):
+            if has_room(bundle, fewest):
+                missing_since = None
+                continue
+            missing_since = missing_since or time.monotonic()
+            if time.monotonic() - missing_since > config.start_timeout_s:
+                sentence = f"the cluster has had no room for {fewest} workers for {config.start_timeout_s:.0f} s"
+                record_failure(store, run, ShortfallError(f"{sentence}; the same command goes on when it has"))
+                _thread.interrupt_main()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise read_failure(store, run) or KeyboardInterrupt from None
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:
@@ -80,7 +121,7 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
     gpus, cores = cluster_gpus(), cluster_cores()
     workers = config.workers or gpus or min(2, cores)
     fewest = config.min_workers or workers
-    each = config.cores_per_worker or (1 if gpus else max(1, cores // workers))
+    each = config.cores_per_worker or (1 if gpus else _even_share(workers, cores))
     bundle = {"CPU": each, **({"GPU": 1} if gpus else {})}
     if not request_room(bundle, fewest, config.address, config.start_timeout_s, _ROOM_POLL_S):
         have = f"{cluster_cores()} cores and {cluster_gpus()} GPUs"
@@ -94,6 +135,11 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
         resources_per_worker=bundle,
         elastic_resize_monitor_interval_s=30.0,
     )
+
+
+def _even_share(workers: int, cores: int) -> int:
+    """The most cores that each of so many workers can have, nodes being of whatever size."""
+    return next((each for each in range(cores // workers, 1, -1) if has_room({"CPU": each}, workers)), 1)
 
 
 def _bookkeeping(task: TrainTask) -> RunConfig:
@@ -129,13 +175,15 @@ def _worker(config: dict[str, Any]) -> None:
     try:
         train(task, group)  # reports nothing to Ray Train: that costs 2 s each time, and the run's folder has it all
     except AfinarError as error:
+        if type(error) is StorageError:  # a store that was out of reach may be back for the next attempt
+            raise
         record_failure(store, task.run, error)
         # All workers come to a shortfall at once; of other errors the rest may know nothing, and are to be ended.
         if group.size > 1 and not isinstance(error, ShortfallError):
             raise
     except Exception as error:
-        error.add_note(f"on rank {group.rank}")
-        error.failed_at = time.time()  # type: ignore[attr-defined]  # travels with it, and tells the first failure from its followers
+        error.add_note(f"on rank {group.rank}\n{traceback.format_exc()}")  # Ray Train keeps a thousand characters of it
+        error.failed_at = time.time()  # type: ignore[attr-defined]  # travels with it: the first failure has the earliest
         raise
 
 
@@ -146,31 +194,24 @@ def _use_own_cores() -> None:
     torch.set_num_threads(max(1, int(cores)))
 
 
-def _fit(trainer: TorchTrainer) -> None:
+def _fit(trainer: TorchTrainer, store: Store, run: str) -> None:
     try:
         trainer.fit()
-    except RayError as error:
-        raise unwrapped(error) from error
-    except ray.train.TrainingFailedError as error:
-        raise _first_failure(error) from error
+    except (RayError, ray.train.TrainingFailedError) as error:
+        known = read_failure(store, run)
+        failed = unwrapped(error) if isinstance(error, RayError) else _first_failure(error)
+        raise (known or failed) from error
 
 
 def _first_failure(error: Exception) -> Exception:
-    """The error of the worker that failed first, instead of Ray Train's list: the others follow from it."""
+    """The error of the worker that failed first, instead of Ray Train's list: the others follow from it.
+
+    A worker that was killed has no time of failure, and comes before those whose connections to it broke.
+    """
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    own = [unwrapped(_bare(failures[rank])) for rank in sorted(failures)]
-    own.sort(key=lambda one: getattr(one, "failed_at", math.inf))
+    own = [unwrapped(failures[rank]) for rank in sorted(failures)]
+    own.sort(key=lambda one: getattr(one, "failed_at", -math.inf))
     if not own:
         cause = getattr(error, "controller_failure", error)
         return ShortfallError(f"the cluster did not keep the workers' resources: {cause}")
     return own[0]
-
-
-def _bare(failure: Exception) -> Exception:
-    """A worker's own exception, with the traceback it had there as its note."""
-    bare: Exception | None = getattr(failure, "_base_exc", None)
-    if bare is None:
-        return failure
-    if not isinstance(bare, AfinarError):
-        bare.add_note(str(failure))
-    return bare

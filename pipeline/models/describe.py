@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,7 +79,10 @@ class _Shapes(fx.Interpreter):
 def _nodes(whole: nn.Module, stages: dict[str, str], size: int) -> Iterator[dict[str, Any]]:
     graph, names = trace(whole)
     shapes = _Shapes(whole, graph)
-    shapes.run(torch.zeros(1, 3, size, size))
+    with contextlib.suppress(
+        RuntimeError, AssertionError, ValueError
+    ):  # pictures too small for what lies behind the cut
+        shapes.run(torch.zeros(1, 3, size, size))
     counts = {name: parameter.numel() for name, parameter in whole.named_parameters()}
     waiting: dict[fx.Node, int] = {}  # parameters that a node not listed hands on to the one that uses it
     for name, node in names.items():

@@ -119,15 +119,29 @@ def _torchvision(backbone: str) -> WeightsSource | None:
     )  # fmt: skip
 
 
+def pinned(spec: str) -> str:
+    """A file's address with its hash, so that all workers, and whoever takes a training up, load the same one.
+
+    Raises RequestError when it cannot be read.
+    """
+    if spec in NAMED_WEIGHTS or "#sha256=" in spec:
+        return spec
+    return f"{spec}#sha256={sha256(_read(spec))}"
+
+
+def _read(location: str) -> bytes:
+    folder, _, name = location.rpartition("/")
+    try:
+        return open_store(folder or ".").get(name)
+    except StorageError as error:
+        raise RequestError(f"--weights {location}: {error}") from error
+
+
 def _file(spec: str, backbone: str) -> WeightsSource:
     location, _, digest = spec.partition("#sha256=")
-    folder, _, name = location.rpartition("/")
 
     def load(_: nn.Module) -> State:
-        try:
-            data = open_store(folder or ".").get(name)
-        except StorageError as error:
-            raise RequestError(f"--weights {location}: {error}") from error
+        data = _read(location)
         if digest and sha256(data) != digest.lower():
             raise RequestError(f"--weights {location}: its sha256 is {sha256(data)}, not {digest}")
         return _parse(data, location)

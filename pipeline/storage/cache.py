@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pipeline.errors import NotFoundError
 from pipeline.storage.objects import ObjectRef, check_hash, get_object, sha256
 from pipeline.storage.store import Store
 
@@ -43,7 +44,10 @@ def local_copy(store: Store, ref: ObjectRef, cache: Cache) -> Path:
     """
     path = store.local_path(ref.path)
     if path is not None:
-        check_hash(path.read_bytes(), ref, store)
+        try:
+            check_hash(path.read_bytes(), ref, store)
+        except FileNotFoundError:
+            raise NotFoundError(f"{path} is gone, which a version names: restore it from a backup") from None
         return path
     folder = cache.open()
     target = folder / ref.sha256
@@ -52,7 +56,7 @@ def local_copy(store: Store, ref: ObjectRef, cache: Cache) -> Path:
             os.utime(target)
             return target
         data = get_object(store, ref)
-        _make_room(folder, cache.bytes - len(data), target.name)
+        _make_room(folder, max(cache.bytes, 2 * len(data)) - len(data), target.name)
         with tempfile.NamedTemporaryFile(dir=folder, prefix="new-", delete=False) as scratch:
             scratch.write(data)
         Path(scratch.name).replace(target)

@@ -79,7 +79,7 @@ def _each(values: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
-    weights = torch.tensor(_GREY, device=images.device)
+    weights = torch.tensor(_GREY).to(images.device, non_blocking=True)
     return (images * weights).sum(dim=3, keepdim=True)
 
 

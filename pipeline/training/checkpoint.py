@@ -14,7 +14,7 @@ import safetensors.torch
 from torch import Tensor
 
 from pipeline.errors import IntegrityError, ShortfallError
-from pipeline.storage.commit import latest
+from pipeline.storage.commit import latest, versions
 from pipeline.storage.objects import ObjectRef, get_object, put_object
 from pipeline.storage.store import Store
 
@@ -56,6 +56,8 @@ class Checkpoints:
         name = f"{self._folder}/{cursor.step:08d}.json"
         if not self._store.put_if_absent(name, json.dumps(record, indent=1).encode()):
             record = json.loads(self._store.get(name))  # a twin's, which then stands
+        if versions(self._store, self._folder)[-1] > cursor.step:
+            return  # another job runs this very training, and is ahead: what it left is not for us to remove
         needed = {name, *(record[kind]["path"] for kind in ("weights", "state"))}
         self._sweep(needed | {one["weights"]["path"] for one in (*cursor.best, *record["cursor"]["best"])})
 
@@ -95,8 +97,6 @@ class Checkpoints:
             if info.name not in needed:
                 self._store.delete(info.name)
 
-    def drop(self) -> None:
+    def drop(self, best: list[dict[str, Any]]) -> None:
         """Remove all but the weights of the best epochs, which the run keeps."""
-        newest = latest(self._store, self._folder)
-        kept = {one["weights"]["path"] for one in newest[1]["cursor"]["best"]} if newest else set()
-        self._sweep(kept)
+        self._sweep({one["path"] for one in best})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.config import Schedule, TrainConfig
 
@@ -41,15 +41,15 @@ def rate_factor(schedule: Schedule, warmup: float, step: int, steps: int) -> flo
 class Descent:
     """One optimiser over parameter groups; its rate is a pure function of the step.
 
-    Each group has `params`, `weight_decay` and `factor`, its own share of the rate. AdamW: arXiv 1711.05101.
+    Each group has `params`, `weight_decay` and `factor`, its own share of the rate. AdamW: arXiv 1711.05101. The
+    average keeps `--ema` of itself in a step, and less in the first ones, so that it soon forgets the beginning.
     """
 
     def __init__(self, module: nn.Module, groups: list[dict[str, Any]], config: TrainConfig, steps: int) -> None:
         self._config, self._steps, self._rate = config, steps, peak_rate(config)
         self._module = module
         self._optimizer = _optimizer(config, groups)
-        average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
-        self._average = AveragedModel(module, multi_avg_fn=average, use_buffers=True) if config.ema else None
+        self._average = copy.deepcopy(module).requires_grad_(False) if config.ema else None
 
     def step(self, loss: Tensor, step: int) -> None:
         """Follow the gradient of `loss` once, at the rate of `step`."""
@@ -63,12 +63,12 @@ class Descent:
             clip_grad_norm_(parameters, self._config.clip_norm)
         self._optimizer.step()
         if self._average is not None:
-            self._average.update_parameters(self._module)
+            follow(self._average, self._module, min(self._config.ema, (1 + step) / (10 + step)))
 
     @property
     def result(self) -> nn.Module:
         """What is evaluated and published: the module, or the average of its weights where there is one."""
-        return self._module if self._average is None else self._average.module
+        return self._module if self._average is None else self._average
 
     def state(self) -> dict[str, Tensor]:
         """Everything that the next step depends on besides `result` and the step's number."""
@@ -80,7 +80,6 @@ class Descent:
         }
         if self._average is not None:
             found |= {f"module.{name}": tensor for name, tensor in self._module.state_dict().items()}
-            found["averaged"] = self._average.n_averaged
         return found
 
     def load(self, result: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -88,7 +87,6 @@ class Descent:
         self.result.load_state_dict(result)
         if self._average is not None:
             self._module.load_state_dict(_below("module.", state))
-            self._average.n_averaged.copy_(state["averaged"])
         parameters = [one for group in self._optimizer.param_groups for one in group["params"]]
         per_parameter: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below("optimizer.", state).items():
@@ -96,6 +94,20 @@ class Descent:
             per_parameter.setdefault(int(number), {})[key] = _laid_out_like(parameters[int(number)], tensor)
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
+
+
+@torch.no_grad()
+def follow(average: nn.Module, module: nn.Module, keep: float) -> None:
+    """Move the average's parameters and buffers towards the module's; what counts is copied.
+
+    What has not moved stays bit for bit: a + w (a - a) is a.
+    """
+    pairs = list(zip(average.state_dict().values(), module.state_dict().values(), strict=True))
+    real = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
+    torch._foreach_lerp_([mean for mean, _ in real], [new for _, new in real], 1 - keep)
+    for mean, new in pairs:
+        if not mean.is_floating_point():
+            mean.copy_(new)
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
+from pipeline.errors import IntegrityError
 from pipeline.storage.objects import ObjectRef
 from pipeline.training.audit import Audit
 from pipeline.training.checkpoint import Checkpoints, Cursor
@@ -59,6 +60,10 @@ class Fit:
 
     def _resume(self) -> Cursor:
         found = self.checkpoints.newest()
+        if not self.stepper.group.same(found[0].step if found else -1):
+            raise IntegrityError(
+                "workers see different checkpoints: MODELS must be one place that every machine reaches"
+            )
         if found is None:
             return Cursor()
         cursor, result, state = found
@@ -86,7 +91,8 @@ class Fit:
                 mine = share(batches[cursor.batch - 1], group.rank, group.size)
                 self.audit.write(cursor, stepper.samples.rows[mine])
                 if self.config.checkpoint_steps and cursor.step % self.config.checkpoint_steps == 0:
-                    self._checkpoint(cursor, sums, len(batches))
+                    with ledger.measure("checkpoint"):
+                        self._checkpoint(cursor, sums, len(batches))
                 if group.leads and time.monotonic() - told > _TELL_EVERY_S:
                     told = time.monotonic()
                     say(f"{self.config.regime} epoch {cursor.epoch + 1}: step {cursor.batch} of {len(batches)}")
@@ -128,8 +134,8 @@ class Fit:
         ranked = sorted([*cursor.best, entry], key=lambda one: (-one["top1"], one["loss"], one["epoch"]))
         cursor.best = ranked[: self.config.keep_best]
         if weights is not None:
-            self._save(cursor, weights)
             self.record(row)
+            self._save(cursor, weights)
             train, val, ledger = row["train"], row["val"], row["ledger"]
             say(
                 f"{self.config.regime} epoch {cursor.epoch}/{self.config.epochs}: train loss {train['loss']:.3f}, "

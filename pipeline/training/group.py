@@ -35,6 +35,16 @@ class Group:
             dist.all_reduce(tensor)
         return tensor
 
+    def all(self, holds: bool) -> bool:
+        """Whether it holds on every worker."""
+        return int(self.sum(torch.tensor(int(holds), device=self.device))) == self.size
+
+    def same(self, number: int) -> bool:
+        """Whether all workers have the same number, up to 2**53."""
+        numbers = torch.zeros(self.size, dtype=torch.float64, device=self.device)
+        numbers[self.rank] = number
+        return len(set(self.sum(numbers).tolist())) == 1
+
     def agree(self, module: nn.Module) -> None:
         """Give every worker rank 0's parameters and buffers."""
         if self.size > 1:

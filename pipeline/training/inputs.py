@@ -51,15 +51,17 @@ class PixelInputs:
         with ledger.measure("copy"):
             images = gathered.to(self._device, non_blocking=True)
         if epoch is None or not self._augment.any:
-            return prepare(images, self._view)
+            with ledger.measure("prepare"):
+                return prepare(images, self._view)
 
         def draw(what: str) -> Tensor:
             drawn = uniform(self._keys[rows], self._seed, epoch, what)
-            return torch.from_numpy(drawn.astype(np.float32)).to(self._device)
+            return torch.from_numpy(drawn.astype(np.float32)).to(self._device, non_blocking=True)
 
         with ledger.measure("augment"):
             images = recolour(images, self._augment, draw)
-        inputs = prepare(images, self._view)
+        with ledger.measure("prepare"):
+            inputs = prepare(images, self._view)
         if not moves(self._augment):
             return inputs
         with ledger.measure("augment"):

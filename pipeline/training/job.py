@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-import math
+import json
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import TrainConfig, parse_augment, trainable_stages
+from pipeline.config import TrainConfig, as_dict, parse_augment, trainable_stages
 from pipeline.dataset.reading import Dataset, open_dataset
-from pipeline.errors import RequestError
 from pipeline.models.network import Network, build_network
 from pipeline.models.stages import freeze, parameter_groups, set_training
 from pipeline.models.weights import find_weights, load_weights
@@ -29,11 +28,9 @@ from pipeline.training.loop import Loss, Samples, Stepper, predict
 from pipeline.training.order import steps_per_epoch
 from pipeline.training.publishing import Answers, TrainOutcome, read_outcome, write_outcome
 from pipeline.training.scores import fit_temperature, score
-from pipeline.training.task import TrainTask, labelled_samples
+from pipeline.training.task import TrainTask, labelled_samples, require_enough
 from pipeline.training.tensorboard import put_event_file
 from pipeline.work import say
-
-_LOOK_EVERY: Final = 20
 
 
 def train(task: TrainTask, group: Group) -> TrainOutcome:
@@ -47,10 +44,11 @@ def train(task: TrainTask, group: Group) -> TrainOutcome:
         return finished
     config = task.config
     torch.manual_seed(config.seed)
+    torch.backends.cudnn.allow_tf32 = False  # what is published in float32 has to be float32 on any machine
     window = config.window_mb * 2**20
     dataset = open_dataset(config.dataset, version=task.dataset_version, cache_bytes=2 * window)
     samples = labelled_samples(dataset, task)
-    _require_enough(task, len(samples["train"]), group)
+    require_enough(task, len(samples["train"]), group.size)
     network = _initial_network(task, group)
     freeze(network, trainable_stages(config.regime))
     module, inputs = _inputs(task, network, dataset, samples, group)
@@ -65,9 +63,9 @@ def train(task: TrainTask, group: Group) -> TrainOutcome:
         loss=Loss(smoothing=config.label_smoothing, class_weights=_class_weights(task, samples["train"], group)),
         group=group,
         seed=config.seed,
-        precision=precision_for(config, group.device),
+        precision=torch.bfloat16 if group.all(_is_half(config, group.device)) else torch.float32,
         threads=readers(group.device.type, dataset.view.store == "jpeg"),
-        look_every=math.gcd(_LOOK_EVERY, config.checkpoint_steps),
+        checkpoint_steps=config.checkpoint_steps,
     )
     fit = Fit(
         config=config,
@@ -81,9 +79,12 @@ def train(task: TrainTask, group: Group) -> TrainOutcome:
         audit=Audit(config.audit, task.run, group),
         record=functools.partial(put_event_file, store, task.run),
     )
+    if group.leads:
+        store.put_if_absent(f"runs/{task.run}/config.json", json.dumps(as_dict(config), indent=1).encode())
     cursor = fit.run()
     outcome = TrainOutcome(
         history=cursor.history,
+        best=[{"epoch": one["epoch"], **one["weights"]} for one in cursor.best if one["weights"]],
         params_total=sum(parameter.numel() for parameter in network.parameters()),
         params_trainable=sum(one.numel() for one in network.parameters() if one.requires_grad),
     )
@@ -93,15 +94,6 @@ def train(task: TrainTask, group: Group) -> TrainOutcome:
     if group.leads:
         write_outcome(task, network, dataset, samples["test"], answers, outcome)
     return outcome
-
-
-def _require_enough(task: TrainTask, count: int, group: Group) -> None:
-    smallest = count // steps_per_epoch(count, task.config.batch_size)
-    if smallest < 2 * group.size:
-        raise RequestError(
-            f"{group.size} workers need at least 2 samples each in every step, and the smallest step has {smallest}: "
-            "give fewer --workers or a larger --batch-size"
-        )
 
 
 def _initial_network(task: TrainTask, group: Group) -> Network:
@@ -128,6 +120,10 @@ def _inputs(
     if config.regime != "frozen" or augment.any:
         return network, pixels
     rows = np.concatenate([one.rows for one in samples.values()])
+    width = next(layer.in_features for layer in network.classifier.modules() if isinstance(layer, nn.Linear))
+    if 4 * width * len(rows) > config.window_mb * 2**20:
+        say(f"note: {len(rows)} x {width} features do not fit --window-mb {config.window_mb}: computed in every epoch")
+        return network, pixels
     return network.classifier, FeatureInputs(network, pixels, rows, group)
 
 
@@ -147,15 +143,13 @@ def _class_weights(task: TrainTask, train: Samples, group: Group) -> Tensor | No
     return torch.from_numpy(weights.astype(np.float32)).to(group.device)
 
 
-def precision_for(config: TrainConfig, device: torch.device) -> torch.dtype:
+def _is_half(config: TrainConfig, device: torch.device) -> bool:
     """`--precision`; `auto` is bfloat16 where the hardware multiplies it: Tensor Cores since Ampere, AMX."""
-    if config.precision == "auto":
-        if device.type == "cuda":
-            fast = torch.cuda.get_device_capability(device) >= (8, 0)
-        else:
-            fast = torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    if config.precision != "auto":
+        return config.precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_amx_tile_supported()
 
 
 def _evaluate(

@@ -11,12 +11,15 @@ from typing import Any, Final, Literal
 
 import torch
 
-Stage = Literal["waiting", "copy", "augment", "compute"]
+Stage = Literal["waiting", "copy", "augment", "prepare", "compute", "checkpoint"]
 _WORTH_SAYING: Final = 0.03
 
 
 class Ledger:
-    """Seconds by stage. On a GPU they are the GPU's own, taken by events, so that measuring does not stop it."""
+    """Seconds by stage. On a GPU they are the GPU's own, taken by events, so that measuring does not stop it.
+
+    There `waiting` is what the GPU stood still for: a reader that is slow while it computes costs nothing.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._events = device.type == "cuda"
@@ -29,7 +32,7 @@ class Ledger:
     @contextmanager
     def measure(self, stage: Stage) -> Iterator[None]:
         """Count the block's time towards `stage`; stages do not nest."""
-        if self._events and stage != "waiting":
+        if self._events and stage != "checkpoint":
             begun, ended = _event(), _event()
             begun.record()
             yield
@@ -54,7 +57,9 @@ class Ledger:
         for stage, begun, ended in self._pairs:
             self._seconds[stage] += begun.elapsed_time(ended) / 1000
         self._pairs.clear()
-        spent = {f"{stage}_s": round(self._seconds[stage], 4) for stage in ("waiting", "copy", "augment", "compute")}
+        stages: tuple[Stage, ...] = ("waiting", "copy", "augment", "prepare", "compute")
+        spent = {f"{stage}_s": round(self._seconds[stage], 4) for stage in stages}
+        seconds -= self._seconds["checkpoint"]
         first = round(self._first_batch_s or 0.0, 4)
         return Account(first_batch_s=first, **spent, seconds=round(seconds, 4), steps=self._steps)
 
@@ -71,6 +76,7 @@ class Account:
     waiting_s: float
     copy_s: float
     augment_s: float
+    prepare_s: float
     compute_s: float
     seconds: float
     steps: int
@@ -83,6 +89,7 @@ class Account:
             "Waiting for data": self.waiting_s,
             "Copying to the device": self.copy_s,
             "Augmentation": self.augment_s,
+            "Resizing and normalising": self.prepare_s,
         }
         name, most = max(shares.items(), key=lambda one: one[1])
         if most / whole <= _WORTH_SAYING:

@@ -25,6 +25,8 @@ from pipeline.training.ledger import Ledger
 from pipeline.training.loading import load
 from pipeline.training.order import Rows, share
 
+_LOOK_EVERY = 20
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -54,17 +56,19 @@ class Loss:
             logits, targets, weight=self.class_weights, reduction="sum", label_smoothing=self.smoothing
         )
 
-    def weight(self, targets: Tensor) -> Tensor | int:
+    def weight(self, samples: Samples, positions: Rows) -> Tensor | int:
         """What the sum is divided by for a mean: the number of samples, or the weights of their classes."""
-        return len(targets) if self.class_weights is None else self.class_weights[targets].sum()
+        if self.class_weights is None:
+            return len(positions)
+        return self.class_weights[samples.targets_on(self.class_weights.device, positions)].sum()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stepper:
     """What one step of training needs, the same in all of them.
 
-    `threads` gather ahead. Every `look_every` steps the loss is looked at, which waits for the device and for
-    every worker; a checkpoint may follow such a step only.
+    `threads` gather ahead. Every twenty steps, and every `checkpoint_steps`, the loss is looked at, which waits
+    for the device and for every worker.
     """
 
     model: nn.Module
@@ -76,7 +80,7 @@ class Stepper:
     seed: int
     precision: torch.dtype
     threads: int
-    look_every: int
+    checkpoint_steps: int
 
     def run(
         self, batches: Sequence[Rows], cursor: Cursor, sums: Tensor, ledger: Ledger, enter: Callable[[int], None]
@@ -96,7 +100,7 @@ class Stepper:
                 ledger.batch_arrived()
                 self._step(batch, positions, gathered, cursor, sums, ledger)
                 cursor.batch, cursor.step = cursor.batch + 1, cursor.step + 1
-                if cursor.step % self.look_every == 0 or cursor.batch == first + len(batches):
+                if self._looks(cursor) or cursor.batch == first + len(batches):
                     self._require_finite(sums, cursor)
                 yield
 
@@ -118,11 +122,15 @@ class Stepper:
             losses = self.loss(logits.float(), targets)
             # DDP averages gradients over workers; times workers, over the weight of the global batch, makes
             # that a mean over its samples.
-            self.descent.step(losses * (self.group.size / self.loss.weight(self._targets(batch))), cursor.step)
+            self.descent.step(losses * (self.group.size / self.loss.weight(self.samples, batch)), cursor.step)
             sums += torch.stack([losses.detach().double(), (logits.argmax(dim=1) == targets).sum().double()])
 
     def _targets(self, positions: Rows) -> Tensor:
         return self.samples.targets_on(self.group.device, positions)
+
+    def _looks(self, cursor: Cursor) -> bool:
+        due = self.checkpoint_steps and cursor.step % self.checkpoint_steps == 0
+        return bool(due or cursor.step % _LOOK_EVERY == 0)
 
     def _require_finite(self, sums: Tensor, cursor: Cursor) -> None:
         total = self.group.sum(sums[:1].clone())

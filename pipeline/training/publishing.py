@@ -32,11 +32,15 @@ _OUTCOME: Final = "runs/{}/outcome.json"
 
 @dataclass(kw_only=True)
 class TrainOutcome:
-    """What rank 0 left in the store, and what it measured; JSON-able."""
+    """What rank 0 left in the store, and what it measured; JSON-able.
+
+    `best` says which objects below the run's checkpoints are the weights of which epoch, the best first.
+    """
 
     weights: dict[str, Any] = field(default_factory=dict)
     golden: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    best: list[dict[str, Any]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     params_total: int = 0
@@ -60,7 +64,6 @@ def write_outcome(
     outcome.weights = put_weights(store, network).as_dict()
     outcome.golden = golden.as_dict()
     history = "".join(json.dumps(row) + "\n" for row in outcome.history)
-    store.put_if_absent(f"runs/{task.run}/config.json", json.dumps(as_dict(task.config), indent=1).encode())
     store.put_if_absent(f"runs/{task.run}/history.jsonl", history.encode())
     store.put_if_absent(f"runs/{task.run}/test.parquet", to_parquet(_test_table(dataset, test, task.classes, answers)))
     store.put_if_absent(_OUTCOME.format(task.run), json.dumps(asdict(outcome), indent=1).encode())
@@ -97,14 +100,19 @@ def _test_table(dataset: Dataset, test: Samples, classes: list[str], answers: An
 
 
 def publish(task: TrainTask, outcome: TrainOutcome, seconds: float) -> ModelVersion:
-    """Publish what the workers left behind as the next version, once, and forget that it was unfinished."""
+    """Publish what the workers left behind as the next version, once; `finish` follows."""
     store = open_store(task.config.models)
     version = _published(store, task.run) if task.resumed else None
     if version is None:
         version = publish_model(store, lambda number: _version(task, outcome, seconds, number))
-    forget_unfinished(store, task)
-    Checkpoints(store, task.run, task.fingerprint).drop()
     return version
+
+
+def finish(task: TrainTask, outcome: TrainOutcome) -> None:
+    """Everything of a published training is written: forget that it was unfinished, drop what only a resume needs."""
+    store = open_store(task.config.models)
+    forget_unfinished(store, task)
+    Checkpoints(store, task.run, task.fingerprint).drop(outcome.best)
 
 
 def _published(store: Store, run: str) -> ModelVersion | None:

@@ -20,11 +20,12 @@ from pipeline.models.catalogue import require_backbone
 from pipeline.models.network import build_network
 from pipeline.models.stages import freeze
 from pipeline.models.versions import Architecture
-from pipeline.models.weights import find_weights, normalisation
+from pipeline.models.weights import find_weights, normalisation, pinned
 from pipeline.pictures.contract import InputView
 from pipeline.storage.commit import require_put_if_absent
 from pipeline.storage.store import Store, normalise, open_store
 from pipeline.training.loop import Samples
+from pipeline.training.order import steps_per_epoch
 from pipeline.work import say
 
 UNFINISHED: Final = "unfinished"
@@ -73,7 +74,8 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
             f"ingest with --size {size}, or give --input-size {dataset.view.size}"
         )
     cut = check_cut(config.backbone, config.cut, size)
-    source = find_weights("none" if config.regime == "scratch" else config.weights, config.backbone)
+    config = replace(config, weights=pinned(config.weights) if config.regime != "scratch" else "none")
+    source = find_weights(config.weights, config.backbone)
     if source is None and config.regime == "full":
         say("note: --weights none: the full regime starts from random weights")
     mean, std = (source.mean, source.std) if source else normalisation(config.backbone)
@@ -92,7 +94,8 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
         run=run,
     )  # fmt: skip
     _require_network(task.architecture, config.regime)
-    labelled_samples(dataset, task)  # an empty split is found now, not by a worker
+    samples = labelled_samples(dataset, task)  # an empty split is found now, not by a worker
+    require_enough(task, len(samples["train"]), max(1, config.workers))
     return _claim(store, replace(task, fingerprint=_fingerprint(task)))
 
 
@@ -112,6 +115,16 @@ def _absolute(config: TrainConfig) -> TrainConfig:
         weights=config.weights if config.weights in NAMED_WEIGHTS else normalise(config.weights),
         audit=normalise(config.audit) if config.audit else "",
     )
+
+
+def require_enough(task: TrainTask, count: int, workers: int) -> None:
+    """Raises RequestError where a step has too few of `count` samples for so many workers."""
+    smallest = count // steps_per_epoch(count, task.config.batch_size)
+    if smallest < 2 * workers:
+        raise RequestError(
+            f"{workers} workers need at least 2 samples each in every step, and the smallest step has {smallest}: "
+            "give fewer --workers or a larger --batch-size"
+        )
 
 
 def _fingerprint(task: TrainTask) -> str:
@@ -169,6 +182,7 @@ def labelled_samples(dataset: Dataset, task: TrainTask) -> dict[str, Samples]:
     for split in SPLITS:
         inside = pc.fill_null(pc.equal(index.column("split"), split), False).to_numpy(zero_copy_only=False)
         rows = np.flatnonzero(inside & (targets >= 0))
+        rows = rows[np.argsort(dataset.shard_numbers[rows], kind="stable")]  # read one after the other, shard by shard
         if len(rows) < 2:
             raise RequestError(
                 f"the {split} split of {task.config.dataset} holds {len(rows)} labelled pictures: "

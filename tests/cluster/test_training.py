@@ -20,7 +20,7 @@ from pipeline.models.versions import find_model
 from pipeline.training.publishing import TrainOutcome
 from tests.cluster.test_chaos import REPOSITORY
 from tests.conftest import SCRIPTS, Trained, afinar
-from tests.training.runs import config, run_on, steps_of, wait_for_step
+from tests.training.runs import audited, config, run_on, steps_of, wait_for_step
 
 INTERVAL = 7
 STEPS = 168
@@ -124,6 +124,7 @@ def test_fewer_workers_go_on_where_the_cluster_shrinks(undisturbed: Undisturbed,
     words = [sys.executable, "-m", "tests.cluster.train_raylets", json.dumps(dataclasses.asdict(disturbed))]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
+    assert {one["workers"] for one in audited(tmp_path / "audit")} == {2, 3}
     steps = steps_of(tmp_path / "audit")
     assert {step: sorted(set(rows)) for step, rows in steps.items()} == undisturbed.steps
     _, version = find_model(f"{tmp_path / 'models'}@1")

@@ -17,7 +17,7 @@ from pipeline.training.checkpoint import Cursor
 from pipeline.training.group import Group
 from pipeline.training.job import train
 from pipeline.training.order import Rows
-from pipeline.training.publishing import TrainOutcome, publish
+from pipeline.training.publishing import TrainOutcome, finish, publish
 from pipeline.training.task import plan_training
 from tests.conftest import TINTS, Trained, jpeg, make_archive
 from tests.training.runs import config, run, run_on, steps_of
@@ -116,6 +116,7 @@ def test_a_run_that_ended_without_being_published_is_published_once(trained: Tra
     assert train(again, Group()) == outcome, "nothing is trained again"
     version = publish(again, outcome, 1.0)
     assert publish(again, outcome, 1.0) == version
+    finish(again, outcome)
     assert plan_training(configuration, "third").run == "third", "what is published is finished"
 
 
@@ -123,9 +124,12 @@ def test_checkpoints_leave_the_best_epochs_behind_and_nothing_else(trained: Trai
     configuration = config(trained, tmp_path, epochs=4, keep_best=2, checkpoint_steps=2)
     task = plan_training(configuration, "run")
     outcome = train(task, Group())
-    publish(task, outcome, 1.0)
-    left = list((tmp_path / "runs" / "run" / "checkpoints").iterdir())
-    assert [path.suffix for path in left] == [".safetensors"] * 2
+    finish(task, outcome)
+    finish(task, outcome)  # as when a job was killed in the middle of it
+    left = {f"runs/run/checkpoints/{path.name}" for path in (tmp_path / "runs" / "run" / "checkpoints").iterdir()}
+    ranked = sorted(outcome.history, key=lambda row: (-row["val"]["top1"], row["val"]["loss"]))
+    assert [one["epoch"] for one in outcome.best] == [row["epoch"] for row in ranked[:2]]
+    assert left == {one["path"] for one in outcome.best}
     assert not list((tmp_path / "unfinished").iterdir())
 
 

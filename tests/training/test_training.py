@@ -138,7 +138,8 @@ def test_the_last_stages_move_and_none_before_them(trained: Trained, tmp_path: P
 
 def test_any_number_of_workers_computes_what_one_does(trained: Trained, tmp_path: Path) -> None:
     """SqueezeNet has no BatchNorm, and no dropout before this cut; 21 steps on sizes that no number divides."""
-    plain = config(trained, tmp_path, backbone="squeezenet1_1", cut="features.5", epochs=3, batch_size=9)
+    plain = config(trained, tmp_path, backbone="squeezenet1_1", cut="features.5", epochs=3, batch_size=9,
+                   class_weights="balanced", label_smoothing=0.1)  # fmt: skip
     one, *others = (
         run_on(workers, replace(plain, audit=str(tmp_path / f"audit-{workers}")), tmp_path / str(workers))
         for workers in (1, 2, 3)
