@@ -6,13 +6,12 @@ pictures the shard takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.dataset.schema import shard_schema
 from pipeline.pictures.contract import StoredView
@@ -62,14 +61,14 @@ class MappedShard:
     def __init__(self, path: Path, view: StoredView) -> None:
         with pa.memory_map(str(path)) as source:
             chunks = pa.ipc.open_file(source).read_all().column("image").chunks
-        self._starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+        self._starts = np.cumsum([0, *(len(chunk) for chunk in chunks)]).tolist()
         # A numpy view of each batch for pixels; the files themselves for a `jpeg` store.
         self._chunks = [chunk.to_numpy_ndarray() for chunk in chunks] if view.store == "pixels" else chunks
         self._pixels = view.store == "pixels"
 
-    def gather(self, rows: Sequence[int] | NDArray[np.int64], out: Pixels, places: NDArray[np.int64]) -> None:
-        """Copy `rows` of this shard to the `places` of `out`, uint8 [n, size, size, 3]."""
-        batches = np.searchsorted(self._starts, rows, side="right") - 1
-        for place, row, batch in zip(places, rows, batches, strict=True):
-            chunk, within = self._chunks[batch], row - self._starts[batch]
-            out[place] = chunk[within] if self._pixels else decode_stored(chunk[int(within)].as_buffer())
+    def picture(self, row: int) -> Pixels:
+        """One row's pixels, uint8 [size, size, 3]: a view of the mapped file, or decoded."""
+        batch = bisect_right(self._starts, row) - 1
+        found = self._chunks[batch][row - self._starts[batch]]
+        pixels: Pixels = found if self._pixels else decode_stored(found.as_buffer())
+        return pixels

@@ -47,7 +47,14 @@ def ray_session(address: str | None, cores: int = 0) -> Iterator[None]:
 def _start(target: str, cores: int) -> None:
     try:
         if target == "local":
-            ray.init(target, num_cpus=cores or None, namespace=_NAMESPACE, logging_level=logging.WARNING)
+            # The dashboard's eleven processes are a third of what an idle Ray takes of the cores, and nobody looks.
+            ray.init(
+                target,
+                num_cpus=cores or None,
+                namespace=_NAMESPACE,
+                logging_level=logging.WARNING,
+                include_dashboard=False,
+            )
         else:
             ray.init(target, namespace=_NAMESPACE, logging_level=logging.WARNING)
     except ConnectionError as error:

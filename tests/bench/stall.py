@@ -60,7 +60,7 @@ def _report(pairs: dict[Case, list[tuple[Record, Record]]], wrong: dict[Case, st
             spread([one["rate"] for one in synthetic], "{:.2f}"), waited(ours), precise(share),
             holds=share.median >= SHARE,
         )  # fmt: skip
-    return table.show(f"stall: resnet18 at {SIZE} px, batch {BATCH}, one worker, float32, flipped, shards in memory")
+    return table.show(f"stall: resnet18 at {SIZE} px, batch {BATCH}, one worker, float32, shards in memory")
 
 
 def steps_request(dataset: Path, models: Path, steps: int) -> Record:

@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> RemoteStore:
 
 
 def put(store: RemoteStore, number: int) -> ObjectRef:
-    return put_object(store, "shards/{hash}", bytes([number]) * 1000, 1)
+    return put_object(LocalStore(store.root), "shards/{hash}", bytes([number]) * 1000, 1)
 
 
 def kept(folder: Path) -> set[str]:
