@@ -29,6 +29,7 @@ _LEDGER = {
     "waiting_s": "waiting for data",
     "copy_s": "copying",
     "augment_s": "augmenting",
+    "prepare_s": "preparing",
     "compute_s": "computing",
     "seconds": "in all",
 }

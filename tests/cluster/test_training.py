@@ -101,6 +101,7 @@ def test_the_driver_is_killed_and_its_command_run_again(undisturbed: Undisturbed
     require_same(undisturbed, tmp_path, json.loads(again.stdout))
 
 
+@pytest.mark.slow
 def test_a_raylet_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     disturbed = dataclasses.replace(
         undisturbed.config, models=str(tmp_path / "models"), audit=str(tmp_path / "audit"), workers=2
@@ -112,7 +113,8 @@ def test_a_raylet_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     assert said["alive"] == 3, "the head and two of three nodes"
     _, version = find_model(f"{tmp_path / 'models'}@1")
     require_same(undisturbed, tmp_path, {"metrics": {k: version.metrics[k] for k in ("val", "test")}})
-    assert replayed(undisturbed, tmp_path)
+    attempts = list((tmp_path / "audit").glob("run-0-*.jsonl"))
+    assert len(attempts) == 2, "one before the raylet died and one after"
 
 
 @pytest.mark.slow

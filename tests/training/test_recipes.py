@@ -42,6 +42,7 @@ COURSES = {
     "inception-mixed6e.toml": {"epochs": 3},
     "train-scratch.toml": {"input_size": 96, "epochs": 2},
 }
+LARGE = {"vgg16-flatten.toml", "vgg16-fc2.toml", "inception-mixed6e.toml"}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,9 @@ print(json.dumps(model(np.load(sys.argv[2])).tolist()))
 """
 
 
-@pytest.mark.parametrize("name", COURSES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in COURSES]
+)
 def test_a_courses_recipe_trains_and_is_the_same_in_another_process(name: str, fabric: str, tmp_path: Path) -> None:
     changed: dict[str, Any] = {**COURSES[name], "batch_size": 16}
     config = TrainConfig(
@@ -117,5 +120,5 @@ def test_a_courses_recipe_trains_and_is_the_same_in_another_process(name: str, f
     elsewhere = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     here = open_model(spec)(images)
     np.testing.assert_allclose(here.sum(axis=1), 1, atol=1e-5)
-    np.testing.assert_array_equal(np.array(elsewhere, dtype=np.float32), here)
+    np.testing.assert_allclose(np.array(elsewhere), here, atol=1e-6)  # float32: threads may sum in another order
     shutil.rmtree(tmp_path / "m")  # half a gigabyte of VGG16
