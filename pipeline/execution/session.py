@@ -47,14 +47,7 @@ def ray_session(address: str | None, cores: int = 0) -> Iterator[None]:
 def _start(target: str, cores: int) -> None:
     try:
         if target == "local":
-            # The dashboard's eleven processes are a third of what an idle Ray takes of the cores, and nobody looks.
-            ray.init(
-                target,
-                num_cpus=cores or None,
-                namespace=_NAMESPACE,
-                logging_level=logging.WARNING,
-                include_dashboard=False,
-            )
+            ray.init(target, num_cpus=cores or None, namespace=_NAMESPACE, logging_level=logging.WARNING)
         else:
             ray.init(target, namespace=_NAMESPACE, logging_level=logging.WARNING)
     except ConnectionError as error:
