@@ -59,9 +59,7 @@ def _run_workers(task: TrainTask) -> None:
     with ray_session(config.address, config.workers * config.cores_per_worker):
         scaling = _scaling(config)
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every line twice
-        os.environ.setdefault(
-            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1"
-        )  # how soon a lost worker is noticed; 2 by default
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # a lost worker is noticed sooner than in 2 s
         os.environ.setdefault(
             "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(min(_GROUP_START_S, config.start_timeout_s))
         )
