@@ -79,7 +79,7 @@ def test_a_worker_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
         job = subprocess.Popen(
             [*words, "--json", "--workers", "2"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=log, text=True
         )
-        os.kill(wait_for_step(tmp_path / "audit", 17)[1], signal.SIGKILL)
+        os.kill(wait_for_step(tmp_path / "audit", 17, workers=2)[1], signal.SIGKILL)
         said, _ = job.communicate(timeout=240)
     assert job.returncode == 0, (tmp_path / "log").read_text()[-4000:]
     require_same(undisturbed, tmp_path, json.loads(said))
@@ -91,7 +91,7 @@ def test_the_driver_is_killed_and_its_command_run_again(undisturbed: Undisturbed
     words = [str(SCRIPTS / "afinar"), "train", undisturbed.config.dataset, "models", *FLAGS, "--audit", "audit"]
     with (tmp_path / "log").open("wb") as log:
         job = subprocess.Popen([*words, "--workers", "2"], cwd=tmp_path, stdout=log, stderr=log)
-        wait_for_step(tmp_path / "audit", 17)
+        wait_for_step(tmp_path / "audit", 17, workers=2)
         job.send_signal(signal.SIGKILL)
         assert job.wait() == -signal.SIGKILL
     assert not (tmp_path / "models" / "versions").exists()

@@ -33,7 +33,7 @@ def main(words: str) -> None:
     os.environ["RAY_ADDRESS"] = cluster.address  # a cluster, which may grow: not this machine alone
 
     def kill_one() -> None:
-        workers = wait_for_step(Path(config.audit), 12)
+        workers = wait_for_step(Path(config.audit), 12, config.workers)
         parents = {parent.pid for parent in psutil.Process(workers[0]).parents()}
         (victim,) = (node for node, raylet in zip(nodes, raylets, strict=True) if raylet.pid in parents)
         victim.kill_raylet(check_alive=False)

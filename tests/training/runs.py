@@ -67,8 +67,8 @@ def steps_of(folder: Path) -> dict[int, list[int]]:
     return {step: sorted(rows) for step, rows in steps.items()}
 
 
-def wait_for_step(folder: Path, step: int, timeout_s: float = 120) -> dict[int, int]:
-    """Wait until an audited training has taken `step`; rank → process id of the workers that took it."""
+def wait_for_step(folder: Path, step: int, workers: int, timeout_s: float = 120) -> dict[int, int]:
+    """Wait until all `workers` of an audited training have taken `step`; rank → process id."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         found = {}
@@ -77,7 +77,7 @@ def wait_for_step(folder: Path, step: int, timeout_s: float = 120) -> dict[int, 
             if lines and json.loads(lines[-1])["step"] >= step:
                 _, rank, process = path.stem.rsplit("-", maxsplit=2)
                 found[int(rank)] = int(process)
-        if found and 0 in found:
+        if len(found) == workers:
             return found
         time.sleep(0.01)
     raise AssertionError(f"step {step} was not reached in {timeout_s:.0f} s")
