@@ -28,9 +28,9 @@ def to_parquet(table: pa.Table) -> memoryview:
     return memoryview(sink.getvalue())
 
 
-def from_parquet(data: bytes | memoryview) -> pa.Table:
-    """Table of Parquet bytes."""
-    return pq.read_table(pa.BufferReader(data))
+def from_parquet(data: bytes | memoryview, columns: list[str] | None = None) -> pa.Table:
+    """Table of Parquet bytes; of `columns` alone where they are named."""
+    return pq.read_table(pa.BufferReader(data), columns=columns)
 
 
 def to_ipc(table: pa.Table) -> memoryview:

@@ -18,12 +18,13 @@ from pipeline.dataset.schema import FACTS, Entry
 from pipeline.dataset.units import unit_names, units_of
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.publishing import known_facts
-from pipeline.ingest.shard import Images, Stages, make_images, what_became_of
+from pipeline.ingest.shard import Images, make_images, what_became_of
 from pipeline.ingest.source import look_at_source
 from pipeline.pictures.contract import StoredView
 from pipeline.pictures.reading import Listed, PictureReader
 from pipeline.storage.objects import sha256
 from pipeline.storage.store import normalise, open_store
+from pipeline.work import Stages
 
 SAMPLE: Final = 200
 _PUTS_PER_UNIT: Final = 3  # shard, facts, marker

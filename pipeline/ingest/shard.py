@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -24,6 +21,7 @@ from pipeline.pictures.reading import Listed, PictureReader
 from pipeline.storage.commit import UnitMarker, commit_unit
 from pipeline.storage.objects import ObjectRef, put_object, sha256
 from pipeline.storage.store import Store, open_store
+from pipeline.work import Stages
 
 Fact: TypeAlias = dict[str, Any]  # of FACTS, without what is null
 
@@ -60,20 +58,6 @@ def build_shard(task: ShardTask) -> UnitResult:
             _commit(dataset, task.unit, writer, facts)
     rejects = sum("reason" in fact for fact in facts)
     return UnitResult(task.unit, len(task.entries), rejects, stages.seconds)
-
-
-class Stages:
-    """Seconds that a unit spent waiting for bytes, decoding, and writing."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Count the block's time for `stage`."""
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
 def what_became_of(entry: Entry, data: bytes | PictureError, images: Images, forgotten: frozenset[str]) -> Fact:

@@ -10,13 +10,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import LabelConfig, fingerprint, parse_extensions
 from pipeline.dataset.listing import list_pictures
-from pipeline.dataset.tables import to_parquet
+from pipeline.dataset.tables import from_parquet
 from pipeline.dataset.units import (
     interrupted_plan,
     plan_units,
@@ -27,22 +27,20 @@ from pipeline.dataset.units import (
     unit_names,
     units_of,
 )
-from pipeline.errors import Reason, ShortfallError
+from pipeline.errors import ShortfallError
 from pipeline.labelling.output import (
     FOLDER,
     FORMAT,
     SCHEMAS,
     Part,
-    get_parts,
     object_folder,
     put_parts,
-    read_part,
     unit_in,
 )
+from pipeline.labelling.standing import Standing, counts, parts_of, read_standing
 from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
 from pipeline.models.versions import find_model
 from pipeline.storage.commit import (
-    Record,
     committed_units,
     latest,
     new_owner,
@@ -50,13 +48,12 @@ from pipeline.storage.commit import (
     read_markers,
     require_put_if_absent,
 )
-from pipeline.storage.objects import put_object
+from pipeline.storage.objects import get_object
 from pipeline.storage.store import normalise, open_store
 from pipeline.work import Executor, Meter, say
 
 _UNIT_PICTURES = 512  # what a killed worker costs: a few seconds to a minute of one core
 _ATTEMPTS = 20  # at publishing on top of rivals
-_TRANSIENT = {str(reason) for reason in Reason if reason.transient}
 
 
 @dataclass(kw_only=True)
@@ -75,17 +72,6 @@ class LabelSummary:
     images_per_second: float = 0.0
     units_run: int = 0
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _State:
-    """What the current manifest says of this partition."""
-
-    number: int
-    record: Record | None
-    parts: list[Part]
-    labelled: dict[str, str]
-    rejected: dict[str, tuple[str, str]]
 
 
 class Labelling:
@@ -111,7 +97,7 @@ class Labelling:
         summary: LabelSummary | None = None
         name = f"plans/{self.identity}.parquet"
         while True:
-            state = self._state()
+            state = read_standing(self.store, self.partition)
             plan = interrupted_plan(self.store, name)
             resumed = plan is not None
             if plan is None:
@@ -133,33 +119,14 @@ class Labelling:
         self._check_budget(summary)
         return summary
 
-    def _nothing(self, plan: pa.Table, state: _State) -> LabelSummary:
+    def _nothing(self, plan: pa.Table, state: Standing) -> LabelSummary:
         summary = self._summary(plan, state, {}, {})
         summary.notes.append(f"nothing to do: {self.version.id} has labelled every picture of this source")
         return summary
 
-    def _state(self) -> _State:
-        found = latest(self.store, FOLDER)
-        number, record = found if found else (0, None)
-        parts = self._parts()
-        labelled: dict[str, str] = {}
-        rejected: dict[str, tuple[str, str]] = {}
-        for part in parts:
-            for row in read_part(self.store, part).to_pylist():
-                if part.kind == "part":
-                    labelled[row["uri"]] = row["etag"]
-                else:
-                    rejected[row["uri"]] = (row["etag"], row["reason"])
-        return _State(number, record, parts, labelled, rejected)
-
-    def _plan(self, name: str, state: _State) -> pa.Table:
+    def _plan(self, name: str, state: Standing) -> pa.Table:
         listing = list_pictures(self.source, parse_extensions(self.config.extensions))
-        stands = dict(state.labelled)
-        if not self.config.retry_rejects:
-            stands |= {uri: etag for uri, (etag, reason) in state.rejected.items() if reason not in _TRANSIENT}
-        known = pa.table(
-            {"uri": pa.array(stands.keys(), pa.large_string()), "etag": pa.array(stands.values(), pa.large_string())}
-        )
+        known = state.known(self.config.retry_rejects)
         identity = f"{self.model}:{self.partition}:{state.number + 1}"
         plan = plan_units(listing, settled(listing, known), identity, _UNIT_PICTURES)
         if plan.column("unit").null_count < len(plan):
@@ -183,41 +150,32 @@ class Labelling:
         )  # fmt: skip
         with Meter("label", pictures) as meter:
             for result in self.executor.run_with_state(partial(make_labeller, spec), left):
-                meter.add(result.pictures, result.rejects)
+                meter.add(result.pictures, result.rejects, result.stages)
         return len(left), pictures
 
     def _publish(self, plan: pa.Table) -> LabelSummary:
         """Publish the plan's answers on top of whatever is current, a rival's manifest included."""
         markers = read_markers(self.store, unit_names(plan))
         new = [Part(kind, marker.unit, ref) for marker in markers for kind, ref in marker.objects.items()]
-        labels: Counter[str] = Counter()
-        reasons: Counter[str] = Counter()
-        for part in new:
-            column = "label" if part.kind == "part" else "reason"
-            (labels if part.kind == "part" else reasons).update(read_part(self.store, part).column(column).to_pylist())
-        fresh = {uri for uri, unit in _pairs(plan, "uri", "unit") if unit is not None}
+        labels = self._counted(new, "part", "label")
+        reasons = self._counted(new, "rejects", "reason")
+        fresh = plan.filter(pc.is_valid(plan.column("unit"))).column("uri")
         for _ in range(_ATTEMPTS):
-            state = self._state()
-            kept = [left for old in state.parts if (left := self._without(old, fresh)) is not None]
+            state = read_standing(self.store, self.partition)
+            kept = state.parts_without(self.store, fresh)
             summary = self._summary(plan, state, labels, reasons)
             if self._publish_manifest(state, sorted(kept + new, key=lambda part: part.ref.path), summary):
                 return summary
         raise ShortfallError(f"{_ATTEMPTS} other labellings of {self.out} published first: run the same command again")
 
-    def _without(self, part: Part, uris: set[str]) -> Part | None:
-        """The object without the rows of pictures that were labelled anew; None when nothing is left of it."""
-        table = read_part(self.store, part)
-        stays = [uri not in uris for uri in table.column("uri").to_pylist()]
-        if all(stays):
-            return part
-        left = table.filter(pa.array(stays, pa.bool_()))
-        if not len(left):
-            return None
-        folder = part.ref.path.rsplit("/", 1)[0]
-        name = f"{folder}/part-{part.unit}-{{hash}}.parquet"
-        return Part(part.kind, part.unit, put_object(self.store, name, to_parquet(left), len(left)))
+    def _counted(self, parts: list[Part], kind: str, column: str) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for part in parts:
+            if part.kind == kind:
+                total.update(counts(from_parquet(get_object(self.store, part.ref), [column]).column(column)))
+        return dict(total)
 
-    def _publish_manifest(self, state: _State, parts: list[Part], summary: LabelSummary) -> bool:
+    def _publish_manifest(self, state: Standing, parts: list[Part], summary: LabelSummary) -> bool:
         entry = {
             "model": self.model,
             "source": self.source,
@@ -243,19 +201,17 @@ class Labelling:
         """Remove what no manifest names and no stored plan is still writing: a plain reader would see it twice."""
         objects = [info.name for kind in SCHEMAS for info in self.store.walk(object_folder(kind, self.partition))]
         busy = planned_units(self.store) if objects else set()
-        named = {part.ref.path for part in self._parts()}  # read last: whatever was published meanwhile is in it
+        found = latest(self.store, FOLDER)  # read last: whatever was published meanwhile is in it
+        named = {part.ref.path for part in parts_of(self.store, found[1] if found else None, self.partition)}
         for name in objects:
             if name not in named and unit_in(name) not in busy:
                 self.store.delete(name)
 
-    def _parts(self) -> list[Part]:
-        found = latest(self.store, FOLDER)
-        entry = found[1]["partitions"].get(self.partition) if found else None
-        return get_parts(self.store, entry) if entry else []
-
-    def _summary(self, plan: pa.Table, state: _State, labels: dict[str, int], reasons: dict[str, int]) -> LabelSummary:
-        untouched = {uri for uri, unit in _pairs(plan, "uri", "unit") if unit is None}
-        standing = [reason for uri, (_, reason) in state.rejected.items() if uri in untouched]
+    def _summary(
+        self, plan: pa.Table, state: Standing, labels: dict[str, int], reasons: dict[str, int]
+    ) -> LabelSummary:
+        untouched = plan.filter(pc.is_null(plan.column("unit"))).column("uri")
+        standing = state.rejects_among(untouched)
         reasons = dict(sorted((Counter(reasons) + Counter(standing)).items()))
         summary = LabelSummary(
             predictions=self.out,
@@ -263,7 +219,7 @@ class Labelling:
             listed=len(plan),
             labelled=sum(labels.values()),
             rejected=sum(reasons.values()),
-            skipped=len(untouched) - len(standing),
+            skipped=len(untouched) - sum(standing.values()),
             rejects_by_reason=reasons,
             labels=dict(sorted(labels.items())),
         )
@@ -277,7 +233,3 @@ class Labelling:
                 f"{self.config.max_reject_rate:g}; the others are labelled, the reasons lie in "
                 f"{self.store.uri(f'rejects/model={self.partition}')}"
             )
-
-
-def _pairs(table: pa.Table, one: str, other: str) -> Any:
-    return zip(table.column(one).to_pylist(), table.column(other).to_pylist(), strict=True)

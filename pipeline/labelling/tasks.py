@@ -31,11 +31,12 @@ class LabelTask:
 
 @dataclass(frozen=True, slots=True)
 class UnitResult:
-    """What a worker tells the driver: counts only."""
+    """What a worker tells the driver: counts, and the seconds that each stage took."""
 
     unit: str
     pictures: int
     rejects: int
+    stages: dict[str, float]
 
 
 def make_labeller(spec: LabelSpec) -> Callable[[LabelTask], UnitResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pipeline.pictures.reading import Listed, PictureReader
 from pipeline.storage.commit import UnitMarker, commit_unit
 from pipeline.storage.objects import put_object, sha256
 from pipeline.storage.store import Store, open_store
+from pipeline.work import Stages
 
 Rows = list[dict[str, Any]]
 
@@ -38,35 +40,40 @@ class Labeller:
 
     def __call__(self, task: LabelTask) -> UnitResult:
         """Carry out one unit. Running it twice changes nothing that was committed."""
-        reader = PictureReader(self.source)
         rows: Rows = []
         rejects: Rows = []
-        for start in range(0, len(task.entries), self.batch_size):
-            self._label(reader, task.entries[start : start + self.batch_size], rows, rejects)
-        self._commit(task.unit, rows, rejects)
-        return UnitResult(task.unit, len(task.entries), len(rejects))
+        stages = Stages()
+        listed = (Listed(entry.name, entry.etag, entry.size) for entry in task.entries)
+        with PictureReader(self.source).read_ahead(listed) as reads:
+            for start in range(0, len(task.entries), self.batch_size):
+                entries = task.entries[start : start + self.batch_size]
+                images, facts = self._decode(entries, reads, rejects, stages)
+                if images:
+                    with stages.timed("forward"):
+                        scores = self.predictor(np.stack(images))
+                    rows += [{**fact, **self._answer(one)} for fact, one in zip(facts, scores, strict=True)]
+        with stages.timed("write"):
+            self._commit(task.unit, rows, rejects)
+        return UnitResult(task.unit, len(task.entries), len(rejects), stages.seconds)
 
-    def _label(
-        self,
-        reader: PictureReader,
-        entries: tuple[Entry, ...],
-        rows: list[dict[str, Any]],
-        rejects: list[dict[str, Any]],
-    ) -> None:
+    def _decode(
+        self, entries: tuple[Entry, ...], reads: Iterator[bytes | PictureError], rejects: Rows, stages: Stages
+    ) -> tuple[list[Pixels], Rows]:
+        """Stored views of the pictures that have one, and what is known of each; the others become rejects."""
         images: list[Pixels] = []
-        read: list[dict[str, Any]] = []
+        facts: Rows = []
         for entry in entries:
             fact = {"uri": entry.uri, "etag": entry.etag}
-            try:
-                data = reader.read(Listed(entry.name, entry.etag, entry.size))
-                images.append(decode(data, self.predictor.version.stored_view).image)
-            except PictureError as error:
-                rejects.append({**fact, "reason": str(error.reason), "detail": error.detail})
-            else:
-                read.append({**fact, "sample_id": sha256(data)})
-        if images:
-            scores = self.predictor(np.stack(images))
-            rows += [{**fact, **self._answer(row)} for fact, row in zip(read, scores, strict=True)]
+            with stages.timed("fetch"):
+                data = next(reads)
+            with stages.timed("decode"):
+                try:
+                    images.append(decode(_bytes(data), self.predictor.version.stored_view).image)
+                except PictureError as error:
+                    rejects.append({**fact, "reason": str(error.reason), "detail": error.detail})
+                else:
+                    facts.append({**fact, "sample_id": sha256(_bytes(data))})
+        return images, facts
 
     def _answer(self, scores: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, Any]:
         best = best_classes(scores, self.spec.top_k)
@@ -98,3 +105,9 @@ def _withdraw(store: Store, mine: UnitMarker, theirs: UnitMarker) -> None:
     for ref in mine.objects.values():
         if ref.path not in kept:
             store.delete(ref.path)
+
+
+def _bytes(read: bytes | PictureError) -> bytes:
+    if isinstance(read, PictureError):
+        raise read
+    return read
