@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from pipeline.config import JobConfig
+from pipeline.work import Care
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -24,9 +25,9 @@ class LazyRay:
         return RayExecutor(self._config.address, self._config.workers).run(work, tasks)
 
     def run_with_state(
-        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task]
+        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
     ) -> Iterator[Result]:
         """A pool of Ray actors."""
         from pipeline.execution.executor import RayExecutor
 
-        return RayExecutor(self._config.address, self._config.workers).run_with_state(make_work, tasks)
+        return RayExecutor(self._config.address, self._config.workers).run_with_state(make_work, tasks, care)

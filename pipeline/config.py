@@ -181,10 +181,16 @@ class LabelConfig(JobConfig):
     """Best classes kept per picture."""
     batch_size: int = 0
     """Pictures per forward pass; 0: 8 on a CPU, 64 on a GPU."""
+    precision: Precision = "auto"
+    """`float32`, `bfloat16`, or `auto`: bfloat16 where the hardware multiplies it (Tensor Cores, AMX) and the model's
+    golden samples get the same answers."""
     retry_rejects: bool = False
     """Try again every picture that an earlier run rejected, not only those that failed in transit."""
     max_reject_rate: float = 1.0
     """Share of rejected pictures above which the exit code is 1."""
+    unit_timeout_s: float = 3600.0
+    """Seconds at one unit of 512 pictures after which a worker is taken to be stuck and replaced; sooner where other
+    units have shown how long one takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,6 +432,7 @@ def check_label(config: LabelConfig) -> None:
     _require(config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count")
     _require(config.top_k >= 1, f"--top-k {config.top_k}: give at least 1")
     _require(config.batch_size >= 0, f"--batch-size {config.batch_size}: give a count, or 0")
+    _require(config.unit_timeout_s > 0, f"--unit-timeout-s {config.unit_timeout_s:g}: give seconds above 0")
     _require("@" in config.model, f"--model {config.model!r}: write MODELS@champion or MODELS@VERSION")
     parse_extensions(config.extensions)
 

@@ -71,6 +71,7 @@ class Reason(StrEnum):
     TOO_LONG_SIDE = "too_long_side"
     TOO_ELONGATED = "too_elongated"
     TOO_MUCH_MEMORY = "too_much_memory"
+    KILLED_WORKER = "killed_worker"
     FORGOTTEN = "forgotten"
     CHANGED_WHILE_READING = "changed_while_reading"
     MISSING = "missing"

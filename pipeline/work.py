@@ -10,13 +10,25 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Care(Generic[Task]):
+    """What to do about a unit whose worker is lost, or works at it for longer than `deadline_s`.
+
+    `again` makes of its task the one for the next attempt.
+    """
+
+    deadline_s: float = 3600.0
+    again: Callable[[Task], Task] = lambda task: task
 
 
 class Executor(Protocol):
@@ -27,7 +39,7 @@ class Executor(Protocol):
         ...
 
     def run_with_state(
-        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task]
+        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
     ) -> Iterator[Result]:
         """Apply work that is costly to make: `make_work` is called once per worker process."""
         ...
@@ -41,7 +53,7 @@ class InlineExecutor:
         return map(work, tasks)
 
     def run_with_state(
-        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task]
+        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
     ) -> Iterator[Result]:
         """See Executor."""
         return map(make_work(), tasks)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import (
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError
 
-from pipeline.errors import AfinarError, StorageError
+from pipeline.execution.actors import Pool
+from pipeline.execution.failures import unwrapped
 from pipeline.execution.session import cluster_cores, cluster_gpus, ray_session
+from pipeline.work import Care
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _AHEAD = 2  # units queued per worker: one running, one waiting, so that no worker idles between units
-_START_S = 600.0  # an autoscaler's time to bring a first node
+_MESSAGES = 3  # attempts at a message to an actor that lives; one that died is replaced by the pool
 _ATTEMPTS = 10  # a unit whose worker dies, or whose message is lost, is run again this often; units are idempotent
 
 
@@ -42,18 +37,16 @@ class RayExecutor:
             yield from _bounded(remote.remote, tasks, limit)
 
     def run_with_state(
-        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task]
+        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
     ) -> Iterator[Result]:
         """A pool of Ray actors, each with one GPU where the cluster has any, else one core."""
         with ray_session(self._address, self._workers):
             gpus = cluster_gpus()
-            waiting = list(tasks)
-            count = min(self._workers or gpus or cluster_cores(), len(waiting))
-            kind = ray.remote(
-                num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=_ATTEMPTS, max_task_retries=_ATTEMPTS
-            )(_Worker)
-            pool = [kind.remote(make_work) for _ in range(count)]
-            yield from _over_actors(pool, waiting)
+            tasks = iter(tasks)
+            first = list(islice(tasks, self._workers or gpus or cluster_cores()))  # no more actors than units
+            kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_task_retries=_MESSAGES)(_Worker)
+            pool = Pool(lambda: kind.remote(make_work), len(first), chain(first, tasks), care or Care())
+            yield from pool.results()
 
 
 class _Worker:
@@ -68,8 +61,7 @@ class _Worker:
         self._work = self._work or self._make_work()
 
     def run(self, task: Any) -> Any:
-        self.start()  # again, where Ray restarted the actor
-        assert self._work is not None
+        assert self._work is not None, "the pool waits for a start before it gives a unit"
         return self._work(task)
 
 
@@ -85,54 +77,9 @@ def _bounded(submit: Callable[[Any], Any], tasks: Iterable[Any], limit: int) -> 
         yield _result(finished[0])
 
 
-def _over_actors(pool: list[Any], tasks: list[Any]) -> Iterator[Any]:
-    """Hand units out to actors that have started, as they become free.
-
-    An actor that the cluster has no room for gets none, so a job never waits for it. Raises
-    StorageError when no actor at all has started in time.
-    """
-    waiting = deque(tasks)
-    starting = {actor.start.remote(): actor for actor in pool}
-    running: dict[Any, Any] = {}
-
-    def hand_out(actor: Any) -> None:
-        if waiting:
-            running[actor.run.remote(waiting.popleft())] = actor
-
-    while waiting or running:
-        finished, _ = ray.wait([*starting, *running], num_returns=1, timeout=_START_S)
-        if not finished:
-            if running:
-                continue  # a long unit
-            raise StorageError(f"no worker could be started in {_START_S:.0f} s: the cluster has no room for any")
-        (reference,) = finished
-        result = _result(reference)
-        if reference in starting:
-            actor = starting.pop(reference)
-            for _ in range(_AHEAD):
-                hand_out(actor)
-        else:
-            hand_out(running.pop(reference))
-            yield result
-
-
 def _result(reference: Any) -> Any:
     """Result of a finished unit; an error of ours comes out as itself, not wrapped in Ray's."""
     try:
         return ray.get(reference)
     except RayError as error:
         raise unwrapped(error) from error
-
-
-def unwrapped(error: BaseException) -> Exception:
-    """The AfinarError at the bottom of an error of Ray's; else the task's own error, or that a worker was lost."""
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None or (isinstance(seen, AfinarError) and not isinstance(seen, RayTaskError)):
-            break
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    if isinstance(seen, AfinarError):
-        return seen
-    if isinstance(error, RayActorError | WorkerCrashedError | NodeDiedError | OutOfMemoryError):
-        return StorageError(f"a worker was lost and could not be replaced: {error}")
-    return error if isinstance(error, Exception) else RuntimeError(str(error))

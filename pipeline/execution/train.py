@@ -20,7 +20,7 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig  # ray.train's 
 
 from pipeline.config import TrainConfig
 from pipeline.errors import AfinarError, RequestError, ShortfallError, StorageError
-from pipeline.execution.executor import unwrapped
+from pipeline.execution.failures import unwrapped
 from pipeline.execution.session import cluster_cores, cluster_gpus, has_room, ray_session, request_room
 from pipeline.models.versions import ModelVersion
 from pipeline.storage.store import Store, open_store

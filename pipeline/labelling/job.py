@@ -19,6 +19,7 @@ from pipeline.dataset.listing import list_pictures
 from pipeline.dataset.tables import from_parquet
 from pipeline.dataset.units import (
     interrupted_plan,
+    open_pictures,
     plan_units,
     planned_units,
     retire_plan,
@@ -50,7 +51,7 @@ from pipeline.storage.commit import (
 )
 from pipeline.storage.objects import get_object
 from pipeline.storage.store import normalise, open_store
-from pipeline.work import Executor, Meter, say
+from pipeline.work import Care, Executor, Meter, say
 
 _UNIT_PICTURES = 512  # what a killed worker costs: a few seconds to a minute of one core
 _ATTEMPTS = 20  # at publishing on top of rivals
@@ -85,11 +86,13 @@ class Labelling:
         self.model = f"{models.root}@{self.version.id}"
         # Everything that changes an answer is in the partition's name.
         self.partition = self.version.id + (f"-top{config.top_k}" if config.top_k != 5 else "")
+        if config.precision != "auto":
+            self.partition += f"-{config.precision}"
         self.identity = fingerprint([self.source, self.partition, config.extensions])[:8]
         self.owner = new_owner()
 
-    def run(self, threads: int = 1) -> LabelSummary:
-        """Label what this model has not labelled yet; each worker computes with `threads` threads."""
+    def run(self) -> LabelSummary:
+        """Label what this model has not labelled yet."""
         started = time.monotonic()
         self.store.require_target()
         self._sweep()  # what a run that was killed after publishing could not finish
@@ -105,7 +108,7 @@ class Labelling:
             if plan.column("unit").null_count == len(plan):
                 summary = summary or self._nothing(plan, state)
                 break
-            run, pictures = self._label(plan, threads)
+            run, pictures = self._label(plan)
             units, read = units + run, read + pictures
             summary = self._publish(plan)
             retire_plan(self.store, name, plan)
@@ -134,24 +137,26 @@ class Labelling:
             return store_plan(self.store, name, plan)
         return plan
 
-    def _label(self, plan: pa.Table, threads: int) -> tuple[int, int]:
+    def _label(self, plan: pa.Table) -> tuple[int, int]:
         """Run the plan's units that no earlier run committed; how many those were, and their pictures."""
-        units = unit_names(plan)
-        done = committed_units(self.store)
-        left = [LabelTask(unit, entries) for unit, entries in units_of(plan, self.source, done)]
-        if len(left) < len(units):
-            say(f"{len(units) - len(left)} of {len(units)} units are already committed")
-        pictures = sum(len(task.entries) for task in left)
+        units, done = unit_names(plan), committed_units(self.store)
+        left = sum(unit not in done for unit in units)
+        pictures = open_pictures(plan, done)
+        if left < len(units):
+            say(f"{len(units) - left} of {len(units)} units are already committed")
         if not left:
             return 0, 0
         spec = LabelSpec(
             source=self.source, predictions=self.out, partition=self.partition, model=self.model,
-            top_k=self.config.top_k, batch_size=self.config.batch_size, threads=threads,
+            top_k=self.config.top_k, batch_size=self.config.batch_size,
+            precision=self.config.precision, pictures=pictures,
         )  # fmt: skip
+        tasks = (LabelTask(unit, entries) for unit, entries in units_of(plan, self.source, done))
+        care = Care(deadline_s=self.config.unit_timeout_s, again=LabelTask.again)
         with Meter("label", pictures) as meter:
-            for result in self.executor.run_with_state(partial(make_labeller, spec), left):
+            for result in self.executor.run_with_state(partial(make_labeller, spec), tasks, care):
                 meter.add(result.pictures, result.rejects, result.stages)
-        return len(left), pictures
+        return left, pictures
 
     def _publish(self, plan: pa.Table) -> LabelSummary:
         """Publish the plan's answers on top of whatever is current, a rival's manifest included."""

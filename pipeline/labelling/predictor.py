@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.config import Precision
 from pipeline.models.bundle import load_network
+from pipeline.models.fast import fast
 from pipeline.models.golden import get_golden, replay
 from pipeline.models.network import prepare
 from pipeline.models.versions import ModelVersion, find_model
@@ -20,13 +22,22 @@ from pipeline.storage.store import Store
 class Predictor:
     """Batch callable: uint8 images in, scores out."""
 
-    def __init__(self, store: Store, version: ModelVersion, device: str = "cpu") -> None:
-        """Load the network and replay its golden samples. Raises ModelError when the answers differ."""
+    def __init__(
+        self, store: Store, version: ModelVersion, device: str = "cpu", precision: Precision | None = None
+    ) -> None:
+        """Load the network and replay its golden samples. Raises ModelError when the answers differ.
+
+        With a `precision` it is made as fast as the golden samples allow; without one it is left as it was published.
+        """
         self.version = version
         torch.backends.cudnn.allow_tf32 = False  # its error is of the order that the golden samples allow
         self.device = torch.device(device)
         self.network = load_network(store, version).to(self.device)
-        replay(get_golden(store, version.golden), self.network, version.stored_view, version.input_view)
+        golden = get_golden(store, version.golden)
+        replay(golden, self.network, version.stored_view, version.input_view)
+        if precision is not None:
+            self.network = fast(self.network, golden, version.input_view, precision)
+        self._dtype = next(self.network.parameters()).dtype
 
     @property
     def classes(self) -> list[str]:
@@ -36,7 +47,7 @@ class Predictor:
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities float32 [n, classes] of stored views uint8 [n, size, size, 3], at the version's temperature."""
         with torch.inference_mode():
-            inputs = prepare(torch.from_numpy(images).to(self.device), self.version.input_view)
+            inputs = prepare(torch.from_numpy(images).to(self.device), self.version.input_view).to(self._dtype)
             logits = self.network(inputs).float() / self.version.temperature
             scores: NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
         return scores

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from pipeline.config import Precision
 from pipeline.dataset.schema import Entry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSpec:
-    """What every unit of one labelling shares. `model` names an exact version, never an alias."""
+    """What every unit of one labelling shares. `model` names an exact version, never an alias; `pictures` are those of
+    all units."""
 
     source: str
     predictions: str
@@ -18,15 +20,21 @@ class LabelSpec:
     model: str
     top_k: int
     batch_size: int
-    threads: int
+    precision: Precision
+    pictures: int
 
 
 @dataclass(frozen=True, slots=True)
 class LabelTask:
-    """One unit of work: the pictures of one part."""
+    """One unit of work: the pictures of one part. `attempt` counts the workers that were lost with it."""
 
     unit: str
     entries: tuple[Entry, ...]
+    attempt: int = 0
+
+    def again(self) -> LabelTask:
+        """The unit once more."""
+        return replace(self, attempt=self.attempt + 1)
 
 
 @dataclass(frozen=True, slots=True)

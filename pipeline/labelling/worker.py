@@ -11,11 +11,12 @@ import torch
 
 from pipeline.dataset.schema import Entry
 from pipeline.dataset.tables import to_parquet
-from pipeline.errors import PictureError
+from pipeline.errors import PictureError, Reason
+from pipeline.labelling.batches import usual_batch
 from pipeline.labelling.output import PREDICTIONS, REJECTS, object_folder
 from pipeline.labelling.predictor import Predictor, best_classes
+from pipeline.labelling.suspects import Suspects
 from pipeline.labelling.tasks import LabelSpec, LabelTask, UnitResult
-from pipeline.models.network import forward_batch
 from pipeline.models.versions import find_model
 from pipeline.pictures.decode import Pixels, decode
 from pipeline.pictures.reading import Listed, PictureReader
@@ -32,29 +33,43 @@ class Labeller:
 
     def __init__(self, spec: LabelSpec) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.set_num_threads(spec.threads)
+        torch.set_num_threads(1)  # each worker has one core
         self.spec = spec
-        self.predictor = Predictor(*find_model(spec.model), device=device)
-        self.batch_size = spec.batch_size or forward_batch(self.predictor.device)
+        self.predictor = Predictor(*find_model(spec.model), device=device, precision=spec.precision)
+        self.batch_size = spec.batch_size or usual_batch(self.predictor, spec.pictures)
         self.source, self.out = open_store(spec.source), open_store(spec.predictions)
 
     def __call__(self, task: LabelTask) -> UnitResult:
-        """Carry out one unit. Running it twice changes nothing that was committed."""
+        """Carry out one unit. Running it twice changes nothing that was committed.
+
+        Where a worker was lost with the unit, this one goes picture by picture, to find one that kills it.
+        """
         rows: Rows = []
         rejects: Rows = []
         stages = Stages()
+        suspects = Suspects(self.out, task.unit, task.attempt)
+        size = 1 if task.attempt else self.batch_size
         listed = (Listed(entry.name, entry.etag, entry.size) for entry in task.entries)
         with PictureReader(self.source).read_ahead(listed) as reads:
-            for start in range(0, len(task.entries), self.batch_size):
-                entries = task.entries[start : start + self.batch_size]
-                images, facts = self._decode(entries, reads, rejects, stages)
-                if images:
-                    with stages.timed("forward"):
-                        scores = self.predictor(np.stack(images))
-                    rows += [{**fact, **self._answer(one)} for fact, one in zip(facts, scores, strict=True)]
+            for start in range(0, len(task.entries), size):
+                entries = task.entries[start : start + size]
+                with suspects.at(start):
+                    convicted = start in suspects.convicted
+                    rows += self._label(entries, _killer(reads) if convicted else reads, rejects, stages)
         with stages.timed("write"):
             self._commit(task.unit, rows, rejects)
+        suspects.clear()
         return UnitResult(task.unit, len(task.entries), len(rejects), stages.seconds)
+
+    def _label(
+        self, entries: tuple[Entry, ...], reads: Iterator[bytes | PictureError], rejects: Rows, stages: Stages
+    ) -> Rows:
+        images, facts = self._decode(entries, reads, rejects, stages)
+        if not images:
+            return []
+        with stages.timed("forward"):
+            scores = self.predictor(np.stack(images))
+        return [{**fact, **self._answer(one)} for fact, one in zip(facts, scores, strict=True)]
 
     def _decode(
         self, entries: tuple[Entry, ...], reads: Iterator[bytes | PictureError], rejects: Rows, stages: Stages
@@ -105,6 +120,14 @@ def _withdraw(store: Store, mine: UnitMarker, theirs: UnitMarker) -> None:
     for ref in mine.objects.values():
         if ref.path not in kept:
             store.delete(ref.path)
+
+
+def _killer(reads: Iterator[bytes | PictureError]) -> Iterator[PictureError]:
+    """The next picture's bytes are taken and left alone."""
+    next(reads)
+    yield PictureError(
+        Reason.KILLED_WORKER, "two workers died, or were stuck, at this picture; it was not touched again"
+    )
 
 
 def _bytes(read: bytes | PictureError) -> bytes:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pipeline.config import TrainConfig, as_dict, parse_augment, trainable_stages
 from pipeline.dataset.reading import Dataset, open_dataset
 from pipeline.models.network import Network, build_network
+from pipeline.models.precision import is_half
 from pipeline.models.stages import freeze, parameter_groups, set_training
 from pipeline.models.weights import find_weights, load_weights
 from pipeline.storage.store import open_store
@@ -63,7 +64,7 @@ def train(task: TrainTask, group: Group) -> TrainOutcome:
         loss=Loss(smoothing=config.label_smoothing, class_weights=_class_weights(task, samples["train"], group)),
         group=group,
         seed=config.seed,
-        precision=torch.bfloat16 if group.all(_is_half(config, group.device)) else torch.float32,
+        precision=torch.bfloat16 if group.all(is_half(config.precision, group.device)) else torch.float32,
         threads=readers(group.device.type, dataset.view.store == "jpeg"),
         checkpoint_steps=config.checkpoint_steps,
     )
@@ -141,15 +142,6 @@ def _class_weights(task: TrainTask, train: Samples, group: Group) -> Tensor | No
     counts = np.bincount(train.targets, minlength=len(task.classes))
     weights = len(train) / (len(counts) * counts)
     return torch.from_numpy(weights.astype(np.float32)).to(group.device)
-
-
-def _is_half(config: TrainConfig, device: torch.device) -> bool:
-    """`--precision`; `auto` is bfloat16 where the hardware multiplies it: Tensor Cores since Ampere, AMX."""
-    if config.precision != "auto":
-        return config.precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return torch.cpu._is_amx_tile_supported()
 
 
 def _evaluate(

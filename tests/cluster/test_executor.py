@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,10 +13,11 @@ import pytest
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from pipeline.errors import ModelError, RequestError, ShortfallError
+from pipeline.errors import ModelError, RequestError, ShortfallError, StorageError
 from pipeline.execution.executor import RayExecutor
 from pipeline.execution.session import request_room
 from pipeline.execution.train import _first_failure
+from pipeline.work import Care
 
 
 def double(number: int) -> int:
@@ -71,6 +74,57 @@ def make_die_once() -> Callable[[Path], str]:
 def test_a_worker_that_dies_is_replaced_and_its_unit_done(local_ray: None, tmp_path: Path) -> None:
     assert sorted(RayExecutor(None).run(die_once, [tmp_path / "a", tmp_path / "b"])) == ["a", "b"]
     assert sorted(RayExecutor(None).run_with_state(make_die_once, [tmp_path / "c", tmp_path / "d"])) == ["c", "d"]
+
+
+def make_dead() -> Callable[[int], int]:
+    os._exit(1)
+
+
+def test_workers_that_die_at_every_start_end_the_job(local_ray: None) -> None:
+    with pytest.raises(StorageError, match="3 workers in a row died as they started"):
+        list(RayExecutor(None).run_with_state(make_dead, range(10)))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A unit that dies, or hangs, until it was tried often enough."""
+
+    name: str
+    fatal: int
+    attempt: int = 0
+    hangs: bool = False
+
+    def again(self) -> Attempt:
+        return replace(self, attempt=self.attempt + 1)
+
+
+def make_fatal() -> Callable[[Attempt], tuple[str, int]]:
+    def work(unit: Attempt) -> tuple[str, int]:
+        if unit.attempt < unit.fatal:
+            time.sleep(3600) if unit.hangs else os._exit(1)
+        return unit.name, unit.attempt
+
+    return work
+
+
+def test_a_unit_that_is_lost_is_tried_again_and_knows_how_often_it_was(local_ray: None) -> None:
+    units = [Attempt("one", 2), *(Attempt(str(number), 0) for number in range(6))]
+    done = dict(RayExecutor(None).run_with_state(make_fatal, units, Care(again=Attempt.again)))
+    assert done.pop("one") == 2
+    assert set(done) == {str(number) for number in range(6)}
+    assert set(done.values()) == {0}, "a unit that waited behind a lost one was not itself lost"
+
+
+def test_a_worker_that_is_stuck_is_replaced(local_ray: None) -> None:
+    units = [Attempt("stuck", 1, hangs=True), Attempt("other", 0)]
+    done = RayExecutor(None).run_with_state(make_fatal, units, Care(deadline_s=3.0, again=Attempt.again))
+    assert sorted(done) == [("other", 0), ("stuck", 1)]
+
+
+def test_a_unit_that_loses_every_worker_ends_the_job(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.execution.actors._ATTEMPTS", 3)
+    with pytest.raises(StorageError, match="lost its worker 3 times"):
+        list(RayExecutor(None).run_with_state(make_fatal, [Attempt("one", 99)], Care(again=Attempt.again)))
 
 
 def test_a_cluster_without_room_is_not_waited_for_without_end(local_ray: None) -> None:

@@ -101,7 +101,7 @@ def test_a_second_run_does_nothing_and_says_so(scans: Path, location: str, train
 class Dying(InlineExecutor):
     """Loses its driver after some units."""
 
-    def run_with_state(self, make_work: Any, tasks: Any) -> Iterator[Any]:
+    def run_with_state(self, make_work: Any, tasks: Any, care: Any = None) -> Iterator[Any]:
         work = make_work()
         for number, task in enumerate(tasks):
             if number == 1:
@@ -115,7 +115,7 @@ class Counting(InlineExecutor):
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def run_with_state(self, make_work: Any, tasks: Any) -> Iterator[Any]:
+    def run_with_state(self, make_work: Any, tasks: Any, care: Any = None) -> Iterator[Any]:
         tasks = list(tasks)
         self.names += [entry.name for task in tasks for entry in task.entries]
         return super().run_with_state(make_work, tasks)
@@ -205,7 +205,14 @@ def test_a_twin_of_a_committed_unit_leaves_nothing_behind(scans: Path, tmp_path:
     from pipeline.dataset.schema import Entry
 
     spec = LabelSpec(
-        source=str(scans), predictions=out, partition="late", model=trained.champion, top_k=5, batch_size=4, threads=1
+        source=str(scans),
+        predictions=out,
+        partition="late",
+        model=trained.champion,
+        top_k=5,
+        batch_size=4,
+        precision="auto",
+        pictures=1,
     )
     (scans / "late.jpg").write_bytes(jpeg(3))
     late = next(info for info in open_store(str(scans)).walk() if info.name == "late.jpg")
@@ -240,7 +247,7 @@ class Overtaken(InlineExecutor):
     def __init__(self, meanwhile: Any) -> None:
         self.meanwhile = meanwhile
 
-    def run_with_state(self, make_work: Any, tasks: Any) -> Iterator[Any]:
+    def run_with_state(self, make_work: Any, tasks: Any, care: Any = None) -> Iterator[Any]:
         yield from super().run_with_state(make_work, tasks)
         self.meanwhile()
 

@@ -1,0 +1,41 @@
+"""A published network made fast for one device, as far as its golden samples allow."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import fx
+from torch.fx.experimental.optimization import fuse
+
+from pipeline.config import Precision
+from pipeline.models.golden import FLOAT32_TOLERANCE, Golden, agrees_reduced, difference, score
+from pipeline.models.network import Network
+from pipeline.models.precision import is_half
+from pipeline.pictures.contract import InputView
+from pipeline.work import say
+
+
+def fast(network: Network, golden: Golden, view: InputView, precision: Precision) -> Network:
+    """The network with BatchNorm folded into its convolutions, in bfloat16 where `precision` says so.
+
+    A shortcut that answers the golden samples otherwise than it may is not taken: folding by the tolerance of float32,
+    bfloat16 by that of reduced precision, which is said. `network` has replayed them already, and stays as it is.
+    """
+    folded = Network(_folded(network), network.classifier, network.pool).eval()
+    if difference(golden, score(folded, golden.images, view)) <= FLOAT32_TOLERANCE:
+        network = folded
+    device = next(network.parameters()).device
+    if not is_half(precision, device):
+        return network
+    half = copy.deepcopy(network).to(torch.bfloat16)
+    if agrees_reduced(golden, score(half, golden.images, view)):
+        return half
+    say("note: in bfloat16 the golden samples get other answers: this model labels in float32")
+    return network
+
+
+def _folded(network: Network) -> fx.GraphModule:
+    folded = fuse(network.backbone)
+    assert isinstance(folded, fx.GraphModule)
+    return folded.to(memory_format=torch.channels_last)

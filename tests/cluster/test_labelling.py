@@ -1,0 +1,176 @@
+"""Labelling on a real Ray: pictures that kill or stop their worker; workers, raylets and drivers that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pytest
+
+from pipeline import open_predictions
+from pipeline.config import LabelConfig
+from pipeline.execution.executor import RayExecutor
+from pipeline.labelling.job import Labelling, LabelSummary
+from pipeline.storage.store import open_store
+from pipeline.work import Care, InlineExecutor
+from tests.cluster.label_chaos import begun
+from tests.cluster.test_chaos import REPOSITORY, RPC_CHAOS
+from tests.conftest import Trained, afinar, jpeg, many_pictures
+
+KILLER, STOPPER = b"kills its worker", b"is decoded for ever"
+
+
+def dangerous(make_work: Callable[[], Any]) -> Any:
+    """Work whose decoder meets two kinds of picture that end it."""
+    work = make_work()
+    worker: Any = sys.modules["pipeline.labelling.worker"]
+    real = worker.decode
+
+    def decode(data: bytes, *more: Any) -> Any:
+        if data.endswith(KILLER):
+            os._exit(1)
+        if data.endswith(STOPPER):
+            time.sleep(3600)
+        return real(data, *more)
+
+    worker.decode = decode
+    return work
+
+
+class Dangerous(RayExecutor):
+    """Ray, with that decoder."""
+
+    def run_with_state(
+        self, make_work: Callable[[], Any], tasks: Iterable[Any], care: Care[Any] | None = None
+    ) -> Iterator[Any]:
+        return super().run_with_state(partial(dangerous, make_work), tasks, care)
+
+
+def label(source: Path, out: Path, trained: Trained, **options: Any) -> LabelSummary:
+    config = LabelConfig(source=str(source), predictions=str(out), model=trained.champion, **options)
+    return Labelling(config, Dangerous(None)).run()
+
+
+def archive(folder: Path, count: int) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        (folder / f"{number:03d}.jpg").write_bytes(jpeg(number))
+    return folder
+
+
+def test_a_picture_that_kills_its_worker_is_a_reject_and_the_others_are_labelled(
+    local_ray: None, trained: Trained, tmp_path: Path
+) -> None:
+    scans = archive(tmp_path / "scans", 96)
+    (scans / "050.jpg").write_bytes(jpeg(50) + KILLER)
+    (scans / "095.jpg").write_bytes(jpeg(95) + KILLER)
+    summary = label(scans, tmp_path / "out", trained)
+    assert (summary.labelled, summary.rejects_by_reason) == (94, {"killed_worker": 2})
+    predictions = open_predictions(str(tmp_path / "out"))
+    assert [Path(row["uri"]).name for row in predictions.rejects.to_pylist()] == ["050.jpg", "095.jpg"]
+    assert not list(open_store(str(tmp_path / "out")).walk("attempts")), "nothing is left of the search"
+    again = label(scans, tmp_path / "out", trained)
+    assert (again.units_run, again.skipped, again.rejected) == (0, 94, 2)
+
+
+@pytest.mark.slow
+def test_a_picture_that_stops_its_worker_is_a_reject_too(local_ray: None, trained: Trained, tmp_path: Path) -> None:
+    scans = archive(tmp_path / "scans", 12)
+    (scans / "005.jpg").write_bytes(jpeg(5) + STOPPER)
+    summary = label(scans, tmp_path / "out", trained, unit_timeout_s=2.0)
+    assert (summary.labelled, summary.rejects_by_reason) == (11, {"killed_worker": 1})
+
+
+PICTURES = 2400
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """An archive, and what a labelling of it writes when nothing goes wrong."""
+
+    scans: Path
+    table: pa.Table
+    units: int
+
+
+@pytest.fixture(scope="module")
+def undisturbed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    scans = many_pictures(folder / "scans", PICTURES)
+    config = LabelConfig(source=str(scans), predictions=str(folder / "out"), model=trained.champion)
+    summary = Labelling(config, InlineExecutor()).run()
+    assert summary.labelled == PICTURES
+    return Undisturbed(scans, open_predictions(str(folder / "out")).table, summary.units_run)
+
+
+def require_same(out: Path, wanted: Undisturbed) -> None:
+    """Every picture once with its answer. A unit tried again goes picture by picture, which rounds otherwise."""
+    table = open_predictions(str(out)).table
+    exact = ["uri", "etag", "sample_id", "label", "model_version"]
+    assert table.select(exact) == wanted.table.select(exact)
+    np.testing.assert_allclose(table.column("score").to_numpy(), wanted.table.column("score").to_numpy(), atol=1e-5)
+    parts = pads.dataset(out / "parts", format="parquet", partitioning="hive").to_table()
+    assert sorted(parts.column("uri").to_pylist()) == table.column("uri").to_pylist(), "as a plain reader sees it"
+
+
+def chaos(victim: str, seed: int, wanted: Undisturbed, out: Path, trained: Trained) -> None:
+    """One run of which something is killed; it is right, and no more was done again than was under way."""
+    audit = out.parent / "audit"
+    audit.mkdir()
+    words = ["tests.cluster.label_chaos", victim, str(seed), str(wanted.scans), str(out), trained.champion, str(audit)]
+    command = [sys.executable, "-m", *words]
+    if victim == "driver":
+        command[3] = "none"
+        job = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not begun(audit):
+            assert job.poll() is None, "it ended before it began"
+            time.sleep(0.02)
+        time.sleep(2.5 * random.Random(seed).random())
+        job.kill()
+        job.wait()
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    require_same(out, wanted)
+    under_way = 2 if victim == "driver" else said["killed"]
+    assert len(begun(audit)) - wanted.units <= under_way
+    if victim != "driver":
+        assert said["killed"] >= 1, "the job was over before anything was killed"
+
+
+def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
+    undisturbed: Undisturbed, trained: Trained, tmp_path: Path
+) -> None:
+    chaos("actor", 0, undisturbed, tmp_path / "out", trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 9))
+@pytest.mark.parametrize("victim", ["actor", "raylet", "driver"])
+def test_whatever_is_killed_the_answers_are_the_same(
+    undisturbed: Undisturbed, trained: Trained, tmp_path: Path, victim: str, seed: int
+) -> None:
+    chaos(victim, seed, undisturbed, tmp_path / "out", trained)
+
+
+@pytest.mark.slow
+def test_messages_lost_between_driver_and_workers_change_nothing(
+    undisturbed: Undisturbed, trained: Trained, tmp_path: Path
+) -> None:
+    words = ["label", str(undisturbed.scans), "out", "--model", trained.champion, "--workers", "2", "--json"]
+    done = afinar(*words, cwd=tmp_path, env={"RAY_testing_rpc_failure": RPC_CHAOS})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["labelled"] == PICTURES
+    require_same(tmp_path / "out", undisturbed)
