@@ -17,7 +17,7 @@ from pipeline.errors import AfinarError
 COMMANDS = {
     "ingest": "turn a folder or an s3:// prefix of pictures into an Arrow dataset",
     "train": "train a classifier on a dataset and publish it as the next model version",
-    "label": "label every picture of a folder or an s3:// prefix with a model",
+    "label": "label every picture of a folder, an s3:// prefix, a list or a dataset with a model",
     "plan": "what an ingest would take: time, bytes and requests, from a sample",
     "status": "what a dataset holds; --verify re-hashes it, --gc removes what nothing needs",
     "forget": "erase pictures from a dataset and from every version that held them",

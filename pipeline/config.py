@@ -167,10 +167,12 @@ class TrainConfig(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig(JobConfig):
-    """Label every picture of a folder or an s3:// prefix with a published model, or print what one picture shows."""
+    """Label every picture of a folder, a list or a dataset with a published model, or print what one picture shows."""
 
     source: Annotated[str, POSITIONAL]
-    """Root of the pictures: a folder or s3://BUCKET/PREFIX; with `-`, one picture."""
+    """The pictures: a folder or s3://BUCKET/PREFIX; a list of them, a CSV or Parquet FILE with the column uri (whole,
+    or relative to FILE's folder), of which every row is taken; or a dataset made by `afinar ingest`. With `-`, one
+    picture."""
     predictions: Annotated[str, POSITIONAL]
     """Where predictions are written or continued: a folder or s3://BUCKET/PREFIX; `-`: print those of one picture."""
     model: str

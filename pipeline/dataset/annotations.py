@@ -47,13 +47,13 @@ def annotate(listing: pa.Table, source: str, *, labels: str, split_by_folder: bo
     if labels == "folder":
         _set(done, "label", folders[-1])
     elif labels != "none":
-        table = _read_table("--labels", labels, "label")
+        table = read_table("--labels", labels, "label")
         _look_up(done, source, table, "label", f"--labels {labels}")
         if "split" in table.column_names and not split_by_folder:
             _check_splits(table.column("split"), labels)
             _look_up(done, source, table, "split", f"--labels {labels}")
     if group:
-        _look_up(done, source, _read_table("--group", group, "group"), "group", f"--group {group}")
+        _look_up(done, source, read_table("--group", group, "group"), "group", f"--group {group}")
     return done
 
 
@@ -89,8 +89,11 @@ def _given_splits(folders: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
     return known.take(pc.index_in(folders, names))
 
 
-def _read_table(flag: str, location: str, column: str) -> pa.Table:
-    """The table at a location, its `uri` and `column` (and `split`, where it has one) as strings."""
+def read_table(flag: str, location: str, column: str) -> pa.Table:
+    """The table at a location, its `uri` and `column` (and `split`, where it has one) as strings.
+
+    Raises RequestError, with `flag` in front, where there is none or it is not such a table.
+    """
     folder, _, name = normalise(location).rpartition("/")
     try:
         data = open_store(folder or "/").get(name)
@@ -128,7 +131,7 @@ def _look_up(done: Annotated, source: str, table: pa.Table, column: str, what: s
     A row without a uri or without a value says nothing.
     """
     table = table.filter(pc.and_(pc.is_valid(table.column("uri")), pc.is_valid(table.column(column))))
-    whole = _absolute(table.column("uri"), source)
+    whole = absolute(table.column("uri"), source)
     _require_one_answer(whole, table.column(column), what, column)
     listed = done.listing.column("uri")
     at = pc.index_in(listed, whole)
@@ -141,7 +144,8 @@ def _look_up(done: Annotated, source: str, table: pa.Table, column: str, what: s
         done.notes.append(f"{unlisted} rows of {what} name no picture of {source}")
 
 
-def _absolute(uris: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
+def absolute(uris: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
+    """Whole URIs of a table's, which may be relative to `source`."""
     within = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "s3://"))
     return pc.if_else(within, uris, joined(source.rstrip("/"), uris, separator="/"))
 

@@ -27,13 +27,22 @@ def list_pictures(source: str, extensions: tuple[str, ...] | None) -> pa.Table:
     """
     store = open_store(source)
     taken = (info for info in _listed(store) if extensions is None or info.name.lower().endswith(extensions))
-    listing = pa.Table.from_batches(_batches(taken), _LISTED)
+    listing = table_of(taken)
     if not len(listing):
         wanted = "files" if extensions is None else ", ".join(extensions)
         raise RequestError(f"{store.root} holds no pictures ({wanted}): check the path, or --extensions")
-    listing = listing.sort_by("uri")
-    unknown = [pa.nulls(len(listing), field.type) for field in LISTING if field.name not in _LISTED.names]
-    return pa.Table.from_arrays([*listing.columns, *unknown], schema=LISTING)
+    return as_listing(listing.sort_by("uri"))
+
+
+def table_of(infos: Iterable[ObjectInfo]) -> pa.Table:
+    """Listed objects as columns: uri, etag, size."""
+    return pa.Table.from_batches(_batches(infos), _LISTED)
+
+
+def as_listing(found: pa.Table) -> pa.Table:
+    """LISTING of a table with the columns uri, etag and size; labels, splits and groups are null."""
+    unknown = [pa.nulls(len(found), field.type) for field in LISTING if field.name not in _LISTED.names]
+    return pa.Table.from_arrays([*(found.column(name) for name in _LISTED.names), *unknown], schema=LISTING)
 
 
 def _listed(store: Store) -> Iterator[ObjectInfo]:

@@ -95,12 +95,31 @@ class Dataset:
         """Fetch, verify and map a shard ahead of its reading. Thread-safe."""
         self._map(shard)
 
+    def map_shard(self, path: str) -> MappedShard:
+        """Fetch, verify and map the shard of that name, for whoever goes through a dataset once, shard by shard.
+
+        Needs no index and remembers nothing. Raises StorageError where this version has no such shard, IntegrityError
+        where its bytes are not those that were committed.
+        """
+        if path not in self._named:
+            raise StorageError(f"{self.store.uri(path)} is no shard of version {self.manifest.version}")
+        return self._open(self._named[path])
+
+    @cached_property
+    def _named(self) -> dict[str, ObjectRef]:
+        return {ref.path: ref for ref in get_objects(self.store, self.manifest, "shard")}
+
+    @property
+    def shard_names(self) -> list[str]:
+        """Names of the shards that this version has."""
+        return list(self._named)
+
     def _map(self, shard: int) -> MappedShard:
         with self._mapping:
             if shard in self._mapped:
                 self._mapped.move_to_end(shard)
                 return self._mapped[shard]
-        mapped = self._open(shard)
+        mapped = self._open(self.shards[shard])
         with self._mapping:
             self._mapped[shard] = mapped
             while self.is_remote and self._mapped_bytes() > max(self._cache.bytes, 2 * self.shards[shard].bytes):
@@ -110,10 +129,10 @@ class Dataset:
     def _mapped_bytes(self) -> int:
         return sum(self.shards[one].bytes for one in self._mapped)
 
-    def _open(self, shard: int) -> MappedShard:
+    def _open(self, ref: ObjectRef) -> MappedShard:
         for _ in range(_OPENINGS):
             try:
-                return MappedShard(local_copy(self.store, self.shards[shard], self._cache), self.view)
+                return MappedShard(local_copy(self.store, ref, self._cache), self.view)
             except FileNotFoundError:
                 continue  # another process made room in this very moment
         raise StorageError(

@@ -46,7 +46,8 @@ def plan_units(listing: pa.Table, is_settled: pa.ChunkedArray, identity: str, un
     """Assign every picture that is not settled to a unit of at most `unit_pictures`.
 
     A unit's name is a digest of its pictures and of `identity`, which holds everything else that
-    determines what the unit writes. Returns PLAN, with nothing known of any picture's content.
+    determines what the unit writes. Returns PLAN; what is known of a picture's content is null where the listing has
+    no column that says it.
     """
     open_ones = np.flatnonzero(~is_settled.to_numpy())
     marks = listing.select(["uri", "etag"]).filter(pc.invert(is_settled))
@@ -58,8 +59,11 @@ def plan_units(listing: pa.Table, is_settled: pa.ChunkedArray, identity: str, un
             names.append(_unit_name(marks.slice(start, len(group)), identity))
             start += len(group)
     unit = pa.array(names, pa.string()).take(pa.array(units, mask=units < 0))
-    unknown = [pa.nulls(len(listing), PLAN.field(name).type) for name in ("sample_id", "shard", "row")]
-    return pa.Table.from_arrays([*listing.columns, unit, *unknown], schema=PLAN)
+    known = [
+        listing.column(name) if name in listing.column_names else pa.nulls(len(listing), PLAN.field(name).type)
+        for name in ("sample_id", "shard", "row")
+    ]
+    return pa.Table.from_arrays([*(listing.column(name) for name in LISTING.names), unit, *known], schema=PLAN)
 
 
 def count_units(pictures: int, unit_pictures: int) -> int:
@@ -79,8 +83,8 @@ def unit_names(plan: pa.Table) -> list[str]:
 
 
 def units_of(plan: pa.Table, source: str, done: set[str] | None = None) -> Iterator[tuple[str, tuple[Entry, ...]]]:
-    """The plan's units in order, each with its pictures, without those in `done`. Lazy: an archive's entries as Python
-    objects would take gigabytes."""
+    """The plan's units in order, each with its pictures, without those in `done`; a picture's name is its whole uri
+    where `source` is "". Lazy: an archive's entries as Python objects would take gigabytes."""
     names = unit_names(plan)
     numbers = pc.fill_null(pc.index_in(plan.column("unit"), pa.array(names, pa.string())), -1).to_numpy()
     positions = np.flatnonzero(numbers >= 0)
@@ -101,7 +105,7 @@ def _rows(plan: pa.Table, positions: NDArray[np.int64]) -> pa.Table:
 
 
 def _entries(rows: pa.Table, source: str) -> tuple[Entry, ...]:
-    skip = len(source.rstrip("/")) + 1
+    skip = len(source.rstrip("/")) + 1 if source else 0
     columns = (rows.column(name).to_pylist() for name in ("uri", "etag", "size", "sample_id", "shard", "row"))
     return tuple(Entry(uri[skip:], uri, *rest) for uri, *rest in zip(*columns, strict=True))
 

@@ -14,8 +14,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import LabelConfig, fingerprint, parse_extensions
-from pipeline.dataset.listing import list_pictures
+from pipeline.config import LabelConfig, fingerprint
 from pipeline.dataset.tables import from_parquet
 from pipeline.dataset.units import (
     interrupted_plan,
@@ -38,10 +37,12 @@ from pipeline.labelling.output import (
     put_parts,
     unit_in,
 )
+from pipeline.labelling.source import open_source
 from pipeline.labelling.standing import Standing, counts, parts_of, read_standing
 from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
 from pipeline.models.versions import find_model
 from pipeline.storage.commit import (
+    Record,
     committed_units,
     latest,
     new_owner,
@@ -80,7 +81,7 @@ class Labelling:
 
     def __init__(self, config: LabelConfig, executor: Executor) -> None:
         self.config, self.executor = config, executor
-        self.source, self.out = normalise(config.source), normalise(config.predictions)
+        self.out = normalise(config.predictions)
         self.store = open_store(self.out)
         models, self.version = find_model(config.model)
         self.model = f"{models.root}@{self.version.id}"
@@ -88,7 +89,9 @@ class Labelling:
         self.partition = self.version.id + (f"-top{config.top_k}" if config.top_k != 5 else "")
         if config.precision != "auto":
             self.partition += f"-{config.precision}"
-        self.identity = fingerprint([self.source, self.partition, config.extensions])[:8]
+        self.source = open_source(config, self.version.stored_view)
+        self.identity = fingerprint([self.source.uri, self.partition, config.extensions])[:8]
+        self.notes: list[str] = []
         self.owner = new_owner()
 
     def run(self) -> LabelSummary:
@@ -102,6 +105,10 @@ class Labelling:
         while True:
             state = read_standing(self.store, self.partition)
             plan = interrupted_plan(self.store, name)
+            if plan is not None and not self.source.still_has(plan):
+                say("it names what is gone from its source; planning anew")
+                retire_plan(self.store, name, plan)
+                plan = None
             resumed = plan is not None
             if plan is None:
                 plan = self._plan(name, state)
@@ -116,6 +123,7 @@ class Labelling:
             if not resumed:
                 break
             say("the interrupted run is complete; looking at the source again")
+        summary.notes += self.notes
         summary.units_run = units
         summary.seconds = round(time.monotonic() - started, 3)
         summary.images_per_second = round(read / summary.seconds, 1)
@@ -128,7 +136,7 @@ class Labelling:
         return summary
 
     def _plan(self, name: str, state: Standing) -> pa.Table:
-        listing = list_pictures(self.source, parse_extensions(self.config.extensions))
+        listing, self.notes = self.source.listing()
         known = state.known(self.config.retry_rejects)
         identity = f"{self.model}:{self.partition}:{state.number + 1}"
         plan = plan_units(listing, settled(listing, known), identity, _UNIT_PICTURES)
@@ -151,7 +159,7 @@ class Labelling:
             top_k=self.config.top_k, batch_size=self.config.batch_size,
             precision=self.config.precision, pictures=pictures,
         )  # fmt: skip
-        tasks = (LabelTask(unit, entries) for unit, entries in units_of(plan, self.source, done))
+        tasks = (LabelTask(unit, entries) for unit, entries in units_of(plan, self.source.root, done))
         care = Care(deadline_s=self.config.unit_timeout_s, again=LabelTask.again)
         with Meter("label", pictures) as meter:
             for result in self.executor.run_with_state(partial(make_labeller, spec), tasks, care):
@@ -183,7 +191,8 @@ class Labelling:
     def _publish_manifest(self, state: Standing, parts: list[Part], summary: LabelSummary) -> bool:
         entry = {
             "model": self.model,
-            "source": self.source,
+            "source": self.source.uri,
+            "sources": sorted({self.source.uri, *_sources(state.record, self.partition)}),
             "objects": put_parts(self.store, parts).as_dict(),
             "rows": sum(part.ref.rows for part in parts if part.kind == "part"),
             "rejects": sum(part.ref.rows for part in parts if part.kind == "rejects"),
@@ -238,3 +247,9 @@ class Labelling:
                 f"{self.config.max_reject_rate:g}; the others are labelled, the reasons lie in "
                 f"{self.store.uri(f'rejects/model={self.partition}')}"
             )
+
+
+def _sources(record: Record | None, partition: str) -> list[str]:
+    """Where the pictures of a partition came from before."""
+    entry = ((record or {}).get("partitions") or {}).get(partition) or {}
+    return entry.get("sources") or [entry["source"]] if entry else []

@@ -20,7 +20,7 @@ class Suspects:
     """Word left by earlier attempts at a unit, and by this one. The first attempt neither leaves nor reads any."""
 
     def __init__(self, store: Store, unit: str, attempt: int) -> None:
-        self._store, self._folder, self._attempt = store, f"attempts/{unit}", attempt
+        self._store, self._folder, self.attempt = store, f"attempts/{unit}", attempt
         self._left = [info.name for info in store.walk(self._folder)] if attempt else []
         deaths = Counter(int(name.rsplit("/", 1)[1].split("-")[0]) for name in self._left)
         self.convicted = frozenset(position for position, count in deaths.items() if count >= _DEATHS)
@@ -29,10 +29,10 @@ class Suspects:
     @contextmanager
     def at(self, position: int) -> Iterator[None]:
         """Leave word, for as long as the block runs, that this attempt is at one picture."""
-        if not self._attempt:
+        if not self.attempt:
             yield
             return
-        name = f"{self._folder}/{position}-{self._attempt}"
+        name = f"{self._folder}/{position}-{self.attempt}"
         self._store.put_if_absent(name, b"")
         yield
         self._store.delete(name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import Precision
 from pipeline.dataset.schema import Entry
+from pipeline.labelling.source import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,7 +15,7 @@ class LabelSpec:
     """What every unit of one labelling shares. `model` names an exact version, never an alias; `pictures` are those of
     all units."""
 
-    source: str
+    source: Source
     predictions: str
     partition: str
     model: str

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from pipeline.errors import (
     ChangedError,
@@ -17,7 +17,6 @@ from pipeline.errors import (
     StorageError,
 )
 from pipeline.pictures.decode import DEFAULT_LIMITS, Limits
-from pipeline.storage.store import Store
 
 _IN_A_ROW: Final = 20
 _ANNOUNCED: Final = 8  # files that the kernel is asked to read ahead
@@ -32,10 +31,31 @@ class Listed(NamedTuple):
     size: int
 
 
+class Readable(Protocol):
+    """What reading pictures asks of a store."""
+
+    @property
+    def parallel_reads(self) -> int:
+        """See Store."""
+        ...
+
+    def get(self, name: str, etag: str | None = None) -> bytes:
+        """See Store."""
+        ...
+
+    def will_read(self, name: str) -> None:
+        """See Store."""
+        ...
+
+    def exists(self) -> bool:
+        """See Store."""
+        ...
+
+
 class PictureReader:
     """Reads the pictures of one unit, and tells a store that is gone from pictures that are."""
 
-    def __init__(self, store: Store, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, store: Readable, limits: Limits = DEFAULT_LIMITS) -> None:
         self._store, self._limits = store, limits
         self._out_of_reach = 0
 
@@ -118,7 +138,7 @@ class PictureReader:
             return False
 
 
-def _fetch(store: Store, limits: Limits, picture: Listed) -> bytes | PictureError:
+def _fetch(store: Readable, limits: Limits, picture: Listed) -> bytes | PictureError:
     if picture.size > limits.max_bytes:
         return PictureError(Reason.TOO_MANY_BYTES, f"{picture.size} bytes, limit {limits.max_bytes}")
     try:
@@ -133,7 +153,7 @@ def _fetch(store: Store, limits: Limits, picture: Listed) -> bytes | PictureErro
         return PictureError(Reason.UNREACHABLE, str(error))
 
 
-def _read(store: Store, name: str, etag: str) -> bytes:
+def _read(store: Readable, name: str, etag: str) -> bytes:
     """Read once, and once more for a store whose listing ran ahead of it."""
     try:
         return store.get(name, etag)

@@ -64,6 +64,15 @@ class LocalStore(Store):
                 raise ChangedError(f"{path} changed since it was listed")
             return data
 
+    def look_up(self, name: str) -> ObjectInfo:
+        """Look at one file; a folder or a pipe is none."""
+        path = f"{self.root}/{name}"
+        with _translated(path):
+            status = os.stat(path)  # noqa: PTH116
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFoundError(f"{path} is not a file")
+        return ObjectInfo(name, self.uri(name), status.st_size, _mark(status))
+
     def put_if_absent(self, name: str, data: Buffer) -> bool:
         """Write beside the target, then link into place: a reader sees all of it or nothing."""
         new = self.new_object(os.path.dirname(name))  # noqa: PTH120

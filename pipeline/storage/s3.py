@@ -23,6 +23,7 @@ from pipeline.storage.s3_clients import (
     bounded,
     clients,
     http_status,
+    look_at_object,
     quoted,
     read_object,
     s3fs_client,
@@ -131,6 +132,17 @@ class S3Store(Store):
             with suppress(ClientPayloadError):  # a body that breaks off: s3fs and botocore retry requests only
                 return cast("tuple[bytes, str]", sync(self._fs.loop, read))
         return cast("tuple[bytes, str]", sync(self._fs.loop, read))
+
+    def look_up(self, name: str) -> ObjectInfo:
+        """Look at one object with one HEAD."""
+        key, reader = self._base + name, self._clients.reader
+        with translated(self.uri(name)):
+            if reader is not None and key.strip("/") == key:
+                with suppress(ValueError):  # a key that obstore refuses
+                    size, etag = look_at_object(reader, key)
+                    return ObjectInfo(name, self.uri(name), size, etag)
+            head = self._call("head_object", Key=key)
+            return ObjectInfo(name, self.uri(name), head["ContentLength"], head["ETag"].strip('"'))
 
     def put_if_absent(self, name: str, data: Buffer) -> bool:
         """One conditional PUT. 412 means taken; 409 means a rival is writing, so ask again."""

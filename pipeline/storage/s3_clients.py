@@ -188,6 +188,12 @@ def read_object(reader: ObstoreS3, key: str, etag: str | None) -> tuple[bytes, s
     return result.bytes().to_bytes(), result.meta["e_tag"] or ""
 
 
+def look_at_object(reader: ObstoreS3, key: str) -> tuple[int, str]:
+    """One HEAD with its retries: size in bytes, and the ETag as listings write it."""
+    meta = obstore.head(reader, key)
+    return meta["size"], (meta["e_tag"] or "").strip('"')
+
+
 def http_status(error: BaseException | None) -> int | None:
     """HTTP status behind an s3fs error; servers differ in the XML, not in the status."""
     while error is not None:

@@ -74,6 +74,13 @@ class Store(ABC):
         Raises NotFoundError, ForbiddenError, ChangedError, or StorageError after bounded retries.
         """
 
+    @abstractmethod
+    def look_up(self, name: str) -> ObjectInfo:
+        """What a listing would say of one object, hidden ones included.
+
+        Raises NotFoundError, ForbiddenError, or StorageError after bounded retries.
+        """
+
     def get_unverified(self, name: str) -> bytes:
         """`get` for callers who know the object's hash: what a network altered may come back."""
         return self.get(name)

@@ -16,6 +16,7 @@ from pipeline import open_dataset, open_model, open_predictions
 from pipeline.config import LabelConfig
 from pipeline.errors import PictureError, RequestError, ShortfallError
 from pipeline.labelling.job import Labelling, LabelSummary
+from pipeline.labelling.source import Folder
 from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
 from pipeline.models.versions import publish_model
 from pipeline.storage.commit import committed_units
@@ -205,7 +206,7 @@ def test_a_twin_of_a_committed_unit_leaves_nothing_behind(scans: Path, tmp_path:
     from pipeline.dataset.schema import Entry
 
     spec = LabelSpec(
-        source=str(scans),
+        source=Folder(str(scans)),
         predictions=out,
         partition="late",
         model=trained.champion,

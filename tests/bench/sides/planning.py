@@ -52,6 +52,10 @@ class SyntheticStore(Store):
         """No picture is read by planning."""
         raise AssertionError(name)
 
+    def look_up(self, name: str) -> ObjectInfo:
+        """Planning lists."""
+        raise AssertionError(name)
+
     def put_if_absent(self, name: str, data: Buffer) -> bool:
         """Nothing is written here."""
         raise AssertionError(name)
