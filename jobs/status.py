@@ -1,10 +1,11 @@
-"""`afinar status PATH`: what a dataset holds, whether it is whole, and what of it nothing needs."""
+"""`afinar status PATH`: what a dataset or a prediction folder holds, whether it is whole, what of it nothing needs."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from jobs import predictions_status
 from jobs.command_line import parse
 from jobs.records import counted, size, table
 from pipeline.config import StatusConfig, check_status
@@ -25,10 +26,16 @@ def configure(words: list[str]) -> StatusConfig:
 
 def run(config: StatusConfig) -> dict[str, Any]:
     """Look, and where asked verify and clean up. Exit code 1 where an object is damaged."""
-    from pipeline.dataset.upkeep import collect, drop_plans, manifests, open_plans, verify
+    from pipeline.dataset.upkeep import is_dataset
     from pipeline.storage.store import open_store
 
     store = open_store(config.path)
+    return _dataset(config, store) if is_dataset(store) else predictions_status.look(config, store)
+
+
+def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:
+    from pipeline.dataset.upkeep import collect, drop_plans, manifests, open_plans, verify
+
     kept = manifests(store)
     summary: dict[str, Any] = {"dataset": store.root}
     if config.gc:
@@ -92,6 +99,8 @@ def _plan(store: Store, name: str, units: frozenset[str]) -> dict[str, Any]:
 
 def describe(summary: dict[str, Any]) -> str:
     """The summary for a person."""
+    if "predictions" in summary:
+        return predictions_status.describe(summary)
     view = summary["preprocessing"]
     rows = [
         ("dataset", summary["dataset"]),

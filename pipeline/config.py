@@ -197,12 +197,12 @@ class LabelConfig(JobConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig(JobConfig):
-    """Say what a dataset holds; check its objects; remove what nothing needs."""
+    """Say what a dataset or a prediction folder holds; check its objects; remove what nothing needs."""
 
     path: Annotated[str, POSITIONAL]
-    """A dataset: a folder or s3://BUCKET/PREFIX."""
+    """A dataset or predictions: a folder or s3://BUCKET/PREFIX."""
     verify: bool = False
-    """Read every object of every version and compare its hash."""
+    """Read every object of every version (predictions: of the newest) and compare its hash."""
     gc: bool = False
     """Remove objects that no kept version names and no job under way needs."""
     drop_plans: bool = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -142,12 +143,23 @@ def retire_plan(store: Store, name: str, plan: pa.Table) -> None:
         return  # a twin was quicker
 
 
-def planned_units(store: Store) -> set[str]:
-    """Units of every plan that is stored: somebody is carrying it out, or will."""
-    units: set[str] = set()
+@dataclass(frozen=True)
+class StoredPlan:
+    """A plan that is stored: a job is carrying it out, or was interrupted."""
+
+    name: str
+    units: frozenset[str]
+
+
+def stored_plans(store: Store) -> Iterator[StoredPlan]:
+    """Every plan that is stored."""
     for info in store.walk("plans"):
         try:
-            units |= set(unit_names(from_parquet(store.get(info.name))))
+            yield StoredPlan(info.name, frozenset(unit_names(from_parquet(store.get(info.name), ["unit"]))))
         except NotFoundError:
             continue  # carried out meanwhile
-    return units
+
+
+def planned_units(store: Store) -> set[str]:
+    """Units of every plan that is stored: somebody is carrying it out, or will."""
+    return {unit for plan in stored_plans(store) for unit in plan.units}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
 from pipeline.dataset.manifest import FOLDER, FORMAT, Manifest, list_objects
-from pipeline.dataset.tables import from_parquet
-from pipeline.dataset.units import unit_names
-from pipeline.errors import NotFoundError, RequestError, StorageError
-from pipeline.storage.commit import read_version, versions
+from pipeline.dataset.units import StoredPlan, stored_plans
+from pipeline.errors import RequestError, StorageError
+from pipeline.storage.commit import latest, read_version, versions
 from pipeline.storage.objects import ObjectRef, get_object
 from pipeline.storage.store import Store
 from pipeline.work import Meter
@@ -35,6 +34,12 @@ def manifests(store: Store) -> list[Manifest]:
     return found
 
 
+def is_dataset(store: Store) -> bool:
+    """Whether the newest manifest of a place is a dataset's."""
+    found = latest(store, FOLDER)
+    return found is not None and found[1].get("format") == FORMAT
+
+
 @dataclass(frozen=True)
 class Damage:
     """One object that is not what was committed, and the versions that need it."""
@@ -50,13 +55,17 @@ def verify(store: Store, kept: list[Manifest]) -> tuple[int, list[Damage]]:
     for manifest in kept:
         for ref in [manifest.objects, *_listed_objects(store, manifest)]:
             needed_by.setdefault(ref, []).append(manifest.version)
-    with ThreadPoolExecutor(_READS) as pool, Meter("verify", len(needed_by), "objects") as meter:
+    return len(needed_by), [Damage(ref.path, error, needed_by[ref]) for ref, error in damaged(store, needed_by)]
+
+
+def damaged(store: Store, refs: Collection[ObjectRef]) -> list[tuple[ObjectRef, str]]:
+    """Read these objects and compare their hashes; those that are not what was committed, with what is wrong."""
+    with ThreadPoolExecutor(_READS) as pool, Meter("verify", len(refs), "objects") as meter:
         errors = []
-        for error in pool.map(lambda ref: _error_of(store, ref), needed_by):
+        for error in pool.map(lambda ref: _error_of(store, ref), refs):
             errors.append(error)
             meter.add(1, rejects=error is not None)
-    damage = [Damage(ref.path, error, needed_by[ref]) for ref, error in zip(needed_by, errors, strict=True) if error]
-    return len(needed_by), damage
+    return [(ref, error) for ref, error in zip(refs, errors, strict=True) if error]
 
 
 def _listed_objects(store: Store, manifest: Manifest) -> list[ObjectRef]:
@@ -75,22 +84,9 @@ def _error_of(store: Store, ref: ObjectRef) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
-class OpenPlan:
-    """A plan of the coming version: a job is carrying it out, or was interrupted."""
-
-    name: str
-    units: frozenset[str]
-
-
-def open_plans(store: Store, current: int) -> Iterator[OpenPlan]:
+def open_plans(store: Store, current: int) -> Iterator[StoredPlan]:
     """Plans of versions after `current`. Older ones led to their version, or were overtaken."""
-    for info in store.walk("plans"):
-        if plan_version(info.name) > current:
-            try:
-                yield OpenPlan(info.name, frozenset(unit_names(from_parquet(store.get(info.name)))))
-            except NotFoundError:
-                continue  # carried out meanwhile
+    return (plan for plan in stored_plans(store) if plan_version(plan.name) > current)
 
 
 def plan_version(name: str) -> int:
@@ -131,10 +127,19 @@ def _is_leased(name: str, leased: set[int]) -> bool:
 
 def collect(store: Store, withdrawn: set[int]) -> list[str]:
     """Withdraw versions, then remove what nothing needs; the names that were removed."""
-    for version in sorted(withdrawn):
-        store.delete(f"{FOLDER}/{version:08d}.json")
-    removed = garbage(store, withdrawn)
+    withdraw(store, withdrawn)
+    return remove(store, garbage(store, withdrawn))
+
+
+def withdraw(store: Store, numbers: set[int]) -> None:
+    """Remove the manifests of these numbers."""
+    for number in sorted(numbers):
+        store.delete(f"{FOLDER}/{number:08d}.json")
+
+
+def remove(store: Store, names: list[str]) -> list[str]:
+    """Remove these objects, and what writers that were killed long ago left half written. The names."""
     with ThreadPoolExecutor(_DELETES) as pool:
-        list(pool.map(store.delete, removed))
+        list(pool.map(store.delete, names))
     store.sweep(_SCRATCH_AGE_S)
-    return removed
+    return names

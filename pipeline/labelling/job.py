@@ -20,7 +20,6 @@ from pipeline.dataset.units import (
     interrupted_plan,
     open_pictures,
     plan_units,
-    planned_units,
     retire_plan,
     settled,
     store_plan,
@@ -35,16 +34,15 @@ from pipeline.labelling.output import (
     Part,
     object_folder,
     put_parts,
-    unit_in,
 )
 from pipeline.labelling.source import open_source
-from pipeline.labelling.standing import Standing, counts, parts_of, read_standing
+from pipeline.labelling.standing import Standing, counts, read_standing
 from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
+from pipeline.labelling.upkeep import sweep
 from pipeline.models.versions import find_model
 from pipeline.storage.commit import (
     Record,
     committed_units,
-    latest,
     new_owner,
     publish,
     read_markers,
@@ -213,13 +211,7 @@ class Labelling:
 
     def _sweep(self) -> None:
         """Remove what no manifest names and no stored plan is still writing: a plain reader would see it twice."""
-        objects = [info.name for kind in SCHEMAS for info in self.store.walk(object_folder(kind, self.partition))]
-        busy = planned_units(self.store) if objects else set()
-        found = latest(self.store, FOLDER)  # read last: whatever was published meanwhile is in it
-        named = {part.ref.path for part in parts_of(self.store, found[1] if found else None, self.partition)}
-        for name in objects:
-            if name not in named and unit_in(name) not in busy:
-                self.store.delete(name)
+        sweep(self.store, [object_folder(kind, self.partition) for kind in SCHEMAS])
 
     def _summary(
         self, plan: pa.Table, state: Standing, labels: dict[str, int], reasons: dict[str, int]

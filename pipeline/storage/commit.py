@@ -36,14 +36,14 @@ def commit_unit(store: Store, marker: UnitMarker) -> UnitMarker:
     """Commit a unit. If a twin got there first its marker stands, and is what comes back."""
     objects = {kind: ref.as_dict() for kind, ref in marker.objects.items()}
     body = json.dumps({"unit": marker.unit, "objects": objects}).encode()
-    if store.put_if_absent(_marker_name(marker.unit), body):
+    if store.put_if_absent(marker_name(marker.unit), body):
         return marker
     return read_marker(store, marker.unit)
 
 
 def read_marker(store: Store, unit: str) -> UnitMarker:
     """The committed marker of `unit`; NotFoundError when it is not committed."""
-    record = json.loads(store.get(_marker_name(unit)))
+    record = json.loads(store.get(marker_name(unit)))
     objects = {kind: ObjectRef(**ref) for kind, ref in record["objects"].items()}
     return UnitMarker(unit=record["unit"], objects=objects)
 
@@ -59,7 +59,8 @@ def committed_units(store: Store) -> set[str]:
     return {info.name.split("/")[-1].removesuffix(".json") for info in store.walk("units")}
 
 
-def _marker_name(unit: str) -> str:
+def marker_name(unit: str) -> str:
+    """The object that says a unit is committed."""
     return f"units/{unit}.json"
 
 
