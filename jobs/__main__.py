@@ -18,7 +18,7 @@ COMMANDS = {
     "ingest": "turn a folder or an s3:// prefix of pictures into an Arrow dataset",
     "train": "train a classifier on a dataset and publish it as the next model version",
     "label": "label every picture of a folder, an s3:// prefix, a list or a dataset with a model",
-    "plan": "what an ingest would take: time, bytes and requests, from a sample",
+    "plan": "what an ingest or a labelling would take: time, bytes and requests, from a sample",
     "status": "what a dataset or a prediction folder holds; --verify re-hashes it, --gc removes what nothing needs",
     "forget": "erase pictures from a dataset and from every version that held them",
     "demo": "all three on real pictures, ending in a report (a few minutes)",

@@ -26,9 +26,14 @@ def run(config: LabelConfig) -> dict[str, Any]:
         from pipeline.labelling.one import label_one
 
         return label_one(config.source, config.model, config.top_k)
+    from pipeline.labelling.forecast import how_wrong, read_forecast
     from pipeline.labelling.job import Labelling
 
-    summary = as_json(Labelling(config, LazyRay(config)).run())
+    job = Labelling(config, LazyRay(config))
+    forecast = read_forecast(config.forecast, job) if config.forecast else None
+    summary = as_json(job.run())
+    if forecast:
+        summary["forecast"] = how_wrong(forecast, summary)
     if summary["units_run"]:
         record_run(config.predictions, new_run(), config, summary)
     return summary
@@ -50,6 +55,8 @@ def describe(summary: dict[str, Any]) -> str:
         ("rejects", counted(summary["rejects_by_reason"])),
         ("time", f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"),
     ]
+    if "forecast" in summary:
+        rows.append(("forecast", "{seconds:.1f} s: the run took {error:+.0%}".format(**summary["forecast"])))
     return "\n".join([table(rows), *summary["notes"]])
 
 

@@ -1,4 +1,4 @@
-"""`afinar plan ingest SOURCE DATASET`: what a job would take, from a sample."""
+"""`afinar plan ingest SOURCE DATASET`, `afinar plan label SOURCE PREDICTIONS`: what a job would take, from a sample."""
 
 from __future__ import annotations
 
@@ -6,24 +6,41 @@ from typing import Any
 
 from jobs.command_line import parse
 from jobs.records import as_json, counted, size, table
-from pipeline.config import IngestConfig, check_ingest
+from pipeline.config import IngestConfig, LabelConfig, check_ingest, check_label
 from pipeline.errors import RequestError
 from pipeline.work import duration
 
 EXAMPLE = "afinar plan ingest s3://bucket/pictures s3://bucket/dataset --size 224 --workers 64"
+LABEL_EXAMPLE = "afinar plan label s3://bucket/scans s3://bucket/predictions --model models/@champion --workers 64"
 
 
-def configure(words: list[str]) -> IngestConfig:
+def configure(words: list[str]) -> IngestConfig | LabelConfig:
     """Parse and check the planned job's own words."""
+    if words and words[0] == "label":
+        return _configure_label(words[1:])
     if words and words[0] != "ingest" and not words[0].startswith("-"):
-        raise RequestError(f"afinar plan {words[0]}: write afinar plan ingest, with the words of that job")
+        raise RequestError(
+            f"afinar plan {words[0]}: write afinar plan ingest or afinar plan label, with the words of that job"
+        )
     config = parse(IngestConfig, words[1:] or ["--help"], "afinar plan ingest", EXAMPLE)
     check_ingest(config)
     return config
 
 
-def run(config: IngestConfig) -> dict[str, Any]:
+def _configure_label(words: list[str]) -> LabelConfig:
+    config = parse(LabelConfig, words, "afinar plan label", LABEL_EXAMPLE)
+    check_label(config)
+    if config.predictions == "-":
+        raise RequestError("one picture needs no plan: name where PREDICTIONS would go")
+    return config
+
+
+def run(config: IngestConfig | LabelConfig) -> dict[str, Any]:
     """Sample, measure, predict. Writes nothing."""
+    if isinstance(config, LabelConfig):
+        from pipeline.labelling.forecast import forecast_label
+
+        return as_json(forecast_label(config))
     from pipeline.ingest.forecast import forecast_ingest
 
     return as_json(forecast_ingest(config))

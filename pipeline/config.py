@@ -186,6 +186,8 @@ class LabelConfig(JobConfig):
     precision: Precision = "auto"
     """`float32`, `bfloat16`, or `auto`: bfloat16 where the hardware multiplies it (Tensor Cores, AMX) and the model's
     golden samples get the same answers."""
+    forecast: str = ""
+    """FILE that `afinar plan label --json` printed of this labelling: the summary then says how wrong it was."""
     retry_rejects: bool = False
     """Try again every picture that an earlier run rejected, not only those that failed in transit."""
     max_reject_rate: float = 1.0

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import IngestConfig
+from pipeline.dataset.forecasting import Forecast, draw, lists, shares
 from pipeline.dataset.manifest import current_manifest
 from pipeline.dataset.schema import FACTS, Entry
-from pipeline.dataset.units import unit_names, units_of
+from pipeline.dataset.units import unit_names
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.publishing import known_facts
 from pipeline.ingest.shard import Images, make_images, what_became_of
@@ -26,35 +25,18 @@ from pipeline.storage.objects import sha256
 from pipeline.storage.store import normalise, open_store
 from pipeline.work import Stages
 
-SAMPLE: Final = 200
 _PUTS_PER_UNIT: Final = 3  # shard, facts, marker
 _PUTS_PER_VERSION: Final = 5  # plan, index, rejects, list, manifest
-_PER_LIST: Final = 1000  # objects to one answer of S3
 
 
 @dataclass(kw_only=True)
-class Forecast:
-    """What an ingest would do. Times are of `workers` processes, each as fast as this one was, Ray's start apart."""
+class IngestForecast(Forecast):
+    """What an ingest would do."""
 
-    source: str
     dataset: str
-    listed: int
-    to_read: int
-    units: int
-    workers: int
-    sampled: int
-    sample_rejects: dict[str, int]
-    listing_seconds: float
-    seconds: float
-    images_per_second: float
-    stages: dict[str, float]
-    bytes_read: int
-    bytes_written: int
-    requests: dict[str, int]
-    notes: list[str] = field(default_factory=list)
 
 
-def forecast_ingest(config: IngestConfig) -> Forecast:
+def forecast_ingest(config: IngestConfig) -> IngestForecast:
     """Look at the source, and at a sample of what would be read; writes nothing."""
     started = time.monotonic()
     source, store = normalise(config.source), open_store(config.dataset)
@@ -65,11 +47,11 @@ def forecast_ingest(config: IngestConfig) -> Forecast:
     plan = make_plan(listing, known, view, parent.version + 1 if parent else 1)
     listing_s = time.monotonic() - started
     work = plan.filter(pc.is_valid(plan.column("unit")))
-    sample = _Sample(source, view, _draw(work, source))
+    sample = _Sample(source, view, draw(work, source))
     workers = config.workers or os.cpu_count() or 1
     units, to_read = len(unit_names(plan)), len(work)
     seconds = sample.seconds_each * to_read / workers
-    return Forecast(
+    return IngestForecast(
         source=source,
         dataset=store.root,
         listed=len(listing),
@@ -81,24 +63,16 @@ def forecast_ingest(config: IngestConfig) -> Forecast:
         listing_seconds=round(listing_s, 2),
         seconds=round(listing_s + seconds, 1),
         images_per_second=round(to_read / seconds, 1) if seconds else 0.0,
-        stages=sample.shares(),
+        stages=shares(sample.stages),
         bytes_read=pc.sum(work.column("size")).as_py() or 0,
         bytes_written=round(sample.bytes_each * to_read),
         requests={
-            "LIST": -(-len(listing) // _PER_LIST),
+            "LIST": lists(len(listing)),
             "GET": to_read,
             "PUT": units * _PUTS_PER_UNIT + (_PUTS_PER_VERSION if to_read else 0),
         },
         notes=notes,
     )
-
-
-def _draw(work: pa.Table, source: str) -> list[Entry]:
-    """A sample that depends on the pictures alone: those whose names hash lowest."""
-    uris = work.column("uri").to_pylist()
-    lowest = sorted(range(len(uris)), key=lambda row: hashlib.sha256(uris[row].encode()).digest())[:SAMPLE]
-    chosen = work.take(pa.array(sorted(lowest), pa.int64()))
-    return [entry for _, entries in units_of(chosen, source) for entry in entries]
 
 
 class _Sample:
@@ -107,14 +81,14 @@ class _Sample:
     def __init__(self, source: str, view: StoredView, entries: list[Entry]) -> None:
         self.pictures = len(entries)
         self.rejects: Counter[str] = Counter()
-        self._stages, self._bytes = Stages(), 0
+        self.stages, self._bytes = Stages(), 0
         images = make_images(view)
         listed = (Listed(entry.name, entry.etag, entry.size) for entry in entries)
         with PictureReader(open_store(source)).read_ahead(listed) as reads:
             for entry in entries:
-                with self._stages.timed("fetch"):
+                with self.stages.timed("fetch"):
                     data = next(reads)
-                with self._stages.timed("decode"):
+                with self.stages.timed("decode"):
                     self._count(what_became_of(entry, data, images, frozenset()))
                 if images.is_full:
                     self._write(images)
@@ -124,7 +98,7 @@ class _Sample:
         """What a shard's writer does, but for the store: that is not to be touched."""
         if not images.count:
             return
-        with self._stages.timed("write"):
+        with self.stages.timed("write"):
             data = images.take_batch().serialize()
             sha256(memoryview(data))
         self._bytes += data.size
@@ -136,14 +110,9 @@ class _Sample:
     @property
     def seconds_each(self) -> float:
         """Seconds of one process for one picture."""
-        return sum(self._stages.seconds.values()) / max(self.pictures, 1)
+        return sum(self.stages.seconds.values()) / max(self.pictures, 1)
 
     @property
     def bytes_each(self) -> float:
         """Bytes of shard for one picture."""
         return self._bytes / max(self.pictures, 1)
-
-    def shares(self) -> dict[str, float]:
-        """Share of each stage in the time."""
-        total = sum(self._stages.seconds.values()) or 1.0
-        return {name: round(seconds / total, 3) for name, seconds in self._stages.seconds.items()}

@@ -58,7 +58,7 @@ _ATTEMPTS = 20  # at publishing on top of rivals
 
 @dataclass(kw_only=True)
 class LabelSummary:
-    """What a labelling did. listed = labelled + rejected + skipped."""
+    """What a labelling did. listed = labelled + rejected + skipped; `read` of them were read by this very run."""
 
     predictions: str
     model: str
@@ -68,6 +68,7 @@ class LabelSummary:
     skipped: int
     rejects_by_reason: dict[str, int]
     labels: dict[str, int]
+    read: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0
     units_run: int = 0
@@ -122,7 +123,7 @@ class Labelling:
                 break
             say("the interrupted run is complete; looking at the source again")
         summary.notes += self.notes
-        summary.units_run = units
+        summary.units_run, summary.read = units, read
         summary.seconds = round(time.monotonic() - started, 3)
         summary.images_per_second = round(read / summary.seconds, 1)
         self._check_budget(summary)
@@ -133,11 +134,15 @@ class Labelling:
         summary.notes.append(f"nothing to do: {self.version.id} has labelled every picture of this source")
         return summary
 
-    def _plan(self, name: str, state: Standing) -> pa.Table:
+    def planned(self, state: Standing) -> pa.Table:
+        """The source as it is now, and what of it is to be labelled beside what stands. Writes nothing."""
         listing, self.notes = self.source.listing()
         known = state.known(self.config.retry_rejects)
         identity = f"{self.model}:{self.partition}:{state.number + 1}"
-        plan = plan_units(listing, settled(listing, known), identity, _UNIT_PICTURES)
+        return plan_units(listing, settled(listing, known), identity, _UNIT_PICTURES)
+
+    def _plan(self, name: str, state: Standing) -> pa.Table:
+        plan = self.planned(state)
         if plan.column("unit").null_count < len(plan):
             require_put_if_absent(self.store)
             return store_plan(self.store, name, plan)
@@ -152,17 +157,20 @@ class Labelling:
             say(f"{len(units) - left} of {len(units)} units are already committed")
         if not left:
             return 0, 0
-        spec = LabelSpec(
+        tasks = (LabelTask(unit, entries) for unit, entries in units_of(plan, self.source.root, done))
+        care = Care(deadline_s=self.config.unit_timeout_s, again=LabelTask.again)
+        with Meter("label", pictures) as meter:
+            for result in self.executor.run_with_state(partial(make_labeller, self.spec(pictures)), tasks, care):
+                meter.add(result.pictures, result.rejects, result.stages)
+        return left, pictures
+
+    def spec(self, pictures: int) -> LabelSpec:
+        """What a worker is told of a job of so many pictures."""
+        return LabelSpec(
             source=self.source, predictions=self.out, partition=self.partition, model=self.model,
             top_k=self.config.top_k, batch_size=self.config.batch_size,
             precision=self.config.precision, pictures=pictures,
         )  # fmt: skip
-        tasks = (LabelTask(unit, entries) for unit, entries in units_of(plan, self.source.root, done))
-        care = Care(deadline_s=self.config.unit_timeout_s, again=LabelTask.again)
-        with Meter("label", pictures) as meter:
-            for result in self.executor.run_with_state(partial(make_labeller, spec), tasks, care):
-                meter.add(result.pictures, result.rejects, result.stages)
-        return left, pictures
 
     def _publish(self, plan: pa.Table) -> LabelSummary:
         """Publish the plan's answers on top of whatever is current, a rival's manifest included."""

@@ -7,15 +7,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import LabelConfig, parse_extensions
+from pipeline.dataset.forecasting import draw, lists
 from pipeline.dataset.listing import as_listing, list_pictures
 from pipeline.dataset.manifest import FOLDER, FORMAT
 from pipeline.dataset.reading import open_dataset
+from pipeline.dataset.schema import Entry
+from pipeline.dataset.units import units_of
 from pipeline.dataset.uri_list import list_named
 from pipeline.errors import RequestError, StorageError
 from pipeline.pictures.contract import StoredView
@@ -47,6 +51,14 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def requests(self, listed: int, work: pa.Table) -> dict[str, int]:
+        """How many of which requests listing and reading take; `work` is the plan of what is to be read."""
+
+    def sample(self, work: pa.Table) -> list[Entry]:
+        """Some of the pictures to be read, to measure how long one takes."""
+        return draw(work, self.root)
+
+    @abstractmethod
     def open(self, view: StoredView) -> Pictures:
         """What a worker sees the pictures through, as `view` has them."""
 
@@ -71,6 +83,10 @@ class Folder(Source):
         """See Source."""
         return list_pictures(self.uri, self.extensions), []
 
+    def requests(self, listed: int, work: pa.Table) -> dict[str, int]:
+        """See Source."""
+        return {"LIST": lists(listed), "GET": len(work)}
+
     def open(self, view: StoredView) -> Pictures:
         """See Source."""
         from pipeline.labelling.pictures import Files
@@ -85,6 +101,10 @@ class UriList(Source):
     def listing(self) -> tuple[pa.Table, list[str]]:
         """See Source."""
         return list_named(self.uri)
+
+    def requests(self, listed: int, work: pa.Table) -> dict[str, int]:
+        """See Source. Folders of which the list names much take fewer: they are listed."""
+        return {"HEAD": listed, "GET": len(work)}
 
     def open(self, view: StoredView) -> Pictures:
         """See Source."""
@@ -115,6 +135,15 @@ class Shards(Source):
         for name in ("sample_id", "shard", "row"):
             found = found.append_column(index.schema.field(name), index.column(name))
         return found, []
+
+    def requests(self, listed: int, work: pa.Table) -> dict[str, int]:
+        """See Source. A shard that two units share is read for each."""
+        del listed
+        return {"GET": len(work.group_by(["unit", "shard"]).aggregate([]))}
+
+    def sample(self, work: pa.Table) -> list[Entry]:
+        """See Source. One whole unit: pictures here and there would each cost a shard."""
+        return [entry for _, entries in islice(units_of(work, self.root), 1) for entry in entries]
 
     def open(self, view: StoredView) -> Pictures:
         """See Source."""
