@@ -31,8 +31,8 @@ _CHUNK: Final = 8192  # pictures looked up at a time
 _PIECE: Final = 64  # of which one thread takes so many
 _LISTERS: Final = 4  # folders of buckets at a time; each has threads of its own
 _IN_A_ROW: Final = 20  # failures after which it is the store
-# A page of a listing costs as much as two HEADs and tells of a thousand objects: a folder of a bucket that holds not
-# many more pictures than the list names is listed.
+# A page of a listing is one request for a thousand objects, at 19 µs of processor time each: a folder of a bucket that
+# holds at most so many times the pictures that the list names is listed rather than asked for each.
 _LIST_FROM: Final = 100
 _LIST_TIMES: Final = 20
 
