@@ -6,6 +6,7 @@ Afterwards the forecast is held against what the labelling took.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections import Counter
@@ -80,7 +81,7 @@ def _puts(units: int, pictures: int, reject_rate: float) -> int:
     """Objects that are written; a unit writes its rejects where it has any."""
     if not units:
         return 0
-    with_rejects = units * (1 - (1 - reject_rate) ** (pictures / units))
+    with_rejects = units * (1 - math.pow(1 - reject_rate, pictures / units))
     return units * _PUTS_PER_UNIT + round(with_rejects) + _PUTS_PER_VERSION
 
 

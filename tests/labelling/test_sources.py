@@ -30,7 +30,7 @@ from tests.conftest import Trained, jpeg
 class Dying(InlineExecutor):
     """Loses its driver after one unit."""
 
-    def run_with_state(self, make_work: Any, tasks: Any) -> Iterator[Any]:
+    def run_with_state(self, make_work: Any, tasks: Any, care: Any = None) -> Iterator[Any]:
         work = make_work()
         yield work(next(iter(tasks)))
         raise KeyboardInterrupt
@@ -42,7 +42,7 @@ class Counting(InlineExecutor):
     def __init__(self) -> None:
         self.uris: list[str] = []
 
-    def run_with_state(self, make_work: Any, tasks: Any) -> Iterator[Any]:
+    def run_with_state(self, make_work: Any, tasks: Any, care: Any = None) -> Iterator[Any]:
         tasks = list(tasks)
         self.uris += [entry.uri for task in tasks for entry in task.entries]
         return super().run_with_state(make_work, tasks)

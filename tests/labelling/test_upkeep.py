@@ -22,7 +22,7 @@ from tests.conftest import Trained, jpeg
 class Dying(InlineExecutor):
     """Loses its driver after one unit."""
 
-    def run_with_state(self, make_work: Any, tasks: Any) -> Iterator[Any]:
+    def run_with_state(self, make_work: Any, tasks: Any, care: Any = None) -> Iterator[Any]:
         work = make_work()
         yield work(next(iter(tasks)))
         raise KeyboardInterrupt
