@@ -43,11 +43,12 @@ def put_object(store: Store, template: str, data: Buffer, rows: int) -> ObjectRe
 class ObjectWriter:
     """An object of our own written piece by piece, so that a worker's memory does not grow with it.
 
-    A context manager; what was not committed when it ends is discarded.
+    A context manager; what was not committed when it ends is discarded. One that may not fit into memory is `large`.
     """
 
-    def __init__(self, store: Store, folder: str) -> None:
-        self._new, self._hash, self._bytes = store.new_object(folder), hashlib.sha256(), 0
+    def __init__(self, store: Store, folder: str, large: bool = False) -> None:
+        self._new = store.new_large_object(folder) if large else store.new_object(folder)
+        self._hash, self._bytes = hashlib.sha256(), 0
         self.closed = False  # what pyarrow asks of a file
 
     def __enter__(self) -> ObjectWriter:

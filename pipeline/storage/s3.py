@@ -7,10 +7,12 @@ instance roles, …), as boto reads them, so that they never pass through argume
 from __future__ import annotations
 
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from aiohttp import ClientPayloadError
@@ -30,10 +32,11 @@ from pipeline.storage.s3_clients import (
     translated,
 )
 from pipeline.storage.s3_listing import ListingPage, page_of
-from pipeline.storage.store import Buffer, ObjectInfo, Store
+from pipeline.storage.store import Buffer, NewObject, ObjectInfo, Store
 from pipeline.storage.walking import Walk
 
 _SINGLE_PUT_BYTES = 2**32  # below this one request, so that If-None-Match covers the whole object
+_PIECE_BYTES = 32 * 2**20  # of an upload in pieces, four of them in flight; ten thousand make 320 GB
 _PUT_ATTEMPTS = 7
 _LISTERS = 16
 _LEVELS = 3  # of folders, looked through for ones to list at the same time
@@ -166,6 +169,25 @@ class S3Store(Store):
         options = {"mode": "create", "chunksize": _SINGLE_PUT_BYTES}
         bounded(self._fs, lambda: self._fs._pipe_file(self.uri(name), data, **options), len(data))
 
+    def new_large_object(self, folder: str) -> NewObject:
+        """Begin an object that grows on this machine's disk and is uploaded piece by piece."""
+        return _OnDisk(self)
+
+    def put_file_if_absent(self, name: str, path: Path) -> bool:
+        """Upload a file, in pieces where it is large; the condition is then that of completing the upload.
+
+        A store that does not know the condition there would replace the object: for names that say the content only.
+        """
+        options = {"chunksize": _PIECE_BYTES, "max_concurrency": 4, "mode": "create"}
+        try:
+            bounded(self._fs, lambda: self._fs._put_file(str(path), self.uri(name), **options), path.stat().st_size)
+        except (OSError, ClientError, BotoCoreError) as error:
+            if http_status(error) == 412 or isinstance(error, FileExistsError):
+                return False
+            with translated(self.uri(name)):
+                raise
+        return True
+
     def delete(self, name: str) -> None:
         """Remove an object."""
         with translated(self.uri(name)):
@@ -189,3 +211,19 @@ class S3Store(Store):
             raise RequestError(f"cannot reach {error}. Check the endpoint and the credentials.") from error
         if not there:
             raise RequestError(f"{self.root}: there is no such bucket. Make it, or choose another target.")
+
+
+class _OnDisk(NewObject):
+    def __init__(self, store: S3Store) -> None:
+        self._store = store
+        self._file = tempfile.NamedTemporaryFile(prefix="afinar-")  # noqa: SIM115  (`discard` closes it)
+
+    def write(self, data: Buffer) -> None:
+        self._file.write(data)
+
+    def publish(self, name: str) -> bool:
+        self._file.flush()
+        return self._store.put_file_if_absent(name, Path(self._file.name))
+
+    def discard(self) -> None:
+        self._file.close()

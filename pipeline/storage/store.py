@@ -96,6 +96,10 @@ class Store(ABC):
         """Begin an object below `folder`, piece by piece. Here it grows in memory and is put whole."""
         return _InMemory(self)
 
+    def new_large_object(self, folder: str) -> NewObject:
+        """As `new_object`, for one of any size: memory does not grow with it."""
+        return self.new_object(folder)
+
     def will_read(self, name: str) -> None:  # noqa: B027  (a store may well have no use for it)
         """Say that `name` is about to be read, so that its bytes may come while something else is done."""
 

@@ -23,7 +23,7 @@ from pipeline.storage.commit import (
     require_put_if_absent,
 )
 from pipeline.storage.etags import BodyCheck
-from pipeline.storage.objects import ObjectRef, get_object, put_object
+from pipeline.storage.objects import ObjectRef, ObjectWriter, get_object, put_object
 from pipeline.storage.store import Buffer, ObjectInfo, Store, normalise, open_store
 from pipeline.storage.walking import Walk
 
@@ -248,3 +248,21 @@ def test_a_link_to_a_folder_is_followed_once(tmp_path: Path) -> None:
     (tmp_path / "real" / "loop").symlink_to(tmp_path)
     store = open_store(str(tmp_path))
     assert [info.name for info in store.walk()] == ["real/a.jpg"]
+
+
+def test_a_large_object_is_published_whole_and_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.storage.s3._PIECE_BYTES", 5 * 2**20)
+    pieces = [bytes([number]) * 2**20 for number in range(13)]
+    name = "large/whole.bin"
+    with ObjectWriter(store, "large", large=True) as writer:
+        for piece in pieces:
+            writer.write(piece)
+        assert not list(store.walk("large"))
+        ref = writer.commit(name, 0)
+    assert get_object(store, ref) == b"".join(pieces)
+    new = store.new_large_object("large")
+    new.write(b"another, and smaller")
+    assert not new.publish(name)
+    new.discard()
+    assert get_object(store, ref) == b"".join(pieces)
+    assert [info.name for info in store.walk("large")] == [name]
