@@ -181,6 +181,12 @@ class LabelConfig(JobConfig):
     """File name endings to take, comma-separated, or `all`."""
     top_k: int = 5
     """Best classes kept per picture."""
+    scores: bool = False
+    """Also keep the probabilities of all classes, in the column `scores`; their order is in the manifest."""
+    features: bool = False
+    """Also keep the network's activations at its cut, in the column `features`."""
+    abstain_below: float = 0.0
+    """Answers below this probability are marked `abstained` and queued in review/ for people; 0: none are."""
     batch_size: int = 0
     """Pictures per forward pass; 0: 8 on a CPU, 64 on a GPU."""
     precision: Precision = "auto"
@@ -437,6 +443,10 @@ def check_label(config: LabelConfig) -> None:
     _require(config.top_k >= 1, f"--top-k {config.top_k}: give at least 1")
     _require(config.batch_size >= 0, f"--batch-size {config.batch_size}: give a count, or 0")
     _require(config.unit_timeout_s > 0, f"--unit-timeout-s {config.unit_timeout_s:g}: give seconds above 0")
+    _require(0 <= config.abstain_below <= 1, f"--abstain-below {config.abstain_below}: give a probability, 0 to 1")
+    for name in ("scores", "features", "abstain_below"):
+        asked = config.predictions == "-" and getattr(config, name)
+        _require(not asked, f"--{name.replace('_', '-')} needs a place for predictions: `-` only prints classes")
     _require("@" in config.model, f"--model {config.model!r}: write MODELS@champion or MODELS@VERSION")
     parse_extensions(config.extensions)
 

@@ -24,7 +24,6 @@ from pipeline.dataset.tables import to_parquet
 from pipeline.dataset.units import unit_names
 from pipeline.errors import RequestError
 from pipeline.labelling.job import Labelling
-from pipeline.labelling.output import PREDICTIONS
 from pipeline.labelling.standing import STANDING, Standing, read_standing
 from pipeline.labelling.tasks import LabelSpec
 from pipeline.work import InlineExecutor, Stages
@@ -106,7 +105,7 @@ class _Sample:
         self.workers_here = torch.cuda.device_count() or self.workers_here
         rows, rejects = labeller.answers(entries, self.stages)
         with self.stages.timed("write"):  # but for the store: that is not to be touched
-            self._bytes = len(to_parquet(pa.Table.from_pylist(rows, schema=PREDICTIONS)))
+            self._bytes = len(to_parquet(pa.Table.from_pylist(rows, schema=spec.extras.schema)))
         self.rejects.update(one["reason"] for one in rejects)
 
     @property

@@ -27,6 +27,7 @@ from pipeline.dataset.units import (
     units_of,
 )
 from pipeline.errors import ShortfallError
+from pipeline.labelling.extras import extras_of, partition_name
 from pipeline.labelling.output import (
     FOLDER,
     FORMAT,
@@ -85,9 +86,7 @@ class Labelling:
         models, self.version = find_model(config.model)
         self.model = f"{models.root}@{self.version.id}"
         # Everything that changes an answer is in the partition's name.
-        self.partition = self.version.id + (f"-top{config.top_k}" if config.top_k != 5 else "")
-        if config.precision != "auto":
-            self.partition += f"-{config.precision}"
+        self.partition = partition_name(self.version.id, config)
         self.source = open_source(config, self.version.stored_view)
         self.identity = fingerprint([self.source.uri, self.partition, config.extensions])[:8]
         self.notes: list[str] = []
@@ -169,7 +168,7 @@ class Labelling:
         return LabelSpec(
             source=self.source, predictions=self.out, partition=self.partition, model=self.model,
             top_k=self.config.top_k, batch_size=self.config.batch_size,
-            precision=self.config.precision, pictures=pictures,
+            precision=self.config.precision, pictures=pictures, extras=extras_of(self.config),
         )  # fmt: skip
 
     def _publish(self, plan: pa.Table) -> LabelSummary:
@@ -208,6 +207,8 @@ class Labelling:
                 "rejected": summary.rejected,
             },
         }
+        if self.config.scores:
+            entry["classes"] = self.version.classes  # the order of `scores`
         partitions = {**(state.record or {}).get("partitions", {}), self.partition: entry}
         record = {
             "format": FORMAT,

@@ -87,11 +87,11 @@ class Predictions:
 
     def _rows(self, kind: str) -> pa.Table:
         tables = [read_part(self._store, part) for part in get_parts(self._store, self._partition) if part.kind == kind]
-        return pa.concat_tables([SCHEMAS[kind].empty_table(), *tables]).sort_by("uri")
+        return pa.concat_tables([SCHEMAS[kind].empty_table(), *tables], promote_options="default").sort_by("uri")
 
     @property
     def table(self) -> pa.Table:
-        """One row per labelled picture, sorted by uri: PREDICTIONS."""
+        """One row per labelled picture, sorted by uri: PREDICTIONS, and the columns that were asked for."""
         return self._rows("part")
 
     @property

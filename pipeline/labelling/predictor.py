@@ -46,11 +46,22 @@ class Predictor:
 
     def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Probabilities float32 [n, classes] of stored views uint8 [n, size, size, 3], at the version's temperature."""
+        return self.outputs(images)[0]
+
+    def outputs(
+        self, images: NDArray[np.uint8], features: bool = False
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """What a call gives and, where asked for, the activations at the cut, float32 [n, width], in one pass.
+
+        What the classifier receives is what comes back: pooled to one row a picture.
+        """
         with torch.inference_mode():
             inputs = prepare(torch.from_numpy(images).to(self.device), self.version.input_view).to(self._dtype)
-            logits = self.network(inputs).float() / self.version.temperature
+            activations = self.network.features(inputs)
+            logits = self.network.classifier(activations).float() / self.version.temperature
             scores: NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
-        return scores
+            found: NDArray[np.float32] | None = activations.float().cpu().numpy() if features else None
+        return scores, found
 
     def predict(self, pictures: Sequence[str | Path | NDArray[np.uint8]]) -> list[dict[str, float]]:
         """Class → probability for each picture: a file's path, or a stored view uint8 [size, size, 3].

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import Precision
 from pipeline.dataset.schema import Entry
+from pipeline.labelling.extras import PLAIN, Extras
 from pipeline.labelling.source import Source
 
 
@@ -23,6 +24,7 @@ class LabelSpec:
     batch_size: int
     precision: Precision
     pictures: int
+    extras: Extras = PLAIN
 
 
 @dataclass(frozen=True, slots=True)

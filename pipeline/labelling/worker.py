@@ -13,7 +13,7 @@ from pipeline.dataset.schema import Entry
 from pipeline.dataset.tables import to_parquet
 from pipeline.errors import PictureError, Reason
 from pipeline.labelling.batches import usual_batch
-from pipeline.labelling.output import PREDICTIONS, REJECTS, object_folder
+from pipeline.labelling.output import REJECTS, object_folder
 from pipeline.labelling.pictures import Seen
 from pipeline.labelling.predictor import Predictor, best_classes
 from pipeline.labelling.suspects import Suspects
@@ -71,10 +71,15 @@ class Labeller:
                 with suspects.at(numbers[0]):
                     images, facts = _sorted([entries[number] for number in numbers], seen, rejects)
                     if images:
-                        with stages.timed("forward"):
-                            scores = self.predictor(np.stack(images))
-                        rows += [{**fact, **self._answer(one)} for fact, one in zip(facts, scores, strict=True)]
+                        rows += self._rows(images, facts, stages)
         return rows, rejects
+
+    def _rows(self, images: list[Pixels], facts: Rows, stages: Stages) -> Rows:
+        with stages.timed("forward"):
+            scores, features = self.predictor.outputs(np.stack(images), self.spec.extras.features)
+        extras = self.spec.extras.columns(scores, features)
+        answers = (self._answer(one) for one in scores)
+        return [{**fact, **one, **more} for fact, one, more in zip(facts, answers, extras, strict=True)]
 
     def _answer(self, scores: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, Any]:
         best = best_classes(scores, self.spec.top_k)
@@ -89,7 +94,7 @@ class Labeller:
 
     def _commit(self, unit: str, rows: Rows, rejects: Rows) -> None:
         objects = {}
-        for kind, found, schema in (("part", rows, PREDICTIONS), ("rejects", rejects, REJECTS)):
+        for kind, found, schema in (("part", rows, self.spec.extras.schema), ("rejects", rejects, REJECTS)):
             if found:
                 name = f"{object_folder(kind, self.spec.partition)}/part-{unit}-{{hash}}.parquet"
                 data = to_parquet(pa.Table.from_pylist(found, schema=schema))
