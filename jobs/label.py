@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.command_line import parse
 from jobs.lazy_ray import LazyRay
 from jobs.records import as_json, counted, new_run, record_run, table
 from pipeline.config import LabelConfig, check_label
+
+if TYPE_CHECKING:
+    from pipeline.labelling.review import ReviewQueue
 
 EXAMPLE = """afinar label archive/ predictions/ --model models/@champion
   afinar label archive/scan.jpg - --model models/@champion"""
@@ -29,7 +32,7 @@ def run(config: LabelConfig) -> dict[str, Any]:
     from pipeline.labelling.forecast import how_wrong, read_forecast
     from pipeline.labelling.job import Labelling
 
-    job = Labelling(config, LazyRay(config))
+    job = Labelling(config, LazyRay(config), _gallery)
     forecast = read_forecast(config.forecast, job) if config.forecast else None
     summary = as_json(job.run())
     if forecast:
@@ -37,6 +40,12 @@ def run(config: LabelConfig) -> dict[str, Any]:
     if summary["units_run"]:
         record_run(config.predictions, new_run(), config, summary)
     return summary
+
+
+def _gallery(queue: ReviewQueue) -> str:
+    from pipeline.report.review import review_page
+
+    return review_page(queue)
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -53,11 +62,21 @@ def describe(summary: dict[str, Any]) -> str:
         ),
         ("labels", counted(summary["labels"])),
         ("rejects", counted(summary["rejects_by_reason"])),
+        *_on_request(summary),
         ("time", f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"),
     ]
     if "forecast" in summary:
         rows.append(("forecast", "{seconds:.1f} s: the run took {error:+.0%}".format(**summary["forecast"])))
     return "\n".join([table(rows), *summary["notes"]])
+
+
+def _on_request(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if summary["single"]:
+        rows.append(("single file", summary["single"]))
+    if summary["review"]:
+        rows.append(("to review", f"{summary['abstained']} pictures: {summary['review']}/index.html"))
+    return rows
 
 
 def _describe_one(summary: dict[str, Any]) -> str:

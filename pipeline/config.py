@@ -187,6 +187,8 @@ class LabelConfig(JobConfig):
     """Also keep the network's activations at its cut, in the column `features`."""
     abstain_below: float = 0.0
     """Answers below this probability are marked `abstained` and queued in review/ for people; 0: none are."""
+    single: bool = False
+    """Write all rows of this model as one Parquet file too, in single/."""
     batch_size: int = 0
     """Pictures per forward pass; 0: 8 on a CPU, 64 on a GPU."""
     precision: Precision = "auto"
@@ -444,7 +446,7 @@ def check_label(config: LabelConfig) -> None:
     _require(config.batch_size >= 0, f"--batch-size {config.batch_size}: give a count, or 0")
     _require(config.unit_timeout_s > 0, f"--unit-timeout-s {config.unit_timeout_s:g}: give seconds above 0")
     _require(0 <= config.abstain_below <= 1, f"--abstain-below {config.abstain_below}: give a probability, 0 to 1")
-    for name in ("scores", "features", "abstain_below"):
+    for name in ("scores", "features", "abstain_below", "single"):
         asked = config.predictions == "-" and getattr(config, name)
         _require(not asked, f"--{name.replace('_', '-')} needs a place for predictions: `-` only prints classes")
     _require("@" in config.model, f"--model {config.model!r}: write MODELS@champion or MODELS@VERSION")

@@ -25,7 +25,9 @@ def test_the_work_needs_no_ray() -> None:
 
 
 def test_the_drivers_of_ingest_and_label_need_no_torch() -> None:
-    modules = imported_by("import pipeline.ingest.job, pipeline.labelling.job, pipeline.execution.executor")
+    modules = imported_by(
+        "import pipeline.ingest.job, pipeline.labelling.job, pipeline.execution.executor, pipeline.report.review"
+    )
     assert "ray" in modules
     assert "torch" not in modules
 

@@ -28,6 +28,7 @@ from pipeline.dataset.units import (
 )
 from pipeline.errors import ShortfallError
 from pipeline.labelling.extras import extras_of, partition_name
+from pipeline.labelling.on_request import OnRequest
 from pipeline.labelling.output import (
     FOLDER,
     FORMAT,
@@ -36,6 +37,7 @@ from pipeline.labelling.output import (
     object_folder,
     put_parts,
 )
+from pipeline.labelling.review import Gallery
 from pipeline.labelling.source import open_source
 from pipeline.labelling.standing import Standing, counts, read_standing
 from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
@@ -73,14 +75,17 @@ class LabelSummary:
     seconds: float = 0.0
     images_per_second: float = 0.0
     units_run: int = 0
+    single: str = ""
+    review: str = ""
+    abstained: int = 0
     notes: list[str] = field(default_factory=list)
 
 
 class Labelling:
     """One labelling into one prediction folder."""
 
-    def __init__(self, config: LabelConfig, executor: Executor) -> None:
-        self.config, self.executor = config, executor
+    def __init__(self, config: LabelConfig, executor: Executor, gallery: Gallery | None = None) -> None:
+        self.config, self.executor, self.gallery = config, executor, gallery
         self.out = normalise(config.predictions)
         self.store = open_store(self.out)
         models, self.version = find_model(config.model)
@@ -125,8 +130,17 @@ class Labelling:
         summary.units_run, summary.read = units, read
         summary.seconds = round(time.monotonic() - started, 3)
         summary.images_per_second = round(read / summary.seconds, 1)
+        self._make_on_request(summary)
         self._check_budget(summary)
         return summary
+
+    def _make_on_request(self, summary: LabelSummary) -> None:
+        made = OnRequest(
+            store=self.store, partition=self.partition, config=self.config, classes=self.version.classes,
+            gallery=self.gallery,
+        ).make()  # fmt: skip
+        summary.single, summary.review, summary.abstained = made.single, made.review, made.abstained
+        summary.notes += made.notes
 
     def _nothing(self, plan: pa.Table, state: Standing) -> LabelSummary:
         summary = self._summary(plan, state, {}, {})

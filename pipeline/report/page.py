@@ -57,7 +57,7 @@ class LabelledArchive:
 def comparison_page(title: str, dataset: Dataset, runs: list[RunResult], archive: LabelledArchive) -> str:
     """Render the report of a comparison of regimes and of the archive labelled with the best of them."""
     best = best_run(runs)
-    return _template("comparison.html.j2").render(
+    return template("comparison.html.j2").render(
         title=title,
         verdicts=verdicts(runs),
         runs=[_row(run, best) for run in runs],
@@ -86,7 +86,7 @@ def run_page(title: str, dataset: Dataset, run: RunResult) -> str:
     )
     drawn = len(version.classes) <= _MATRIX_CLASSES
     ledger = _ledger(run.history)
-    return _template("run.html.j2").render(
+    return template("run.html.j2").render(
         title=title,
         version=version,
         numbers=_numbers(run),
@@ -107,7 +107,9 @@ def run_page(title: str, dataset: Dataset, run: RunResult) -> str:
     )
 
 
-def _template(name: str) -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """A template beside this module, whose values are escaped."""
+
     def text(one: str) -> str:
         return files("pipeline.report").joinpath(one).read_text(encoding="utf-8")
 
