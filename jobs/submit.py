@@ -69,6 +69,7 @@ def _require_shared(config: JobConfig) -> None:
         place = POSITIONAL in getattr(hint, "__metadata__", ()) or name == "model"
         place |= name == "weights" and value not in NAMED_WEIGHTS
         place |= name in {"labels", "group"} and value.endswith((".csv", ".parquet"))
+        place |= name == "forecast" and bool(value)
         if place and not value.startswith(("s3://", "/")):
             raise RequestError(
                 f"{value!r} is a path on this machine: give s3://… or an absolute path that every node mounts"

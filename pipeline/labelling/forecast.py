@@ -11,7 +11,6 @@ import os
 import time
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -22,10 +21,12 @@ from pipeline.dataset.forecasting import Forecast, shares
 from pipeline.dataset.schema import Entry
 from pipeline.dataset.tables import to_parquet
 from pipeline.dataset.units import unit_names
-from pipeline.errors import RequestError
+from pipeline.errors import RequestError, StorageError
 from pipeline.labelling.job import Labelling
 from pipeline.labelling.standing import STANDING, Standing, read_standing
 from pipeline.labelling.tasks import LabelSpec
+from pipeline.storage.anywhere import Anywhere
+from pipeline.storage.store import normalise
 from pipeline.work import InlineExecutor, Stages
 
 _PUTS_PER_UNIT: Final = 2  # part, marker; and rejects, where it has any
@@ -130,9 +131,9 @@ _NEEDED: Final = ("source", "model", "to_read", "listing_seconds", "start_second
 def read_forecast(path: str, job: Labelling) -> dict[str, Any]:
     """What `afinar plan label --json` printed. Raises RequestError for another file, or the forecast of another job."""
     try:
-        forecast = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(f"--forecast {path}: {error.strerror}") from error
+        forecast = json.loads(Anywhere(remote=False).get(normalise(path)))
+    except StorageError as error:
+        raise RequestError(f"--forecast: cannot read {error}") from error
     except ValueError as error:
         raise RequestError(f"--forecast {path} is not JSON: {error}") from error
     if not isinstance(forecast, dict) or any(name not in forecast for name in _NEEDED):

@@ -85,16 +85,25 @@ def test_the_command_predicts_and_the_next_one_says_how_well(
     assert "one picture needs no plan" in capfd.readouterr().err
 
 
+def _written(path: Path, config: LabelConfig) -> str:
+    path.write_text(json.dumps(forecast_label(config).__dict__))
+    return str(path)
+
+
 def test_a_forecast_of_something_else_is_refused(archive: Path, tmp_path: Path, trained: Trained) -> None:
     job = Labelling(requested(archive, tmp_path / "out", trained), InlineExecutor())
     path = tmp_path / "forecast.json"
+    read_forecast(_written(path, requested(archive, tmp_path / "out", trained)), job)
+    path.unlink()
     for said, sentence in (
         (None, "No such file"),
         ("hours", "is not JSON"),
         ('{"seconds": 3}', "plan label"),
-        (json.dumps(forecast_label(requested(trained.pictures, tmp_path / "out", trained)).__dict__), "and this is"),
+        (requested(trained.pictures, tmp_path / "out", trained), "and this is"),
     ):
-        if said:
+        if isinstance(said, LabelConfig):
+            _written(path, said)
+        elif said:
             path.write_text(said)
         with pytest.raises(Exception, match=sentence) as refused:
             read_forecast(str(path), job)
