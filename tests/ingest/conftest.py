@@ -1,5 +1,6 @@
-"""The misbehaving proxy's fixtures."""
+"""Fixtures of ingest's tests."""
 
+from tests.bad_network import impatient, source
 from tests.faults import fault_proxy, fault_server
 
-__all__ = ["fault_proxy", "fault_server"]
+__all__ = ["fault_proxy", "fault_server", "impatient", "source"]

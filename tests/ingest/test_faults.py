@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +15,13 @@ from pipeline import open_dataset
 from pipeline.config import IngestConfig
 from pipeline.errors import AfinarError, RequestError, StorageError
 from pipeline.ingest.job import Ingest, IngestSummary
-from pipeline.storage import s3_clients
 from pipeline.storage.store import open_store
 from pipeline.work import InlineExecutor
+from tests.bad_network import PICTURES
 from tests.conftest import make_archive
 from tests.faults import Fault, FaultProxy
 
-PICTURES = 60
 GET_PICTURE = r"^GET .*/pictures/.*\.jpg"
-
-
-@pytest.fixture
-def source(tmp_path: Path, bucket: str, fault_proxy: FaultProxy, impatient: None) -> str:
-    """Sixty pictures in a bucket behind the proxy."""
-    folder = make_archive(tmp_path / "pictures", PICTURES // 2)
-    store = open_store(f"{bucket}/pictures")
-    with ThreadPoolExecutor(16) as pool:
-        put = [
-            pool.submit(store.put_if_absent, f"{p.parent.name}/{p.name}", p.read_bytes()) for p in folder.rglob("*.jpg")
-        ]
-    assert all(done.result() for done in put)
-    return store.root
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Clients that give up within seconds."""
-    monkeypatch.setattr(s3_clients, "STALL_S", 0.5)
-    monkeypatch.setattr(s3_clients, "WRITE_S", 5.0)
-    monkeypatch.setattr(s3_clients, "READ_ATTEMPTS", 5)
-    s3_clients._clients.cache_clear()
-    yield
-    s3_clients._clients.cache_clear()
 
 
 @pytest.fixture

@@ -1,0 +1,40 @@
+"""An archive in a bucket behind a proxy that misbehaves, and clients that do not wait long for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.storage import s3_clients
+from pipeline.storage.store import open_store
+from tests.conftest import make_archive
+from tests.faults import FaultProxy
+
+PICTURES = 60
+
+
+@pytest.fixture
+def source(tmp_path: Path, bucket: str, fault_proxy: FaultProxy, impatient: None) -> str:
+    """Sixty pictures in a bucket behind the proxy."""
+    folder = make_archive(tmp_path / "pictures", PICTURES // 2)
+    store = open_store(f"{bucket}/pictures")
+    with ThreadPoolExecutor(16) as pool:
+        put = [
+            pool.submit(store.put_if_absent, f"{p.parent.name}/{p.name}", p.read_bytes()) for p in folder.rglob("*.jpg")
+        ]
+    assert all(done.result() for done in put)
+    return store.root
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clients that give up within seconds."""
+    monkeypatch.setattr(s3_clients, "STALL_S", 0.5)
+    monkeypatch.setattr(s3_clients, "WRITE_S", 5.0)
+    monkeypatch.setattr(s3_clients, "READ_ATTEMPTS", 5)
+    s3_clients._clients.cache_clear()
+    yield
+    s3_clients._clients.cache_clear()

@@ -1,0 +1,6 @@
+"""Fixtures of labelling's tests."""
+
+from tests.bad_network import impatient, source
+from tests.faults import fault_proxy, fault_server
+
+__all__ = ["fault_proxy", "fault_server", "impatient", "source"]
