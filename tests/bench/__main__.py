@@ -10,6 +10,10 @@ from tests.bench.batches import batches
 from tests.bench.everyday import demo, requests
 from tests.bench.hardware import bfloat16, gpu, has_amx, has_gpu
 from tests.bench.incremental import incremental
+from tests.bench.labelling_bound import label_bound
+from tests.bench.labelling_memory import label_memory
+from tests.bench.labelling_peers import label_peers, label_ray
+from tests.bench.labelling_start import label_start
 from tests.bench.large import large
 from tests.bench.limit import limit
 from tests.bench.memory import memory
@@ -33,6 +37,11 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "batches": batches,
     "stall": stall,
     "scaling": scaling,
+    "label_bound": label_bound,
+    "label_peers": label_peers,
+    "label_ray": label_ray,
+    "label_memory": label_memory,
+    "label_start": label_start,
     "gpu": gpu,
     "bfloat16": bfloat16,
 }

@@ -34,13 +34,13 @@ def measure(command: list[str]) -> Footprint:
     peak = shared_peak = 0
     while process.poll() is None:
         shared = max(0, shutil.disk_usage("/dev/shm").used - before)
-        peak = max(peak, sum(_pss(pid) for pid in _tree(process.pid)) + shared)
+        peak = max(peak, sum(pss(pid) for pid in tree(process.pid)) + shared)
         shared_peak = max(shared_peak, shared)
         time.sleep(1)
     return Footprint(time.monotonic() - started, peak, shared_peak, process.returncode)
 
 
-def _tree(pid: int) -> Iterator[int]:
+def tree(pid: int) -> Iterator[int]:
     """The process and its descendants; Ray's daemons stay children of the driver that started them."""
     try:
         parent = psutil.Process(pid)
@@ -50,7 +50,8 @@ def _tree(pid: int) -> Iterator[int]:
         return
 
 
-def _pss(pid: int) -> int:
+def pss(pid: int) -> int:
+    """A process's proportional set size in bytes; 0 when it has ended."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
     except OSError:  # ended meanwhile

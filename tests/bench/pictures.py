@@ -49,6 +49,11 @@ def _write(job: tuple[Path, Size, int, int, int, int]) -> None:
         picture_path(folder, copy).write_bytes(data + tail)
 
 
+def shown(seed: int) -> int:
+    """Which of the two photographs `photograph` takes for this seed: its first draw."""
+    return int(np.random.default_rng(seed).integers(2))
+
+
 def photograph(size: Size, seed: int) -> bytes:
     """One JPEG of `size`, quality 85 to 95."""
     rng = np.random.default_rng(seed)

@@ -1,0 +1,101 @@
+"""A published model that tells the benches' pictures apart, made in seconds: no loop of training, no download.
+
+The backbone is random, its filters flat, so that like a trained network it looks at colours and shapes rather than at
+noise; its BatchNorm takes the statistics of real pictures, and a ridge regression on its features says which of the two
+photographs a crop is of. Labels are then clear-cut, and every picture has a probability of its own, by which an answer
+in another's place is found out. What filters hold does not change how long they take.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline.config import Fit
+from pipeline.models.backbones import check_cut
+from pipeline.models.bundle import put_weights
+from pipeline.models.golden import COUNT as GOLDEN
+from pipeline.models.golden import put_golden, score
+from pipeline.models.network import Network, build_network, prepare
+from pipeline.models.versions import Architecture, ModelVersion, publish_model
+from pipeline.models.weights import IMAGENET_MEAN, IMAGENET_STD
+from pipeline.pictures.contract import InputView, StoredView
+from pipeline.pictures.decode import decode
+from pipeline.storage.store import open_store
+from tests.bench.pictures import SMALL, photograph, shown
+
+CLASSES: Final = ("china", "flower")
+_PICTURES: Final = 128
+_FIRST_SEED: Final = 3 * 10**6  # of no picture that is labelled
+_MARGIN: Final = 1.5  # of logits: probabilities near 0.8, where they still move from picture to picture
+_RIDGE: Final = 0.3  # of the features' mean energy
+_BATCH: Final = 32
+_NORMALISING: Final = 2  # batches: enough for means and variances over places
+
+
+def make_model(models: Path, backbone: str, size: int, fit: Fit = "squash") -> str:
+    """Publish a network of 2 classes that takes `size` by `size` pixels; MODELS@1."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # two that wait for each other take ten times as long where anything else runs
+    stored = StoredView(size=size, fit=fit)
+    view = InputView(input_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    files = [photograph(SMALL, seed) for seed in range(_FIRST_SEED, _FIRST_SEED + _PICTURES)]
+    images = np.stack([decode(file, stored).image for file in files])
+    architecture = Architecture(
+        backbone=backbone, cut=check_cut(backbone, "auto", size), head="linear", input_size=size, classes=len(CLASSES)
+    )
+    network, _ = build_network(architecture)
+    network.to(memory_format=torch.channels_last)
+    _fit(network, [prepare(torch.from_numpy(batch), view) for batch in _batches(images)])
+    store = open_store(str(models))
+    weights = put_weights(store, network)
+    golden = put_golden(store, files[:GOLDEN], images[:GOLDEN], score(network, images[:GOLDEN], view))
+    publish_model(
+        store,
+        lambda number: ModelVersion(
+            version=number, id=f"{number}-{weights.sha256[:8]}", architecture=architecture, regime="frozen",
+            classes=list(CLASSES), stored_view=stored, input_view=view, weights=weights, golden=golden,
+            metrics={}, lineage={},
+        ),
+    )  # fmt: skip
+    return f"{models}@1"
+
+
+def _batches(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    return [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
+
+
+def _fit(network: Network, batches: list[Tensor]) -> None:
+    """Flat filters, statistics of these pictures for every BatchNorm, then the classifier."""
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.copy_(module.weight.mean(dim=(2, 3), keepdim=True).expand_as(module.weight))
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+                module.momentum = None  # the mean over batches
+        network.backbone.train()
+        for batch in batches[:_NORMALISING]:
+            network.backbone(batch)
+        network.eval()
+        features = torch.cat([network.features(batch) for batch in batches])
+        sides = [2.0 * shown(seed) - 1 for seed in range(_FIRST_SEED, _FIRST_SEED + len(features))]
+        weight, bias = _ridge(features, _MARGIN * torch.tensor(sides))
+        assert isinstance(network.classifier, nn.Linear)
+        network.classifier.weight.copy_(torch.stack([-weight, weight]) / 2)  # so that softmax gives sigmoid(w x + b)
+        network.classifier.bias.copy_(torch.stack([-bias, bias]) / 2)
+
+
+def _ridge(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a ridge regression in its dual form, as there are fewer pictures than features."""
+    mean = features.mean(dim=0)
+    centred = features - mean
+    energies = centred @ centred.T
+    energies += _RIDGE * energies.diagonal().mean() * torch.eye(len(features))
+    weight = centred.T @ torch.linalg.solve(energies, targets - targets.mean())
+    return weight, targets.mean() - weight @ mean

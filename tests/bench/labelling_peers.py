@@ -1,0 +1,210 @@
+"""Labelling against its peers, side by side: the same files, the same weights, the same answers, two cores.
+
+Every side is timed on all pictures and on eight, in one process after a warm-up; its rate is the difference in pictures
+over the difference in seconds. What it takes to start (torch imported by new processes, the model loaded) so counts for
+no side: an archive is larger than what a bench can afford. (Of ours it counts in part: on eight pictures one worker
+starts, on more two do, side by side.) The ratio of whole runs stands beside it. All squash their pictures, which each
+of them can.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.bench.hardware import has_amx
+from tests.bench.labelling_models import make_model
+from tests.bench.labelling_outputs import Agreement, read_answers, read_ours, require_same_answers
+from tests.bench.pictures import SMALL, make_pictures
+from tests.bench.table import PAIRS, Ratio, Table, spread
+from tests.bench.world import (
+    CORES,
+    OURS,
+    PEERS,
+    Record,
+    in_memory,
+    require_cores,
+    round_folder,
+    run_side,
+    scaled,
+)
+
+SIZE: Final = 224
+BACKBONE: Final = "mobilenet_v3_small"
+COUNT: Final = 1000
+FEW: Final = 8
+TUNED: Final = 256
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One peer. `times` is its limit; of `options`, the fastest on `TUNED` pictures is compared.
+
+    With `predictor` it is given afinar's, in our environment.
+    """
+
+    name: str
+    module: str
+    times: float
+    options: tuple[Record, ...]
+    predictor: bool = False
+
+
+PLAIN: Final = (
+    Peer(
+        "Ray Data, its guide's batch inference", "label_ray_data", 4,
+        options=({"form": "map", "blocks": None, "actors": 1, "batch": 16},
+                 {"form": "map", "blocks": 8, "actors": 2, "batch": 16},
+                 {"form": "sized", "blocks": 8, "actors": 2, "batch": 16}),
+    ),
+    Peer(
+        "Daft, a class with the model", "label_daft", 4,
+        options=({"form": "apply", "actors": 1, "process": None, "batch": 16},
+                 {"form": "apply", "actors": 2, "process": True, "batch": 16},
+                 {"form": "resize", "actors": 1, "process": None, "batch": 16},
+                 {"form": "resize", "actors": 2, "process": True, "batch": 16}),
+    ),
+    Peer(
+        "torch DataLoader, one process", "label_loader", 2,
+        options=({"workers": 0, "threads": 2, "batch": 16, "layout": "channels last"},
+                 {"workers": 1, "threads": 1, "batch": 16, "layout": "channels last"},
+                 {"workers": 1, "threads": 2, "batch": 16, "layout": "channels last"},
+                 {"workers": 2, "threads": 1, "batch": 16, "layout": "channels last"},
+                 {"workers": 2, "threads": 1, "batch": 64, "layout": "default"}),
+    ),
+)  # fmt: skip
+
+GIVEN: Final = (
+    Peer(
+        "Ray Data, given afinar's predictor", "label_ray_data", 1.5, predictor=True,
+        options=({"form": "sized", "blocks": 8, "actors": 2, "batch": 8},
+                 {"form": "bytes", "blocks": 4, "actors": 1, "batch": 8},
+                 {"form": "bytes", "blocks": 4, "actors": 2, "batch": 8}),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Pictures per second without the start and with it; how its answers agree with ours."""
+
+    rate: float
+    whole: float
+    agreement: Agreement | None = None
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What there is to label, and the model."""
+
+    all: Path
+    few: Path
+    tuned: Path
+    warm: Path
+    model: str
+
+    def rate_of(self, few_s: float, all_s: float) -> Timed:
+        """From the times of both."""
+        count = scaled(COUNT)
+        return Timed((count - FEW) / (all_s - few_s), count / all_s)
+
+
+def label_peers() -> bool:
+    """4 times Ray Data and Daft, twice torch's DataLoader, each with torchvision's own network."""
+    return _compare(PLAIN, "label_peers")
+
+
+def label_ray() -> bool:
+    """1.5 times Ray Data given the same predictor in bfloat16; without AMX it is measured in float32, of which no limit
+    speaks."""
+    return _compare(GIVEN, "label_ray")
+
+
+def _compare(peers: Sequence[Peer], bench: str) -> bool:
+    require_cores()
+    with in_memory() as folder:
+        pictures = Pictures(
+            make_pictures(folder / "all", SMALL, scaled(COUNT)),
+            make_pictures(folder / "few", SMALL, FEW, seed=10**6),
+            make_pictures(folder / "tuned", SMALL, scaled(TUNED), seed=2 * 10**6),
+            make_pictures(folder / "warm", SMALL, FEW, seed=10**6 + FEW),
+            make_model(folder / "models", BACKBONE, SIZE),
+        )
+        tuned = {peer.name: _tune(peer, pictures, folder) for peer in peers}
+        ours: list[Timed] = []
+        theirs: dict[str, list[Timed]] = {peer.name: [] for peer in peers}
+        versions: dict[str, str] = {}
+        for number in range(PAIRS):
+            with round_folder(folder, f"round-{number}") as out:
+                ours.append(_ours(pictures, out))
+                for peer in peers:
+                    (out / peer.module).mkdir()
+                    sources = [pictures.few, pictures.all]
+                    answer = _run(peer, [tuned[peer.name]], sources, pictures, out / peer.module)
+                    versions[peer.name] = answer["version"]
+                    theirs[peer.name].append(_theirs(peer, answer, pictures, out))
+        return _report(bench, peers, ours, theirs, versions, tuned)
+
+
+def _tune(peer: Peer, pictures: Pictures, folder: Path) -> Record:
+    """The least time beyond that for a few pictures."""
+    with round_folder(folder, "tuning") as out:
+        seconds = _run(peer, peer.options, [pictures.few, pictures.tuned], pictures, out)["seconds"]
+    return min(zip(seconds, peer.options, strict=True), key=lambda one: float(one[0][1] - one[0][0]))[1]
+
+
+def _run(peer: Peer, options: Sequence[Record], sources: Sequence[Path], pictures: Pictures, out: Path) -> Record:
+    request = {
+        "model": pictures.model, "size": SIZE, "cores": CORES, "predictor": peer.predictor, "options": list(options),
+        "sources": list(map(str, sources)), "warm_up": str(pictures.warm), "out": str(out),
+    }  # fmt: skip
+    return run_side(peer.module, request, OURS if peer.predictor else PEERS, timeout_s=600)
+
+
+def _theirs(peer: Peer, answer: Record, pictures: Pictures, out: Path) -> Timed:
+    ((few_s, all_s),) = answer["seconds"]
+    rows = read_answers(out / peer.module / "0-1")
+    timed = pictures.rate_of(few_s, all_s)
+    return Timed(timed.rate, timed.whole, require_same_answers(peer.name, rows, read_ours(out / "all"), pictures.all))
+
+
+def _ours(pictures: Pictures, out: Path) -> Timed:
+    warm, few, everything = (
+        {"source": str(source), "predictions": str(out / source.name), "model": pictures.model}
+        for source in (pictures.warm, pictures.few, pictures.all)
+    )
+    request = {"cores": CORES, "warm_up": warm, "labellings": [few, everything]}
+    few_s, all_s = (one["seconds"] for one in run_side("label_afinar", request)["labellings"])
+    return pictures.rate_of(few_s, all_s)
+
+
+def _report(
+    bench: str,
+    peers: Sequence[Peer],
+    ours: list[Timed],
+    theirs: dict[str, list[Timed]],
+    versions: dict[str, str],
+    tuned: dict[str, Record],
+) -> bool:
+    table = Table(
+        ("peer", "version", "options", "pictures/s", "afinar", "ratio", "ratio of whole runs", "labels, worst apart",
+         "limit", "met")
+    )  # fmt: skip
+    mine = [one.rate for one in ours]
+    for peer in peers:
+        runs = theirs[peer.name]
+        ratio = Ratio.of(mine, [one.rate for one in runs])
+        whole = Ratio.of([one.whole for one in ours], [one.whole for one in runs])
+        options = ", ".join(f"{name} {value}" for name, value in tuned[peer.name].items())
+        cells = (
+            peer.name, versions[peer.name], options, spread([one.rate for one in runs]), spread(mine), ratio, whole,
+            runs[-1].agreement,
+        )  # fmt: skip
+        if peer.predictor and not has_amx():
+            table.add(*cells, f"≥ {peer.times:g} in bfloat16", "not measured: no AMX, this is float32")
+        else:
+            table.limit(*cells, f"≥ {peer.times:g}", holds=ratio.median >= peer.times)
+    pictures = f"{scaled(COUNT)} pictures of {SMALL[0]}×{SMALL[1]}"
+    return table.show(f"{bench}: {pictures}, {BACKBONE} at {SIZE} px, float32, two cores, files in memory")

@@ -1,0 +1,139 @@
+"""How long labelling takes to begin, and what it costs besides labelling.
+
+*Start*: from the command to the marker of the first committed unit, less what starting Ray alone takes on the same
+machine a moment before. The archive is a large one, whose units are as large as units get: the first part is there once
+one worker has labelled all of its unit's pictures, so that with a slow network this is what is waited for.
+
+*Overhead*: the share of the job's wall time in which its workers, taken together, labelled nothing: 1 - busy /
+(workers x wall). Busy is measured where it happens, from each unit's start to its commit. Wall is the whole job's
+inside a Ray that runs already: listing, planning, starting the workers (torch imported, model loaded, golden samples
+replayed), whatever passes between units, waiting for the last one, publishing.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Final
+
+from tests.bench.labelling_models import make_model
+from tests.bench.labelling_outputs import read_ours, require_every
+from tests.bench.pictures import SMALL, make_pictures
+from tests.bench.table import PAIRS, Table, spread
+from tests.bench.world import (
+    CORES,
+    OURS,
+    Record,
+    WrongBenchError,
+    in_memory,
+    require_cores,
+    round_folder,
+    run_side,
+    scaled,
+    start_command,
+)
+
+START_S: Final = 15.0
+OVERHEAD: Final = 0.05
+SIZE: Final = 224
+COUNT: Final = 20_000
+STARTS: Final = {"mobilenet_v3_small": PAIRS, "resnet18": 1}
+OVERHEAD_OF: Final = "mobilenet_v3_small"
+_LONGEST_S: Final = 120.0
+_EVERY_S: Final = 0.01
+
+
+def label_start() -> bool:
+    """The first part within 15 s beyond Ray's own start; overhead at most 5 % on 20,000 pictures."""
+    require_cores()
+    with in_memory() as folder:
+        source = make_pictures(folder / "pictures", SMALL, scaled(COUNT), distinct=scaled(1000))
+        warm = make_pictures(folder / "warm", SMALL, 64, seed=10**6)
+        models = {name: make_model(folder / name, name, SIZE) for name in STARTS}
+        starts: dict[str, list[tuple[float, float]]] = {name: [] for name in STARTS}
+        for name, rounds in STARTS.items():
+            for number in range(rounds):
+                with round_folder(folder, f"start-{name}-{number}") as out:
+                    ray_s = float(run_side("label_ray_start", {"cores": CORES})["seconds"])
+                    starts[name].append((ray_s, _first_part_s(source, out / "predictions", models[name])))
+        with round_folder(folder, "overhead") as out:
+            record = _whole(source, warm, out, models[OVERHEAD_OF])
+    early = _report_starts(starts)
+    return _report_overhead(record) and early
+
+
+def _first_part_s(source: Path, predictions: Path, model: str) -> float:
+    """From the command to the first unit's marker; the job is then stopped as with Ctrl-C."""
+    words = ["label", str(source), str(predictions), "--model", model, "--workers", str(CORES)]
+    started = time.monotonic()
+    process = start_command([str(OURS), "-m", "jobs", *words])
+    try:
+        while not any((predictions / "units").glob("*.json")):
+            if process.poll() is not None or time.monotonic() - started > _LONGEST_S:
+                raise WrongBenchError(f"no part after {time.monotonic() - started:.0f} s, exit code {process.poll()}")
+            time.sleep(_EVERY_S)
+        taken_s = time.monotonic() - started
+    finally:
+        _stop(process)
+    if not any(predictions.glob("parts/*/part-*.parquet")):
+        raise WrongBenchError("a unit was committed that wrote no part")
+    return taken_s
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End the job and the Ray that it started; whatever is measured next wants the cores."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+    time.sleep(1)  # Ray's processes go after their driver
+
+
+def _whole(source: Path, warm: Path, out: Path, model: str) -> Record:
+    first, job = ({"source": str(one), "predictions": str(out / one.name), "model": model} for one in (warm, source))
+    answer = run_side("label_afinar", {"cores": CORES, "warm_up": first, "labellings": [job]}, timeout_s=900)
+    require_every("afinar", read_ours(out / source.name), source)
+    record: Record = answer["labellings"][0]
+    if record["workers"] != CORES:
+        raise WrongBenchError(f"{record['workers']} of {CORES} workers labelled")
+    return record
+
+
+def _report_starts(starts: dict[str, list[tuple[float, float]]]) -> bool:
+    table = Table(("network", "Ray alone, s", "command to first part, s", "beyond Ray's start, s", "limit", "met"))
+    for name, pairs in starts.items():
+        beyond = [first - ray for ray, first in pairs]
+        table.limit(
+            name, spread([ray for ray, _ in pairs], "{:.1f}"), spread([first for _, first in pairs], "{:.1f}"),
+            spread(beyond, "{:.1f}"), f"≤ {START_S:g}", holds=sorted(beyond)[len(beyond) // 2] <= START_S,
+        )  # fmt: skip
+    return table.show(f"label_start: `afinar label` with {CORES} workers, {scaled(COUNT):,} pictures at {SIZE} px")
+
+
+def overhead(record: Record) -> dict[str, float]:
+    """Shares of the job's wall time in which the workers labelled nothing: in all, and by when."""
+    seconds, busy = record["seconds"], record["busy_s"] / record["workers"]
+    return {
+        "in all": 1 - busy / seconds,
+        "before the first unit": record["before_s"] / seconds,
+        "between the first unit's start and the last one's end": (record["units_s"] - busy) / seconds,
+        "after the last unit": record["after_s"] / seconds,
+    }
+
+
+def _report_overhead(record: Record) -> bool:
+    table = Table(("overhead", "%", "limit", "met"))
+    for what, share in overhead(record).items():
+        if what == "in all":
+            table.limit(what, f"{100 * share:.1f}", f"≤ {100 * OVERHEAD:g}", holds=share <= OVERHEAD)
+        else:
+            table.add(what, f"{100 * share:.1f}")
+    rate = record["summary"]["labelled"] / record["seconds"]
+    return table.show(
+        f"label_start: overhead on {record['summary']['labelled']:,} pictures in {record['seconds']:.0f} s "
+        f"({rate:.0f}/s), {OVERHEAD_OF} at {SIZE} px"
+    )

@@ -1,0 +1,83 @@
+"""The bound of labelling: decoding alone and the network's forward pass alone, in one process per core at once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.labelling.predictor import Predictor
+from pipeline.models.bundle import load_network
+from pipeline.models.network import prepare
+from pipeline.models.versions import find_model
+from pipeline.pictures.decode import decode
+
+WARM = 20
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Costs in seconds per picture, of every process: `decode`, and `forward` by network and batch size.
+
+    `request["candidates"]` are pairs of a network's name and a batch size; `request["pictures"]` go through each.
+    """
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(request["cores"])
+    answers: Any = context.SimpleQueue()
+    processes = [context.Process(target=_costs, args=(request, barrier, answers)) for _ in range(request["cores"])]
+    for process in processes:
+        process.start()
+    costs = [answers.get() for _ in processes]
+    for process in processes:
+        process.join()
+    return {"decode": [cost["decode"] for cost in costs], "forward": [cost["forward"] for cost in costs]}
+
+
+def _costs(request: dict[str, Any], barrier: Any, answers: Any) -> None:
+    torch.set_num_threads(1)
+    store, version = find_model(request["model"])
+    view = version.stored_view
+    paths = cycle(sorted(Path(request["source"]).rglob("*.jpg")))
+    files = [path.read_bytes() for path in islice(paths, request["pictures"])]
+    for data in files[:WARM]:
+        decode(data, view)
+    decoding = _timed(barrier, lambda: [decode(data, view) for data in files]) / len(files)
+    images = np.stack([decode(data, view).image for data in files])
+    networks = {"published": load_network(store, version), "labelling's": Predictor(store, version).network}
+    inputs = prepare(torch.from_numpy(images), version.input_view)
+    forward = [
+        [name, batch, _forward_s(networks[name], inputs, batch, barrier)] for name, batch in request["candidates"]
+    ]
+    answers.put({"decode": decoding, "forward": forward})
+
+
+def _forward_s(network: nn.Module, inputs: Tensor, batch: int, barrier: Any) -> float:
+    """Normalised pictures lie in memory already; nothing is done with the logits."""
+    dtype = next(network.parameters()).dtype
+    batches = [
+        inputs[start : start + batch].to(dtype).contiguous(memory_format=torch.channels_last)
+        for start in range(0, len(inputs) - batch + 1, batch)
+    ]
+    with torch.inference_mode():
+        network(batches[0])
+        return _timed(barrier, lambda: [network(one) for one in batches]) / (len(batches) * batch)
+
+
+def _timed(barrier: Any, work: Callable[[], object]) -> float:
+    """Seconds, while every other process does the same."""
+    barrier.wait()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

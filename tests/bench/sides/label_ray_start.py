@@ -1,0 +1,21 @@
+"""Starting a local Ray, and nothing else: what every job pays before it can begin."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+from pipeline.execution.session import ray_session
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the start alone; importing Ray is not among them."""
+    started = time.monotonic()
+    with ray_session("local", request["cores"]):
+        return {"seconds": time.monotonic() - started}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
