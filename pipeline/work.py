@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -21,14 +21,25 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Feed(Generic[Task]):
+    """How a unit's blocks are prepared elsewhere for the worker that needs them: `prepare` is applied to each of
+    `blocks(task)`, which come to the work, in order, as its second argument."""
+
+    blocks: Callable[[Task], list[Any]]
+    prepare: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Care(Generic[Task]):
     """What to do about a unit whose worker is lost, or works at it for longer than `deadline_s`.
 
-    `again` makes of its task the one for the next attempt.
+    `again` makes of its task the one for the next attempt. `feed` is used where the work has silicon of its own, a GPU,
+    which is not to wait while cores prepare.
     """
 
     deadline_s: float = 3600.0
     again: Callable[[Task], Task] = lambda task: task
+    feed: Feed[Task] | None = None
 
 
 class Executor(Protocol):

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipeline.errors import StorageError
-from pipeline.execution.failures import LOST, unwrapped
+from pipeline.execution.failures import LOST, lost_block, unwrapped
 from pipeline.work import Care, duration, say
 
 _AHEAD: Final = 2  # units handed to an actor: one running, one waiting, so that none idles between units
@@ -23,6 +23,7 @@ _ATTEMPTS: Final = (
 )
 _STUCK: Final = 20  # times as long as the slowest unit so far, a minute at least: that is no slow picture
 _STUCK_LEAST_S: Final = 60.0
+_BLOCK_ATTEMPTS: Final = 3  # at preparing a block, before its unit is tried without
 _SLOWER_AGAIN: Final = 5  # times that another attempt may take, since it goes picture by picture
 
 
@@ -44,10 +45,11 @@ class _Member:
 
 
 class Pool:
-    """Actors made by `make_actor`, each with a method `start()` and a method `run(task)`."""
+    """Actors made by `make_actor`, each with a method `start()` and a method `run(task, blocks)`."""
 
     def __init__(self, make_actor: Callable[[], Any], size: int, tasks: Iterable[Any], care: Care[Any]) -> None:
         self._make_actor, self._care = make_actor, care
+        self._prepare = ray.remote(num_cpus=1, max_retries=_BLOCK_ATTEMPTS)(_prepare)
         self._coming = iter(tasks)
         self._waiting: deque[_Unit] = deque()
         self._dead_starts = 0
@@ -71,7 +73,10 @@ class Pool:
                     self._replace(member, str(error))
                     continue
                 except RayError as error:
-                    raise unwrapped(error) from error
+                    if not lost_block(error):
+                        raise unwrapped(error) from error
+                    self._replace(member, "what prepares its pictures died again and again")
+                    continue
                 self._proceed(member, reference)
                 if reference != member.start:
                     yield result
@@ -106,7 +111,15 @@ class Pool:
         member.started, self._dead_starts, member.since = True, 0, now
         while len(member.units) < _AHEAD and (self._waiting or self._fetch()):
             unit = self._waiting.popleft()
-            member.units.append((member.actor.run.remote(unit.task), unit))
+            member.units.append((member.actor.run.remote(unit.task, self._blocks(unit)), unit))
+
+    def _blocks(self, unit: _Unit) -> list[Any]:
+        """References to the unit's blocks, whose preparation begins now. Another attempt prepares for itself, so that
+        a picture that kills is found."""
+        if self._care.feed is None or unit.attempts:
+            return []
+        feed = self._care.feed
+        return [self._prepare.remote(feed.prepare, block) for block in feed.blocks(unit.task)]
 
     def _patience_s(self) -> float:
         """Seconds until the first unit is to be taken for stuck; an actor's time to start where there is none."""
@@ -139,3 +152,7 @@ class Pool:
         say(f"a worker was lost and is replaced: {why.splitlines()[0]}")
         self._waiting.extendleft(reversed(units))
         self._members[self._members.index(member)] = self._recruit()
+
+
+def _prepare(prepare: Callable[[Any], Any], block: Any) -> Any:
+    return prepare(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -25,9 +26,13 @@ _ATTEMPTS = 10  # a unit whose worker dies, or whose message is lost, is run aga
 class RayExecutor:
     """Executor on a Ray cluster; connects on first use, so a job with nothing to do starts nothing."""
 
-    def __init__(self, address: str | None, workers: int = 0) -> None:
-        """Use `workers` processes, 0 for one per core of the cluster (per GPU for work with state)."""
-        self._address, self._workers = address, workers
+    def __init__(self, address: str | None, workers: int = 0, feeds: bool = False) -> None:
+        """Use `workers` processes, 0 for one per core of the cluster (per GPU for work with state).
+
+        Work with a feed is fed where workers have GPUs, or where `feeds` says so; else each prepares for itself, on
+        the core that it has anyway.
+        """
+        self._address, self._workers, self._feeds = address, workers, feeds
 
     def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Ray tasks, one core each."""
@@ -45,24 +50,28 @@ class RayExecutor:
             tasks = iter(tasks)
             first = list(islice(tasks, self._workers or gpus or cluster_cores()))  # no more actors than units
             kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_task_retries=_MESSAGES)(_Worker)
-            pool = Pool(lambda: kind.remote(make_work), len(first), chain(first, tasks), care or Care())
+            care = care or Care()
+            if not (gpus or self._feeds):
+                care = replace(care, feed=None)
+            pool = Pool(lambda: kind.remote(make_work), len(first), chain(first, tasks), care)
             yield from pool.results()
 
 
 class _Worker:
     """One actor: makes its work when it starts, then does it unit after unit."""
 
-    def __init__(self, make_work: Callable[[], Callable[[Any], Any]]) -> None:
+    def __init__(self, make_work: Callable[[], Callable[..., Any]]) -> None:
         self._make_work = make_work
-        self._work: Callable[[Any], Any] | None = None
+        self._work: Callable[..., Any] | None = None
 
     def start(self) -> None:
         """Make the work. Apart from __init__, whose errors Ray reports as the actor's death, without their cause."""
         self._work = self._work or self._make_work()
 
-    def run(self, task: Any) -> Any:
+    def run(self, task: Any, blocks: list[Any]) -> Any:
+        """Do a unit; its blocks, references to what is being prepared elsewhere, are taken as they are needed."""
         assert self._work is not None, "the pool waits for a start before it gives a unit"
-        return self._work(task)
+        return self._work(task, map(ray.get, blocks)) if blocks else self._work(task)
 
 
 def _bounded(submit: Callable[[Any], Any], tasks: Iterable[Any], limit: int) -> Iterator[Any]:

@@ -12,6 +12,11 @@ LOST: Final = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryErro
 """A worker is gone; its work may be right."""
 
 
+def lost_block(error: BaseException) -> bool:
+    """Whether a worker met this as it waited for what another was to prepare."""
+    return isinstance(error, RayTaskError) and isinstance(error.cause, LOST)
+
+
 def unwrapped(error: BaseException) -> Exception:
     """The AfinarError at the bottom of an error of Ray's; else the task's own error, or that a worker was lost."""
     seen: BaseException | None = error

@@ -40,7 +40,7 @@ from pipeline.labelling.output import (
 from pipeline.labelling.review import Gallery
 from pipeline.labelling.source import open_source
 from pipeline.labelling.standing import Standing, counts, read_standing
-from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
+from pipeline.labelling.tasks import LabelSpec, LabelTask, feed_of, make_labeller
 from pipeline.labelling.upkeep import sweep
 from pipeline.models.versions import find_model
 from pipeline.storage.commit import (
@@ -171,7 +171,8 @@ class Labelling:
         if not left:
             return 0, 0
         tasks = (LabelTask(unit, entries) for unit, entries in units_of(plan, self.source.root, done))
-        care = Care(deadline_s=self.config.unit_timeout_s, again=LabelTask.again)
+        feed = feed_of(self.source, self.version.stored_view)
+        care = Care(deadline_s=self.config.unit_timeout_s, again=LabelTask.again, feed=feed)
         with Meter("label", pictures) as meter:
             for result in self.executor.run_with_state(partial(make_labeller, self.spec(pictures)), tasks, care):
                 meter.add(result.pictures, result.rejects, result.stages)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.dataset.reading import Dataset
 from pipeline.dataset.schema import Entry
@@ -41,6 +45,39 @@ class Pictures(ABC):
 
         Time is counted as `fetch` and `decode`. The iterator raises StorageError when it is the store that fails.
         """
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some pictures of a unit, prepared in another process: `images` uint8 [n, size, size, 3] of those that can be
+    seen, and for each entry the hash of its file or why there is none."""
+
+    images: NDArray[np.uint8]
+    outcomes: list[str | PictureError]
+    stages: dict[str, float]
+
+
+def make_block(pictures: Pictures, entries: Sequence[Entry]) -> Block:
+    """Prepare some pictures."""
+    stages = Stages()
+    with pictures.read(entries, stages) as seen:
+        found = list(seen)
+    images = [one.image for one in found if isinstance(one, Picture)]
+    outcomes = [one.sample_id if isinstance(one, Picture) else one for one in found]
+    return Block(np.stack(images) if images else np.empty(0, np.uint8), outcomes, stages.seconds)
+
+
+def seen_in(blocks: Iterable[Block], stages: Stages) -> Seen:
+    """The pictures of blocks, one after the other; waiting for them counts as `feed`."""
+    coming = iter(blocks)
+    while True:
+        with stages.timed("feed"):
+            block = next(coming, None)
+        if block is None:
+            return
+        images = iter(block.images)
+        for outcome in block.outcomes:
+            yield outcome if isinstance(outcome, PictureError) else Picture(next(images), outcome)
 
 
 class Files(Pictures):

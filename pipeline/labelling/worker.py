@@ -1,8 +1,11 @@
-"""Labelling one unit: read, decode, score, write. Decode and forward are fused, as they share the cores."""
+"""Labelling one unit: read, decode, score, write.
+
+Decode and forward are fused in one process where they share its core; a GPU is fed blocks that other cores decode.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +17,7 @@ from pipeline.dataset.tables import to_parquet
 from pipeline.errors import PictureError, Reason
 from pipeline.labelling.batches import usual_batch
 from pipeline.labelling.output import REJECTS, object_folder
-from pipeline.labelling.pictures import Seen
+from pipeline.labelling.pictures import Block, Seen, seen_in
 from pipeline.labelling.predictor import Predictor, best_classes
 from pipeline.labelling.suspects import Suspects
 from pipeline.labelling.tasks import LabelSpec, LabelTask, UnitResult
@@ -45,14 +48,18 @@ class Labeller:
         self.pictures = spec.source.open(self.predictor.version.stored_view)
         self.out = open_store(spec.predictions)
 
-    def __call__(self, task: LabelTask) -> UnitResult:
+    def __call__(self, task: LabelTask, blocks: Iterable[Block] | None = None) -> UnitResult:
         """Carry out one unit. Running it twice changes nothing that was committed.
 
-        Where a worker was lost with the unit, this one goes picture by picture, to find one that kills it.
+        `blocks` hold its pictures where others prepare them. Where a worker was lost with the unit, this one goes
+        picture by picture, to find one that kills it.
         """
         stages = Stages()
         suspects = Suspects(self.out, task.unit, task.attempt)
-        rows, rejects = self.answers(task.entries, stages, suspects)
+        if blocks is None:
+            rows, rejects = self.answers(task.entries, stages, suspects)
+        else:
+            rows, rejects = self._score(task.entries, seen_in(blocks, stages), stages, suspects)
         with stages.timed("write"):
             self._commit(task.unit, rows, rejects)
         suspects.clear()
@@ -61,17 +68,22 @@ class Labeller:
     def answers(self, entries: Sequence[Entry], stages: Stages, suspects: Suspects | None = None) -> tuple[Rows, Rows]:
         """What the model says of these pictures, a row each, and a reject for each that it could not see."""
         suspects = suspects or Suspects(self.out, "", 0)
+        left = [entry for number, entry in enumerate(entries) if number not in suspects.convicted]
+        with self.pictures.read(left, stages) as seen:
+            return self._score(entries, seen, stages, suspects)
+
+    def _score(self, entries: Sequence[Entry], seen: Seen, stages: Stages, suspects: Suspects) -> tuple[Rows, Rows]:
+        """Rows and rejects of a unit; `seen` has every picture but the convicted."""
         rows: Rows = []
         rejects: Rows = [_rejected(entries[number], _KILLER) for number in sorted(suspects.convicted)]
         left = [number for number in range(len(entries)) if number not in suspects.convicted]
         size = self.batch_size if suspects.attempt == 0 else 1
-        with self.pictures.read([entries[number] for number in left], stages) as seen:
-            for start in range(0, len(left), size):
-                numbers = left[start : start + size]
-                with suspects.at(numbers[0]):
-                    images, facts = _sorted([entries[number] for number in numbers], seen, rejects)
-                    if images:
-                        rows += self._rows(images, facts, stages)
+        for start in range(0, len(left), size):
+            numbers = left[start : start + size]
+            with suspects.at(numbers[0]):
+                images, facts = _sorted([entries[number] for number in numbers], seen, rejects)
+                if images:
+                    rows += self._rows(images, facts, stages)
         return rows, rejects
 
     def _rows(self, images: list[Pixels], facts: Rows, stages: Stages) -> Rows:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,8 @@ KILLER, STOPPER = b"kills its worker", b"is decoded for ever"
 def dangerous(make_work: Callable[[], Any]) -> Any:
     """Work whose decoder meets two kinds of picture that end it."""
     work = make_work()
-    worker: Any = sys.modules["pipeline.labelling.worker"]
-    real = worker.decode
+    module: Any = sys.modules["pipeline.labelling.pictures"]
+    real = module.decode
 
     def decode(data: bytes, *more: Any) -> Any:
         if data.endswith(KILLER):
@@ -45,7 +45,7 @@ def dangerous(make_work: Callable[[], Any]) -> Any:
             time.sleep(3600)
         return real(data, *more)
 
-    worker.decode = decode
+    module.decode = decode
     return work
 
 
@@ -83,6 +83,17 @@ def test_a_picture_that_kills_its_worker_is_a_reject_and_the_others_are_labelled
     assert not list(open_store(str(tmp_path / "out")).walk("attempts")), "nothing is left of the search"
     again = label(scans, tmp_path / "out", trained)
     assert (again.units_run, again.skipped, again.rejected) == (0, 94, 2)
+
+
+def test_workers_that_are_fed_answer_alike(local_ray: None, trained: Trained, tmp_path: Path) -> None:
+    """As GPUs are: others decode. Without a GPU here the worker that is fed has a core, and so has who feeds it."""
+    scans = archive(tmp_path / "scans", 200)
+    (scans / "bad.jpg").write_bytes(b"no picture")
+    config = LabelConfig(source=str(scans), predictions=str(tmp_path / "fed"), model=trained.champion)
+    fed = Labelling(config, RayExecutor(None, workers=1, feeds=True)).run()
+    assert (fed.labelled, fed.rejects_by_reason) == (200, {"unidentified": 1})
+    Labelling(replace(config, predictions=str(tmp_path / "fused")), InlineExecutor()).run()
+    assert open_predictions(str(tmp_path / "fed")).table == open_predictions(str(tmp_path / "fused")).table
 
 
 @pytest.mark.slow
