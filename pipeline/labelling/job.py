@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import LabelConfig, fingerprint
-from pipeline.dataset.tables import from_parquet
 from pipeline.dataset.units import (
     interrupted_plan,
     open_pictures,
@@ -27,6 +27,7 @@ from pipeline.dataset.units import (
     units_of,
 )
 from pipeline.errors import ShortfallError
+from pipeline.labelling.account import Account, Tally, brought_up, previous, read_tally
 from pipeline.labelling.extras import extras_of, partition_name
 from pipeline.labelling.on_request import OnRequest
 from pipeline.labelling.output import (
@@ -39,7 +40,7 @@ from pipeline.labelling.output import (
 )
 from pipeline.labelling.review import Gallery
 from pipeline.labelling.source import open_source
-from pipeline.labelling.standing import Standing, counts, read_standing
+from pipeline.labelling.standing import Standing, read_standing
 from pipeline.labelling.tasks import LabelSpec, LabelTask, feed_of, make_labeller
 from pipeline.labelling.upkeep import sweep
 from pipeline.models.versions import find_model
@@ -51,7 +52,6 @@ from pipeline.storage.commit import (
     read_markers,
     require_put_if_absent,
 )
-from pipeline.storage.objects import get_object
 from pipeline.storage.store import normalise, open_store
 from pipeline.work import Care, Executor, Meter, say
 
@@ -78,6 +78,10 @@ class LabelSummary:
     single: str = ""
     review: str = ""
     abstained: int = 0
+    stages: dict[str, float] = field(default_factory=dict)
+    confidence: dict[str, Any] = field(default_factory=dict)
+    drift: dict[str, Any] = field(default_factory=dict)
+    report: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -96,6 +100,9 @@ class Labelling:
         self.identity = fingerprint([self.source.uri, self.partition, config.extensions])[:8]
         self.notes: list[str] = []
         self.owner = new_owner()
+        self.account: Account | None = None  # of what this run published
+        self.summary: LabelSummary | None = None  # also of a run that ends over its reject budget
+        self._stages: dict[str, float] = {}
 
     def run(self) -> LabelSummary:
         """Label what this model has not labelled yet."""
@@ -130,6 +137,8 @@ class Labelling:
         summary.units_run, summary.read = units, read
         summary.seconds = round(time.monotonic() - started, 3)
         summary.images_per_second = round(read / summary.seconds, 1)
+        summary.stages = {name: round(seconds, 2) for name, seconds in self._stages.items()}
+        self._account_for(summary)
         self._make_on_request(summary)
         self._check_budget(summary)
         return summary
@@ -176,6 +185,8 @@ class Labelling:
         with Meter("label", pictures) as meter:
             for result in self.executor.run_with_state(partial(make_labeller, self.spec(pictures)), tasks, care):
                 meter.add(result.pictures, result.rejects, result.stages)
+                for name, seconds in result.stages.items():
+                    self._stages[name] = self._stages.get(name, 0.0) + seconds
         return left, pictures
 
     def spec(self, pictures: int) -> LabelSpec:
@@ -190,25 +201,45 @@ class Labelling:
         """Publish the plan's answers on top of whatever is current, a rival's manifest included."""
         markers = read_markers(self.store, unit_names(plan))
         new = [Part(kind, marker.unit, ref) for marker in markers for kind, ref in marker.objects.items()]
-        labels = self._counted(new, "part", "label")
-        reasons = self._counted(new, "rejects", "reason")
+        tally = read_tally(self.store, new)
         fresh = plan.filter(pc.is_valid(plan.column("unit"))).column("uri")
         for _ in range(_ATTEMPTS):
             state = read_standing(self.store, self.partition)
-            kept = state.parts_without(self.store, fresh)
-            summary = self._summary(plan, state, labels, reasons)
-            if self._publish_manifest(state, sorted(kept + new, key=lambda part: part.ref.path), summary):
+            gone = Tally()
+            kept = state.parts_without(self.store, fresh, gone.add_answers)
+            summary = self._summary(plan, state, tally.answers.labels, tally.reasons)
+            account = self._account(state, tally)
+            accounts = brought_up(
+                self._entry(state),
+                self.source.uri,
+                state.number + 1,
+                account.tally.answers,
+                gone.answers,
+                tally.answers,
+            )
+            if self._publish_manifest(state, sorted(kept + new, key=lambda part: part.ref.path), summary, accounts):
+                self.account = account
                 return summary
         raise ShortfallError(f"{_ATTEMPTS} other labellings of {self.out} published first: run the same command again")
 
-    def _counted(self, parts: list[Part], kind: str, column: str) -> dict[str, int]:
-        total: Counter[str] = Counter()
-        for part in parts:
-            if part.kind == kind:
-                total.update(counts(from_parquet(get_object(self.store, part.ref), [column]).column(column)))
-        return dict(total)
+    def _entry(self, state: Standing) -> Record | None:
+        entry: Record | None = (state.record or {}).get("partitions", {}).get(self.partition)
+        return entry
 
-    def _publish_manifest(self, state: Standing, parts: list[Part], summary: LabelSummary) -> bool:
+    def _account(self, state: Standing, tally: Tally) -> Account:
+        """This run's account with one publication more; it is compared with what it first found."""
+        if self.account is None:
+            return Account(tally, previous(state.record, self.partition, self.source.uri))
+        return Account(self.account.tally.plus(tally), self.account.before)
+
+    def _account_for(self, summary: LabelSummary) -> None:
+        self.summary = summary
+        account = self.account or Account()
+        drift = account.drift()
+        summary.confidence, summary.drift = account.confidence(), asdict(drift)
+        summary.notes += drift.sentences if drift.drifted else []
+
+    def _publish_manifest(self, state: Standing, parts: list[Part], summary: LabelSummary, accounts: Record) -> bool:
         entry = {
             "model": self.model,
             "source": self.source.uri,
@@ -221,6 +252,7 @@ class Labelling:
                 "labelled": summary.labelled,
                 "rejected": summary.rejected,
             },
+            "accounts": accounts,
         }
         if self.config.scores:
             entry["classes"] = self.version.classes  # the order of `scores`

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,11 +45,19 @@ class Standing:
         rejects = self.rows.filter(pc.is_valid(self.rows.column("reason")))
         return counts(rejects.filter(pc.is_in(rejects.column("uri"), uris.combine_chunks())).column("reason"))
 
-    def parts_without(self, store: Store, uris: pa.ChunkedArray) -> list[Part]:
-        """The partition's parts without the rows of these pictures; those that lose some are written anew."""
+    def parts_without(
+        self, store: Store, uris: pa.ChunkedArray, superseded: Callable[[pa.Table], None] = lambda rows: None
+    ) -> list[Part]:
+        """The partition's parts without the rows of these pictures; those that lose some are written anew.
+
+        `superseded` is given the predictions that go.
+        """
         gone = pc.is_in(self.rows.column("uri"), uris.combine_chunks())
         touched = set(self.rows.filter(gone).column("part").unique().to_pylist())
-        kept = [_without(store, part, uris) if place in touched else part for place, part in enumerate(self.parts)]
+        kept = [
+            _without(store, part, uris, superseded) if place in touched else part
+            for place, part in enumerate(self.parts)
+        ]
         return [part for part in kept if part is not None]
 
 
@@ -81,10 +90,12 @@ def _rows(store: Store, part: Part, place: int) -> pa.Table:
     return table.append_column("part", pa.repeat(pa.scalar(place, pa.int32()), len(table))).cast(STANDING)
 
 
-def _without(store: Store, part: Part, uris: pa.ChunkedArray) -> Part | None:
+def _without(store: Store, part: Part, uris: pa.ChunkedArray, superseded: Callable[[pa.Table], None]) -> Part | None:
     table = read_part(store, part)
     gone = pc.is_in(pc.cast(table.column("uri"), pa.large_string()), uris.combine_chunks())
     left = table.filter(pc.invert(gone))
+    if part.kind == "part":
+        superseded(table.filter(gone))
     if not len(left):
         return None
     folder = part.ref.path.rsplit("/", 1)[0]
