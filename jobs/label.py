@@ -8,8 +8,11 @@ from jobs.command_line import parse
 from jobs.lazy_ray import LazyRay
 from jobs.records import as_json, counted, new_run, record_run, table
 from pipeline.config import LabelConfig, check_label
+from pipeline.errors import ShortfallError
+from pipeline.work import say
 
 if TYPE_CHECKING:
+    from pipeline.labelling.job import Labelling
     from pipeline.labelling.review import ReviewQueue
 
 EXAMPLE = """afinar label archive/ predictions/ --model models/@champion
@@ -34,11 +37,35 @@ def run(config: LabelConfig) -> dict[str, Any]:
 
     job = Labelling(config, LazyRay(config), _gallery)
     forecast = read_forecast(config.forecast, job) if config.forecast else None
-    summary = as_json(job.run())
+    try:
+        job.run()
+    except ShortfallError:
+        if report := _record(config, job).get("report"):  # over its reject budget it has labelled all the same
+            say(f"the run's report: {report}")
+        raise
+    summary = _record(config, job)
     if forecast:
         summary["forecast"] = how_wrong(forecast, summary)
-    if summary["units_run"]:
-        record_run(config.predictions, new_run(), config, summary)
+    return summary
+
+
+def _record(config: LabelConfig, labelling: Labelling) -> dict[str, Any]:
+    """Leave the run's folder with its report, where the run published anything; the summary."""
+    summary = as_json(labelling.summary) if labelling.summary else {}
+    if labelling.account and summary:
+        from pipeline.report.labelling import LabelRun, label_page
+        from pipeline.storage.store import open_store
+
+        run, store = new_run(), open_store(config.predictions)
+        summary["report"] = store.uri(f"runs/{run}/report.html")
+        page = label_page(
+            LabelRun(
+                run=run, source=labelling.source.uri, partition=labelling.partition, summary=summary,
+                account=labelling.account,
+            )
+        )  # fmt: skip
+        store.put_if_absent(f"runs/{run}/report.html", page.encode())
+        record_run(config.predictions, run, config, summary)
     return summary
 
 
@@ -64,6 +91,7 @@ def describe(summary: dict[str, Any]) -> str:
         ("rejects", counted(summary["rejects_by_reason"])),
         *_on_request(summary),
         ("time", f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"),
+        *([("report", summary["report"])] if summary["report"] else []),
     ]
     if "forecast" in summary:
         rows.append(("forecast", "{seconds:.1f} s: the run took {error:+.0%}".format(**summary["forecast"])))

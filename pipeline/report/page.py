@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +15,7 @@ from pipeline.dataset.reading import Dataset
 from pipeline.evaluation.comparison import RunResult, best_run, verdicts
 from pipeline.evaluation.metrics import calibration_error, reliability
 from pipeline.report.plots import confusion_matrix, curves, reliability_diagram, thumbnail
+from pipeline.report.rendering import template
 from pipeline.work import duration
 
 _PER_CLASS = 6
@@ -105,17 +104,6 @@ def run_page(title: str, dataset: Dataset, run: RunResult) -> str:
         dataset=dataset.manifest,
         configuration={name.replace("_", "-"): value for name, value in version.lineage["config"].items()},
     )
-
-
-def template(name: str) -> jinja2.Template:
-    """A template beside this module, whose values are escaped."""
-
-    def text(one: str) -> str:
-        return files("pipeline.report").joinpath(one).read_text(encoding="utf-8")
-
-    return jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, loader=jinja2.FunctionLoader(text)
-    ).get_template(name)
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -14,8 +14,9 @@ from pipeline.labelling.review import FORM, TABLE, ReviewQueue
 from pipeline.pictures.contract import StoredView
 from pipeline.pictures.decode import decode
 from pipeline.pictures.reading import Listed, PictureReader
-from pipeline.report.page import data_uri, template
+from pipeline.report.page import data_uri
 from pipeline.report.plots import thumbnail
+from pipeline.report.rendering import template
 from pipeline.storage.store import open_store
 
 PICTURES: Final = 200
