@@ -12,6 +12,7 @@ from pipeline.errors import ShortfallError
 from pipeline.work import say
 
 if TYPE_CHECKING:
+    from pipeline.labelling.forecast import LabelForecast
     from pipeline.labelling.job import Labelling
     from pipeline.labelling.review import ReviewQueue
 
@@ -32,7 +33,7 @@ def run(config: LabelConfig) -> dict[str, Any]:
         from pipeline.labelling.one import label_one
 
         return label_one(config.source, config.model, config.top_k)
-    from pipeline.labelling.forecast import how_wrong, read_forecast
+    from pipeline.labelling.forecast import read_forecast
     from pipeline.labelling.job import Labelling
 
     job = Labelling(config, LazyRay(config), _gallery)
@@ -43,15 +44,16 @@ def run(config: LabelConfig) -> dict[str, Any]:
         if report := _record(config, job).get("report"):  # over its reject budget it has labelled all the same
             say(f"the run's report: {report}")
         raise
-    summary = _record(config, job)
+    return _record(config, job, forecast)
+
+
+def _record(config: LabelConfig, labelling: Labelling, forecast: LabelForecast | None = None) -> dict[str, Any]:
+    """Leave the run's folder with its report, where the run published anything; the summary."""
+    from pipeline.labelling.forecast import how_wrong
+
+    summary = as_json(labelling.summary) if labelling.summary else {}
     if forecast:
         summary["forecast"] = how_wrong(forecast, summary)
-    return summary
-
-
-def _record(config: LabelConfig, labelling: Labelling) -> dict[str, Any]:
-    """Leave the run's folder with its report, where the run published anything; the summary."""
-    summary = as_json(labelling.summary) if labelling.summary else {}
     if labelling.account and summary:
         from pipeline.report.labelling import LabelRun, label_page
         from pipeline.storage.store import open_store

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from pipeline.config import JobConfig
+from pipeline.config import IngestConfig, JobConfig, LabelConfig
+from pipeline.storage.store import normalise
 from pipeline.work import Care
+
+if TYPE_CHECKING:
+    from pipeline.execution.executor import RayExecutor
+    from pipeline.execution.metrics import JobMetrics
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -20,14 +25,25 @@ class LazyRay:
 
     def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Ray tasks."""
-        from pipeline.execution.executor import RayExecutor
-
-        return RayExecutor(self._config.address, self._config.workers).run(work, tasks)
+        return self._executor().run(work, tasks)
 
     def run_with_state(
         self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
     ) -> Iterator[Result]:
         """A pool of Ray actors."""
+        return self._executor().run_with_state(make_work, tasks, care)
+
+    def _executor(self) -> RayExecutor:
         from pipeline.execution.executor import RayExecutor
 
-        return RayExecutor(self._config.address, self._config.workers).run_with_state(make_work, tasks, care)
+        return RayExecutor(self._config.address, self._config.workers, metrics=_metrics(self._config))
+
+
+def _metrics(config: JobConfig) -> JobMetrics | None:
+    from pipeline.execution.metrics import JobMetrics
+
+    if isinstance(config, LabelConfig):
+        return JobMetrics("label", normalise(config.source), normalise(config.predictions))
+    if isinstance(config, IngestConfig):
+        return JobMetrics("ingest", normalise(config.source), normalise(config.dataset))
+    return None

@@ -23,7 +23,15 @@ LOCKS = INFRA / "lock"
 RAYJOBS = sorted((INFRA / "kuberay").glob("*.yaml"))
 LAUNCHER = INFRA / "launcher" / "cluster.yaml"
 DOCKERFILE = INFRA / "Dockerfile"
-TEXTS = [*RAYJOBS, LAUNCHER, DOCKERFILE, INFRA / "Dockerfile.dockerignore", INFRA / "README.md"]
+MONITORING = INFRA / "monitoring"
+TEXTS = [
+    *RAYJOBS,
+    *sorted(MONITORING.iterdir()),
+    LAUNCHER,
+    DOCKERFILE,
+    INFRA / "Dockerfile.dockerignore",
+    INFRA / "README.md",
+]
 
 Tree = dict[str, Any]
 
@@ -253,6 +261,34 @@ def test_launcher_asks_for_a_token_and_hides_the_dashboard() -> None:
     assert any("--dashboard-host=127.0.0.1" in command for command in launcher["head_start_ray_commands"])
     (place,) = launcher["file_mounts"]
     assert place == f"{environment()['HOME']}/.ray/auth_token", "where Ray looks for it in our image"
+
+
+# --- monitoring
+
+
+def test_prometheus_is_sent_where_ray_keeps_its_nodes() -> None:
+    """Ray ships a configuration of its own, which names the file."""
+    ray = importlib.util.find_spec("ray")
+    assert ray is not None
+    assert ray.submodule_search_locations
+    folder = Path(ray.submodule_search_locations[0]) / "dashboard" / "modules" / "metrics" / "export" / "prometheus"
+    (theirs,) = load(folder / "prometheus.yml")["scrape_configs"]
+    (ours,) = load(MONITORING / "prometheus.yaml")["scrape_configs"]
+    assert ours == theirs
+
+
+def test_the_monitor_selects_the_pods_of_a_rayjob_by_the_port_that_kuberay_opens() -> None:
+    """`metrics`: the operator adds it to every pod of a cluster that has none of that name."""
+    monitor = load(MONITORING / "pods.yaml")
+    assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
+    (rule,) = monitor["spec"]["selector"]["matchExpressions"]
+    assert (rule["key"], set(rule["values"])) == ("ray.io/node-type", {"head", "worker"})
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] == "metrics"
+    for path in RAYJOBS:
+        for name, pod in pods(load(path)).items():
+            taken = {port["containerPort"] for port in container(pod).get("ports", [])}
+            assert 8080 not in taken, f"{path.name}: {name} needs it for its metrics"
 
 
 # --- the image

@@ -45,10 +45,15 @@ class _Member:
 
 
 class Pool:
-    """Actors made by `make_actor`, each with a method `start()` and a method `run(task, blocks)`."""
+    """Actors made by `make_actor`, each with a method `start()` and a method `run(task, blocks)`.
 
-    def __init__(self, make_actor: Callable[[], Any], size: int, tasks: Iterable[Any], care: Care[Any]) -> None:
-        self._make_actor, self._care = make_actor, care
+    `lost` is called for every unit that has lost its actor.
+    """
+
+    def __init__(
+        self, make_actor: Callable[[], Any], size: int, tasks: Iterable[Any], care: Care[Any], lost: Callable[[], None]
+    ) -> None:
+        self._make_actor, self._care, self._lost = make_actor, care, lost
         self._prepare = ray.remote(num_cpus=1, max_retries=_BLOCK_ATTEMPTS)(_prepare)
         self._coming = iter(tasks)
         self._waiting: deque[_Unit] = deque()
@@ -146,6 +151,7 @@ class Pool:
         units = [unit for _, unit in member.units]
         if units:
             first = units[0]
+            self._lost()
             first.attempts, first.task = first.attempts + 1, self._care.again(first.task)
             if first.attempts >= _ATTEMPTS:
                 raise StorageError(f"one unit of work lost its worker {_ATTEMPTS} times; the last time: {why}")

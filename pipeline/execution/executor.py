@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from pipeline.execution.actors import Pool
 from pipeline.execution.failures import unwrapped
+from pipeline.execution.metrics import JobMetrics
 from pipeline.execution.session import cluster_cores, cluster_gpus, ray_session
 from pipeline.work import Care
 
@@ -26,20 +27,22 @@ _ATTEMPTS = 10  # a unit whose worker dies, or whose message is lost, is run aga
 class RayExecutor:
     """Executor on a Ray cluster; connects on first use, so a job with nothing to do starts nothing."""
 
-    def __init__(self, address: str | None, workers: int = 0, feeds: bool = False) -> None:
+    def __init__(
+        self, address: str | None, workers: int = 0, feeds: bool = False, metrics: JobMetrics | None = None
+    ) -> None:
         """Use `workers` processes, 0 for one per core of the cluster (per GPU for work with state).
 
         Work with a feed is fed where workers have GPUs, or where `feeds` says so; else each prepares for itself, on
-        the core that it has anyway.
+        the core that it has anyway. `metrics` counts what is done.
         """
-        self._address, self._workers, self._feeds = address, workers, feeds
+        self._address, self._workers, self._feeds, self._metrics = address, workers, feeds, metrics
 
     def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Ray tasks, one core each."""
         with ray_session(self._address, self._workers):
             remote = ray.remote(num_cpus=1, max_retries=_ATTEMPTS)(work)
             limit = (self._workers or cluster_cores()) * (1 if self._workers else _AHEAD)
-            yield from _bounded(remote.remote, tasks, limit)
+            yield from self._counted(_bounded(remote.remote, tasks, limit))
 
     def run_with_state(
         self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
@@ -53,8 +56,12 @@ class RayExecutor:
             care = care or Care()
             if not (gpus or self._feeds):
                 care = replace(care, feed=None)
-            pool = Pool(lambda: kind.remote(make_work), len(first), chain(first, tasks), care)
-            yield from pool.results()
+            lost = self._metrics.retried if self._metrics else lambda: None
+            pool = Pool(lambda: kind.remote(make_work), len(first), chain(first, tasks), care, lost)
+            yield from self._counted(pool.results())
+
+    def _counted(self, results: Iterator[Result]) -> Iterator[Result]:
+        return self._metrics.counted(results) if self._metrics else results
 
 
 class _Worker:
