@@ -12,7 +12,6 @@ from pipeline.errors import ShortfallError
 from pipeline.work import say
 
 if TYPE_CHECKING:
-    from pipeline.labelling.forecast import LabelForecast
     from pipeline.labelling.job import Labelling
     from pipeline.labelling.review import ReviewQueue
 
@@ -47,7 +46,7 @@ def run(config: LabelConfig) -> dict[str, Any]:
     return _record(config, job, forecast)
 
 
-def _record(config: LabelConfig, labelling: Labelling, forecast: LabelForecast | None = None) -> dict[str, Any]:
+def _record(config: LabelConfig, labelling: Labelling, forecast: dict[str, Any] | None = None) -> dict[str, Any]:
     """Leave the run's folder with its report, where the run published anything; the summary."""
     from pipeline.labelling.forecast import how_wrong
 
