@@ -11,6 +11,7 @@ from tests.bench.everyday import demo, requests
 from tests.bench.hardware import bfloat16, gpu, has_amx, has_gpu
 from tests.bench.incremental import incremental
 from tests.bench.labelling_bound import label_bound
+from tests.bench.labelling_gpu import label_gpu
 from tests.bench.labelling_memory import label_memory
 from tests.bench.labelling_peers import label_peers, label_ray
 from tests.bench.labelling_start import label_start
@@ -44,8 +45,9 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "label_start": label_start,
     "gpu": gpu,
     "bfloat16": bfloat16,
+    "label_gpu": label_gpu,
 }
-NEEDS: dict[str, Callable[[], bool]] = {"gpu": has_gpu, "bfloat16": has_amx}
+NEEDS: dict[str, Callable[[], bool]] = {"gpu": has_gpu, "bfloat16": has_amx, "label_gpu": has_gpu}
 """Benches that only some machines can run: run by default there, elsewhere when named, to say so."""
 
 

@@ -18,6 +18,7 @@ SIZE: Final = 224
 PICTURES: Final = {"mobilenet_v3_small": 1000, "resnet18": 500}
 BARE: Final = {"mobilenet_v3_small": 256, "resnet18": 64}
 """Pictures that each process takes through each candidate; a rate needs no more than a second or two."""
+LEAST: Final = 100  # pictures: enough for a unit for each worker
 Candidate = tuple[str, int]
 CANDIDATES: Final = tuple(
     (network, batch) for network in ("published", "labelling's") for batch in (4, 8, 16, 32, 64)
@@ -49,7 +50,7 @@ def label_bound() -> bool:
         warm_up = make_pictures(folder / "warm", SMALL, 64, seed=10**6)
         networks = {}
         for name, count in PICTURES.items():
-            source = make_pictures(folder / name, SMALL, scaled(count))
+            source = make_pictures(folder / name, SMALL, max(scaled(count), LEAST))
             networks[name] = Network(source, make_model(folder / f"{name}-models", name, SIZE))
         for number in range(PAIRS):
             for name, network in networks.items():
@@ -102,7 +103,7 @@ def _report(networks: dict[str, Network]) -> bool:
         (fastest,) = network.candidates
         whole = [one["summary"]["labelled"] / one["seconds"] for one in network.ours]
         table.limit(
-            name, scaled(PICTURES[name]), spread(network.rates), spread(network.bounds),
+            name, network.ours[0]["summary"]["listed"], spread(network.rates), spread(network.bounds),
             f"{decode:.2f} + {forward:.2f}", f"{fastest[0]}, {fastest[1]}", spread(whole), share,
             holds=share.median >= SHARE,
         )  # fmt: skip

@@ -33,7 +33,7 @@ from tests.bench.world import (
 
 SIZE: Final = 224
 BACKBONE: Final = "mobilenet_v3_small"
-COUNT: Final = 1000
+COUNT: Final = 800
 FEW: Final = 8
 TUNED: Final = 256
 

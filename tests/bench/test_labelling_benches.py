@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.bench import __main__ as command
+from tests.bench import labelling_gpu
 from tests.bench.labelling_bound import Network, _add_bound
 from tests.bench.labelling_memory import high_water
 from tests.bench.labelling_outputs import Row, require_every, require_same_answers
@@ -123,6 +125,11 @@ def test_overhead_is_what_the_workers_did_not_label() -> None:
 def test_a_drivers_high_water_mark_is_the_kernels() -> None:
     assert high_water("Name:\tpython\nVmPeak:\t 9 kB\nVmHWM:\t   2048 kB\nVmRSS:\t 1024 kB\n") == [2 * 2**20]
     assert high_water("Name:\tpython\nState:\tZ (zombie)\n") == []
+
+
+def test_without_a_gpu_none_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling_gpu, "has_gpu", lambda: False)
+    assert command.main(["label_gpu"]) == 3
 
 
 def test_a_unit_is_timed_where_it_is_done() -> None:

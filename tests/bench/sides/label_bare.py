@@ -51,7 +51,10 @@ def _costs(request: dict[str, Any], barrier: Any, answers: Any) -> None:
         decode(data, view)
     decoding = _timed(barrier, lambda: [decode(data, view) for data in files]) / len(files)
     images = np.stack([decode(data, view).image for data in files])
-    networks = {"published": load_network(store, version), "labelling's": Predictor(store, version).network}
+    networks = {
+        "published": load_network(store, version),
+        "labelling's": Predictor(store, version, precision="auto").network,
+    }
     inputs = prepare(torch.from_numpy(images), version.input_view)
     forward = [
         [name, batch, _forward_s(networks[name], inputs, batch, barrier)] for name, batch in request["candidates"]

@@ -44,7 +44,8 @@ class Ours:
         from pipeline.labelling.predictor import Predictor
         from pipeline.models.versions import find_model
 
-        self._predictor = Predictor(*find_model(model))
+        torch.set_num_threads(1)
+        self._predictor = Predictor(*find_model(model), precision="auto")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         scores = self._predictor(np.ascontiguousarray(batch["image"]))

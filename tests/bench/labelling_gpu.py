@@ -1,0 +1,48 @@
+"""Labelling on a GPU from shards: how much of the time it computes, by what it does with pictures that lie on it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.bench.hardware import has_gpu
+from tests.bench.labelling_models import make_model
+from tests.bench.labelling_outputs import read_ours, require_every
+from tests.bench.table import PAIRS, Ratio, Table, spread
+from tests.bench.training_data import make_dataset
+from tests.bench.world import CORES, NotMeasuredError, in_memory, require_cores, round_folder, run_side, scaled
+
+SHARE: Final = 0.90
+SIZE: Final = 224
+COUNT: Final = 20_000
+BATCHES: Final = (64, 128, 256, 512)
+SECONDS: Final = 5.0
+
+
+def label_gpu() -> bool:
+    """resnet50 in bfloat16 from shards: at least 0.9 of the rate on pictures that lie on the GPU."""
+    if not has_gpu():
+        raise NotMeasuredError("no GPU")
+    require_cores()
+    ours: list[float] = []
+    synthetic: list[float] = []
+    with in_memory() as folder:
+        dataset = make_dataset(folder, SIZE, scaled(COUNT))
+        warm = make_dataset(folder / "first", SIZE, 64)
+        model = make_model(folder / "models", "resnet50", SIZE, "crop")
+        for number in range(PAIRS):
+            request = {"model": model, "device": "cuda:0", "batches": BATCHES, "seconds": SECONDS}
+            answer = run_side("label_forward", request)
+            synthetic.append(answer["rate"])
+            with round_folder(folder, f"round-{number}") as out:
+                jobs = [
+                    {"source": str(source), "predictions": str(out / name), "model": model}
+                    for name, source in (("warm", warm), ("all", dataset))
+                ]
+                record = run_side("label_afinar", {"cores": CORES, "warm_up": jobs[0], "labellings": jobs[1:]})
+                require_every("afinar", read_ours(out / "all"), folder / "source")
+            (one,) = record["labellings"]
+            ours.append(one["summary"]["labelled"] / one["units_s"])
+    ratio = Ratio.of(ours, synthetic)
+    table = Table(("afinar, pictures/s", "pictures on the GPU, /s", "share", f"≥ {SHARE}"))
+    table.limit(spread(ours), spread(synthetic), ratio, holds=ratio.median >= SHARE)
+    return table.show(f"label_gpu: {answer['device']}, resnet50 at {SIZE} px, {answer['dtype']}, shards in memory")

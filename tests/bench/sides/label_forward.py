@@ -1,0 +1,50 @@
+"""The rate of a model's forward pass alone, on normalised pictures that lie where it computes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.labelling.predictor import Predictor
+from pipeline.models.versions import find_model
+from tests.bench.sides.train_steps import device_name
+
+
+def main(request: dict[str, Any]) -> dict[str, Any]:
+    """Pictures per second with the fastest of `request["batches"]`; the network is the one that labelling makes."""
+    device = torch.device(request["device"])
+    predictor = Predictor(*find_model(request["model"]), device=request["device"], precision="auto")
+    size = predictor.version.input_view.input_size
+    rates = [_rate(predictor.network, batch, size, device, request["seconds"]) for batch in request["batches"]]
+    dtype = str(next(predictor.network.parameters()).dtype).removeprefix("torch.")
+    return {"rate": max(rates), "device": device_name(device), "dtype": dtype}
+
+
+def _rate(network: nn.Module, batch: int, size: int, device: torch.device, seconds: float) -> float:
+    dtype = next(network.parameters()).dtype
+    images = torch.rand(batch, 3, size, size, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        for _ in range(3):
+            network(images)
+        _finish(device)
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            network(images)
+            _finish(device)
+            done += batch
+        return done / (time.perf_counter() - started)
+
+
+def _finish(device: torch.device) -> None:
+    """What was asked for is done by now."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
