@@ -207,4 +207,5 @@ def _report(
         else:
             table.limit(*cells, f"≥ {peer.times:g}", holds=ratio.median >= peer.times)
     pictures = f"{scaled(COUNT)} pictures of {SMALL[0]}×{SMALL[1]}"
-    return table.show(f"{bench}: {pictures}, {BACKBONE} at {SIZE} px, float32, two cores, files in memory")
+    precision = "ours in bfloat16" if has_amx() else "float32"
+    return table.show(f"{bench}: {pictures}, {BACKBONE} at {SIZE} px, {precision}, two cores, files in memory")
