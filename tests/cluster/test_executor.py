@@ -115,12 +115,14 @@ def test_a_unit_that_is_lost_is_tried_again_and_knows_how_often_it_was(local_ray
     assert set(done.values()) == {0}, "a unit that waited behind a lost one was not itself lost"
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_stuck_is_replaced(local_ray: None) -> None:
     units = [Attempt("stuck", 1, hangs=True), Attempt("other", 0)]
     done = RayExecutor(None).run_with_state(make_fatal, units, Care(deadline_s=3.0, again=Attempt.again))
     assert sorted(done) == [("other", 0), ("stuck", 1)]
 
 
+@pytest.mark.slow
 def test_a_unit_that_loses_every_worker_ends_the_job(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.execution.actors._ATTEMPTS", 3)
     with pytest.raises(StorageError, match="lost its worker 3 times"):

@@ -85,6 +85,7 @@ def test_a_picture_that_kills_its_worker_is_a_reject_and_the_others_are_labelled
     assert (again.units_run, again.skipped, again.rejected) == (0, 94, 2)
 
 
+@pytest.mark.slow
 def test_workers_that_are_fed_answer_alike(local_ray: None, trained: Trained, tmp_path: Path) -> None:
     """As GPUs are: others decode. Without a GPU here the worker that is fed has a core, and so has who feeds it."""
     scans = archive(tmp_path / "scans", 200)
@@ -161,6 +162,7 @@ def chaos(victim: str, seed: int, wanted: Undisturbed, out: Path, trained: Train
         assert said["killed"] >= 1, "the job was over before anything was killed"
 
 
+@pytest.mark.slow
 def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
     undisturbed: Undisturbed, trained: Trained, tmp_path: Path
 ) -> None:
