@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -62,3 +63,27 @@ def shares(stages: Stages) -> dict[str, float]:
     """Share of each stage in the time."""
     total = sum(stages.seconds.values()) or 1.0
     return {name: round(seconds / total, 3) for name, seconds in stages.seconds.items()}
+
+
+class Sample:
+    """A few pictures that were worked at as a unit would be, and what that took."""
+
+    def __init__(self, pictures: int) -> None:
+        self.pictures, self.bytes = pictures, 0
+        self.stages = Stages()
+        self.rejects: Counter[str] = Counter()
+
+    @property
+    def seconds_each(self) -> float:
+        """Seconds of one process for one picture."""
+        return sum(self.stages.seconds.values()) / max(self.pictures, 1)
+
+    @property
+    def bytes_each(self) -> float:
+        """Bytes that would be written for one picture."""
+        return self.bytes / max(self.pictures, 1)
+
+    @property
+    def reject_rate(self) -> float:
+        """Share of pictures that could not be used."""
+        return self.rejects.total() / max(self.pictures, 1)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow.compute as pc
 
 from pipeline.config import IngestConfig
-from pipeline.dataset.forecasting import Forecast, draw, lists, shares
+from pipeline.dataset.forecasting import Forecast, Sample, draw, lists, shares
 from pipeline.dataset.manifest import current_manifest
 from pipeline.dataset.schema import FACTS, Entry
 from pipeline.dataset.units import unit_names
@@ -23,7 +22,6 @@ from pipeline.pictures.contract import StoredView
 from pipeline.pictures.reading import Listed, PictureReader
 from pipeline.storage.objects import sha256
 from pipeline.storage.store import normalise, open_store
-from pipeline.work import Stages
 
 _PUTS_PER_UNIT: Final = 3  # shard, facts, marker
 _PUTS_PER_VERSION: Final = 5  # plan, index, rejects, list, manifest
@@ -75,13 +73,11 @@ def forecast_ingest(config: IngestConfig) -> IngestForecast:
     )
 
 
-class _Sample:
+class _Sample(Sample):
     """A few pictures read and decoded as a unit would, and what that took."""
 
     def __init__(self, source: str, view: StoredView, entries: list[Entry]) -> None:
-        self.pictures = len(entries)
-        self.rejects: Counter[str] = Counter()
-        self.stages, self._bytes = Stages(), 0
+        super().__init__(len(entries))
         images = make_images(view)
         listed = (Listed(entry.name, entry.etag, entry.size) for entry in entries)
         with PictureReader(open_store(source)).read_ahead(listed) as reads:
@@ -101,18 +97,8 @@ class _Sample:
         with self.stages.timed("write"):
             data = images.take_batch().serialize()
             sha256(memoryview(data))
-        self._bytes += data.size
+        self.bytes += data.size
 
     def _count(self, fact: dict[str, Any]) -> None:
         if "reason" in fact:
             self.rejects[fact["reason"]] += 1
-
-    @property
-    def seconds_each(self) -> float:
-        """Seconds of one process for one picture."""
-        return sum(self.stages.seconds.values()) / max(self.pictures, 1)
-
-    @property
-    def bytes_each(self) -> float:
-        """Bytes of shard for one picture."""
-        return self._bytes / max(self.pictures, 1)

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.config import LabelConfig
-from pipeline.dataset.forecasting import Forecast, shares
+from pipeline.dataset.forecasting import Forecast, Sample, shares
 from pipeline.dataset.schema import Entry
 from pipeline.dataset.tables import to_parquet
 from pipeline.dataset.units import unit_names
@@ -27,7 +26,7 @@ from pipeline.labelling.standing import STANDING, Standing, read_standing
 from pipeline.labelling.tasks import LabelSpec
 from pipeline.storage.anywhere import Anywhere
 from pipeline.storage.store import normalise
-from pipeline.work import InlineExecutor, Stages
+from pipeline.work import InlineExecutor
 
 _PUTS_PER_UNIT: Final = 2  # part, marker; and rejects, where it has any
 _PUTS_PER_VERSION: Final = 3  # plan, list, manifest
@@ -85,13 +84,12 @@ def _puts(units: int, pictures: int, reject_rate: float) -> int:
     return units * _PUTS_PER_UNIT + round(with_rejects) + _PUTS_PER_VERSION
 
 
-class _Sample:
+class _Sample(Sample):
     """A few pictures labelled as a unit would be, and what that took."""
 
     def __init__(self, spec: LabelSpec, entries: list[Entry]) -> None:
-        self.pictures, self.stages = len(entries), Stages()
-        self.rejects: Counter[str] = Counter()
-        self.start_s, self.workers_here, self._bytes = 0.0, os.cpu_count() or 1, 0
+        super().__init__(len(entries))
+        self.start_s, self.workers_here = 0.0, os.cpu_count() or 1
         if entries:
             self._label(spec, tuple(entries))
 
@@ -106,23 +104,8 @@ class _Sample:
         self.workers_here = torch.cuda.device_count() or self.workers_here
         rows, rejects = labeller.answers(entries, self.stages)
         with self.stages.timed("write"):  # but for the store: that is not to be touched
-            self._bytes = len(to_parquet(pa.Table.from_pylist(rows, schema=spec.extras.schema)))
+            self.bytes = len(to_parquet(pa.Table.from_pylist(rows, schema=spec.extras.schema)))
         self.rejects.update(one["reason"] for one in rejects)
-
-    @property
-    def seconds_each(self) -> float:
-        """Seconds of one process for one picture."""
-        return sum(self.stages.seconds.values()) / max(self.pictures, 1)
-
-    @property
-    def bytes_each(self) -> float:
-        """Bytes of prediction for one picture."""
-        return self._bytes / max(self.pictures, 1)
-
-    @property
-    def reject_rate(self) -> float:
-        """Share of pictures that could not be seen."""
-        return self.rejects.total() / max(self.pictures, 1)
 
 
 _NEEDED: Final = ("source", "model", "to_read", "listing_seconds", "start_seconds", "seconds", "images_per_second")
