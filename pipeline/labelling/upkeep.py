@@ -12,6 +12,7 @@ from pipeline.dataset.upkeep import damaged, remove, withdraw
 from pipeline.errors import RequestError, StorageError
 from pipeline.labelling.output import FOLDER, FORMAT, SCHEMAS, get_parts, object_folder, unit_in
 from pipeline.labelling.standing import parts_of
+from pipeline.labelling.suspects import ATTEMPTS
 from pipeline.storage.commit import Record, latest, marker_name, read_version, versions
 from pipeline.storage.objects import ObjectRef
 from pipeline.storage.store import Store
@@ -96,19 +97,23 @@ def sweep(store: Store, folders: Iterable[str]) -> list[str]:
 
 
 def _idle(store: Store) -> list[str]:
-    """Markers of units that no stored plan has, and where none is stored, lists that no manifest names, and probes.
+    """Markers of units that no stored plan has, what was left of attempts at them, and where no plan is stored, lists
+    that no manifest names, and probes.
 
     A unit's marker says only to its own plan that it is done. Lists and probes are named by content and by chance, so
     that whose they are cannot be told.
     """
     markers = [info.name for info in store.walk("units")]
+    attempts = [info.name for info in store.walk(ATTEMPTS)]
     shared = [info.name for folder in ("lists", "probes") for info in store.walk(folder)]
     plans = list(stored_plans(store))
-    busy = {marker_name(unit) for plan in plans for unit in plan.units}
+    units = {unit for plan in plans for unit in plan.units}
+    busy = {marker_name(unit) for unit in units}
+    abandoned = [name for name in attempts if name.split("/")[1] not in units]
     kept = [read_version(store, FOLDER, number) for number in versions(store, FOLDER)]
     lists = {entry["objects"]["path"] for record in kept for entry in record["partitions"].values()}
     unnamed = [] if plans else [name for name in shared if name not in lists]
-    return [name for name in markers if name not in busy] + unnamed
+    return [name for name in markers if name not in busy] + abandoned + unnamed
 
 
 def collect(store: Store, keep: int, drop_plans: bool) -> tuple[list[int], list[str]]:
