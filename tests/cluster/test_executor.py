@@ -107,6 +107,7 @@ def make_fatal() -> Callable[[Attempt], tuple[str, int]]:
     return work
 
 
+@pytest.mark.slow
 def test_a_unit_that_is_lost_is_tried_again_and_knows_how_often_it_was(local_ray: None) -> None:
     units = [Attempt("one", 2), *(Attempt(str(number), 0) for number in range(6))]
     done = dict(RayExecutor(None).run_with_state(make_fatal, units, Care(again=Attempt.again)))

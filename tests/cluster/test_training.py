@@ -73,6 +73,7 @@ def replayed(undisturbed: Undisturbed, folder: Path) -> list[int]:
     return [step for step, rows in steps.items() if len(rows) > len(undisturbed.steps[step])]
 
 
+@pytest.mark.slow
 def test_a_worker_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     words = [str(SCRIPTS / "afinar"), "train", undisturbed.config.dataset, "models", *FLAGS, "--audit", "audit"]
     with (tmp_path / "log").open("wb") as log:
