@@ -103,6 +103,7 @@ def test_a_raylet_that_dies_takes_nothing_with_it(undisturbed: Undisturbed, tmp_
     require_equal(dataset, undisturbed)
 
 
+@pytest.mark.slow
 def test_messages_lost_between_driver_and_workers_repeat_units_and_change_nothing(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

@@ -189,7 +189,11 @@ def test_a_conflict_is_asked_again_and_not_for_ever(
     assert [info.name for info in store.walk()] == ["a"]
 
 
-def test_many_readers_at_once_survive_a_bad_network(store: Store, fault_proxy: FaultProxy) -> None:
+def test_many_readers_at_once_survive_a_bad_network(
+    bucket: str, fault_proxy: FaultProxy, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_clients, "READ_ATTEMPTS", 10)  # a quarter of all replies fail: four in a row will, for one
+    store = open_store(f"{bucket}/store")
     bodies = {f"{number}": bytes([number]) * 50_000 for number in range(100)}
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda item: store.put_if_absent(*item), bodies.items()))
@@ -198,7 +202,7 @@ def test_many_readers_at_once_survive_a_bad_network(store: Store, fault_proxy: F
         fault_proxy.set(*(Fault(kind, share=0.05) for kind in kinds))
         assert dict(zip(listed, pool.map(lambda name: store.get(name, listed[name]), listed), strict=True)) == bodies
     assert len(fault_proxy.faults()) == len(kinds)
-    assert fault_proxy.requests() <= 150
+    assert fault_proxy.requests() <= 180
 
 
 def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
