@@ -18,9 +18,7 @@ from pipeline.work import Care, duration, say
 _AHEAD: Final = 2  # units handed to an actor: one running, one waiting, so that none idles between units
 _START_S: Final = 600.0  # an autoscaler's time to bring a first node
 _DEAD_STARTS: Final = 3  # in a row: then it is no accident
-_ATTEMPTS: Final = (
-    20  # at one unit: isolating a picture that kills its worker takes three, and two for each further one
-)
+_ATTEMPTS: Final = 20  # at one unit: to find a picture that kills its worker takes three, and two for each further one
 _STUCK: Final = 20  # times as long as the slowest unit so far, a minute at least: that is no slow picture
 _STUCK_LEAST_S: Final = 60.0
 _BLOCK_ATTEMPTS: Final = 3  # at preparing a block, before its unit is tried without

@@ -29,14 +29,19 @@ class Suspects:
 
     @contextmanager
     def at(self, position: int) -> Iterator[None]:
-        """Leave word, for as long as the block runs, that this attempt is at one picture."""
+        """Leave word, for as long as the block runs, that this attempt is at one picture.
+
+        A block that raises has not died: its word goes too.
+        """
         if not self.attempt:
             yield
             return
         name = f"{self._folder}/{position}-{self.attempt}"
         self._store.put_if_absent(name, b"")
-        yield
-        self._store.delete(name)
+        try:
+            yield
+        finally:
+            self._store.delete(name)
 
     def clear(self) -> None:
         """Remove what earlier attempts left: the unit is done."""
