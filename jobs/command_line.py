@@ -9,7 +9,8 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 
-from pipeline.config import POSITIONAL, JobConfig, load_recipe
+from pipeline.config import POSITIONAL, JobConfig
+from pipeline.recipes import load_recipe
 
 C = TypeVar("C", bound=JobConfig)
 

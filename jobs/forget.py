@@ -7,7 +7,8 @@ from typing import Any
 from jobs.command_line import parse
 from jobs.lazy_ray import LazyRay
 from jobs.records import as_json, table
-from pipeline.config import ForgetConfig, check_forget
+from pipeline.checks import check_forget
+from pipeline.config import ForgetConfig
 
 EXAMPLE = "afinar forget dataset/ cats/0001.jpg s3://bucket/pictures/cats/0002.jpg"
 

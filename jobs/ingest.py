@@ -7,7 +7,8 @@ from typing import Any
 from jobs.command_line import parse
 from jobs.lazy_ray import LazyRay
 from jobs.records import as_json, counted, new_run, record_run, table
-from pipeline.config import IngestConfig, check_ingest
+from pipeline.checks import check_ingest
+from pipeline.config import IngestConfig
 from pipeline.work import limiting_stage
 
 EXAMPLE = "afinar ingest pictures/ dataset/ --size 224 --split 0.7,0.15,0.15"

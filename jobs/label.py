@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from jobs.command_line import parse
 from jobs.lazy_ray import LazyRay
 from jobs.records import as_json, counted, new_run, record_run, table
-from pipeline.config import LabelConfig, check_label
+from pipeline.checks import check_label
+from pipeline.config import LabelConfig
 from pipeline.errors import ShortfallError
 from pipeline.work import say
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from jobs.command_line import parse
 from jobs.records import as_json, counted, size, table
-from pipeline.config import IngestConfig, LabelConfig, check_ingest, check_label
+from pipeline.checks import check_ingest, check_label
+from pipeline.config import IngestConfig, LabelConfig
 from pipeline.errors import RequestError
 from pipeline.work import duration
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from jobs import predictions_status
 from jobs.command_line import parse
 from jobs.records import counted, size, table
-from pipeline.config import StatusConfig, check_status
+from pipeline.checks import check_status
+from pipeline.config import StatusConfig
 
 if TYPE_CHECKING:
     from pipeline.dataset.manifest import Manifest

@@ -7,7 +7,8 @@ from typing import Any
 
 from jobs.command_line import parse
 from jobs.records import new_run, table
-from pipeline.config import TrainConfig, check_train
+from pipeline.checks import check_train
+from pipeline.config import TrainConfig
 from pipeline.models.catalogue import require_backbone
 from pipeline.models.versions import ModelVersion
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from pipeline.config import IngestConfig, parse_extensions, parse_split
+from pipeline.checks import parse_extensions, parse_split
+from pipeline.config import IngestConfig
 from pipeline.dataset.annotations import annotate
 from pipeline.dataset.listing import classes_of, list_pictures
 from pipeline.errors import RequestError

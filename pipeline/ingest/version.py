@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import IngestConfig, parse_split
+from pipeline.checks import parse_split
+from pipeline.config import IngestConfig
 from pipeline.dataset.schema import INDEX, REJECTS, SPLITS
 from pipeline.dataset.splits import Repeats, assign_splits, hold_out_repeats, shares_of_folders
 from pipeline.errors import Reason

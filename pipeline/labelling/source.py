@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import LabelConfig, parse_extensions
+from pipeline.checks import parse_extensions
+from pipeline.config import LabelConfig
 from pipeline.dataset.forecasting import draw, lists
 from pipeline.dataset.listing import as_listing, list_pictures
 from pipeline.dataset.manifest import FOLDER, FORMAT

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from pipeline.config import TrainConfig, trainable_stages
+from pipeline.checks import trainable_stages
+from pipeline.config import TrainConfig
 from pipeline.models.backbones import check_cut, trace, weightless
 from pipeline.models.catalogue import require_backbone
 from pipeline.models.network import build_network

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.config import Augmentation
+from pipeline.checks import Augmentation
 from pipeline.dataset.reading import Dataset
 from pipeline.models.network import Network, forward_batch, prepare
 from pipeline.pictures.contract import InputView

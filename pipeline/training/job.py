@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import TrainConfig, as_dict, parse_augment, trainable_stages
+from pipeline.checks import parse_augment, trainable_stages
+from pipeline.config import TrainConfig, as_dict
 from pipeline.dataset.reading import Dataset, open_dataset
 from pipeline.models.network import Network, build_network
 from pipeline.models.precision import is_half

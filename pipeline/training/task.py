@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.config import NAMED_WEIGHTS, TrainConfig, as_dict, fingerprint, trainable_stages
+from pipeline.checks import trainable_stages
+from pipeline.config import NAMED_WEIGHTS, TrainConfig, as_dict, fingerprint
 from pipeline.dataset.reading import Dataset, open_dataset
 from pipeline.dataset.schema import SPLITS
 from pipeline.errors import RequestError

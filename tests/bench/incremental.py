@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from pipeline.config import parse_extensions
+from pipeline.checks import parse_extensions
 from pipeline.dataset.listing import list_pictures
 from pipeline.dataset.reading import open_dataset
 from tests.bench.outputs import facts_of_shards, off, reference, require_same

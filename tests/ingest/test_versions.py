@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import open_dataset
-from pipeline.config import IngestConfig, check_ingest
+from pipeline.checks import check_ingest
+from pipeline.config import IngestConfig
 from pipeline.dataset.reading import Dataset
 from pipeline.dataset.splits import assign_splits, hold_out_repeats
 from pipeline.errors import RequestError

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from jobs import __main__ as command
-from pipeline.config import IngestConfig, TrainConfig, load_recipe
+from pipeline.config import IngestConfig, TrainConfig
 from pipeline.errors import RequestError
+from pipeline.recipes import load_recipe
 from tests.conftest import Trained, afinar, make_archive
 
 HEAVY = ("torch", "torchvision", "ray")

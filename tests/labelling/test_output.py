@@ -21,7 +21,8 @@ import torch
 
 from jobs.label import describe
 from pipeline import open_dataset, open_model, open_predictions
-from pipeline.config import IngestConfig, LabelConfig, check_label
+from pipeline.checks import check_label
+from pipeline.config import IngestConfig, LabelConfig
 from pipeline.dataset.tables import from_parquet
 from pipeline.errors import RequestError
 from pipeline.ingest.job import Ingest

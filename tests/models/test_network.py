@@ -13,11 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from jobs import __main__ as command
-from pipeline.config import TrainConfig, check_train, load_recipe
+from pipeline.checks import check_train
+from pipeline.config import TrainConfig
 from pipeline.errors import RequestError
 from pipeline.models.describe import describe_network
 from pipeline.models.network import Network, OneSigmoid, build_network
 from pipeline.models.versions import Architecture
+from pipeline.recipes import load_recipe
 
 RECIPES = Path(command.__file__).parent / "recipes"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import Augmentation, parse_augment
+from pipeline.checks import Augmentation, parse_augment
 from pipeline.errors import RequestError
 from pipeline.training.augment import Draw, affine, move, recolour
 from pipeline.training.draws import uniform

@@ -20,11 +20,12 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline import open_model
-from pipeline.config import IngestConfig, TrainConfig, load_recipe
+from pipeline.config import IngestConfig, TrainConfig
 from pipeline.ingest.job import Ingest
 from pipeline.models.backbones import check_cut
 from pipeline.models.network import build_network
 from pipeline.models.versions import Architecture
+from pipeline.recipes import load_recipe
 from pipeline.training.group import Group
 from pipeline.training.job import train
 from pipeline.training.publishing import publish
