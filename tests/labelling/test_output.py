@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -303,99 +301,6 @@ def test_a_single_picture_takes_no_such_flags(tmp_path: Path) -> None:
         check(**options, predictions="out")
     with pytest.raises(RequestError, match="0 to 1"):
         check(predictions="out", abstain_below=70)
-
-
-NASTY = "<script>alert('x')</script> & \"quoted\""
-
-
-class Page(HTMLParser):
-    """The cards of a page, and whatever it would load."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.cards: list[dict[str, str | None]] = []
-        self.choices: list[str | None] = []
-        self.images: list[str] = []
-        self.scripts = 0
-        self.text = ""
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
-        self.scripts += tag == "script"
-        if tag == "fieldset":
-            self.cards.append(found)
-        if found.get("type") == "radio":
-            self.choices.append(found["value"])
-        if tag == "img":
-            self.images.append(found["src"] or "")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def queue_of(folder: Path, count: int, missing: int = 0) -> ReviewQueue:
-    """A queue of pictures whose class would like to be markup; the last `missing` do not exist."""
-    for number in range(count - missing):
-        (folder / f"{number}.jpg").write_bytes(jpeg(number))
-    rows = []
-    for number in range(count):
-        path = folder / f"{number}.jpg"
-        etag = next((info.etag for info in open_store(str(folder)).walk() if info.name == path.name), "gone")
-        rows.append(
-            {
-                "uri": str(path),
-                "sample_id": str(number),
-                "etag": etag,
-                "label": NASTY,
-                "score": 0.4,
-                "top_labels": [NASTY, "rust"],
-                "top_scores": [0.4, 0.35],
-                "model_version": "1-x",
-            }
-        )
-    table = pa.Table.from_pylist(rows, schema=PREDICTIONS)
-    return ReviewQueue(model="models@1-x", classes=[NASTY, "rust"], threshold=0.5, table=table, below=1234)
-
-
-def test_the_page_shows_pictures_and_keeps_names_text(tmp_path: Path) -> None:
-    queue = queue_of(tmp_path, 3, missing=1)
-    html = review_page(queue)
-    page = Page(html)
-    assert [card["data-uri"] for card in page.cards] == queue.table.column("uri").to_pylist()
-    assert {card["data-label"] for card in page.cards} == {NASTY}
-    assert page.choices == [NASTY, "rust"] * 3
-    assert page.scripts == 1, "its own"
-    assert len(page.images) == 2
-    assert all(image.startswith("data:image/jpeg;base64,") for image in page.images)
-    assert "cannot be read any more" in page.text
-    assert "1,234" in page.text
-    assert not re.search(r"https?://|url\(|@import", html)
-
-
-def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.report.review.PICTURES", 4)
-    page = Page(review_page(queue_of(tmp_path, 6)))
-    assert [card["data-uri"] for card in page.cards] == [str(tmp_path / f"{number}.jpg") for number in range(4)]
-
-
-def test_a_picture_that_changed_since_is_not_shown_for_the_one_that_was_labelled(tmp_path: Path) -> None:
-    queue = queue_of(tmp_path, 2)
-    (tmp_path / "0.jpg").write_bytes(jpeg(99, (200, 100)))
-    page = Page(review_page(queue))
-    assert len(page.images) == 1
-    assert len(page.cards) == 2
-
-
-def test_pictures_in_a_bucket_are_shown(bucket: str) -> None:
-    store = open_store(bucket)
-    store.put_if_absent("a scan.jpg", jpeg(1))
-    (info,) = store.walk()
-    row = {"uri": info.uri, "etag": info.etag, "label": "rust", "score": 0.4, "top_labels": [], "top_scores": []}
-    table = pa.Table.from_pylist([row], schema=PREDICTIONS)
-    page = Page(review_page(ReviewQueue(model="m@1-x", classes=["rust"], threshold=0.5, table=table, below=1)))
-    assert [card["data-uri"] for card in page.cards] == [f"{bucket}/a scan.jpg"]
-    assert len(page.images) == 1
 
 
 def test_a_run_that_is_overtaken_while_it_writes_ends_with_what_is_current(
