@@ -6,7 +6,7 @@ A plan is stored before its first unit runs, so that whoever comes after an inte
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,6 +35,10 @@ PLAN: Final = pa.schema(
 
 _SMALL_ARCHIVE_UNITS: Final = 32  # enough for a few dozen cores to share a small archive …
 _MIN_UNIT: Final = 48  # … in units that are still worth a file
+_TAPER: Final = 16  # a unit at either end is at most this share of what lies beyond it, so that nobody waits long
+
+Sizes = Callable[[int], list[int]]
+"""How many pictures each unit gets, of so many in all."""
 
 
 def settled(listing: pa.Table, known: pa.Table) -> pa.ChunkedArray:
@@ -43,8 +47,8 @@ def settled(listing: pa.Table, known: pa.Table) -> pa.ChunkedArray:
     return pc.fill_null(pc.equal(known.column("etag").take(at), listing.column("etag")), False)
 
 
-def plan_units(listing: pa.Table, is_settled: pa.ChunkedArray, identity: str, unit_pictures: int) -> pa.Table:
-    """Assign every picture that is not settled to a unit of at most `unit_pictures`.
+def plan_units(listing: pa.Table, is_settled: pa.ChunkedArray, identity: str, sizes: Sizes) -> pa.Table:
+    """Assign every picture that is not settled to a unit; `sizes` says how large each is.
 
     A unit's name is a digest of its pictures and of `identity`, which holds everything else that
     determines what the unit writes. Returns PLAN; what is known of a picture's content is null where the listing has
@@ -54,11 +58,10 @@ def plan_units(listing: pa.Table, is_settled: pa.ChunkedArray, identity: str, un
     marks = listing.select(["uri", "etag"]).filter(pc.invert(is_settled))
     units = np.full(len(listing), -1, dtype=np.int32)
     names, start = [], 0
-    for number, group in enumerate(np.array_split(open_ones, count_units(len(open_ones), unit_pictures))):
-        if len(group):
-            units[group] = number
-            names.append(_unit_name(marks.slice(start, len(group)), identity))
-            start += len(group)
+    for number, size in enumerate(sizes(len(open_ones))):
+        units[open_ones[start : start + size]] = number
+        names.append(_unit_name(marks.slice(start, size), identity))
+        start += size
     unit = pa.array(names, pa.string()).take(pa.array(units, mask=units < 0))
     known = [
         listing.column(name) if name in listing.column_names else pa.nulls(len(listing), PLAN.field(name).type)
@@ -67,9 +70,30 @@ def plan_units(listing: pa.Table, is_settled: pa.ChunkedArray, identity: str, un
     return pa.Table.from_arrays([*(listing.column(name) for name in LISTING.names), unit, *known], schema=PLAN)
 
 
-def count_units(pictures: int, unit_pictures: int) -> int:
-    """Units are bounded; a small archive is cut finer, so that its cores share it."""
-    return max(-(-pictures // unit_pictures), min(_SMALL_ARCHIVE_UNITS, pictures // _MIN_UNIT), 1)
+def even_sizes(largest: int, pictures: int) -> list[int]:
+    """Units alike, of at most `largest` pictures; a small archive is cut finer, so that its cores share it."""
+    if not pictures:
+        return []
+    count = max(-(-pictures // largest), min(_SMALL_ARCHIVE_UNITS, pictures // _MIN_UNIT), 1)
+    small, larger_ones = divmod(pictures, count)
+    return [small + 1] * larger_ones + [small] * (count - larger_ones)
+
+
+def tapered_sizes(largest: int, pictures: int) -> list[int]:
+    """Units of at most `largest` pictures that grow from small ones and shrink to small ones again.
+
+    The first results are there early, and at the end no worker is left alone with a large unit: guided self-scheduling
+    (Polychronopoulos and Kuck, 1987), which shrinks by what is left, done at both ends.
+    """
+    sizes: list[int] = []
+    done = 0
+    while left := pictures - done:
+        size = min(largest, max(_MIN_UNIT, min(done, left) // _TAPER))
+        if left < size + _MIN_UNIT // 2:  # what would remain is not worth a file
+            size = min(left, largest)
+        sizes.append(size)
+        done += size
+    return sizes
 
 
 def _unit_name(marks: pa.Table, identity: str) -> str:

@@ -6,6 +6,7 @@ A plan is a pure function of the listing, of what the parent version knows, and 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 
 from pipeline.dataset.schema import FACTS, Entry
 from pipeline.dataset.tables import joined
-from pipeline.dataset.units import plan_units, settled
+from pipeline.dataset.units import even_sizes, plan_units, settled
 from pipeline.pictures.contract import StoredView
 
 _SHARD_BYTES: Final = 128 * 2**20
@@ -47,7 +48,7 @@ def make_plan(listing: pa.Table, known: pa.Table, view: StoredView, version: int
     another name or change mark says which: if the content proves it, nothing is decoded.
     """
     is_settled = settled(listing, known)
-    plan = plan_units(listing, is_settled, f"{view.key()}:{version}", shard_pictures(view))
+    plan = plan_units(listing, is_settled, f"{view.key()}:{version}", partial(even_sizes, shard_pictures(view)))
     samples = known.filter(pc.is_valid(known.column("sample_id")))
     if not len(samples) or plan.column("unit").null_count == len(plan):
         return _versioned(plan, version)

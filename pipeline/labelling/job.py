@@ -23,6 +23,7 @@ from pipeline.dataset.units import (
     retire_plan,
     settled,
     store_plan,
+    tapered_sizes,
     unit_names,
     units_of,
 )
@@ -161,7 +162,7 @@ class Labelling:
         listing, self.notes = self.source.listing()
         known = state.known(self.config.retry_rejects)
         identity = f"{self.model}:{self.partition}:{state.number + 1}"
-        return plan_units(listing, settled(listing, known), identity, _UNIT_PICTURES)
+        return plan_units(listing, settled(listing, known), identity, partial(tapered_sizes, _UNIT_PICTURES))
 
     def _plan(self, name: str, state: Standing) -> pa.Table:
         plan = self.planned(state)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.dataset.schema import LISTING
 from pipeline.dataset.splits import assign_split
-from pipeline.dataset.units import count_units, plan_units, settled, unit_names, units_of
+from pipeline.dataset.units import even_sizes, plan_units, settled, tapered_sizes, unit_names, units_of
 
 SHARES = (0.7, 0.15, 0.15)
 names = st.text("abcdefgh0123456789", min_size=1, max_size=8)
@@ -40,11 +43,15 @@ def test_a_share_of_zero_gets_nothing() -> None:
     assert {assign_split(str(number), (1.0, 0.0, 0.0), 0) for number in range(1000)} == {"train"}
 
 
-@given(st.sets(names, min_size=1, max_size=60), st.randoms(), st.integers(1, 20))
-def test_units_partition_what_is_open(uris: set[str], random: object, per_unit: int) -> None:
+either_way = pytest.mark.parametrize("sizes", [even_sizes, tapered_sizes])
+
+
+@either_way
+@given(st.sets(names, min_size=1, max_size=60), st.integers(1, 20))
+def test_units_partition_what_is_open(sizes: Callable[[int, int], list[int]], uris: set[str], per_unit: int) -> None:
     known = listing(list(uris)[::3])
     table = listing(list(uris))
-    plan = plan_units(table, settled(table, known), "identity", per_unit)
+    plan = plan_units(table, settled(table, known), "identity", partial(sizes, per_unit))
     units = dict(units_of(plan, "s"))
     planned = [entry.uri for entries in units.values() for entry in entries]
     assert sorted(planned) == sorted(uri for uri in uris if uri not in known.column("uri").to_pylist())
@@ -53,15 +60,34 @@ def test_units_partition_what_is_open(uris: set[str], random: object, per_unit: 
 
 @given(st.sets(names, min_size=1, max_size=60))
 def test_a_units_name_is_a_digest_of_what_it_does(uris: set[str]) -> None:
+    sizes = partial(even_sizes, 7)
     table = listing(list(uris))
     nothing = pa.chunked_array([np.zeros(len(table), dtype=bool)])
-    one = plan_units(table, nothing, "identity", 7)
-    assert one == plan_units(table, nothing, "identity", 7)
-    other = plan_units(table, nothing, "another identity", 7)
+    one = plan_units(table, nothing, "identity", sizes)
+    assert one == plan_units(table, nothing, "identity", sizes)
+    other = plan_units(table, nothing, "another identity", sizes)
     assert set(unit_names(one)).isdisjoint(unit_names(other))
 
 
 def test_small_archives_are_shared_and_large_ones_bounded() -> None:
-    assert count_units(10, 500) == 1
-    assert count_units(1_600, 500) == 32
-    assert count_units(1_000_000, 500) == 2_000
+    assert even_sizes(500, 0) == []
+    assert even_sizes(500, 10) == [10]
+    assert even_sizes(500, 1_600) == [50] * 32
+    assert even_sizes(500, 1_000_000) == [500] * 2_000
+
+
+@given(st.integers(0, 30_000), st.integers(24, 600))
+def test_tapered_units_are_all_of_it_and_bounded(pictures: int, largest: int) -> None:
+    sizes = tapered_sizes(largest, pictures)
+    assert sum(sizes) == pictures
+    assert all(0 < size <= largest for size in sizes)
+
+
+def test_tapered_units_are_small_at_both_ends() -> None:
+    sizes = tapered_sizes(512, 1_000_000)
+    assert sizes[0] == 48
+    assert sizes[-1] < 96
+    assert max(sizes) == 512
+    assert sum(size == 512 for size in sizes) > 0.93 * len(sizes)
+    assert tapered_sizes(512, 50) == [50]
+    assert tapered_sizes(512, 2_400)[:4] == [48] * 4
