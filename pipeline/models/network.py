@@ -108,8 +108,10 @@ def prepare(images: Tensor, view: InputView) -> Tensor:
     if pixels.shape[-1] != view.input_size:
         size = (view.input_size, view.input_size)
         pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
-    mean, std = (  # made here and sent, so that a GPU is not waited for
-        torch.tensor(values).mul(255).view(1, 3, 1, 1).to(images.device, non_blocking=True)
-        for values in (view.mean, view.std)
+    scale = 1 / (255 * torch.tensor(view.std))
+    offset = -255 * torch.tensor(view.mean) * scale
+    scale, offset = (  # made here and sent, so that a GPU is not waited for
+        values.view(1, 3, 1, 1).to(images.device, non_blocking=True) for values in (scale, offset)
     )
-    return pixels.sub(mean).div(std).contiguous(memory_format=torch.channels_last)
+    normalised = torch.addcmul(offset, pixels, scale)  # one pass over the pixels
+    return normalised.contiguous(memory_format=torch.channels_last)

@@ -81,7 +81,7 @@ def test_two_other_labels_in_four_hundred_are_allowed_and_no_third(source: Path,
 
 def test_one_probability_far_off_is_refused(source: Path) -> None:
     first, *rest = ours(source)
-    assert "a probability is 0.15 off" in refused([(first[0], first[1], first[2] - 0.15), *rest], source)
+    assert "a probability is 0.25 off" in refused([(first[0], first[1], first[2] - 0.25), *rest], source)
 
 
 def test_probabilities_in_each_others_place_are_refused(source: Path) -> None:

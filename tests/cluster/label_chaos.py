@@ -1,7 +1,8 @@
 """`python -m tests.cluster.label_chaos VICTIM SEED SOURCE OUT MODEL AUDIT`: a labelling parts of which are SIGKILLed.
 
-VICTIM is `actor` (two workers, one after the other, on a local Ray of two cores), `raylet` (of one of three nodes) or
-`none`. When is a matter of the seed. Each worker appends to a file of its own in AUDIT the units that it begins.
+VICTIM is `actor` (two workers, one after the other, on a local Ray of two cores), `feeder` (two processes that decode
+for a worker on the other core), `raylet` (of one of three nodes) or `none`. When is a matter of the seed. Each worker
+appends to a file of its own in AUDIT the units that it begins.
 Prints what was labelled, and how many were killed.
 """
 
@@ -15,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,16 +34,30 @@ from tests.cluster.raylets import HEALTH
 
 
 class Audited(RayExecutor):
-    """Ray, whose workers write down the units that they begin."""
+    """Ray, whose workers write down the units that they begin, and whose feeders show that they are at work."""
 
-    def __init__(self, audit: Path) -> None:
-        super().__init__(None)
-        self._audit = audit
+    def __init__(self, audit: Path, feeders: Path | None) -> None:
+        super().__init__(None, workers=1 if feeders else 0, feeds=feeders is not None)
+        self._audit, self._feeders = audit, feeders
 
     def run_with_state(
         self, make_work: Callable[[], Any], tasks: Iterable[Any], care: Care[Any] | None = None
     ) -> Iterator[Any]:
+        if self._feeders is not None:
+            assert care is not None
+            assert care.feed is not None
+            prepare = partial(_seen_at_work, care.feed.prepare, self._feeders)
+            care = replace(care, feed=replace(care.feed, prepare=prepare))
         return super().run_with_state(partial(_audited, make_work, self._audit), tasks, care)
+
+
+def _seen_at_work(prepare: Callable[[Any], Any], feeders: Path, block: Any) -> Any:
+    mine = feeders / str(os.getpid())
+    mine.touch()
+    try:
+        return prepare(block)
+    finally:
+        mine.unlink()
 
 
 def _audited(make_work: Callable[[], Any], audit: Path) -> Any:
@@ -60,10 +76,10 @@ def begun(audit: Path) -> list[str]:
     return [unit for path in audit.iterdir() for unit in path.read_text().splitlines()]
 
 
-def busy(audit: Path) -> list[psutil.Process]:
-    """Workers that have begun a unit and live."""
+def alive(folder: Path) -> list[psutil.Process]:
+    """Processes that have left a file in a folder, and live."""
     found = []
-    for path in audit.iterdir():
+    for path in folder.iterdir():
         try:
             found.append(psutil.Process(int(path.name)))
         except psutil.NoSuchProcess:
@@ -74,9 +90,11 @@ def busy(audit: Path) -> list[psutil.Process]:
 class Killer(threading.Thread):
     """Kills `times` victims, each some random moment after work goes on, until it is told to stop."""
 
-    def __init__(self, audit: Path, rng: random.Random, times: int, kill: Callable[[psutil.Process], None]) -> None:
+    def __init__(
+        self, audit: Path, victims: Path, rng: random.Random, times: int, kill: Callable[[psutil.Process], None]
+    ) -> None:
         super().__init__()
-        self._audit, self._rng, self._times, self._kill = audit, rng, times, kill
+        self._audit, self._victims, self._rng, self._times, self._kill = audit, victims, rng, times, kill
         self.killed = 0
         self.enough = threading.Event()
 
@@ -87,17 +105,20 @@ class Killer(threading.Thread):
                 pass
             if self.enough.wait(1.5 * self._rng.random()):
                 return
-            if workers := busy(self._audit):
-                self._kill(self._rng.choice(workers))
+            if found := alive(self._victims):
+                self._kill(self._rng.choice(found))
                 self.killed += 1
 
 
-def label(source: str, out: str, model: str, audit: Path) -> LabelSummary:
-    return Labelling(LabelConfig(source=source, predictions=out, model=model), Audited(audit)).run()
+def label(source: str, out: str, model: str, audit: Path, feeders: Path | None) -> LabelSummary:
+    return Labelling(LabelConfig(source=source, predictions=out, model=model), Audited(audit, feeders)).run()
 
 
 def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) -> None:
     rng, folder = random.Random(int(seed)), Path(audit)
+    feeders = folder.parent / "feeders" if victim == "feeder" else None
+    if feeders is not None:
+        feeders.mkdir()
     if victim == "raylet":
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
         nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
@@ -108,13 +129,14 @@ def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) 
             (raylet,) = (parent.pid for parent in worker.parents() if parent.pid in raylets)
             raylets[raylet].kill_raylet(check_alive=False)
 
-        killer = Killer(folder, rng, 1, kill_raylet)
+        killer = Killer(folder, folder, rng, 1, kill_raylet)
     else:
-        killer = Killer(folder, rng, 2 if victim == "actor" else 0, lambda worker: worker.send_signal(signal.SIGKILL))
+        times = 0 if victim == "none" else 2
+        killer = Killer(folder, feeders or folder, rng, times, lambda one: one.send_signal(signal.SIGKILL))
     with ray_session("local", 2):
         killer.start()
         try:
-            summary = label(source, out, model, folder)
+            summary = label(source, out, model, folder, feeders)
         finally:
             killer.enough.set()
             killer.join()

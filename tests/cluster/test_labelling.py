@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset as pads
 import pytest
 
 from pipeline import open_predictions
 from pipeline.config import LabelConfig
+from pipeline.dataset.tables import from_parquet
 from pipeline.execution.executor import RayExecutor
 from pipeline.labelling.job import Labelling, LabelSummary
 from pipeline.storage.store import open_store
@@ -127,21 +127,22 @@ def undisturbed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> U
     return Undisturbed(scans, open_predictions(str(folder / "out")).table, summary.units_run)
 
 
-def require_same(out: Path, wanted: Undisturbed) -> None:
+def require_same(out: str, wanted: Undisturbed) -> None:
     """Every picture once with its answer. A unit tried again goes picture by picture, which rounds otherwise."""
-    table = open_predictions(str(out)).table
+    table = open_predictions(out).table
     exact = ["uri", "etag", "sample_id", "label", "model_version"]
     assert table.select(exact) == wanted.table.select(exact)
     np.testing.assert_allclose(table.column("score").to_numpy(), wanted.table.column("score").to_numpy(), atol=1e-5)
-    parts = pads.dataset(out / "parts", format="parquet", partitioning="hive").to_table()
+    store = open_store(out)
+    parts = pa.concat_tables(from_parquet(store.get(info.name)) for info in store.walk("parts"))
     assert sorted(parts.column("uri").to_pylist()) == table.column("uri").to_pylist(), "as a plain reader sees it"
 
 
-def chaos(victim: str, seed: int, wanted: Undisturbed, out: Path, trained: Trained) -> None:
+def chaos(victim: str, seed: int, wanted: Undisturbed, out: str, folder: Path, trained: Trained) -> None:
     """One run of which something is killed; it is right, and no more was done again than was under way."""
-    audit = out.parent / "audit"
+    audit = folder / "audit"
     audit.mkdir()
-    words = ["tests.cluster.label_chaos", victim, str(seed), str(wanted.scans), str(out), trained.champion, str(audit)]
+    words = ["tests.cluster.label_chaos", victim, str(seed), str(wanted.scans), out, trained.champion, str(audit)]
     command = [sys.executable, "-m", *words]
     if victim == "driver":
         command[3] = "none"
@@ -156,7 +157,8 @@ def chaos(victim: str, seed: int, wanted: Undisturbed, out: Path, trained: Train
     assert done.returncode == 0, done.stderr[-4000:]
     said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     require_same(out, wanted)
-    under_way = 2 if victim == "driver" else said["killed"]
+    # A feeder's blocks are prepared again without the worker's noticing.
+    under_way = {"driver": 2, "feeder": 0}.get(victim, said["killed"])
     assert len(begun(audit)) - wanted.units <= under_way
     if victim != "driver":
         assert said["killed"] >= 1, "the job was over before anything was killed"
@@ -166,16 +168,16 @@ def chaos(victim: str, seed: int, wanted: Undisturbed, out: Path, trained: Train
 def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
     undisturbed: Undisturbed, trained: Trained, tmp_path: Path
 ) -> None:
-    chaos("actor", 0, undisturbed, tmp_path / "out", trained)
+    chaos("actor", 0, undisturbed, str(tmp_path / "out"), tmp_path, trained)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 9))
-@pytest.mark.parametrize("victim", ["actor", "raylet", "driver"])
+@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("victim", ["actor", "feeder", "raylet", "driver"])
 def test_whatever_is_killed_the_answers_are_the_same(
-    undisturbed: Undisturbed, trained: Trained, tmp_path: Path, victim: str, seed: int
+    undisturbed: Undisturbed, trained: Trained, location: str, tmp_path: Path, victim: str, seed: int
 ) -> None:
-    chaos(victim, seed, undisturbed, tmp_path / "out", trained)
+    chaos(victim, seed, undisturbed, f"{location}/out", tmp_path, trained)
 
 
 @pytest.mark.slow
@@ -186,4 +188,4 @@ def test_messages_lost_between_driver_and_workers_change_nothing(
     done = afinar(*words, cwd=tmp_path, env={"RAY_testing_rpc_failure": RPC_CHAOS})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["labelled"] == PICTURES
-    require_same(tmp_path / "out", undisturbed)
+    require_same(str(tmp_path / "out"), undisturbed)
