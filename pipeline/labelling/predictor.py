@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.config import Precision
 from pipeline.models.bundle import load_network
 from pipeline.models.fast import fast
-from pipeline.models.golden import get_golden, replay
+from pipeline.models.golden import decoded_again, get_golden, require_answers
 from pipeline.models.network import prepare
 from pipeline.models.versions import ModelVersion, find_model
 from pipeline.pictures.decode import decode
@@ -32,11 +32,13 @@ class Predictor:
         self.version = version
         torch.backends.cudnn.allow_tf32 = False  # its error is of the order that the golden samples allow
         self.device = torch.device(device)
-        self.network = load_network(store, version).to(self.device)
-        golden = get_golden(store, version.golden)
-        replay(golden, self.network, version.stored_view, version.input_view)
-        if precision is not None:
-            self.network = fast(self.network, golden, version.input_view, precision)
+        network = load_network(store, version).to(self.device)
+        golden = decoded_again(get_golden(store, version.golden), version.stored_view)
+        if precision is None:
+            require_answers(golden, network, version.input_view)
+        else:
+            network = fast(network, golden, version.input_view, precision)
+        self.network = network
         self._dtype = next(self.network.parameters()).dtype
 
     @property

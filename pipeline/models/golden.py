@@ -6,7 +6,7 @@ processor or a shortcut that changes the answers is found before it labels anyth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -94,11 +94,8 @@ def get_golden(store: Store, ref: ObjectRef) -> Golden:
     )
 
 
-def replay(golden: Golden, network: Network, stored: StoredView, view: InputView) -> float:
-    """Decode and score the golden samples again; the largest relative difference of a logit.
-
-    Raises ModelError when decoding or scoring differs from the day of publication by more than rounding.
-    """
+def decoded_again(golden: Golden, stored: StoredView) -> Golden:
+    """The golden samples with the images that their files give here. Raises ModelError when they are others."""
     images = golden.images.copy()
     for position, file in enumerate(golden.files):
         if file:
@@ -109,8 +106,12 @@ def replay(golden: Golden, network: Network, stored: StoredView, view: InputView
             f"golden samples decode differently here (mean difference {drift:.2f} of 255): another version "
             "of pillow or of its JPEG library; install the ones that the model's lineage names"
         )
-    logits = score(network, images, view)
-    apart = difference(golden, logits)
+    return replace(golden, images=images)
+
+
+def require_answers(golden: Golden, network: Network, view: InputView) -> float:
+    """The largest relative difference of a logit. Raises ModelError when it is more than rounding."""
+    apart = difference(golden, score(network, golden.images, view))
     if not apart <= FLOAT32_TOLERANCE:
         raise ModelError(
             f"golden samples score differently here (relative difference {apart:.2g}, limit "

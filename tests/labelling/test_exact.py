@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from pipeline.execution.executor import RayExecutor
 from pipeline.ingest.job import Ingest
 from pipeline.labelling.job import Labelling
 from pipeline.models.golden import REDUCED_TOLERANCE
+from pipeline.storage.local import LocalStore
 from pipeline.storage.objects import sha256
+from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 
 COUNT = 2000
@@ -111,3 +114,30 @@ def test_from_shards_it_is_the_same_answer(archive: Archive, trained: Trained, l
     summary = Labelling(LabelConfig(source=dataset, predictions=out, model=trained.champion), RayExecutor(None)).run()
     assert (summary.listed, summary.labelled, summary.rejected) == (COUNT - broken, COUNT - broken, 0)
     require_as_alone(out, archive, 1e-3)
+
+
+def test_of_one_in_a_hundred_changed_only_those_are_read(
+    archive: Archive, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = shutil.copytree(archive.folder, tmp_path / "scans")
+    config = LabelConfig(source=str(scans), predictions=str(tmp_path / "out"), model=trained.champion)
+    Labelling(config, InlineExecutor()).run()
+    before = {row["uri"]: row for row in open_predictions(config.predictions).table.to_pylist()}
+    changed = [str(scans / f"{number:04d}.jpg") for number in range(7, COUNT, 100)]
+    for number, path in enumerate(changed):
+        Path(path).write_bytes(picture(10_000 + number))
+    read: list[str] = []
+    real = LocalStore.get
+
+    def get(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+        if self.root == str(scans):
+            read.append(self.uri(name))
+        return real(self, name, etag)
+
+    monkeypatch.setattr(LocalStore, "get", get)
+    summary = Labelling(config, InlineExecutor()).run()
+    assert sorted(read) == changed
+    assert (summary.read, summary.labelled, summary.skipped) == (20, 20, len(before) - 20)
+    after = {row["uri"]: row for row in open_predictions(config.predictions).table.to_pylist()}
+    assert after.keys() == before.keys()
+    assert {uri for uri in after if after[uri] != before[uri]} == set(changed)

@@ -17,7 +17,7 @@ from pipeline.errors import IntegrityError, ModelError, RequestError
 from pipeline.models.backbones import build_backbone, check_cut, cut_backbone
 from pipeline.models.bundle import load_network, put_weights
 from pipeline.models.catalogue import CATALOGUE, require_backbone
-from pipeline.models.golden import Golden, get_golden, replay, score
+from pipeline.models.golden import Golden, decoded_again, get_golden, require_answers, score
 from pipeline.models.network import build_network, prepare
 from pipeline.models.versions import Architecture, find_model, promote
 from pipeline.models.weights import find_weights, load_weights
@@ -166,7 +166,9 @@ def test_a_bundle_answers_as_it_did(trained: Trained) -> None:
     golden = get_golden(store, version.golden)
     assert len(golden.files) == len(golden.images) == len(golden.logits) > 0
     assert all(golden.files), "the originals are still where they were"
-    assert replay(golden, network, version.stored_view, version.input_view) < 1e-5
+    again = decoded_again(golden, version.stored_view)
+    assert np.array_equal(again.images, golden.images)
+    assert require_answers(again, network, version.input_view) < 1e-5
     assert version.id.startswith("1-")
     assert torch.__version__.startswith(version.lineage["libraries"]["torch"])
 
@@ -178,13 +180,13 @@ def test_a_bundle_that_answers_otherwise_is_refused(trained: Trained) -> None:
     with torch.no_grad():
         next(iter(network.classifier.parameters())).mul_(1.01)
     with pytest.raises(ModelError, match="score differently"):
-        replay(golden, network, version.stored_view, version.input_view)
+        require_answers(golden, network, version.input_view)
     other = Golden(golden.files, np.zeros_like(golden.images), golden.logits)
     with pytest.raises(ModelError, match="decode differently"):
-        replay(other, network, version.stored_view, version.input_view)
+        decoded_again(other, version.stored_view)
     silent = Golden(golden.files, golden.images, np.full_like(golden.logits, np.nan))
     with pytest.raises(ModelError):
-        replay(silent, network, version.stored_view, version.input_view)
+        require_answers(silent, network, version.input_view)
 
 
 def test_damaged_weights_are_refused(trained: Trained, tmp_path: Path) -> None:
