@@ -1,0 +1,63 @@
+"""Labels in bfloat16 against those in float32, of the same pictures by the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tests.bench.hardware import has_amx
+from tests.bench.labelling_models import make_model
+from tests.bench.labelling_outputs import read_ours, require_every
+from tests.bench.pictures import SMALL, make_pictures
+from tests.bench.table import Table
+from tests.bench.world import CORES, WrongBenchError, in_memory, require_cores, run_side, scaled
+
+SAME: Final = 0.995
+COUNT: Final = 2000
+SIZE: Final = 224
+NETWORKS: Final = ("mobilenet_v3_small", "resnet18")
+_UNCERTAIN: Final = 0.6  # of two classes: such a picture's label could turn
+
+
+def label_precision() -> bool:
+    """The same label for at least 99.5 % of the pictures. How fast each is, is not the question here."""
+    require_cores()
+    table = Table(("network", "pictures", "below 0.6", "same label, %", "probability, worst apart", "limit", "met"))
+    with in_memory() as folder:
+        source = make_pictures(folder / "pictures", SMALL, scaled(COUNT))
+        warm = make_pictures(folder / "warm", SMALL, 64, seed=10**6)
+        for name in NETWORKS:
+            full, half = _answers(source, warm, make_model(folder / f"{name}-models", name, SIZE), folder / name)
+            paths = sorted(full)
+            same = sum(full[path][0] == half[path][0] for path in paths) / len(paths)
+            apart = np.array([_apart(full[path], half[path]) for path in paths])
+            if not apart.any():
+                raise WrongBenchError(f"{name}: both in the same precision, as the golden samples did not agree")
+            uncertain = sum(full[path][1] < _UNCERTAIN for path in paths)
+            table.limit(
+                name, len(paths), uncertain, f"{100 * same:.2f}", f"{apart.max():.3f}", f"≥ {100 * SAME:g}",
+                holds=same >= SAME,
+            )  # fmt: skip
+    where = "AMX" if has_amx() else "no AMX: what oneDNN does without"
+    return table.show(f"label_precision: bfloat16 ({where}) against float32, {SMALL[0]}×{SMALL[1]} at {SIZE} px")
+
+
+Answers = dict[str, tuple[str, float]]
+
+
+def _answers(source: Path, warm: Path, model: str, out: Path) -> tuple[Answers, Answers]:
+    """Label and probability by path, in float32 and in bfloat16."""
+    both = [
+        {"source": str(source), "predictions": str(out / precision), "model": model, "precision": precision}
+        for precision in ("float32", "bfloat16")
+    ]
+    warm_up = both[0] | {"source": str(warm), "predictions": str(out / "warm")}
+    run_side("label_afinar", {"cores": CORES, "warm_up": warm_up, "labellings": both}, timeout_s=900)
+    full, half = (require_every("afinar", read_ours(Path(one["predictions"])), source) for one in both)
+    return full, half
+
+
+def _apart(one: tuple[str, float], other: tuple[str, float]) -> float:
+    return abs(one[1] - (other[1] if one[0] == other[0] else 1 - other[1]))
