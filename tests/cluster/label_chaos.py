@@ -63,10 +63,10 @@ def _seen_at_work(prepare: Callable[[Any], Any], feeders: Path, block: Any) -> A
 def _audited(make_work: Callable[[], Any], audit: Path) -> Any:
     work = make_work()
 
-    def run(task: Any) -> Any:
+    def run(task: Any, *blocks: Any) -> Any:
         with (audit / str(os.getpid())).open("a") as file:
             file.write(f"{task.unit}\n")
-        return work(task)
+        return work(task, *blocks)
 
     return run
 
