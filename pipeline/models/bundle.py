@@ -7,7 +7,8 @@ import torch
 
 from pipeline.models.network import Network, build_network
 from pipeline.models.versions import ModelVersion
-from pipeline.storage.objects import ObjectRef, get_object, put_object, sha256
+from pipeline.storage.cache import Cache, local_copy
+from pipeline.storage.objects import ObjectRef, put_object, sha256
 from pipeline.storage.store import Store
 
 
@@ -23,7 +24,10 @@ def put_by_hash(store: Store, template: str, data: bytes | memoryview, rows: int
 
 
 def load_network(store: Store, version: ModelVersion) -> Network:
-    """Build the network and load its verified weights; eval mode, channels last."""
+    """Build the network and load its verified weights; eval mode, channels last.
+
+    Weights in a bucket are fetched once per machine, however many of its processes ask.
+    """
     network, _ = build_network(version.architecture)
-    network.load_state_dict(safetensors.torch.load(get_object(store, version.weights)))
+    network.load_state_dict(safetensors.torch.load_file(local_copy(store, version.weights, Cache())))
     return network.eval().to(memory_format=torch.channels_last)

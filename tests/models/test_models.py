@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +202,20 @@ def test_damaged_weights_are_refused(trained: Trained, tmp_path: Path) -> None:
     store.put_if_absent(ref.path, bytes(data))
     with pytest.raises(IntegrityError):
         load_network(store, version)
+
+
+def test_weights_in_a_bucket_are_fetched_once_per_machine(
+    trained: Trained, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    _, version = find_model(trained.champion)
+    network = load_network(open_store(trained.models), version)
+    store = open_store(bucket)
+    put_weights(store, network)
+    load_network(store, version)
+    store.delete(version.weights.path)
+    again = load_network(store, version)
+    assert all(torch.equal(one, again.state_dict()[name]) for name, one in network.state_dict().items())
 
 
 def test_models_are_found_by_alias_number_and_id(trained: Trained) -> None:
