@@ -31,13 +31,13 @@ class Feed(Generic[Task]):
 
 @dataclass(frozen=True, kw_only=True)
 class Care(Generic[Task]):
-    """What to do about a unit whose worker is lost, or works at it for longer than `deadline_s`.
+    """What to do about a unit whose worker is lost, or works at it for longer than its `deadline_s`.
 
     `again` makes of its task the one for the next attempt. `feed` is used where the work has silicon of its own, a GPU,
     which is not to wait while cores prepare.
     """
 
-    deadline_s: float = 3600.0
+    deadline_s: Callable[[Task], float] = lambda task: 3600.0
     again: Callable[[Task], Task] = lambda task: task
     feed: Feed[Task] | None = None
 

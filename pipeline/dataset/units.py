@@ -158,13 +158,18 @@ def store_plan(store: Store, name: str, plan: pa.Table) -> pa.Table:
     return from_parquet(store.get(name))
 
 
+def is_stored(store: Store, name: str, plan: pa.Table) -> bool:
+    """Whether it is this plan that is stored under `name`: a twin that carried it out has removed it."""
+    try:
+        return bool(from_parquet(store.get(name)).equals(plan))
+    except NotFoundError:
+        return False
+
+
 def retire_plan(store: Store, name: str, plan: pa.Table) -> None:
     """Remove a plan that is carried out, unless somebody stored the next one under its name already."""
-    try:
-        if from_parquet(store.get(name)).equals(plan):
-            store.delete(name)
-    except NotFoundError:
-        return  # a twin was quicker
+    if is_stored(store, name, plan):
+        store.delete(name)
 
 
 @dataclass(frozen=True)

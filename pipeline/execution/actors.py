@@ -17,18 +17,19 @@ from pipeline.work import Care, duration, say
 
 _AHEAD: Final = 2  # units handed to an actor: one running, one waiting, so that none idles between units
 _START_S: Final = 600.0  # an autoscaler's time to bring a first node
-_DEAD_STARTS: Final = 3  # in a row: then it is no accident
-_ATTEMPTS: Final = 20  # at one unit: to find a picture that kills its worker takes three, and two for each further one
+_DEAD_STARTS: Final = 3  # in a row, and more than start at once: then it is no accident
+_ATTEMPTS: Final = 50  # at one unit: to find a picture that kills its worker takes three, and two for each further one
 _STUCK: Final = 20  # times as long as the slowest unit so far, a minute at least: that is no slow picture
 _STUCK_LEAST_S: Final = 60.0
 _BLOCK_ATTEMPTS: Final = 3  # at preparing a block, before its unit is tried without
-_SLOWER_AGAIN: Final = 5  # times that another attempt may take, since it goes picture by picture
+_SLOWER_AGAIN: Final = 5  # times that each further attempt may take: it goes picture by picture, and may just be slow
 
 
 @dataclass
 class _Unit:
     task: Any
     attempts: int = 0
+    blocks: list[Any] = field(default_factory=list)  # references to what is prepared for it
 
 
 @dataclass
@@ -106,15 +107,29 @@ class Pool:
         return [reference for reference, _ in member.units] if member.started else [member.start]
 
     def _proceed(self, member: _Member, reference: Any) -> None:
-        """What was waited for has come: give the actor its next unit."""
+        """What was waited for has come: units for whoever has room now."""
         now = time.monotonic()
         if member.started:
             member.units = deque(one for one in member.units if one[0] != reference)
             self._slowest_s = max(self._slowest_s, now - member.since)
         member.started, self._dead_starts, member.since = True, 0, now
-        while len(member.units) < _AHEAD and (self._waiting or self._fetch()):
-            unit = self._waiting.popleft()
-            member.units.append((member.actor.run.remote(unit.task, self._blocks(unit)), unit))
+        self._deal()
+
+    def _deal(self) -> None:
+        """Give units to all that have started and have room: to each its first before a second to any.
+
+        So idle actors take what a lost one leaves, should there be no room for another in its place.
+        """
+        for most in range(1, _AHEAD + 1):
+            for member in self._members:
+                if member.started and len(member.units) < most and (self._waiting or self._fetch()):
+                    self._give(member, self._waiting.popleft())
+
+    def _give(self, member: _Member, unit: _Unit) -> None:
+        if not member.units:
+            member.since = time.monotonic()
+        unit.blocks = self._blocks(unit)
+        member.units.append((member.actor.run.remote(unit.task, unit.blocks), unit))
 
     def _blocks(self, unit: _Unit) -> list[Any]:
         """References to the unit's blocks, whose preparation begins now. Another attempt prepares for itself, so that
@@ -130,8 +145,10 @@ class Pool:
         return max(0.1, min(ends) - time.monotonic()) if ends else _START_S
 
     def _limit_s(self, unit: _Unit) -> float:
-        usual = max(_STUCK_LEAST_S, _STUCK * self._slowest_s) if self._slowest_s else self._care.deadline_s
-        return min(self._care.deadline_s, usual) * (_SLOWER_AGAIN if unit.attempts else 1)
+        deadline_s = self._care.deadline_s(unit.task)
+        usual_s = max(_STUCK_LEAST_S, _STUCK * self._slowest_s) if self._slowest_s else deadline_s
+        more = float(_SLOWER_AGAIN**unit.attempts)
+        return min(deadline_s * min(more, _SLOWER_AGAIN), usual_s * more)
 
     def _replace_stuck(self) -> None:
         now = time.monotonic()
@@ -143,10 +160,12 @@ class Pool:
         """Put a new actor in the place of one that is lost, and its units before those that wait."""
         if not member.started:
             self._dead_starts += 1
-            if self._dead_starts >= _DEAD_STARTS:
-                raise StorageError(f"{_DEAD_STARTS} workers in a row died as they started; the last: {why}")
+            if self._dead_starts >= _DEAD_STARTS and self._dead_starts > len(self._members):
+                raise StorageError(f"{self._dead_starts} workers in a row died as they started; the last: {why}")
         ray.kill(member.actor)
         units = [unit for _, unit in member.units]
+        for block in [block for unit in units for block in unit.blocks]:
+            ray.cancel(block, force=True)  # one that hangs would keep its core until the job ends
         if units:
             first = units[0]
             self._lost()
@@ -156,6 +175,7 @@ class Pool:
         say(f"a worker was lost and is replaced: {why.splitlines()[0]}")
         self._waiting.extendleft(reversed(units))
         self._members[self._members.index(member)] = self._recruit()
+        self._deal()
 
 
 def _prepare(prepare: Callable[[Any], Any], block: Any) -> Any:

@@ -47,14 +47,17 @@ class RayExecutor:
     def run_with_state(
         self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
     ) -> Iterator[Result]:
-        """A pool of Ray actors, each with one GPU where the cluster has any, else one core."""
-        with ray_session(self._address, self._workers):
+        """A pool of Ray actors, each with one GPU where the cluster has any, else one core.
+
+        They are fed where that leaves a core for it; a Ray of our own has all cores for that, however few the workers.
+        """
+        care = care or Care()
+        with ray_session(self._address, 0 if care.feed else self._workers):
             gpus = cluster_gpus()
             tasks = iter(tasks)
             first = list(islice(tasks, self._workers or gpus or cluster_cores()))  # no more actors than units
             kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_task_retries=_MESSAGES)(_Worker)
-            care = care or Care()
-            if not (gpus or self._feeds):
+            if not (gpus or self._feeds) or cluster_cores() <= len(first):
                 care = replace(care, feed=None)
             lost = self._metrics.retried if self._metrics else lambda: None
             pool = Pool(lambda: kind.remote(make_work), len(first), chain(first, tasks), care, lost)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline.config import LabelConfig, fingerprint
 from pipeline.dataset.units import (
     interrupted_plan,
+    is_stored,
     open_pictures,
     plan_units,
     retire_plan,
@@ -27,7 +28,7 @@ from pipeline.dataset.units import (
     unit_names,
     units_of,
 )
-from pipeline.errors import ShortfallError
+from pipeline.errors import NotFoundError, ShortfallError
 from pipeline.labelling.account import Account, Tally, brought_up, previous, read_tally
 from pipeline.labelling.extras import extras_of, partition_name
 from pipeline.labelling.on_request import OnRequest
@@ -42,7 +43,7 @@ from pipeline.labelling.output import (
 from pipeline.labelling.review import Gallery
 from pipeline.labelling.source import open_source
 from pipeline.labelling.standing import Standing, read_standing
-from pipeline.labelling.tasks import LabelSpec, LabelTask, feed_of, make_labeller
+from pipeline.labelling.tasks import UNIT_PICTURES, LabelSpec, LabelTask, deadline_s, feed_of, make_labeller
 from pipeline.labelling.upkeep import sweep
 from pipeline.models.versions import find_model
 from pipeline.storage.commit import (
@@ -56,7 +57,6 @@ from pipeline.storage.commit import (
 from pipeline.storage.store import normalise, open_store
 from pipeline.work import Care, Executor, Meter, say
 
-_UNIT_PICTURES = 512  # what a killed worker costs: a few seconds to a minute of one core
 _ATTEMPTS = 20  # at publishing on top of rivals
 
 
@@ -128,7 +128,11 @@ class Labelling:
                 break
             run, pictures = self._label(plan)
             units, read = units + run, read + pictures
-            summary = self._publish(plan)
+            published = self._publish(plan, name)
+            if published is None:
+                say("another run of the same command has published this; looking at the source again")
+                continue
+            summary = published
             retire_plan(self.store, name, plan)
             self._sweep()
             if not resumed:
@@ -162,7 +166,7 @@ class Labelling:
         listing, self.notes = self.source.listing()
         known = state.known(self.config.retry_rejects)
         identity = f"{self.model}:{self.partition}:{state.number + 1}"
-        return plan_units(listing, settled(listing, known), identity, partial(tapered_sizes, _UNIT_PICTURES))
+        return plan_units(listing, settled(listing, known), identity, partial(tapered_sizes, UNIT_PICTURES))
 
     def _plan(self, name: str, state: Standing) -> pa.Table:
         plan = self.planned(state)
@@ -182,7 +186,7 @@ class Labelling:
             return 0, 0
         tasks = (LabelTask(unit, entries) for unit, entries in units_of(plan, self.source.root, done))
         feed = feed_of(self.source, self.version.stored_view)
-        care = Care(deadline_s=self.config.unit_timeout_s, again=LabelTask.again, feed=feed)
+        care = Care(deadline_s=partial(deadline_s, self.config.unit_timeout_s), again=LabelTask.again, feed=feed)
         with Meter("label", pictures) as meter:
             for result in self.executor.run_with_state(partial(make_labeller, self.spec(pictures)), tasks, care):
                 meter.add(result.pictures, result.rejects, result.stages)
@@ -198,16 +202,27 @@ class Labelling:
             precision=self.config.precision, pictures=pictures, extras=extras_of(self.config),
         )  # fmt: skip
 
-    def _publish(self, plan: pa.Table) -> LabelSummary:
-        """Publish the plan's answers on top of whatever is current, a rival's manifest included."""
-        markers = read_markers(self.store, unit_names(plan))
-        new = [Part(kind, marker.unit, ref) for marker in markers for kind, ref in marker.objects.items()]
-        tally = read_tally(self.store, new)
+    def _publish(self, plan: pa.Table, name: str) -> LabelSummary | None:
+        """Publish the plan's answers on top of whatever is current, a rival's manifest included.
+
+        None when a twin has published and retired this plan: its answers may be superseded already.
+        """
+        units = unit_names(plan)
+        try:
+            markers = read_markers(self.store, units)
+            new = [Part(kind, marker.unit, ref) for marker in markers for kind, ref in marker.objects.items()]
+            tally = read_tally(self.store, new)
+        except NotFoundError:
+            if is_stored(self.store, name, plan):
+                raise
+            return None
         fresh = plan.filter(pc.is_valid(plan.column("unit"))).column("uri")
         for _ in range(_ATTEMPTS):
             state = read_standing(self.store, self.partition)
+            if not is_stored(self.store, name, plan):  # looked at after the state: what comes later makes ours lose
+                return None
             gone = Tally()
-            kept = state.parts_without(self.store, fresh, gone.add_answers)
+            kept = state.parts_without(self.store, fresh, units[0], gone.add_answers)
             summary = self._summary(plan, state, tally.answers.labels, tally.reasons)
             account = self._account(state, tally)
             accounts = brought_up(

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.dataset.schema import OBJECTS
 from pipeline.dataset.tables import from_parquet, to_parquet
-from pipeline.errors import RequestError, StorageError
+from pipeline.errors import NotFoundError, RequestError, StorageError
 from pipeline.storage.commit import Record, latest
 from pipeline.storage.objects import ObjectRef, get_object, put_object
 from pipeline.storage.store import Store, open_store
@@ -82,11 +82,20 @@ def read_part(store: Store, part: Part) -> pa.Table:
 class Predictions:
     """One partition of a prediction folder: every picture of it exactly once."""
 
-    def __init__(self, store: Store, partition: Record) -> None:
-        self._store, self._partition = store, partition
+    def __init__(self, store: Store, name: str, partition: Record) -> None:
+        self._store, self._name, self._partition = store, name, partition
 
     def _rows(self, kind: str) -> pa.Table:
-        tables = [read_part(self._store, part) for part in get_parts(self._store, self._partition) if part.kind == kind]
+        try:
+            parts = [part for part in get_parts(self._store, self._partition) if part.kind == kind]
+            tables = [read_part(self._store, part) for part in parts]
+        except NotFoundError:
+            newest = latest(self._store, FOLDER)
+            entry = newest[1]["partitions"].get(self._name) if newest else None
+            if entry is None or entry == self._partition:
+                raise
+            self._partition = entry  # a labelling published since, and removed what it superseded
+            return self._rows(kind)
         return pa.concat_tables([SCHEMAS[kind].empty_table(), *tables], promote_options="default").sort_by("uri")
 
     @property
@@ -116,4 +125,4 @@ def open_predictions(uri: str, partition: str | None = None) -> Predictions:
     wanted = partition or found[1]["current"]
     if wanted not in partitions:
         raise RequestError(f"{store.root} has no predictions of {wanted!r}, but of {', '.join(partitions)}")
-    return Predictions(store, partitions[wanted])
+    return Predictions(store, wanted, partitions[wanted])

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.dataset.tables import from_parquet, to_parquet
-from pipeline.errors import Reason
+from pipeline.errors import NotFoundError, Reason
 from pipeline.labelling.output import FOLDER, Part, get_parts, read_part
-from pipeline.storage.commit import Record, latest
+from pipeline.storage.commit import Record, latest, versions
 from pipeline.storage.objects import get_object, put_object
 from pipeline.storage.store import Store
 
+_THREADS: Final = 8  # reading parts is mostly waiting for them
 _TRANSIENT: Final = pa.array([str(reason) for reason in Reason if reason.transient], pa.string())
 
 STANDING: Final = pa.schema(
@@ -46,16 +49,17 @@ class Standing:
         return counts(rejects.filter(pc.is_in(rejects.column("uri"), uris.combine_chunks())).column("reason"))
 
     def parts_without(
-        self, store: Store, uris: pa.ChunkedArray, superseded: Callable[[pa.Table], None] = lambda rows: None
+        self, store: Store, uris: pa.ChunkedArray, unit: str, superseded: Callable[[pa.Table], None] = lambda rows: None
     ) -> list[Part]:
         """The partition's parts without the rows of these pictures; those that lose some are written anew.
 
-        `superseded` is given the predictions that go.
+        They are written as `unit`'s, one of a stored plan: until a manifest names them that plan keeps others from
+        sweeping them away. `superseded` is given the predictions that go.
         """
         gone = pc.is_in(self.rows.column("uri"), uris.combine_chunks())
         touched = set(self.rows.filter(gone).column("part").unique().to_pylist())
         kept = [
-            _without(store, part, uris, superseded) if place in touched else part
+            _without(store, part, uris, unit, superseded) if place in touched else part
             for place, part in enumerate(self.parts)
         ]
         return [part for part in kept if part is not None]
@@ -65,8 +69,14 @@ def read_standing(store: Store, partition: str) -> Standing:
     """Read what the newest manifest says of a partition."""
     found = latest(store, FOLDER)
     number, record = found if found else (0, None)
-    parts = parts_of(store, record, partition)
-    tables = [_rows(store, part, place) for place, part in enumerate(parts)]
+    try:
+        parts = parts_of(store, record, partition)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            tables = list(pool.map(partial(_rows, store), parts, range(len(parts))))
+    except NotFoundError:
+        if versions(store, FOLDER)[-1:] == [number]:
+            raise
+        return read_standing(store, partition)  # another labelling published, and removed what it superseded
     return Standing(number, record, parts, pa.concat_tables([STANDING.empty_table(), *tables]))
 
 
@@ -90,7 +100,9 @@ def _rows(store: Store, part: Part, place: int) -> pa.Table:
     return table.append_column("part", pa.repeat(pa.scalar(place, pa.int32()), len(table))).cast(STANDING)
 
 
-def _without(store: Store, part: Part, uris: pa.ChunkedArray, superseded: Callable[[pa.Table], None]) -> Part | None:
+def _without(
+    store: Store, part: Part, uris: pa.ChunkedArray, unit: str, superseded: Callable[[pa.Table], None]
+) -> Part | None:
     table = read_part(store, part)
     gone = pc.is_in(pc.cast(table.column("uri"), pa.large_string()), uris.combine_chunks())
     left = table.filter(pc.invert(gone))
@@ -99,5 +111,5 @@ def _without(store: Store, part: Part, uris: pa.ChunkedArray, superseded: Callab
     if not len(left):
         return None
     folder = part.ref.path.rsplit("/", 1)[0]
-    name = f"{folder}/part-{part.unit}-{{hash}}.parquet"
-    return Part(part.kind, part.unit, put_object(store, name, to_parquet(left), len(left)))
+    name = f"{folder}/part-{unit}-{{hash}}.parquet"
+    return Part(part.kind, unit, put_object(store, name, to_parquet(left), len(left)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from pipeline.config import Precision
@@ -14,6 +14,8 @@ from pipeline.labelling.source import Source
 from pipeline.pictures.contract import StoredView
 from pipeline.work import Feed
 
+UNIT_PICTURES: Final = 512  # at most: what a killed worker costs, a few seconds to a minute of one core
+_LEAST_S: Final = 60.0  # of a deadline, unless it is set to less
 _BLOCK: Final = 64  # pictures: 10 MB at 224 px; a unit has eight of them under way at once
 
 
@@ -56,6 +58,11 @@ class UnitResult:
     stages: dict[str, float]
 
 
+def deadline_s(timeout_s: float, task: LabelTask) -> float:
+    """A unit's share of what a full one may take, but a minute at least: one picture may be a large one."""
+    return max(timeout_s * len(task.entries) / UNIT_PICTURES, min(timeout_s, _LEAST_S))
+
+
 def make_labeller(spec: LabelSpec) -> Callable[[LabelTask], UnitResult]:
     """Make the work of one worker process; torch is imported there, not in the driver."""
     from pipeline.labelling.worker import Labeller
@@ -75,4 +82,10 @@ def feed_of(source: Source, view: StoredView) -> Feed[LabelTask]:
 def _prepared(source: Source, view: StoredView, entries: Sequence[Entry]) -> Any:
     from pipeline.labelling.pictures import make_block
 
-    return make_block(source.open(view), entries)
+    return make_block(_opened(source, view), entries)
+
+
+@lru_cache(maxsize=1)
+def _opened(source: Source, view: StoredView) -> Any:
+    """Pictures for all blocks that a process prepares: a dataset's manifest and shard are read once."""
+    return source.open(view)

@@ -111,7 +111,9 @@ class Killer(threading.Thread):
 
 
 def label(source: str, out: str, model: str, audit: Path, feeders: Path | None) -> LabelSummary:
-    return Labelling(LabelConfig(source=source, predictions=out, model=model), Audited(audit, feeders)).run()
+    return Labelling(
+        LabelConfig(source=source, predictions=out, model=model, precision="float32"), Audited(audit, feeders)
+    ).run()
 
 
 def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) -> None:

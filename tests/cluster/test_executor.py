@@ -8,13 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipeline.errors import ModelError, RequestError, ShortfallError, StorageError
-from pipeline.execution.executor import RayExecutor
+from pipeline.execution.actors import Pool
+from pipeline.execution.executor import RayExecutor, _Worker
 from pipeline.execution.session import request_room
 from pipeline.execution.train import _first_failure
 from pipeline.work import Care
@@ -116,10 +119,23 @@ def test_a_unit_that_is_lost_is_tried_again_and_knows_how_often_it_was(local_ray
     assert set(done.values()) == {0}, "a unit that waited behind a lost one was not itself lost"
 
 
+def test_idle_workers_take_what_a_lost_one_leaves(local_ray: None) -> None:
+    """There is no room for another in its place."""
+    kind, made = ray.remote(num_cpus=1)(_Worker), list[Any]()
+
+    def make_actor() -> Any:
+        made.append(kind if len(made) < 2 else kind.options(resources={"nowhere": 1}))
+        return made[-1].remote(make_fatal)
+
+    units = [Attempt("one", 1), Attempt("two", 0)]
+    pool = Pool(make_actor, 2, units, Care(again=Attempt.again), lambda: None)
+    assert sorted(pool.results()) == [("one", 1), ("two", 0)]
+
+
 @pytest.mark.slow
 def test_a_worker_that_is_stuck_is_replaced(local_ray: None) -> None:
     units = [Attempt("stuck", 1, hangs=True), Attempt("other", 0)]
-    done = RayExecutor(None).run_with_state(make_fatal, units, Care(deadline_s=3.0, again=Attempt.again))
+    done = RayExecutor(None).run_with_state(make_fatal, units, Care(deadline_s=lambda _: 3.0, again=Attempt.again))
     assert sorted(done) == [("other", 0), ("stuck", 1)]
 
 

@@ -59,7 +59,9 @@ class Dangerous(RayExecutor):
 
 
 def label(source: Path, out: Path, trained: Trained, **options: Any) -> LabelSummary:
-    config = LabelConfig(source=str(source), predictions=str(out), model=trained.champion, **options)
+    config = LabelConfig(
+        source=str(source), predictions=str(out), model=trained.champion, precision="float32", **options
+    )
     return Labelling(config, Dangerous(None)).run()
 
 
@@ -90,7 +92,9 @@ def test_workers_that_are_fed_answer_alike(local_ray: None, trained: Trained, tm
     """As GPUs are: others decode. Without a GPU here the worker that is fed has a core, and so has who feeds it."""
     scans = archive(tmp_path / "scans", 200)
     (scans / "bad.jpg").write_bytes(b"no picture")
-    config = LabelConfig(source=str(scans), predictions=str(tmp_path / "fed"), model=trained.champion)
+    config = LabelConfig(
+        source=str(scans), predictions=str(tmp_path / "fed"), model=trained.champion, precision="float32"
+    )
     fed = Labelling(config, RayExecutor(None, workers=1, feeds=True)).run()
     assert (fed.labelled, fed.rejects_by_reason) == (200, {"unidentified": 1})
     Labelling(replace(config, predictions=str(tmp_path / "fused")), InlineExecutor()).run()
@@ -121,7 +125,9 @@ class Undisturbed:
 def undisturbed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     scans = many_pictures(folder / "scans", PICTURES)
-    config = LabelConfig(source=str(scans), predictions=str(folder / "out"), model=trained.champion)
+    config = LabelConfig(
+        source=str(scans), predictions=str(folder / "out"), model=trained.champion, precision="float32"
+    )
     summary = Labelling(config, InlineExecutor()).run()
     assert summary.labelled == PICTURES
     return Undisturbed(scans, open_predictions(str(folder / "out")).table, summary.units_run)
@@ -139,7 +145,10 @@ def require_same(out: str, wanted: Undisturbed) -> None:
 
 
 def chaos(victim: str, seed: int, wanted: Undisturbed, out: str, folder: Path, trained: Trained) -> None:
-    """One run of which something is killed; it is right, and no more was done again than was under way."""
+    """One run of which something is killed; it is right, and no more was done again than was under way.
+
+    In float32: a unit that is tried again goes picture by picture, and a reduced precision rounds by the batch.
+    """
     audit = folder / "audit"
     audit.mkdir()
     words = ["tests.cluster.label_chaos", victim, str(seed), str(wanted.scans), out, trained.champion, str(audit)]
@@ -151,6 +160,7 @@ def chaos(victim: str, seed: int, wanted: Undisturbed, out: str, folder: Path, t
             assert job.poll() is None, "it ended before it began"
             time.sleep(0.02)
         time.sleep(2.5 * random.Random(seed).random())
+        assert job.poll() is None, "it was over before it was killed"
         job.kill()
         job.wait()
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
@@ -184,7 +194,18 @@ def test_whatever_is_killed_the_answers_are_the_same(
 def test_messages_lost_between_driver_and_workers_change_nothing(
     undisturbed: Undisturbed, trained: Trained, tmp_path: Path
 ) -> None:
-    words = ["label", str(undisturbed.scans), "out", "--model", trained.champion, "--workers", "2", "--json"]
+    words = [
+        "label",
+        str(undisturbed.scans),
+        "out",
+        "--model",
+        trained.champion,
+        "--precision",
+        "float32",
+        "--workers",
+        "2",
+        "--json",
+    ]
     done = afinar(*words, cwd=tmp_path, env={"RAY_testing_rpc_failure": RPC_CHAOS})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["labelled"] == PICTURES

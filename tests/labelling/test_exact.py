@@ -111,7 +111,9 @@ def test_from_shards_it_is_the_same_answer(archive: Archive, trained: Trained, l
     broken = COUNT - len(archive.alone)
     ingest = IngestConfig(source=str(archive.folder), dataset=dataset, size=64, labels="none", max_reject_rate=0.1)
     assert Ingest(ingest, RayExecutor(None)).run().rejects == broken
-    summary = Labelling(LabelConfig(source=dataset, predictions=out, model=trained.champion), RayExecutor(None)).run()
+    summary = Labelling(
+        LabelConfig(source=dataset, predictions=out, model=trained.champion, precision="float32"), RayExecutor(None)
+    ).run()
     assert (summary.listed, summary.labelled, summary.rejected) == (COUNT - broken, COUNT - broken, 0)
     require_as_alone(out, archive, 1e-3)
 
@@ -120,7 +122,9 @@ def test_of_one_in_a_hundred_changed_only_those_are_read(
     archive: Archive, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scans = shutil.copytree(archive.folder, tmp_path / "scans")
-    config = LabelConfig(source=str(scans), predictions=str(tmp_path / "out"), model=trained.champion)
+    config = LabelConfig(
+        source=str(scans), predictions=str(tmp_path / "out"), model=trained.champion, precision="float32"
+    )
     Labelling(config, InlineExecutor()).run()
     before = {row["uri"]: row for row in open_predictions(config.predictions).table.to_pylist()}
     changed = [str(scans / f"{number:04d}.jpg") for number in range(7, COUNT, 100)]

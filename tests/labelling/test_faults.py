@@ -25,7 +25,7 @@ def out(bucket: str) -> str:
 
 
 def label(source: str, out: str, trained: Trained) -> LabelSummary:
-    config = LabelConfig(source=source, predictions=out, model=trained.champion)
+    config = LabelConfig(source=source, predictions=out, model=trained.champion, precision="float32")
     return Labelling(config, InlineExecutor()).run()
 
 

@@ -15,11 +15,15 @@ import pytest
 from pipeline import open_dataset, open_model, open_predictions
 from pipeline.config import LabelConfig
 from pipeline.errors import PictureError, RequestError, ShortfallError
+from pipeline.labelling import standing
 from pipeline.labelling.job import Labelling, LabelSummary
+from pipeline.labelling.output import FOLDER
 from pipeline.labelling.source import Folder
 from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
+from pipeline.labelling.upkeep import sweep
 from pipeline.models.versions import publish_model
-from pipeline.storage.commit import committed_units
+from pipeline.storage.commit import committed_units, latest
+from pipeline.storage.objects import sha256
 from pipeline.storage.store import open_store
 from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
@@ -269,10 +273,68 @@ def test_a_labelling_that_is_overtaken_publishes_on_top(scans: Path, tmp_path: P
 def test_two_labellings_of_one_source_at_once_agree(scans: Path, tmp_path: Path, trained: Trained) -> None:
     out = str(tmp_path / "out")
     executor = Overtaken(lambda: label(scans, out, trained))
-    assert label(scans, out, trained, executor).labelled == 120
+    summary = label(scans, out, trained, executor)
+    assert (summary.read, summary.skipped, summary.rejected) == (123, 120, 3), "its twin published"
     assert plain_reader(out) == open_predictions(out).table.column("uri").to_pylist()
     assert len(plain_reader(out)) == 120
     assert label(scans, out, trained).skipped == 120
+
+
+def test_a_twin_that_comes_late_does_not_bring_back_what_is_superseded(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
+    out = str(tmp_path / "out")
+
+    def meanwhile() -> None:
+        label(scans, out, trained)
+        for path in scans.glob("0*.jpg"):
+            path.write_bytes(jpeg(40_000 + int(path.stem)))
+        label(scans, out, trained)
+
+    label(scans, out, trained, Overtaken(meanwhile))
+    table = open_predictions(out).table
+    wanted = {str(path): sha256(path.read_bytes()) for path in scans.glob("[01]*.jpg")}
+    assert dict(zip(*(table.column(name).to_pylist() for name in ("uri", "sample_id")), strict=True)) == wanted
+    assert plain_reader(out) == sorted(wanted)
+
+
+def test_a_sweep_leaves_alone_what_is_about_to_be_published(
+    scans: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    label(scans, out, trained)
+    (scans / "000.jpg").write_bytes(jpeg(20_000))
+    real = Labelling._publish_manifest
+
+    def after_a_rivals_sweep(self: Labelling, *rest: Any) -> bool:
+        assert sweep(self.store, [f"{kind}/model={self.partition}" for kind in ("parts", "rejects")]) == []
+        return real(self, *rest)
+
+    monkeypatch.setattr(Labelling, "_publish_manifest", after_a_rivals_sweep)
+    assert label(scans, out, trained).labelled == 1
+    table = open_predictions(out).table
+    assert len(table) == 120
+    assert plain_reader(out) == table.column("uri").to_pylist()
+
+
+def test_a_reader_meets_a_labelling_that_removes_what_it_superseded(
+    scans: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    label(scans, out, trained)
+    reader, store = open_predictions(out), open_store(out)
+    older = latest(store, FOLDER)
+    assert older is not None
+    for path in scans.glob("*.jpg"):
+        path.write_bytes(path.read_bytes() + b"rewritten")
+    label(scans, out, trained)
+    assert {row["sample_id"] for row in reader.table.to_pylist()} == {
+        sha256(path.read_bytes()) for path in scans.glob("[01]*.jpg")
+    }
+    answers = iter([older])
+    monkeypatch.setattr(standing, "latest", lambda *place: next(answers, None) or latest(*place))
+    (name,) = older[1]["partitions"]
+    assert standing.read_standing(store, name).number == 2
 
 
 def test_a_removal_that_was_cut_short_is_finished_by_the_next_run(

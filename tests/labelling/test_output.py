@@ -70,9 +70,9 @@ def names_in(store: Store, folder: str) -> list[str]:
 
 def test_all_scores_come_in_the_order_of_the_classes(scans: Path, tmp_path: Path, trained: Trained) -> None:
     out = str(tmp_path / "out")
-    label(scans, out, trained, scores=True)
+    label(scans, out, trained, scores=True, precision="float32")
     partition, entry = entry_of(out)
-    assert partition.endswith("-scores")
+    assert partition.endswith("-float32-scores")
     assert entry["classes"] == ["moss", "rust"]
     rows = open_predictions(out).table.to_pylist()
     assert len(rows) == COUNT
@@ -83,9 +83,9 @@ def test_all_scores_come_in_the_order_of_the_classes(scans: Path, tmp_path: Path
 
 def test_features_are_what_the_classifier_saw(scans: Path, tmp_path: Path, trained: Trained) -> None:
     out = str(tmp_path / "out")
-    label(scans, out, trained, features=True, top_k=2)
+    label(scans, out, trained, features=True, top_k=2, precision="float32")
     partition, entry = entry_of(out)
-    assert partition.endswith("-top2-features")
+    assert partition.endswith("-top2-float32-features")
     assert "classes" not in entry
     table = open_predictions(out).table
     assert table.schema.field("features").type == pa.list_(pa.float32())
@@ -260,7 +260,7 @@ def test_a_queue_is_bounded_and_says_how_many_it_leaves_out() -> None:
 def test_a_single_file_holds_every_row_and_is_replaced(
     scans: Path, location: str, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job, "_UNIT_PICTURES", 16)
+    monkeypatch.setattr(job, "UNIT_PICTURES", 16)
     monkeypatch.setattr(single, "_GROUP_ROWS", 25)
     first = label(scans, location, trained, single=True, scores=True)
     store = open_store(location)

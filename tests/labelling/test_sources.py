@@ -50,7 +50,7 @@ class Counting(InlineExecutor):
 
 
 def label(source: str, out: str, trained: Trained, executor: Any = None) -> LabelSummary:
-    config = LabelConfig(source=source, predictions=out, model=trained.champion)
+    config = LabelConfig(source=source, predictions=out, model=trained.champion, precision="float32")
     return Labelling(config, executor or InlineExecutor()).run()
 
 

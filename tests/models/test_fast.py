@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.models import fast as module
+from pipeline.models.backbones import check_cut
 from pipeline.models.fast import fast
 from pipeline.models.golden import Golden, agrees_reduced, score
 from pipeline.models.network import Network, build_network
@@ -102,3 +103,24 @@ def test_what_counts_as_the_same_answer_in_reduced_precision() -> None:
     assert agrees_reduced(golden, np.array([[0.0, 2.1], [0.02, 0.0]], dtype=np.float32)), "a tie may turn"
     assert not agrees_reduced(golden, np.array([[0.0, 2.5], [0.0, 0.02]], dtype=np.float32)), "0.04 off"
     assert not agrees_reduced(golden, np.full_like(logits, np.nan))
+
+
+@pytest.mark.parametrize(("backbone", "supported", "half"), [
+    ("resnet18", True, True), ("resnet18", False, False), ("mobilenet_v3_small", True, False),
+])  # fmt: skip
+def test_without_tiles_dense_convolutions_alone_are_worth_it(
+    backbone: str, supported: bool, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
+    monkeypatch.setattr(module, "agrees_reduced", lambda *_: True)
+    network, _ = build_network(
+        Architecture(
+            backbone=backbone, cut=check_cut(backbone, "auto", SIZE), head="linear", input_size=SIZE, classes=2
+        )
+    )
+    images = np.zeros((2, SIZE, SIZE, 3), np.uint8)
+    golden = Golden([b""] * 2, images, score(network.eval(), images, VIEW))
+    dtype = next(fast(network, golden, VIEW, "auto").parameters()).dtype
+    assert dtype == (torch.bfloat16 if half else torch.float32)
+    assert next(fast(network, golden, VIEW, "float32").parameters()).dtype == torch.float32
