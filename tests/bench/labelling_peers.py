@@ -33,7 +33,8 @@ from tests.bench.world import (
 
 SIZE: Final = 224
 BACKBONE: Final = "mobilenet_v3_small"
-COUNT: Final = 800
+COUNT: Final = 4000
+DISTINCT: Final = 1000
 FEW: Final = 8
 TUNED: Final = 256
 
@@ -126,7 +127,7 @@ def _compare(peers: Sequence[Peer], bench: str) -> bool:
     require_cores()
     with in_memory() as folder:
         pictures = Pictures(
-            make_pictures(folder / "all", SMALL, scaled(COUNT)),
+            make_pictures(folder / "all", SMALL, scaled(COUNT), DISTINCT),
             make_pictures(folder / "few", SMALL, FEW, seed=10**6),
             make_pictures(folder / "tuned", SMALL, scaled(TUNED), seed=2 * 10**6),
             make_pictures(folder / "warm", SMALL, FEW, seed=10**6 + FEW),
