@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -35,7 +36,19 @@ KILLER, STOPPER = b"kills its worker", b"is decoded for ever"
 def dangerous(make_work: Callable[[], Any]) -> Any:
     """Work whose decoder meets two kinds of picture that end it."""
     work = make_work()
-    module: Any = sys.modules["pipeline.labelling.pictures"]
+    meet_danger()
+    return work
+
+
+def dangerous_block(prepare: Callable[[Any], Any], block: Any) -> Any:
+    """The same where others decode."""
+    meet_danger()
+    return prepare(block)
+
+
+def meet_danger() -> None:
+    """From now on this process' decoder ends, or never does, at such pictures."""
+    module: Any = importlib.import_module("pipeline.labelling.pictures")
     real = module.decode
 
     def decode(data: bytes, *more: Any) -> Any:
@@ -46,7 +59,6 @@ def dangerous(make_work: Callable[[], Any]) -> Any:
         return real(data, *more)
 
     module.decode = decode
-    return work
 
 
 class Dangerous(RayExecutor):
@@ -55,6 +67,8 @@ class Dangerous(RayExecutor):
     def run_with_state(
         self, make_work: Callable[[], Any], tasks: Iterable[Any], care: Care[Any] | None = None
     ) -> Iterator[Any]:
+        if care is not None and care.feed is not None:
+            care = replace(care, feed=replace(care.feed, prepare=partial(dangerous_block, care.feed.prepare)))
         return super().run_with_state(partial(dangerous, make_work), tasks, care)
 
 
@@ -99,6 +113,17 @@ def test_workers_that_are_fed_answer_alike(local_ray: None, trained: Trained, tm
     assert (fed.labelled, fed.rejects_by_reason) == (200, {"unidentified": 1})
     Labelling(replace(config, predictions=str(tmp_path / "fused")), InlineExecutor()).run()
     assert open_predictions(str(tmp_path / "fed")).table == open_predictions(str(tmp_path / "fused")).table
+
+
+@pytest.mark.slow
+def test_a_picture_that_kills_whoever_decodes_it_is_a_reject_where_workers_are_fed(
+    local_ray: None, trained: Trained, tmp_path: Path
+) -> None:
+    scans = archive(tmp_path / "scans", 24)
+    (scans / "005.jpg").write_bytes(jpeg(5) + KILLER)
+    config = LabelConfig(source=str(scans), predictions=str(tmp_path / "out"), model=trained.champion)
+    summary = Labelling(config, Dangerous(None, workers=1, feeds=True)).run()
+    assert (summary.labelled, summary.rejects_by_reason) == (23, {"killed_worker": 1})
 
 
 @pytest.mark.slow
