@@ -74,6 +74,7 @@ def make_die_once() -> Callable[[Path], str]:
     return die_once
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_unit_done(local_ray: None, tmp_path: Path) -> None:
     assert sorted(RayExecutor(None).run(die_once, [tmp_path / "a", tmp_path / "b"])) == ["a", "b"]
     assert sorted(RayExecutor(None).run_with_state(make_die_once, [tmp_path / "c", tmp_path / "d"])) == ["c", "d"]

@@ -108,6 +108,7 @@ def test_an_ingest_whose_driver_is_killed_is_completed_by_the_same_command(tmp_p
     assert after == bytes_by_name(str(tmp_path / "undisturbed"), "shards")
 
 
+@pytest.mark.slow
 def test_a_labelling_whose_driver_is_killed_is_completed_by_the_same_command(tmp_path: Path, trained: Trained) -> None:
     many_pictures(tmp_path / "pictures", 1600)
     words = ["label", "pictures", "out", "--model", trained.champion]
