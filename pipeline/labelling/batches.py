@@ -12,8 +12,8 @@ import torch
 from pipeline.labelling.predictor import Predictor
 from pipeline.models.network import forward_batch
 
-_SIZES: Final = {"cpu": (4, 8, 16, 32), "cuda": (32, 64, 128, 256, 512)}
-_WORTH: Final = 4000  # pictures: trying costs about a hundred
+_SIZES: Final = {"cpu": (8, 16), "cuda": (32, 64, 128, 256, 512)}
+_WORTH: Final = 4000  # pictures: trying costs fifty on a CPU
 _SLOWER: Final = 1.1  # than the best so far: larger ones will be too
 
 
