@@ -18,7 +18,7 @@ from jobs.command_line import parse
 from jobs.records import table
 from pipeline.config import POSITIONAL, IngestConfig, JobConfig, LabelConfig, TrainConfig
 from pipeline.errors import RequestError
-from pipeline.storage.store import normalise, open_store
+from pipeline.storage.open import normalise, open_store
 from pipeline.work import say
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     truth = make_pictures(folder)
     from pipeline.execution.session import ray_session
 
-    with ray_session(config.address, config.workers):
+    with ray_session(config.address, config.workers, dashboard=True):
         common: dict[str, Any] = {"address": config.address, "workers": config.workers}
         say("1/4  ingest: pictures to Arrow shards")
         ingested = ingest.run(

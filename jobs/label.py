@@ -56,7 +56,7 @@ def _record(config: LabelConfig, labelling: Labelling, forecast: dict[str, Any] 
         summary["forecast"] = how_wrong(forecast, summary)
     if labelling.account and summary:
         from pipeline.report.labelling import LabelRun, label_page
-        from pipeline.storage.store import open_store
+        from pipeline.storage.open import open_store
 
         run, store = new_run(), open_store(config.predictions)
         summary["report"] = store.uri(f"runs/{run}/report.html")

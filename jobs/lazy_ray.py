@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from pipeline.config import IngestConfig, JobConfig, LabelConfig
-from pipeline.storage.store import normalise
+from pipeline.storage.open import normalise
 from pipeline.work import Care
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import uuid
 from typing import Any
 
 from pipeline.config import JobConfig, as_dict
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 
 
 def new_run() -> str:

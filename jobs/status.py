@@ -28,7 +28,7 @@ def configure(words: list[str]) -> StatusConfig:
 def run(config: StatusConfig) -> dict[str, Any]:
     """Look, and where asked verify and clean up. Exit code 1 where an object is damaged."""
     from pipeline.dataset.upkeep import is_dataset
-    from pipeline.storage.store import open_store
+    from pipeline.storage.open import open_store
 
     store = open_store(config.path)
     return _dataset(config, store) if is_dataset(store) else predictions_status.look(config, store)

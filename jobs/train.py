@@ -28,7 +28,7 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if config.describe:
         return _described(config)
     from pipeline.dataset.reading import open_dataset
-    from pipeline.storage.store import open_store
+    from pipeline.storage.open import open_store
 
     open_dataset(config.dataset)  # the two ends are looked at before torch is imported
     open_store(config.models).require_target()
@@ -63,7 +63,7 @@ def _write_report(config: TrainConfig, version: ModelVersion) -> None:
     from pipeline.dataset.reading import open_dataset
     from pipeline.evaluation.comparison import read_run
     from pipeline.report.page import run_page
-    from pipeline.storage.store import open_store
+    from pipeline.storage.open import open_store
 
     store = open_store(config.models)
     learned = version.lineage["dataset"]

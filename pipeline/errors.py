@@ -7,7 +7,8 @@ AfinarError
 │   ├── NotFoundError       no such object
 │   ├── ForbiddenError      the store says no
 │   ├── ChangedError        the object is no longer the one that was listed
-│   └── IntegrityError      bytes differ from the hash they were committed under
+│   ├── IntegrityError      bytes differ from the hash they were committed under
+│   └── UnsafePathError     a name, a link or a folder leads out of the place it belongs to
 ├── ModelError          a published model does not behave as it did when published  (exit code 1)
 └── PictureError        one picture cannot be used; becomes a reject, never ends a job
 
@@ -53,6 +54,10 @@ class ChangedError(StorageError):
 
 class IntegrityError(StorageError):
     """An object's bytes do not have the hash it was committed under."""
+
+
+class UnsafePathError(StorageError):
+    """A name read from a record, or a link on disk, leads out of the folder that it belongs to."""
 
 
 class ModelError(AfinarError):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.storage import s3_clients
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from tests.conftest import make_archive
 from tests.faults import FaultProxy
 

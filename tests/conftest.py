@@ -105,7 +105,7 @@ def local_ray() -> Iterator[None]:
     """One Ray of two cores for all tests that run jobs in this process."""
     from pipeline.execution.session import ray_session
 
-    with ray_session("local", 2):
+    with ray_session("local", 2, dashboard=True):
         yield
 
 

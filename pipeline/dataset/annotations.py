@@ -19,7 +19,7 @@ from pipeline.dataset.listing import names_of
 from pipeline.dataset.schema import SPLITS
 from pipeline.dataset.tables import joined
 from pipeline.errors import NotFoundError, RequestError, StorageError
-from pipeline.storage.store import normalise, open_store
+from pipeline.storage.open import normalise, open_reader
 
 _SPLIT_FOLDERS: Final = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"} | {
     "test": "test"
@@ -96,7 +96,7 @@ def read_table(flag: str, location: str, column: str) -> pa.Table:
     """
     folder, _, name = normalise(location).rpartition("/")
     try:
-        data = open_store(folder or "/").get(name)
+        data = open_reader(folder or "/").get(name)
     except NotFoundError as error:
         raise RequestError(f"{flag} {location}: there is no such table") from error
     except StorageError as error:

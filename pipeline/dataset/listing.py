@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 from pipeline.dataset.schema import LISTING
 from pipeline.dataset.tables import joined
 from pipeline.errors import RequestError, StorageError
-from pipeline.storage.store import ObjectInfo, Store, open_store
+from pipeline.storage.open import open_reader
+from pipeline.storage.store import ObjectInfo, Reader
 
 _LISTED: Final = pa.schema([LISTING.field(name) for name in ("uri", "etag", "size")])
 _CHUNK: Final = 65_536  # Python objects of this many pictures at a time: ten million would take gigabytes
@@ -25,7 +26,7 @@ def list_pictures(source: str, extensions: tuple[str, ...] | None) -> pa.Table:
     `extensions` are lower-case endings, None for all. Raises RequestError when the source is missing or holds no
     picture.
     """
-    store = open_store(source)
+    store = open_reader(source)
     taken = (info for info in _listed(store) if extensions is None or info.name.lower().endswith(extensions))
     listing = table_of(taken)
     if not len(listing):
@@ -45,7 +46,7 @@ def as_listing(found: pa.Table) -> pa.Table:
     return pa.Table.from_arrays([*(found.column(name) for name in _LISTED.names), *unknown], schema=LISTING)
 
 
-def _listed(store: Store) -> Iterator[ObjectInfo]:
+def _listed(store: Reader) -> Iterator[ObjectInfo]:
     try:
         if not store.exists():
             raise RequestError(f"{store.root} does not exist: check the path of the pictures")

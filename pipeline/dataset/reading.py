@@ -18,13 +18,12 @@ from pipeline.dataset.schema import INDEX, REJECTS
 from pipeline.dataset.shards import MappedShard
 from pipeline.errors import RequestError, StorageError
 from pipeline.pictures.contract import StoredView
-from pipeline.storage.cache import DEFAULT_BYTES, Cache, local_copy
+from pipeline.storage.cache import DEFAULT_BYTES, Cache, map_file, open_verified
 from pipeline.storage.objects import ObjectRef
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 
 Pixels = NDArray[np.uint8]
-
-_OPENINGS = 3
 
 
 class Dataset:
@@ -56,7 +55,7 @@ class Dataset:
     @property
     def is_remote(self) -> bool:
         """Whether shards have to be fetched before they are mapped."""
-        return self.store.local_path("") is None
+        return self.store.is_remote
 
     @cached_property
     def shards(self) -> list[ObjectRef]:
@@ -130,14 +129,8 @@ class Dataset:
         return sum(self.shards[one].bytes for one in self._mapped)
 
     def _open(self, ref: ObjectRef) -> MappedShard:
-        for _ in range(_OPENINGS):
-            try:
-                return MappedShard(local_copy(self.store, ref, self._cache), self.view)
-            except FileNotFoundError:
-                continue  # another process made room in this very moment
-        raise StorageError(
-            f"{self._cache.open()} is too small for the processes that share it: their shards go in turns"
-        )
+        with open_verified(self.store, ref, self._cache) as file:
+            return MappedShard(map_file(file), self.view)
 
 
 def open_dataset(

@@ -7,7 +7,6 @@ pictures the shard takes.
 from __future__ import annotations
 
 from bisect import bisect_right
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -58,9 +57,8 @@ class ShardWriter:
 class MappedShard:
     """The pictures of one shard, memory-mapped."""
 
-    def __init__(self, path: Path, view: StoredView) -> None:
-        with pa.memory_map(str(path)) as source:
-            chunks = pa.ipc.open_file(source).read_all().column("image").chunks
+    def __init__(self, data: memoryview, view: StoredView) -> None:
+        chunks = pa.ipc.open_file(pa.py_buffer(data)).read_all().column("image").chunks
         self._starts = np.cumsum([0, *(len(chunk) for chunk in chunks)]).tolist()
         # A numpy view of each batch for pixels; the files themselves for a `jpeg` store.
         self._chunks = [chunk.to_numpy_ndarray() for chunk in chunks] if view.store == "pixels" else chunks

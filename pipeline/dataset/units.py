@@ -19,6 +19,7 @@ from pipeline.dataset.listing import update_digest
 from pipeline.dataset.schema import LISTING, Entry
 from pipeline.dataset.tables import from_parquet, to_parquet
 from pipeline.errors import NotFoundError
+from pipeline.storage.names import check_identifier
 from pipeline.storage.store import Store
 from pipeline.work import say
 
@@ -104,7 +105,9 @@ def _unit_name(marks: pa.Table, identity: str) -> str:
 
 def unit_names(plan: pa.Table) -> list[str]:
     """The plan's units, in order."""
-    return [unit for unit in plan.column("unit").unique().to_pylist() if unit is not None]
+    return [
+        check_identifier(unit, "the name of a unit") for unit in plan.column("unit").unique().drop_null().to_pylist()
+    ]
 
 
 def units_of(plan: pa.Table, source: str, done: set[str] | None = None) -> Iterator[tuple[str, tuple[Entry, ...]]]:

@@ -20,7 +20,8 @@ from pipeline.dataset.annotations import absolute, read_table
 from pipeline.dataset.listing import as_listing, table_of
 from pipeline.errors import ForbiddenError, NotFoundError, RequestError, StorageError
 from pipeline.storage.anywhere import Anywhere
-from pipeline.storage.store import ObjectInfo, open_store
+from pipeline.storage.open import open_reader
+from pipeline.storage.store import ObjectInfo
 
 MISSING: Final = "missing"
 """Change mark of a picture that a list names and that is not there."""
@@ -100,7 +101,7 @@ def _require_answers(remote: pa.Array) -> None:
     """Ask every bucket once: a wrong endpoint is found out in seconds. One that is not there has no pictures."""
     for bucket in pc.replace_substring_regex(remote, "^s3://([^/]+)/.*", r"\1").unique().to_pylist():
         try:
-            open_store(f"s3://{bucket}").exists()
+            open_reader(f"s3://{bucket}").exists()
         except ForbiddenError:
             continue  # who may not list a bucket may still read it
         except StorageError as error:
@@ -118,7 +119,7 @@ def _list_folder(folder: tuple[str, int]) -> pa.Table:
     """What lies in a folder, or the first so many objects of it; nothing where it may not be listed."""
     uri, most = folder
     try:
-        return table_of(islice(open_store(uri).walk(), most))
+        return table_of(islice(open_reader(uri).walk(), most))
     except StorageError:
         return table_of(())
 

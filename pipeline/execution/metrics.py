@@ -10,8 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Protocol, TypeVar, runtime_checkable
+from urllib.parse import quote
 
 from ray.util.metrics import Counter
+
+from pipeline.work import say
 
 Result = TypeVar("Result")
 
@@ -62,8 +65,27 @@ class JobMetrics:
         self._add("afinar_units_retried", units)
 
     def _add(self, name: str, amount: float, **more: str) -> None:
-        if amount > 0:  # a counter refuses zero
-            _counter(name).inc(amount, {"command": self.command, "source": self.source, "target": self.target, **more})
+        """Add to a counter. A counter that fails is reported once and never ends a job."""
+        if amount <= 0:  # a counter refuses zero
+            return
+        tags = {"command": self.command, "source": self.source, "target": self.target, **more}
+        try:
+            _counter(name).inc(amount, {tag: ascii_tag(value) for tag, value in tags.items()})
+        except Exception as error:  # noqa: BLE001  (whatever a metrics library raises, the job's work is whole)
+            _report_once(f"note: metrics are not counted: {error}")
+
+
+def ascii_tag(value: str) -> str:
+    """Return a tag's value as Ray takes it, in ASCII: other characters are percent-encoded as in a URL.
+
+    `/data/José` becomes `/data/Jos%C3%A9`. What is ASCII, `%` included, stays as it is.
+    """
+    return "".join(letter if letter.isascii() else quote(letter, errors="surrogatepass") for letter in value)
+
+
+@cache
+def _report_once(sentence: str) -> None:
+    say(sentence)
 
 
 @cache

@@ -23,7 +23,8 @@ from pipeline.errors import AfinarError, RequestError, ShortfallError, StorageEr
 from pipeline.execution.failures import unwrapped
 from pipeline.execution.session import cluster_cores, cluster_gpus, has_room, ray_session, request_room
 from pipeline.models.versions import ModelVersion
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 from pipeline.training.failure import read_failure, record_failure, withdraw_failure
 from pipeline.training.group import Group
 from pipeline.training.job import train
@@ -56,7 +57,7 @@ def _run_workers(task: TrainTask) -> None:
     config = task.config
     store = open_store(config.models)
     withdraw_failure(store, task.run)
-    with ray_session(config.address, config.workers * config.cores_per_worker):
+    with ray_session(config.address, config.workers * config.cores_per_worker, dashboard=True):
         scaling = _scaling(config)
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every line twice
         os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # a lost worker is noticed sooner than in 2 s

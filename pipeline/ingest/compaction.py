@@ -21,7 +21,7 @@ from pipeline.ingest.plan import shard_pictures
 from pipeline.pictures.contract import StoredView
 from pipeline.storage.commit import UnitMarker, commit_unit
 from pipeline.storage.objects import ObjectRef, get_object
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 
 MAX_DEAD: Final = 0.2
 Place = tuple[str, int]

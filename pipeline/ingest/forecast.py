@@ -21,7 +21,7 @@ from pipeline.ingest.source import look_at_source
 from pipeline.pictures.contract import StoredView
 from pipeline.pictures.reading import Listed, PictureReader
 from pipeline.storage.objects import sha256
-from pipeline.storage.store import normalise, open_store
+from pipeline.storage.open import normalise, open_reader, open_store
 
 _PUTS_PER_UNIT: Final = 3  # shard, facts, marker
 _PUTS_PER_VERSION: Final = 5  # plan, index, rejects, list, manifest
@@ -80,7 +80,7 @@ class _Sample(Sample):
         super().__init__(len(entries))
         images = make_images(view)
         listed = (Listed(entry.name, entry.etag, entry.size) for entry in entries)
-        with PictureReader(open_store(source)).read_ahead(listed) as reads:
+        with PictureReader(open_reader(source)).read_ahead(listed) as reads:
             for entry in entries:
                 with self.stages.timed("fetch"):
                     data = next(reads)

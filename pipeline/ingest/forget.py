@@ -29,7 +29,7 @@ from pipeline.ingest.version import Content, counts_of
 from pipeline.pictures.contract import StoredView
 from pipeline.storage.commit import new_owner
 from pipeline.storage.objects import ObjectRef
-from pipeline.storage.store import normalise, open_store
+from pipeline.storage.open import normalise, open_store
 from pipeline.work import Executor
 
 _DETAIL = "erased on request"

@@ -36,7 +36,7 @@ from pipeline.ingest.version import Content, changes_between, class_notes, conte
 from pipeline.pictures.contract import StoredView
 from pipeline.storage.commit import UnitMarker, committed_units, new_owner, read_markers, require_put_if_absent
 from pipeline.storage.objects import ObjectRef
-from pipeline.storage.store import normalise, open_store
+from pipeline.storage.open import normalise, open_store
 from pipeline.work import Executor, Meter, say
 
 _ATTEMPTS = 20  # at publishing on top of rivals

@@ -20,7 +20,8 @@ from pipeline.pictures.decode import Pixels, decode_into, decode_to_jpeg
 from pipeline.pictures.reading import Listed, PictureReader
 from pipeline.storage.commit import UnitMarker, commit_unit
 from pipeline.storage.objects import ObjectRef, put_object, sha256
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_reader, open_store
+from pipeline.storage.store import Store
 from pipeline.work import Stages
 
 Fact: TypeAlias = dict[str, Any]  # of FACTS, without what is null
@@ -38,7 +39,7 @@ class UnitResult:
 
 def build_shard(task: ShardTask) -> UnitResult:
     """Carry out one unit of an ingest. Running it twice changes nothing that was published."""
-    source, dataset = open_store(task.source), open_store(task.dataset)
+    source, dataset = open_reader(task.source), open_store(task.dataset)
     stages, forgotten = Stages(), frozenset(task.forgotten)
     facts: list[Fact] = []
     listed = (Listed(entry.name, entry.etag, entry.size) for entry in task.entries)

@@ -9,7 +9,7 @@ from pipeline.config import IngestConfig
 from pipeline.dataset.annotations import annotate
 from pipeline.dataset.listing import classes_of, list_pictures
 from pipeline.errors import RequestError
-from pipeline.storage.store import normalise
+from pipeline.storage.open import normalise
 
 
 def look_at_source(config: IngestConfig) -> tuple[pa.Table, list[str]]:

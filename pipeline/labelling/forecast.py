@@ -25,7 +25,7 @@ from pipeline.labelling.job import Labelling
 from pipeline.labelling.standing import STANDING, Standing, read_standing
 from pipeline.labelling.tasks import LabelSpec
 from pipeline.storage.anywhere import Anywhere
-from pipeline.storage.store import normalise
+from pipeline.storage.open import normalise
 from pipeline.work import InlineExecutor
 
 _PUTS_PER_UNIT: Final = 2  # part, marker; and rejects, where it has any

@@ -54,7 +54,7 @@ from pipeline.storage.commit import (
     read_markers,
     require_put_if_absent,
 )
-from pipeline.storage.store import normalise, open_store
+from pipeline.storage.open import normalise, open_store
 from pipeline.work import Care, Executor, Meter, say
 
 _ATTEMPTS = 20  # at publishing on top of rivals

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import ForbiddenError, NotFoundError, PictureError, Reason, RequestError, StorageError
 from pipeline.models.versions import find_model
 from pipeline.pictures.decode import decode
-from pipeline.storage.store import normalise, open_store
+from pipeline.storage.open import normalise, open_reader
 
 
 def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def _read(uri: str) -> bytes:
     if folder == "s3:/" or _is_local_folder(uri):
         raise _folder(uri)
     try:
-        return open_store(folder or "/").get(name)
+        return open_reader(folder or "/").get(name)
     except NotFoundError:
         if _is_prefix(uri):
             raise _folder(uri) from None
@@ -52,13 +53,12 @@ def _read(uri: str) -> bytes:
 
 
 def _is_local_folder(uri: str) -> bool:
-    path = open_store(uri).local_path("")
-    return path is not None and path.is_dir()
+    return not uri.startswith("s3://") and Path(uri).is_dir()
 
 
 def _is_prefix(uri: str) -> bool:
     try:
-        return next(open_store(uri).walk(), None) is not None
+        return next(open_reader(uri).walk(), None) is not None
     except NotFoundError:  # nor is there such a bucket
         return False
 

@@ -16,7 +16,8 @@ from pipeline.dataset.tables import from_parquet, to_parquet
 from pipeline.errors import NotFoundError, RequestError, StorageError
 from pipeline.storage.commit import Record, latest
 from pipeline.storage.objects import ObjectRef, get_object, put_object
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 
 FOLDER: Final = "manifests"
 FORMAT: Final = "afinar-predictions/1"

@@ -22,7 +22,7 @@ from pipeline.pictures.reading import Listed, PictureReader
 from pipeline.pictures.stored import decode_stored, encode_stored
 from pipeline.storage.anywhere import Anywhere
 from pipeline.storage.objects import sha256
-from pipeline.storage.store import Store
+from pipeline.storage.store import Reader
 from pipeline.work import Stages
 
 
@@ -83,7 +83,7 @@ def seen_in(blocks: Iterable[Block], stages: Stages) -> Seen:
 class Files(Pictures):
     """Files of one store, decoded."""
 
-    def __init__(self, store: Store, view: StoredView) -> None:
+    def __init__(self, store: Reader, view: StoredView) -> None:
         self._store, self._view = store, view
 
     @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from pipeline.dataset.uri_list import list_named
 from pipeline.errors import RequestError, StorageError
 from pipeline.pictures.contract import StoredView
 from pipeline.storage.commit import latest
-from pipeline.storage.store import normalise, open_store
+from pipeline.storage.open import normalise, open_reader, open_store
 
 if TYPE_CHECKING:
     from pipeline.labelling.pictures import Pictures
@@ -92,7 +93,7 @@ class Folder(Source):
         """See Source."""
         from pipeline.labelling.pictures import Files
 
-        return Files(open_store(self.uri), view)
+        return Files(open_reader(self.uri), view)
 
 
 @dataclass(frozen=True)
@@ -178,8 +179,7 @@ def open_source(config: LabelConfig, view: StoredView) -> Source:
 
 
 def _is_list(uri: str) -> bool:
-    path = open_store(uri).local_path("") if uri.lower().endswith(_TABLES) else None
-    return uri.lower().endswith(_TABLES) and (path is None or not path.is_dir())
+    return uri.lower().endswith(_TABLES) and (uri.startswith("s3://") or not Path(uri).is_dir())
 
 
 def _dataset_version(uri: str) -> int | None:

@@ -14,6 +14,7 @@ from pipeline.labelling.output import FOLDER, FORMAT, SCHEMAS, get_parts, object
 from pipeline.labelling.standing import parts_of
 from pipeline.labelling.suspects import ATTEMPTS
 from pipeline.storage.commit import Record, latest, marker_name, read_version, versions
+from pipeline.storage.names import check_partition
 from pipeline.storage.objects import ObjectRef
 from pipeline.storage.store import Store
 
@@ -28,6 +29,8 @@ def current_record(store: Store) -> tuple[int, Record]:
     """
     found = latest(store, FOLDER)
     if found and found[1].get("format") == FORMAT:
+        for name in found[1]["partitions"]:
+            check_partition(name)
         return found
     # A labelling's plans are named by what they label, an ingest's by the version that they lead to.
     if found or all("-" in info.name for info in store.walk("plans")):

@@ -25,7 +25,8 @@ from pipeline.models.versions import find_model
 from pipeline.pictures.decode import Pixels
 from pipeline.storage.commit import UnitMarker, commit_unit
 from pipeline.storage.objects import put_object
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 from pipeline.work import Stages
 
 Rows = list[dict[str, Any]]

@@ -7,8 +7,8 @@ import torch
 
 from pipeline.models.network import Network, build_network
 from pipeline.models.versions import ModelVersion
-from pipeline.storage.cache import Cache, local_copy
-from pipeline.storage.objects import ObjectRef, get_object, put_object, sha256
+from pipeline.storage.cache import Cache, open_verified
+from pipeline.storage.objects import ObjectRef, put_object, sha256
 from pipeline.storage.store import Store
 
 
@@ -29,9 +29,7 @@ def load_network(store: Store, version: ModelVersion) -> Network:
     Weights in a bucket are fetched once per machine, however many of its processes ask.
     """
     network, _ = build_network(version.architecture)
-    try:
-        state = safetensors.torch.load_file(local_copy(store, version.weights, Cache()))
-    except FileNotFoundError:  # shards have just taken its room in the cache
-        state = safetensors.torch.load(get_object(store, version.weights))
-    network.load_state_dict(state)
+    with open_verified(store, version.weights, Cache()) as file:
+        # The library maps a path: this one is of the descriptor, so that what is loaded is what was verified.
+        network.load_state_dict(safetensors.torch.load_file(f"/proc/self/fd/{file.fileno()}"))
     return network.eval().to(memory_format=torch.channels_last)

@@ -22,7 +22,8 @@ from pipeline.models.network import Network, prepare
 from pipeline.pictures.contract import InputView, StoredView
 from pipeline.pictures.decode import decode
 from pipeline.storage.objects import ObjectRef, get_object, sha256
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_reader
+from pipeline.storage.store import Store
 
 COUNT: Final = 32
 REDUCED_TOLERANCE: Final = 0.02  # of a probability
@@ -53,7 +54,7 @@ def _original(dataset: Dataset, row: int) -> bytes:
     record = dataset.index.slice(row, 1).to_pylist()[0]
     folder, _, name = record["uri"].rpartition("/")
     try:
-        data = open_store(folder).get(name)
+        data = open_reader(folder).get(name)
     except StorageError:
         return b""
     return data if sha256(data) == record["sample_id"] else b""

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.config import Head, Output, Pool
-from pipeline.errors import NotFoundError, RequestError, StorageError
+from pipeline.errors import NotFoundError, RequestError, StorageError, UnsafePathError
 from pipeline.pictures.contract import InputView, StoredView
 from pipeline.storage.commit import Record, latest, new_owner, publish, publish_next, read_version
+from pipeline.storage.names import check_identifier, check_model_id
 from pipeline.storage.objects import ObjectRef
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 
 FORMAT: Final = "afinar-model/1"
 VERSIONS: Final = "versions"
@@ -78,7 +80,14 @@ class ModelVersion:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ModelVersion:
-        """Inverse of `as_dict`."""
+        """Inverse of `as_dict`. Raises UnsafePathError for an id, a run or an object that is no name."""
+        check_model_id(record["id"])
+        folder, _, run = record["lineage"]["run"].partition("/")
+        if folder != "runs":
+            raise UnsafePathError(
+                f"{record['lineage']['run']!r} is no run of this model: its record is damaged or forged"
+            )
+        check_identifier(run, "the name of a run")
         fields = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         fields |= {
             "architecture": Architecture(**record["architecture"]),

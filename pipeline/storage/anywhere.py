@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.storage.store import ObjectInfo, Store, open_store
+from pipeline.storage.open import open_reader
+from pipeline.storage.store import ObjectInfo, Reader
 
 
 class Anywhere:
@@ -12,7 +13,7 @@ class Anywhere:
     """
 
     def __init__(self, *, remote: bool) -> None:
-        self._stores: dict[str, Store] = {}
+        self._stores: dict[str, Reader] = {}
         self._remote = remote
 
     @property
@@ -46,10 +47,10 @@ class Anywhere:
                 store.exists()
         return True
 
-    def _place(self, uri: str) -> tuple[Store, str]:
+    def _place(self, uri: str) -> tuple[Reader, str]:
         root, name = place_of(uri)
         if root not in self._stores:
-            self._stores[root] = open_store(root)
+            self._stores[root] = open_reader(root)
         return self._stores[root], name
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import RequestError, StorageError
+from pipeline.errors import RequestError, StorageError, UnsafePathError
 from pipeline.storage.objects import ObjectRef
 from pipeline.storage.store import Store
 
@@ -45,7 +45,9 @@ def read_marker(store: Store, unit: str) -> UnitMarker:
     """The committed marker of `unit`; NotFoundError when it is not committed."""
     record = json.loads(store.get(marker_name(unit)))
     objects = {kind: ObjectRef(**ref) for kind, ref in record["objects"].items()}
-    return UnitMarker(unit=record["unit"], objects=objects)
+    if record["unit"] != unit:
+        raise UnsafePathError(f"{store.uri(marker_name(unit))} is the marker of {record['unit']!r}: damaged or forged")
+    return UnitMarker(unit=unit, objects=objects)
 
 
 def read_markers(store: Store, units: Iterable[str]) -> list[UnitMarker]:

@@ -6,7 +6,8 @@ import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, UnsafePathError
+from pipeline.storage.names import check_sha256, split_name
 from pipeline.storage.store import Buffer, Store
 
 
@@ -18,6 +19,18 @@ class ObjectRef:
     rows: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        """Raise UnsafePathError for a path that leads out of a store, or a hash or a count that is none.
+
+        References are read from records of others, and everything is read, written and deleted by their paths.
+        """
+        split_name(self.path)
+        check_sha256(self.sha256)
+        if not all(isinstance(count, int) and count >= 0 for count in (self.rows, self.bytes)):
+            raise UnsafePathError(
+                f"{self.path}: a count of rows or bytes is no number; its record is damaged or forged"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""

@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
 from pipeline.errors import NotFoundError, RequestError, StorageError
+from pipeline.storage.names import is_safe_name, split_name
 from pipeline.storage.s3_clients import (
     Clients,
     bounded,
@@ -32,7 +33,7 @@ from pipeline.storage.s3_clients import (
     translated,
 )
 from pipeline.storage.s3_listing import ListingPage, page_of
-from pipeline.storage.store import Buffer, NewObject, ObjectInfo, Store
+from pipeline.storage.store import Buffer, NewObject, ObjectInfo, Reader, Store
 from pipeline.storage.walking import Walk
 
 _SINGLE_PUT_BYTES = 2**32  # below this one request, so that If-None-Match covers the whole object
@@ -45,10 +46,11 @@ _ENOUGH = 16
 _Prefix: TypeAlias = tuple[str, int]  # key prefix, how many levels below it may be looked through
 
 
-class S3Store(Store):
-    """Objects of a bucket below a prefix; put-if-absent is `If-None-Match: *`."""
+class S3Reader(Reader):
+    """Objects of a bucket below a prefix, for reading."""
 
     parallel_reads = 32
+    is_remote = True
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -58,6 +60,9 @@ class S3Store(Store):
     @cached_property
     def _clients(self) -> Clients:
         return clients(self._bucket)
+
+    def _key(self, name: str) -> str:
+        return self._base + name
 
     @property
     def _fs(self) -> Any:
@@ -107,13 +112,8 @@ class S3Store(Store):
         with translated(uri):
             return self._clients.check.read(uri, lambda: self._fetch(name, etag))
 
-    def get_unverified(self, name: str) -> bytes:
-        """Read an object without holding it against its ETag."""
-        with translated(self.uri(name)):
-            return self._fetch(name, None)[0]
-
     def _fetch(self, name: str, etag: str | None) -> tuple[bytes, str]:
-        key, reader = self._base + name, self._clients.reader
+        key, reader = self._key(name), self._clients.reader
         # obstore takes keys for paths: it would strip slashes at the ends, and refuses empty and dotted parts.
         if reader is not None and key.strip("/") == key:
             try:
@@ -138,7 +138,7 @@ class S3Store(Store):
 
     def look_up(self, name: str) -> ObjectInfo:
         """Look at one object with one HEAD."""
-        key, reader = self._base + name, self._clients.reader
+        key, reader = self._key(name), self._clients.reader
         with translated(self.uri(name)):
             if reader is not None and key.strip("/") == key:
                 with suppress(ValueError):  # a key that obstore refuses
@@ -146,6 +146,35 @@ class S3Store(Store):
                     return ObjectInfo(name, self.uri(name), size, etag)
             head = self._call("head_object", Key=key)
             return ObjectInfo(name, self.uri(name), head["ContentLength"], head["ETag"].strip('"'))
+
+    def exists(self) -> bool:
+        """Whether the bucket answers these credentials: a wrong endpoint is found out in seconds, not retried."""
+        quick = s3fs_client(attempts=2, connect_s=2, read_s=3)
+        try:
+            with translated(self.root):
+                quick.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._base, MaxKeys=1)
+        except NotFoundError:
+            return False
+        return True
+
+
+class S3Store(S3Reader, Store):
+    """Objects of a bucket below a prefix that are ours to write; put-if-absent is `If-None-Match: *`."""
+
+    def _key(self, name: str) -> str:
+        split_name(name)
+        return super()._key(name)
+
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """List recursively as S3Reader does. Keys that are no names of a store are left out: others wrote them."""
+        if prefix:
+            split_name(prefix)
+        return (info for info in super().walk(prefix) if is_safe_name(info.name))
+
+    def get_unverified(self, name: str) -> bytes:
+        """Read an object without holding it against its ETag."""
+        with translated(self.uri(name)):
+            return self._fetch(name, None)[0]
 
     def put_if_absent(self, name: str, data: Buffer) -> bool:
         """One conditional PUT. 412 means taken; 409 means a rival is writing, so ask again."""
@@ -167,10 +196,12 @@ class S3Store(Store):
 
     def _put(self, name: str, data: Buffer) -> None:
         options = {"mode": "create", "chunksize": _SINGLE_PUT_BYTES}
-        bounded(self._fs, lambda: self._fs._pipe_file(self.uri(name), data, **options), len(data))
+        path = f"{self._bucket}/{self._key(name)}"
+        bounded(self._fs, lambda: self._fs._pipe_file(path, data, **options), len(data))
 
     def new_large_object(self, folder: str) -> NewObject:
         """Begin an object that grows on this machine's disk and is uploaded piece by piece."""
+        split_name(folder)
         return _OnDisk(self)
 
     def put_file_if_absent(self, name: str, path: Path) -> bool:
@@ -179,8 +210,9 @@ class S3Store(Store):
         A store that does not know the condition there would replace the object: for names that say the content only.
         """
         options = {"chunksize": _PIECE_BYTES, "max_concurrency": 4, "mode": "create"}
+        key = f"{self._bucket}/{self._key(name)}"
         try:
-            bounded(self._fs, lambda: self._fs._put_file(str(path), self.uri(name), **options), path.stat().st_size)
+            bounded(self._fs, lambda: self._fs._put_file(str(path), key, **options), path.stat().st_size)
         except (OSError, ClientError, BotoCoreError) as error:
             if http_status(error) == 412 or isinstance(error, FileExistsError):
                 return False
@@ -191,17 +223,7 @@ class S3Store(Store):
     def delete(self, name: str) -> None:
         """Remove an object."""
         with translated(self.uri(name)):
-            self._call("delete_object", Key=self._base + name)
-
-    def exists(self) -> bool:
-        """Whether the bucket answers these credentials: a wrong endpoint is found out in seconds, not retried."""
-        quick = s3fs_client(attempts=2, connect_s=2, read_s=3)
-        try:
-            with translated(self.root):
-                quick.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._base, MaxKeys=1)
-        except NotFoundError:
-            return False
-        return True
+            self._call("delete_object", Key=self._key(name))
 
     def require_target(self) -> None:
         """The bucket must exist and answer; that it takes conditional puts is proved by a probe later."""

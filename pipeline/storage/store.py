@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
-from typing import ClassVar, NamedTuple, TypeAlias
+from typing import BinaryIO, ClassVar, NamedTuple, TypeAlias
 
-from pipeline.errors import RequestError
+from pipeline.storage.names import split_name
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -42,21 +40,23 @@ class NewObject(ABC):
         """Forget what was written; harmless after `publish`."""
 
 
-class Store(ABC):
-    """Objects under one root URI. Names are relative, with forward slashes.
+class Reader(ABC):
+    """Objects under one root URI, for reading: a source of pictures that somebody else keeps, or the base of a store.
 
-    Objects are written whole and only where there is none: there is no overwrite, by design.
+    Names are relative, with forward slashes. A reader of a folder follows symbolic links and takes any name.
     Any method may be called from several threads at once.
     """
 
     parallel_reads: ClassVar[int] = 1
-    """How many reads in flight pay in one worker process. 1: read where you are, after a word ahead (`will_read`)."""
+    """Useful number of concurrent reads per process. 1: read sequentially after calling `will_read`."""
+    is_remote: ClassVar[bool] = False
+    """True if objects do not lie in this machine's file system."""
 
     def __init__(self, root: str) -> None:
         self.root = root
 
     def uri(self, name: str) -> str:
-        """Absolute URI of the object `name`."""
+        """Return the absolute URI of the object `name`."""
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     @abstractmethod
@@ -76,14 +76,39 @@ class Store(ABC):
 
     @abstractmethod
     def look_up(self, name: str) -> ObjectInfo:
-        """What a listing would say of one object, hidden ones included.
+        """Return what a listing would say of one object, hidden ones included.
 
         Raises NotFoundError, ForbiddenError, or StorageError after bounded retries.
         """
 
+    def will_read(self, name: str) -> None:  # noqa: B027  (a store may well have no use for it)
+        """Announce that `name` is about to be read, so that its bytes may come while something else is done."""
+
+    @abstractmethod
+    def exists(self) -> bool:
+        """Return True if the root is there: a folder, or a bucket that answers. Decided within seconds.
+
+        Raises StorageError when the store cannot be asked.
+        """
+
+
+class Store(Reader):
+    """Objects under one root URI that are ours to write: a dataset, models, predictions.
+
+    Objects are written whole and only where there is none: there is no overwrite, by design.
+
+    A store is confined to its root, since what it holds may come from strangers. Every method raises UnsafePathError
+    for a name that `split_name` refuses. In a folder, no component below the root may be a symbolic link: `walk` skips
+    links, everything else refuses them, and only regular files are read, written or deleted.
+    """
+
     def get_unverified(self, name: str) -> bytes:
-        """`get` for callers who know the object's hash: what a network altered may come back."""
+        """Read one object for a caller who knows its hash: what a network altered may come back."""
         return self.get(name)
+
+    def open_local(self, name: str) -> BinaryIO | None:
+        """Open an object as a file of this machine, or return None for a remote store. The caller closes it."""
+        return None
 
     @abstractmethod
     def put_if_absent(self, name: str, data: Buffer) -> bool:
@@ -94,36 +119,23 @@ class Store(ABC):
 
     def new_object(self, folder: str) -> NewObject:
         """Begin an object below `folder`, piece by piece. Here it grows in memory and is put whole."""
+        split_name(folder)
         return _InMemory(self)
 
     def new_large_object(self, folder: str) -> NewObject:
-        """As `new_object`, for one of any size: memory does not grow with it."""
+        """Begin an object of any size, as `new_object` does: memory does not grow with it."""
         return self.new_object(folder)
-
-    def will_read(self, name: str) -> None:  # noqa: B027  (a store may well have no use for it)
-        """Say that `name` is about to be read, so that its bytes may come while something else is done."""
 
     @abstractmethod
     def delete(self, name: str) -> None:
         """Remove one object; one that is not there is no error."""
 
-    def sweep(self, age_s: float) -> None:  # noqa: B027  (a store may well leave nothing)
+    def sweep(self, age_s: float) -> None:
         """Remove what writers that were killed more than `age_s` seconds ago left behind, unseen by `walk`."""
-
-    @abstractmethod
-    def exists(self) -> bool:
-        """Whether the root is there: a folder, or a bucket that answers. Decided within seconds.
-
-        Raises StorageError when the store cannot be asked.
-        """
 
     @abstractmethod
     def require_target(self) -> None:
         """Raise RequestError, within seconds, where it can be seen that nothing can be written here."""
-
-    def local_path(self, name: str) -> Path | None:
-        """Path of the object in this machine's file system, or None for a remote store."""
-        return None
 
 
 class _InMemory(NewObject):
@@ -138,33 +150,3 @@ class _InMemory(NewObject):
 
     def discard(self) -> None:
         self._data.close()
-
-
-def normalise(uri: str) -> str:
-    """Write a location one way: `s3://bucket/key` or an absolute path, no trailing slash.
-
-    Raises RequestError for schemes that are neither.
-    """
-    if uri.startswith("s3://"):
-        if not uri[5:].strip("/"):
-            raise RequestError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
-        return uri.rstrip("/")
-    if uri.startswith("file://"):
-        uri = uri[len("file://") :]
-    if "://" in uri:
-        raise RequestError(f"{uri!r}: only folders and s3:// are supported")
-    if not uri.strip():
-        raise RequestError("an empty location was given: name a folder or s3://BUCKET/PREFIX")
-    return os.path.abspath(Path(uri).expanduser())  # noqa: PTH100  (collapses `..`, which Path.absolute keeps)
-
-
-def open_store(uri: str) -> Store:
-    """The store rooted at `uri`. Costs no request; credentials come from the process's environment."""
-    root = normalise(uri)
-    if root.startswith("s3://"):
-        from pipeline.storage.s3 import S3Store  # 0.4 s of imports that a folder does not need
-
-        return S3Store(root)
-    from pipeline.storage.local import LocalStore
-
-    return LocalStore(root)

@@ -18,7 +18,7 @@ from pipeline.models.network import Network, build_network
 from pipeline.models.precision import is_half
 from pipeline.models.stages import freeze, parameter_groups, set_training
 from pipeline.models.weights import find_weights, load_weights
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.training.audit import Audit
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.descent import Descent

@@ -22,7 +22,8 @@ from pipeline.models.network import Network
 from pipeline.models.versions import VERSIONS, ModelVersion, publish_model
 from pipeline.storage.commit import read_version, versions
 from pipeline.storage.objects import ObjectRef
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 from pipeline.training.checkpoint import Checkpoints
 from pipeline.training.loop import Samples
 from pipeline.training.task import TrainTask, forget_unfinished

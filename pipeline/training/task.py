@@ -24,7 +24,9 @@ from pipeline.models.versions import Architecture
 from pipeline.models.weights import find_weights, normalisation, pinned
 from pipeline.pictures.contract import InputView
 from pipeline.storage.commit import require_put_if_absent
-from pipeline.storage.store import Store, normalise, open_store
+from pipeline.storage.names import check_identifier
+from pipeline.storage.open import normalise, open_store
+from pipeline.storage.store import Store
 from pipeline.training.loop import Samples
 from pipeline.training.order import steps_per_epoch
 from pipeline.work import say
@@ -142,11 +144,12 @@ def _fingerprint(task: TrainTask) -> str:
 
 def _claim(store: Store, task: TrainTask) -> TrainTask:
     """Take up the interrupted run of this very training, else note that this one has begun."""
+    name = _unfinished(task)
     note = {"run": task.run, "dataset": task.config.dataset, "dataset_version": task.dataset_version}
-    if store.put_if_absent(_unfinished(task), json.dumps(note).encode()):
+    if store.put_if_absent(name, json.dumps(note).encode()):
         _say_what_else(store, task)
         return task
-    run = json.loads(store.get(_unfinished(task)))["run"]
+    run = check_identifier(json.loads(store.get(name))["run"], f"the name of a run, in {store.uri(name)}")
     return replace(task, run=run, resumed=run != task.run)
 
 

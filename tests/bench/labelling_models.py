@@ -26,7 +26,7 @@ from pipeline.models.versions import Architecture, ModelVersion, publish_model
 from pipeline.models.weights import IMAGENET_MEAN, IMAGENET_STD
 from pipeline.pictures.contract import InputView, StoredView
 from pipeline.pictures.decode import decode
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from tests.bench.pictures import SMALL, photograph, shown
 
 CLASSES: Final = ("china", "flower")

@@ -17,7 +17,7 @@ from pipeline.config import IngestConfig
 from pipeline.execution.executor import RayExecutor
 from pipeline.ingest.job import Ingest
 from pipeline.storage.commit import committed_units
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 
 # By default a dead raylet is noticed after 20 s.
 HEALTH = {

@@ -21,7 +21,7 @@ from pipeline.config import IngestConfig
 from pipeline.ingest.job import Ingest
 from pipeline.storage.commit import committed_units
 from pipeline.storage.objects import sha256
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.work import InlineExecutor
 from tests.conftest import SCRIPTS, afinar, many_pictures
 

@@ -19,7 +19,7 @@ import s3fs
 
 from pipeline import open_dataset, open_model, open_predictions
 from pipeline.storage.commit import committed_units
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from tests.conftest import SCRIPTS, Trained, afinar, make_archive, many_pictures
 
 

@@ -24,7 +24,7 @@ from pipeline.config import LabelConfig
 from pipeline.dataset.tables import from_parquet
 from pipeline.execution.executor import RayExecutor
 from pipeline.labelling.job import Labelling, LabelSummary
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.work import Care, InlineExecutor
 from tests.cluster.label_chaos import begun
 from tests.cluster.test_chaos import REPOSITORY, RPC_CHAOS

@@ -15,7 +15,7 @@ from pipeline.dataset.tables import from_ipc
 from pipeline.errors import StorageError
 from pipeline.pictures.contract import StoredView
 from pipeline.storage.objects import ObjectWriter, check_hash, get_object
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from tests.ingest.test_versions import ingest, require_pixels_of_files, shards_in
 
 

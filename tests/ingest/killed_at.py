@@ -19,9 +19,9 @@ from pipeline.work import InlineExecutor
 
 def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:
     puts: Counter[str] = Counter()
-    publish = local._Scratch.publish
+    publish = local._NewFile.publish
 
-    def deadly(self: local._Scratch, name: str) -> bool:
+    def deadly(self: local._NewFile, name: str) -> bool:
         where = name.split("/", maxsplit=1)[0]
         puts[where] += 1
         doomed = (where, puts[where]) == (folder, int(nth))
@@ -32,7 +32,7 @@ def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return done
 
-    local._Scratch.publish = deadly  # type: ignore[method-assign]
+    local._NewFile.publish = deadly  # type: ignore[method-assign]
     Ingest(IngestConfig(source=source, dataset=dataset, size=32), InlineExecutor()).run()
 
 

@@ -17,7 +17,7 @@ from pipeline.config import IngestConfig
 from pipeline.dataset.manifest import list_objects
 from pipeline.dataset.upkeep import manifests, verify
 from pipeline.ingest.job import Ingest
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.work import InlineExecutor
 from tests.conftest import jpeg, make_archive
 

@@ -15,7 +15,7 @@ from pipeline import open_dataset
 from pipeline.config import IngestConfig
 from pipeline.errors import AfinarError, RequestError, StorageError
 from pipeline.ingest.job import Ingest, IngestSummary
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.work import InlineExecutor
 from tests.bad_network import PICTURES
 from tests.conftest import make_archive

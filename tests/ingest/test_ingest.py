@@ -20,7 +20,7 @@ from pipeline.ingest.job import Ingest, IngestSummary
 from pipeline.pictures.contract import StoredView
 from pipeline.pictures.decode import decode
 from pipeline.storage.objects import sha256
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.work import InlineExecutor
 from tests.conftest import jpeg, make_archive
 
@@ -157,18 +157,18 @@ def test_a_picture_rejected_in_transit_is_tried_again(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.errors import ForbiddenError
-    from pipeline.storage.local import LocalStore
+    from pipeline.storage.folder_reader import FolderReader
 
     dataset = str(tmp_path / "dataset")
-    real = LocalStore.get
+    real = FolderReader.get
 
-    def guarded(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+    def guarded(self: FolderReader, name: str, etag: str | None = None) -> bytes:
         if name == "moss/003.jpg":
             raise ForbiddenError("403")
         return real(self, name, etag)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStore, "get", guarded)
+        patch.setattr(FolderReader, "get", guarded)
         assert ingest(archive, dataset).rejects_by_reason == {"forbidden": 1}
         again = ingest(archive, dataset)
         assert (again.version, again.rejects_by_reason) == (1, {"forbidden": 1}), "no new version without news"
@@ -318,21 +318,21 @@ def test_a_folder_we_may_not_read_is_rejected_and_a_store_that_is_gone_ends_the_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.errors import ForbiddenError, StorageError
-    from pipeline.storage.local import LocalStore
+    from pipeline.storage.folder_reader import FolderReader
 
     archive = make_archive(tmp_path / "pictures", 40)
-    real = LocalStore.get
+    real = FolderReader.get
 
-    def guarded(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+    def guarded(self: FolderReader, name: str, etag: str | None = None) -> bytes:
         if name.startswith("moss/"):
             raise ForbiddenError("403")
         return real(self, name, etag)
 
-    monkeypatch.setattr(LocalStore, "get", guarded)
+    monkeypatch.setattr(FolderReader, "get", guarded)
     summary = ingest(archive, str(tmp_path / "dataset"), max_reject_rate=1.0)
     assert (summary.samples, summary.rejects_by_reason) == (40, {"forbidden": 40})
 
-    def answers(self: LocalStore) -> bool:
+    def answers(self: FolderReader) -> bool:
         if self.root == str(archive):
             raise StorageError("credentials have expired")
         return True
@@ -342,7 +342,7 @@ def test_a_folder_we_may_not_read_is_rejected_and_a_store_that_is_gone_ends_the_
     build = job._build
 
     def expire(*arguments: Any) -> None:
-        monkeypatch.setattr(LocalStore, "exists", answers)
+        monkeypatch.setattr(FolderReader, "exists", answers)
         build(*arguments)
 
     monkeypatch.setattr(job, "_build", expire)

@@ -26,9 +26,10 @@ from pipeline.ingest.job import Ingest
 from pipeline.ingest.plan import make_plan
 from pipeline.pictures.contract import StoredView
 from pipeline.pictures.decode import decode
-from pipeline.storage.local import LocalStore
+from pipeline.storage.folder_reader import FolderReader
 from pipeline.storage.objects import sha256
-from pipeline.storage.store import ObjectInfo, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import ObjectInfo
 from pipeline.work import InlineExecutor
 
 
@@ -111,8 +112,8 @@ def test_a_plan_depends_on_no_order_of_listing(found: set[str], rng: random.Rand
     for _ in range(2):
         rng.shuffle(infos)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(LocalStore, "exists", lambda _: True)
-            patch.setattr(LocalStore, "walk", lambda *_: iter(infos))
+            patch.setattr(FolderReader, "exists", lambda _: True)
+            patch.setattr(FolderReader, "walk", lambda *_: iter(infos))
             listing = list_pictures("/archive", None)
         plans.append(make_plan(listing, FACTS.empty_table(), StoredView(size=32, fit="crop"), 1))
     assert plans[0].equals(plans[1])

@@ -19,7 +19,8 @@ from pipeline.ingest.forecast import forecast_ingest
 from pipeline.ingest.forget import Forget, ForgetSummary
 from pipeline.ingest.job import Ingest
 from pipeline.storage.objects import sha256
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 from pipeline.work import InlineExecutor
 from tests.conftest import jpeg, make_archive
 from tests.ingest.test_ingest import DyingExecutor

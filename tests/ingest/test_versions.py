@@ -22,7 +22,7 @@ from pipeline.errors import RequestError
 from pipeline.ingest.job import Ingest, IngestSummary
 from pipeline.pictures.contract import StoredView
 from pipeline.pictures.decode import decode
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from tests.conftest import jpeg, make_archive
 from tests.ingest.test_ingest import CountingExecutor
 

@@ -12,7 +12,7 @@ from jobs.__main__ import main
 from pipeline.config import IngestConfig
 from pipeline.dataset.upkeep import manifests
 from pipeline.ingest.job import Ingest
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.work import InlineExecutor
 
 

@@ -17,7 +17,7 @@ from pipeline.execution.executor import RayExecutor
 from pipeline.ingest.job import Ingest
 from pipeline.labelling.job import Labelling
 from pipeline.models.golden import REDUCED_TOLERANCE
-from pipeline.storage.local import LocalStore
+from pipeline.storage.folder_reader import FolderReader
 from pipeline.storage.objects import sha256
 from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
@@ -131,14 +131,14 @@ def test_of_one_in_a_hundred_changed_only_those_are_read(
     for number, path in enumerate(changed):
         Path(path).write_bytes(picture(10_000 + number))
     read: list[str] = []
-    real = LocalStore.get
+    real = FolderReader.get
 
-    def get(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+    def get(self: FolderReader, name: str, etag: str | None = None) -> bytes:
         if self.root == str(scans):
             read.append(self.uri(name))
         return real(self, name, etag)
 
-    monkeypatch.setattr(LocalStore, "get", get)
+    monkeypatch.setattr(FolderReader, "get", get)
     summary = Labelling(config, InlineExecutor()).run()
     assert sorted(read) == changed
     assert (summary.read, summary.labelled, summary.skipped) == (20, 20, len(before) - 20)

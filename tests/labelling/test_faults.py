@@ -10,7 +10,7 @@ from pipeline import open_predictions
 from pipeline.config import LabelConfig
 from pipeline.errors import StorageError
 from pipeline.labelling.job import Labelling, LabelSummary
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.work import InlineExecutor
 from tests.bad_network import PICTURES
 from tests.conftest import Trained

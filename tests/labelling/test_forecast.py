@@ -13,7 +13,7 @@ from pipeline.config import IngestConfig, LabelConfig
 from pipeline.ingest.job import Ingest
 from pipeline.labelling.forecast import forecast_label, how_wrong, read_forecast
 from pipeline.labelling.job import Labelling
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.work import InlineExecutor
 from tests.conftest import Trained
 

@@ -24,7 +24,7 @@ from pipeline.labelling.upkeep import sweep
 from pipeline.models.versions import publish_model
 from pipeline.storage.commit import committed_units, latest
 from pipeline.storage.objects import sha256
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 
@@ -365,18 +365,18 @@ def test_a_store_that_is_gone_ends_the_job_and_loses_nothing(
     scans: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipeline.errors import StorageError
-    from pipeline.storage.local import LocalStore
+    from pipeline.storage.folder_reader import FolderReader
 
     out = str(tmp_path / "out")
-    real = LocalStore.get
+    real = FolderReader.get
 
-    def expired(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+    def expired(self: FolderReader, name: str, etag: str | None = None) -> bytes:
         if self.root == str(scans):
             raise StorageError("no answer in time")
         return real(self, name, etag)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStore, "get", expired)
+        patch.setattr(FolderReader, "get", expired)
         with pytest.raises(StorageError, match="in a row"):
             label(scans, out, trained)
     assert label(scans, out, trained).labelled == 120

@@ -13,7 +13,7 @@ import pytest
 from pipeline import open_model
 from pipeline.errors import PictureError, RequestError
 from pipeline.labelling.one import label_one
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from tests.conftest import Trained, afinar, jpeg
 
 
@@ -78,15 +78,15 @@ def test_a_picture_may_lie_in_a_bucket(picture: Path, trained: Trained, bucket: 
 
 def test_a_picture_out_of_reach_says_why(picture: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.errors import ForbiddenError
-    from pipeline.storage.local import LocalStore
+    from pipeline.storage.folder_reader import FolderReader
 
-    real = LocalStore.get
+    real = FolderReader.get
 
-    def locked(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+    def locked(self: FolderReader, name: str, etag: str | None = None) -> bytes:
         if name == picture.name:
             raise ForbiddenError(f"{name}: Permission denied")
         return real(self, name, etag)
 
-    monkeypatch.setattr(LocalStore, "get", locked)
+    monkeypatch.setattr(FolderReader, "get", locked)
     with pytest.raises(PictureError, match="forbidden: a picture.jpg: Permission denied"):
         label_one(str(picture), trained.champion, 5)

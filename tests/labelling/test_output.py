@@ -31,7 +31,8 @@ from pipeline.labelling.output import FOLDER, PREDICTIONS
 from pipeline.labelling.review import ReviewQueue, least_certain
 from pipeline.report.review import review_page
 from pipeline.storage.commit import latest
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 

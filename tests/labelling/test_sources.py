@@ -23,7 +23,8 @@ from pipeline.labelling.source import Folder, Shards, UriList, open_source
 from pipeline.models.versions import find_model
 from pipeline.storage.anywhere import Anywhere
 from pipeline.storage.commit import latest
-from pipeline.storage.store import ObjectInfo, Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import ObjectInfo, Store
 from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 
@@ -196,12 +197,12 @@ def test_lists_that_cannot_serve_say_why(tmp_path: Path, s3_server: str) -> None
 
 def test_a_store_that_does_not_answer_ends_the_looking_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pipeline.errors import StorageError
-    from pipeline.storage.local import LocalStore
+    from pipeline.storage.folder_reader import FolderReader
 
-    def silent(self: LocalStore, name: str) -> Any:
+    def silent(self: FolderReader, name: str) -> Any:
         raise StorageError("no answer in time")
 
-    monkeypatch.setattr(LocalStore, "look_up", silent)
+    monkeypatch.setattr(FolderReader, "look_up", silent)
     store = open_store(str(tmp_path))
     few = put_list(store, "few.csv", [f"{number}.jpg" for number in range(5)])
     assert set(list_named(few)[0].column("etag").to_pylist()) == {"unreadable"}, "a few may be read all the same"

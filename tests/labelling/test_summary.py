@@ -30,7 +30,7 @@ from pipeline.labelling.summary import (
     total_variation,
 )
 from pipeline.storage.commit import Record, latest
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 

@@ -8,7 +8,8 @@ import pytest
 
 from pipeline.errors import StorageError
 from pipeline.labelling.suspects import ATTEMPTS, Suspects
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 
 
 @pytest.fixture

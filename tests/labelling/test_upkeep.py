@@ -15,7 +15,8 @@ from pipeline.config import LabelConfig
 from pipeline.dataset.units import stored_plans
 from pipeline.labelling.job import Labelling
 from pipeline.labelling.upkeep import collect, current_record, verify
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 

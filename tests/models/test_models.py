@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
+import os
+import pickle
+import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,9 +26,9 @@ from pipeline.models.catalogue import CATALOGUE, require_backbone
 from pipeline.models.golden import Golden, decoded_again, get_golden, require_answers, score
 from pipeline.models.network import build_network, prepare
 from pipeline.models.versions import Architecture, find_model, promote
-from pipeline.models.weights import find_weights, load_weights
+from pipeline.models.weights import find_weights, load_weights, parse_cached
 from pipeline.pictures.contract import InputView
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from tests.conftest import Trained
 
 
@@ -244,3 +249,43 @@ def test_scores_do_not_depend_on_the_batch(trained: Trained) -> None:
 def test_channels_last_activations_are_pooled_over_space(name: str, cut: str, width: int) -> None:
     architecture = Architecture(backbone=name, cut=cut, head="linear", input_size=224, classes=2)
     assert build_network(architecture)[0].classifier.in_features == 768
+
+
+def test_a_cached_weights_file_is_verified_and_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    name = torchvision.models.get_model_weights("resnet18")["DEFAULT"].url.rsplit("/", 1)[1]
+    path = tmp_path / "hub" / "checkpoints" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps(Evil()))
+    source, network = find_weights("torchvision", "resnet18"), build_backbone("resnet18", 64)
+    assert source is not None
+    with pytest.raises(RequestError, match="is not the file that torchvision publishes under this name"):
+        source.load(network)
+    named = path.with_name(f"x-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth")
+    with pytest.raises(RequestError, match="without running code"):
+        parse_cached(path.read_bytes(), named)  # the hash fits, and still nothing runs
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_cached_weights_file_with_its_published_hash_is_loaded(tmp_path: Path) -> None:
+    network = build_backbone("resnet18", 64)
+    sink = io.BytesIO()
+    torch.save(network.state_dict(), sink)
+    path = tmp_path / f"resnet18-{hashlib.sha256(sink.getvalue()).hexdigest()[:8]}.pth"
+    path.write_bytes(sink.getvalue())
+    state = parse_cached(path.read_bytes(), path)
+    assert state.keys() == network.state_dict().keys()
+    path.write_bytes(sink.getvalue() + b"x")
+    with pytest.raises(RequestError, match="is not the file"):
+        parse_cached(path.read_bytes(), path)
+
+
+def test_every_file_of_torchvisions_weights_is_named_after_its_hash() -> None:
+    models = torchvision.models
+    urls = [models.get_model_weights(name)["DEFAULT"].url for name in models.list_models(module=models)]
+    assert len(urls) >= 80
+    assert [url for url in urls if not re.search(r"-[0-9a-f]{8,64}\.pth$", url)] == []

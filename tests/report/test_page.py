@@ -18,7 +18,7 @@ from pipeline.evaluation.comparison import RunResult, read_run
 from pipeline.ingest.job import Ingest
 from pipeline.labelling.output import REJECTS
 from pipeline.report.page import LabelledArchive, comparison_page, run_page
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.training.group import Group
 from pipeline.training.job import train
 from pipeline.training.publishing import publish

@@ -12,7 +12,7 @@ import pytest
 from pipeline.labelling.output import PREDICTIONS
 from pipeline.labelling.review import ReviewQueue
 from pipeline.report.review import review_page
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from tests.conftest import jpeg
 
 NASTY = "<script>alert('x')</script> & \"quoted\""

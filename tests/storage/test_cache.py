@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import IntegrityError
-from pipeline.storage.cache import Cache, local_copy
+from pipeline.errors import IntegrityError, RequestError
+from pipeline.storage.cache import Cache, open_verified
 from pipeline.storage.local import LocalStore
 from pipeline.storage.objects import ObjectRef, put_object
 
@@ -17,7 +17,7 @@ from pipeline.storage.objects import ObjectRef, put_object
 class RemoteStore(LocalStore):
     """A folder that says it is none, and counts what is read from it."""
 
-    def local_path(self, name: str) -> None:  # type: ignore[override]
+    def open_local(self, name: str) -> None:  # type: ignore[override]
         return None
 
     def get_unverified(self, name: str) -> bytes:
@@ -43,23 +43,30 @@ def kept(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith("lock-")}
 
 
+def read(store: RemoteStore, ref: ObjectRef, cache: Cache) -> bytes:
+    with open_verified(store, ref, cache) as file:
+        return file.read()
+
+
 def test_what_was_opened_longest_ago_makes_room(store: RemoteStore, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", 2500)
     first, second, third = (put(store, number) for number in range(3))
     for age, ref in ((30, first), (20, second)):
-        path = local_copy(store, ref, cache)
+        assert read(store, ref, cache) == Path(store.root, ref.path).read_bytes()
+        path = tmp_path / "cache" / ref.sha256
         os.utime(path, (path.stat().st_mtime - age,) * 2)
-    local_copy(store, first, cache)  # opened again, so no longer the oldest
+    read(store, first, cache)  # opened again, so no longer the oldest
     assert store.reads() == 2
-    local_copy(store, third, cache)
+    read(store, third, cache)
     assert kept(tmp_path / "cache") == {first.sha256, third.sha256}
 
 
 def test_a_damaged_copy_is_fetched_again(store: RemoteStore, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     ref = put(store, 7)
-    local_copy(store, ref, cache).write_bytes(b"something else")
-    assert local_copy(store, ref, cache).read_bytes() == bytes([7]) * 1000
+    read(store, ref, cache)
+    (tmp_path / "cache" / ref.sha256).write_bytes(b"something else")
+    assert read(store, ref, cache) == bytes([7]) * 1000
     assert store.reads() == 2
 
 
@@ -69,12 +76,12 @@ def test_a_damaged_object_is_not_kept(store: RemoteStore, tmp_path: Path) -> Non
     path.chmod(0o644)
     path.write_bytes(bytes([8]) * 1000)
     with pytest.raises(IntegrityError, match="not what was committed"):
-        local_copy(store, ref, Cache(tmp_path / "cache"))
+        open_verified(store, ref, Cache(tmp_path / "cache"))
     assert kept(tmp_path / "cache") == set()
 
 
 def _open(root: str, ref: ObjectRef, folder: Path) -> None:
-    local_copy(RemoteStore(root), ref, Cache(folder))
+    open_verified(RemoteStore(root), ref, Cache(folder)).close()
 
 
 def test_several_processes_fetch_an_object_once(store: RemoteStore, tmp_path: Path) -> None:
@@ -87,3 +94,48 @@ def test_several_processes_fetch_an_object_once(store: RemoteStore, tmp_path: Pa
         worker.join()
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert store.reads() == 1
+
+
+def test_a_copy_that_is_replaced_after_its_check_is_not_read(store: RemoteStore, tmp_path: Path) -> None:
+    ref = put(store, 7)
+    for _ in range(2):  # fetched, then found
+        with open_verified(store, ref, Cache(tmp_path / "cache")) as file:
+            (tmp_path / "cache" / ref.sha256).unlink()
+            (tmp_path / "cache" / ref.sha256).write_bytes(b"poisoned")
+            assert file.read() == bytes([7]) * 1000
+        (tmp_path / "cache" / ref.sha256).write_bytes(bytes([7]) * 1000)
+
+
+def test_a_cache_that_others_could_have_made_is_refused(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref, folder = put(store, 7), tmp_path / "cache"
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RequestError, match="a link or no folder"):
+        open_verified(store, ref, Cache(folder))
+    folder.unlink()
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(RequestError, match="other users may enter the cache"):
+        open_verified(store, ref, Cache(folder))
+    folder.chmod(0o700)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+        with pytest.raises(RequestError, match="belongs to another user"):
+            open_verified(store, ref, Cache(folder))
+    assert list((tmp_path / "elsewhere").iterdir()) == list(folder.iterdir()) == []
+
+
+def test_a_link_for_a_lock_or_a_copy_is_not_followed(store: RemoteStore, tmp_path: Path) -> None:
+    ref, folder, victim = put(store, 7), tmp_path / "cache", tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    folder.mkdir(mode=0o700)
+    lock = folder / f"lock-{ref.sha256[:2]}"
+    lock.symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        open_verified(store, ref, Cache(folder))
+    lock.unlink()
+    (folder / ref.sha256).symlink_to(victim)
+    assert read(store, ref, Cache(folder)) == bytes([7]) * 1000
+    assert victim.read_bytes() == b"precious"

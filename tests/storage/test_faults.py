@@ -15,7 +15,8 @@ from pipeline.errors import ForbiddenError, IntegrityError, NotFoundError, Reque
 from pipeline.storage import s3, s3_clients
 from pipeline.storage.commit import latest, new_owner, publish, require_put_if_absent
 from pipeline.storage.objects import get_object, put_object
-from pipeline.storage.store import Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Store
 from tests.faults import Fault, FaultProxy
 
 BODY = bytes(range(256)) * 400

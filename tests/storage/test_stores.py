@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ChangedError, ForbiddenError, IntegrityError, NotFoundError, RequestError, StorageError
-from pipeline.storage.cache import Cache, local_copy
+from pipeline.storage.cache import Cache, open_verified
 from pipeline.storage.commit import (
     UnitMarker,
     commit_unit,
@@ -24,7 +24,8 @@ from pipeline.storage.commit import (
 )
 from pipeline.storage.etags import BodyCheck
 from pipeline.storage.objects import ObjectRef, ObjectWriter, get_object, put_object
-from pipeline.storage.store import Buffer, ObjectInfo, Store, normalise, open_store
+from pipeline.storage.open import normalise, open_reader, open_store
+from pipeline.storage.store import Buffer, ObjectInfo, Store
 from pipeline.storage.walking import Walk
 
 
@@ -158,7 +159,7 @@ def test_twenty_publishers_get_twenty_versions(store: Store) -> None:
 
 
 def test_a_unit_committed_twice_keeps_its_first_marker(store: Store) -> None:
-    ref = ObjectRef(path="shards/a", rows=1, bytes=1, sha256="0")
+    ref = ObjectRef(path="shards/a", rows=1, bytes=1, sha256="0" * 64)
     first = UnitMarker(unit="u1", objects={"shard": ref})
     twin = UnitMarker(unit="u1", objects={})
     assert commit_unit(store, first) == first
@@ -170,13 +171,14 @@ def test_a_unit_committed_twice_keeps_its_first_marker(store: Store) -> None:
 def test_bytes_that_are_not_the_committed_ones_are_refused(store: Store, tmp_path: Path) -> None:
     ref = put_object(store, "shards/u-{hash}.arrow", b"pixels", 1)
     assert get_object(store, ref) == b"pixels"
-    assert local_copy(store, ref, Cache(tmp_path / "cache")).read_bytes() == b"pixels"
+    with open_verified(store, ref, Cache(tmp_path / "cache")) as file:
+        assert file.read() == b"pixels"
     store.delete(ref.path)
     store.put_if_absent(ref.path, b"pixelz")
     with pytest.raises(IntegrityError, match="not what was committed"):
         get_object(store, ref)
     with pytest.raises(IntegrityError):
-        local_copy(store, ref, Cache(tmp_path / "another cache"))
+        open_verified(store, ref, Cache(tmp_path / "another cache"))
 
 
 def test_locations_are_written_one_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_which_way_to_a_picture_is_listed_does_not_depend_on_threads(tmp_path: P
     (tmp_path / "file").symlink_to(outside / "q.jpg")
     (tmp_path / "broken").symlink_to(outside / "nothing")
     for _ in range(20):
-        listed = {info.name: info.etag for info in open_store(str(tmp_path)).walk()}
+        listed = {info.name: info.etag for info in open_reader(str(tmp_path)).walk()}
         assert sorted(listed) == ["broken", "c/q.jpg", "file", "x/deep/p.jpg", "y/deep/p.jpg", "z/deep/p.jpg"]
         assert listed["broken"] == "unreadable"
 
@@ -246,8 +248,8 @@ def test_a_link_to_a_folder_is_followed_once(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "real" / "a.jpg").write_bytes(b"1")
     (tmp_path / "real" / "loop").symlink_to(tmp_path)
-    store = open_store(str(tmp_path))
-    assert [info.name for info in store.walk()] == ["real/a.jpg"]
+    source = open_reader(str(tmp_path))
+    assert [info.name for info in source.walk()] == ["real/a.jpg"]
 
 
 def test_a_large_object_is_published_whole_and_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.config import TrainConfig
 from pipeline.errors import IntegrityError, RequestError, ShortfallError
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.training.audit import Audit
 from pipeline.training.checkpoint import Cursor
 from pipeline.training.group import Group

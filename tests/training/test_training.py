@@ -18,7 +18,7 @@ from pipeline.errors import RequestError, ShortfallError
 from pipeline.models.network import build_network
 from pipeline.models.weights import State, find_weights, load_weights
 from pipeline.storage.objects import ObjectRef, get_object
-from pipeline.storage.store import open_store
+from pipeline.storage.open import open_store
 from pipeline.training.draws import uniform
 from pipeline.training.group import Group
 from pipeline.training.job import train

@@ -18,7 +18,8 @@ from pipeline.dataset.schema import FACTS
 from pipeline.dataset.units import store_plan
 from pipeline.ingest.plan import make_plan
 from pipeline.pictures.contract import StoredView
-from pipeline.storage.store import Buffer, ObjectInfo, Store, open_store
+from pipeline.storage.open import open_store
+from pipeline.storage.store import Buffer, ObjectInfo, Store
 
 SOURCE = "s3://museum-archive-eu"
 
