@@ -1,39 +1,13 @@
-"""`afinar forget DATASET URI…`."""
+"""Erase pictures from a dataset and from every version that held them.
 
-from __future__ import annotations
+    python jobs/forget.py dataset/ cats/0001.jpg
 
-from typing import Any
+The same as `afinar forget`; `--help` lists the flags.
+"""
 
-from jobs.command_line import parse
-from jobs.lazy_ray import LazyRay
-from jobs.records import as_json, table
-from pipeline.checks import check_forget
-from pipeline.config import ForgetConfig
+import sys
 
-EXAMPLE = "afinar forget dataset/ cats/0001.jpg s3://bucket/pictures/cats/0002.jpg"
+from afinar.cli.main import main
 
-
-def configure(words: list[str]) -> ForgetConfig:
-    """Parse and check."""
-    config = parse(ForgetConfig, words, "afinar forget", EXAMPLE)
-    check_forget(config)
-    return config
-
-
-def run(config: ForgetConfig) -> dict[str, Any]:
-    """Erase."""
-    from pipeline.ingest.forget import Forget
-
-    return as_json(Forget(config, LazyRay(config)).run())
-
-
-def describe(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
-    withdrawn = ", ".join(map(str, summary["versions_withdrawn"])) or "none"
-    rows = [
-        ("dataset", f"{summary['dataset']}, version {summary['version']}"),
-        ("erased", f"{summary['pictures']} pictures of {summary['contents']} contents"),
-        ("shards", f"{summary['shards_rewritten']} rewritten or dropped"),
-        ("withdrawn", f"versions {withdrawn}; {summary['objects_removed']} objects removed"),
-    ]
-    return "\n".join([table(rows), *summary["notes"]])
+if __name__ == "__main__":
+    sys.exit(main(["forget", *sys.argv[1:]]))

@@ -1,57 +1,13 @@
-"""`afinar ingest SOURCE DATASET`."""
+"""Turn a folder or an s3:// prefix of pictures into an Arrow dataset.
 
-from __future__ import annotations
+    python jobs/ingest.py pictures/ dataset/ --size 224
 
-from typing import Any
+The same as `afinar ingest`; `--help` lists the flags.
+"""
 
-from jobs.command_line import parse
-from jobs.lazy_ray import LazyRay
-from jobs.records import as_json, counted, new_run, record_run, table
-from pipeline.checks import check_ingest
-from pipeline.config import IngestConfig
-from pipeline.work import limiting_stage
+import sys
 
-EXAMPLE = "afinar ingest pictures/ dataset/ --size 224 --split 0.7,0.15,0.15"
+from afinar.cli.main import main
 
-
-def configure(words: list[str]) -> IngestConfig:
-    """Parse and check."""
-    config = parse(IngestConfig, words, "afinar ingest", EXAMPLE)
-    check_ingest(config)
-    return config
-
-
-def run(config: IngestConfig) -> dict[str, Any]:
-    """Bring the dataset up to date."""
-    from pipeline.ingest.job import Ingest
-
-    ingest = Ingest(config, LazyRay(config))
-    summary = as_json(ingest.run())
-    if not any(note.startswith("nothing to do") for note in summary["notes"]):
-        record_run(config.dataset, new_run(), config, summary)
-    return summary
-
-
-def describe(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
-    rows = [
-        ("dataset", f"{summary['dataset']}, version {summary['version']}"),
-        (
-            "listed",
-            f"{summary['listed']} = {summary['added']} added + {summary['changed']} changed + "
-            f"{summary['unchanged']} unchanged + {summary['rejects']} rejected",
-        ),
-        ("samples", f"{summary['samples']} ({counted(summary['splits'])})"),
-        ("since", f"{summary['removed']} removed, {summary['relabelled']} relabelled, {summary['renamed']} renamed"),
-        ("classes", ", ".join(summary["classes"]) or "none"),
-        ("rejects", counted(summary["rejects_by_reason"])),
-        ("time", f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s{_limit(summary)}"),
-    ]
-    if summary["version"] == 1:
-        rows = [row for row in rows if row[0] != "since"]
-    return "\n".join([table(rows), *summary["notes"]])
-
-
-def _limit(summary: dict[str, Any]) -> str:
-    limit = limiting_stage(summary["stages"])
-    return f", limited by {limit}" if limit else ""
+if __name__ == "__main__":
+    sys.exit(main(["ingest", *sys.argv[1:]]))

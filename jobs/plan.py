@@ -1,62 +1,13 @@
-"""`afinar plan ingest SOURCE DATASET`, `afinar plan label SOURCE PREDICTIONS`: what a job would take, from a sample."""
+"""Estimate the time, bytes and requests of an ingest or a labelling.
 
-from __future__ import annotations
+    python jobs/plan.py ingest pictures/ dataset/ --size 224
 
-from typing import Any
+The same as `afinar plan`; `--help` lists the flags.
+"""
 
-from jobs.command_line import parse
-from jobs.records import as_json, counted, size, table
-from pipeline.checks import check_ingest, check_label
-from pipeline.config import IngestConfig, LabelConfig
-from pipeline.errors import RequestError
-from pipeline.work import duration
+import sys
 
-EXAMPLE = "afinar plan ingest s3://bucket/pictures s3://bucket/dataset --size 224 --workers 64"
-LABEL_EXAMPLE = "afinar plan label s3://bucket/scans s3://bucket/predictions --model models/@champion --workers 64"
+from afinar.cli.main import main
 
-
-def configure(words: list[str]) -> IngestConfig | LabelConfig:
-    """Parse and check the planned job's own words."""
-    if words and words[0] == "label":
-        return _configure_label(words[1:])
-    if words and words[0] != "ingest" and not words[0].startswith("-"):
-        raise RequestError(
-            f"afinar plan {words[0]}: write afinar plan ingest or afinar plan label, with the words of that job"
-        )
-    config = parse(IngestConfig, words[1:] or ["--help"], "afinar plan ingest", EXAMPLE)
-    check_ingest(config)
-    return config
-
-
-def _configure_label(words: list[str]) -> LabelConfig:
-    config = parse(LabelConfig, words, "afinar plan label", LABEL_EXAMPLE)
-    check_label(config)
-    if config.predictions == "-":
-        raise RequestError("one picture needs no plan: name where PREDICTIONS would go")
-    return config
-
-
-def run(config: IngestConfig | LabelConfig) -> dict[str, Any]:
-    """Sample, measure, predict. Writes nothing."""
-    if isinstance(config, LabelConfig):
-        from pipeline.labelling.forecast import forecast_label
-
-        return as_json(forecast_label(config))
-    from pipeline.ingest.forecast import forecast_ingest
-
-    return as_json(forecast_ingest(config))
-
-
-def describe(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["stages"].items())
-    rows = [
-        ("listed", f"{summary['listed']} pictures in {duration(summary['listing_seconds'])}"),
-        ("to read", f"{summary['to_read']} in {summary['units']} units, {size(summary['bytes_read'])}"),
-        ("to write", f"about {size(summary['bytes_written'])}"),
-        ("requests", counted(summary["requests"])),
-        ("time", f"about {duration(summary['seconds'])} with {summary['workers']} workers as fast as this one"),
-        ("rate", f"{summary['images_per_second']:.0f} pictures/s; {shares}"),
-        ("sample", f"{summary['sampled']} pictures; rejected: {counted(summary['sample_rejects'])}"),
-    ]
-    return "\n".join([table(rows), *summary["notes"]])
+if __name__ == "__main__":
+    sys.exit(main(["plan", *sys.argv[1:]]))

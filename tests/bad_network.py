@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from afinar.storage import s3_clients
+from afinar.storage.open import open_store
 
-from pipeline.storage import s3_clients
-from pipeline.storage.open import open_store
 from tests.conftest import make_archive
 from tests.faults import FaultProxy
 

@@ -79,13 +79,13 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A small network that has learned its two classes."""
-    from pipeline.config import IngestConfig, TrainConfig
-    from pipeline.ingest.job import Ingest
-    from pipeline.training.group import Group
-    from pipeline.training.job import train
-    from pipeline.training.publishing import publish
-    from pipeline.training.task import plan_training
-    from pipeline.work import InlineExecutor
+    from afinar.config.jobs import IngestConfig, TrainConfig
+    from afinar.ingest.driver import Ingest
+    from afinar.training.distributed import Group
+    from afinar.training.publish import publish
+    from afinar.training.task import plan_training
+    from afinar.training.worker import train
+    from afinar.units.work import InlineExecutor
 
     folder = tmp_path_factory.mktemp("trained")
     pictures = make_archive(folder / "pictures", 40)
@@ -103,7 +103,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """One Ray of two cores for all tests that run jobs in this process."""
-    from pipeline.execution.session import ray_session
+    from afinar.execution.session import ray_session
 
     with ray_session("local", 2, dashboard=True):
         yield
@@ -142,7 +142,7 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{found}/store"
 
 
-def afinar(
+def run_afinar(
     *words: str, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run the console script as a user does, in a process of its own."""

@@ -17,8 +17,8 @@ def imported_by(statement: str) -> set[str]:
 
 def test_the_work_needs_no_ray() -> None:
     modules = imported_by(
-        "import pipeline.training.job, pipeline.labelling.job, pipeline.labelling.worker, pipeline.ingest.job, "
-        "pipeline.report.page, pipeline.evaluation.comparison, pipeline.models.golden"
+        "import afinar.training.worker, afinar.labelling.driver, afinar.labelling.worker, afinar.ingest.driver, "
+        "afinar.report.page, afinar.evaluation.comparison, afinar.models.registry.golden"
     )
     assert "torch" in modules, "the probe sees what is imported"
     assert "ray" not in modules
@@ -26,7 +26,7 @@ def test_the_work_needs_no_ray() -> None:
 
 def test_the_drivers_of_ingest_and_label_need_no_torch() -> None:
     modules = imported_by(
-        "import pipeline.ingest.job, pipeline.labelling.job, pipeline.execution.executor, pipeline.report.review"
+        "import afinar.ingest.driver, afinar.labelling.driver, afinar.execution.executor, afinar.report.review"
     )
     assert "ray" in modules
     assert "torch" not in modules
@@ -39,16 +39,16 @@ def test_training_runs_where_the_convenience_libraries_are_missing(name: str) ->
     """An accelerator machine may have torch, torchvision, pyarrow and little else."""
     block = f"import sys; sys.modules[{name!r}] = None"
     imported_by(
-        f"{block}\nimport pipeline.training.job, pipeline.labelling.worker, pipeline.ingest.job, "
-        "pipeline.training.scores, pipeline.training.tensorboard"
+        f"{block}\nimport afinar.training.worker, afinar.labelling.worker, afinar.ingest.driver, "
+        "afinar.training.metrics, afinar.training.tensorboard"
     )
 
 
 def test_the_public_names() -> None:
-    import pipeline
+    import afinar
 
-    assert pipeline.__all__ == ["__version__", "open_dataset", "open_model", "open_predictions"]
-    assert all(getattr(pipeline, name) for name in pipeline.__all__)
-    assert imported_by("import pipeline").isdisjoint({"torch", "ray", "pyarrow", "numpy"})
+    assert afinar.__all__ == ["__version__", "open_dataset", "open_model", "open_predictions"]
+    assert all(getattr(afinar, name) for name in afinar.__all__)
+    assert imported_by("import afinar").isdisjoint({"torch", "ray", "pyarrow", "numpy"})
     with pytest.raises(AttributeError):
-        _ = pipeline.open_everything
+        _ = afinar.open_everything

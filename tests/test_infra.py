@@ -97,7 +97,7 @@ class TestRayJob:
         program, name, *words = shlex.split(entrypoint)
         assert (program, name) == ("afinar", path.stem)
         assert shlex.join(shlex.split(entrypoint)) == entrypoint, "a shell sees it on the way: nothing to expand"
-        config = importlib.import_module(f"jobs.{name}").configure(words)
+        config = importlib.import_module(f"afinar.cli.{name}").configure(words)
         places = [value for value in vars(config).values() if isinstance(value, str) and "/" in value]
         assert len(places) >= 2
         assert all(place.startswith("s3://") for place in places), "pods share nothing but the bucket"

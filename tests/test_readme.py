@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import afinar
 import pytest
+from afinar.config.jobs import LabelConfig
+from afinar.labelling.driver import Labelling
+from afinar.units.work import InlineExecutor
 
-import pipeline
-from pipeline.config import LabelConfig
-from pipeline.labelling.job import Labelling
-from pipeline.work import InlineExecutor
 from tests.conftest import Trained
 
-README = Path(pipeline.__file__).resolve().parent.parent / "README.md"
+README = Path(afinar.__file__).resolve().parent.parent / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 

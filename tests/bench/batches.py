@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from afinar.dataset.reader import open_dataset
 from PIL import Image
 
-from pipeline.dataset.reading import open_dataset
 from tests.bench.epochs import Signatures, require_same_pictures, signature
 from tests.bench.pictures import SMALL, make_pictures
 from tests.bench.table import PAIRS, Ratio, Table, spread

@@ -7,9 +7,10 @@ import os
 import time
 from pathlib import Path
 
-from pipeline.checks import parse_extensions
-from pipeline.dataset.listing import list_pictures
-from pipeline.dataset.reading import open_dataset
+from afinar.config.checks import parse_extensions
+from afinar.dataset.reader import open_dataset
+from afinar.sources.listing import list_pictures
+
 from tests.bench.outputs import facts_of_shards, off, reference, require_same
 from tests.bench.pictures import SMALL, make_pictures, photograph, picture_path
 from tests.bench.proxy import Proxy

@@ -13,20 +13,20 @@ from typing import Final
 
 import numpy as np
 import torch
+from afinar.config.jobs import Fit
+from afinar.models.networks.backbones import check_cut
+from afinar.models.networks.network import Network, build_network, prepare
+from afinar.models.networks.weights import IMAGENET_MEAN, IMAGENET_STD
+from afinar.models.registry.bundle import put_weights
+from afinar.models.registry.golden import COUNT as GOLDEN
+from afinar.models.registry.golden import put_golden, score
+from afinar.models.registry.versions import Architecture, ModelVersion, publish_model
+from afinar.pictures.decode import decode
+from afinar.pictures.preprocessing import InputView, StoredView
+from afinar.storage.open import open_store
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.config import Fit
-from pipeline.models.backbones import check_cut
-from pipeline.models.bundle import put_weights
-from pipeline.models.golden import COUNT as GOLDEN
-from pipeline.models.golden import put_golden, score
-from pipeline.models.network import Network, build_network, prepare
-from pipeline.models.versions import Architecture, ModelVersion, publish_model
-from pipeline.models.weights import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.pictures.contract import InputView, StoredView
-from pipeline.pictures.decode import decode
-from pipeline.storage.open import open_store
 from tests.bench.pictures import SMALL, photograph, shown
 
 CLASSES: Final = ("china", "flower")

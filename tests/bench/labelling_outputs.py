@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 import pyarrow.parquet as pq
+from afinar.predictions.manifest import open_predictions
 
-from pipeline.labelling.output import open_predictions
 from tests.bench.world import WrongBenchError
 
 Row = tuple[str, str, float]

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from afinar.dataset.reader import open_dataset
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.dataset.reading import open_dataset
 from tests.bench.world import WrongBenchError
 
 Pixels = NDArray[np.uint8]

@@ -10,11 +10,11 @@ import io
 from pathlib import Path
 
 import numpy as np
+from afinar.config.jobs import IngestConfig
+from afinar.ingest.driver import Ingest
+from afinar.units.work import InlineExecutor
 from PIL import Image
 
-from pipeline.config import IngestConfig
-from pipeline.ingest.job import Ingest
-from pipeline.work import InlineExecutor
 from tests.bench.world import WrongBenchError
 
 TINTS = {"north": (70, 150, 80), "south": (160, 90, 70)}

@@ -23,13 +23,13 @@ from typing import Any
 
 import psutil
 import ray
+from afinar.config.jobs import LabelConfig
+from afinar.execution.executor import RayExecutor
+from afinar.execution.session import ray_session
+from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.units.work import Care
 from ray.cluster_utils import Cluster
 
-from pipeline.config import LabelConfig
-from pipeline.execution.executor import RayExecutor
-from pipeline.execution.session import ray_session
-from pipeline.labelling.job import Labelling, LabelSummary
-from pipeline.work import Care
 from tests.cluster.raylets import HEALTH
 
 

@@ -11,13 +11,12 @@ import threading
 import time
 
 import ray
+from afinar.config.jobs import IngestConfig
+from afinar.execution.executor import RayExecutor
+from afinar.ingest.driver import Ingest
+from afinar.storage.commit import committed_units
+from afinar.storage.open import open_store
 from ray.cluster_utils import Cluster
-
-from pipeline.config import IngestConfig
-from pipeline.execution.executor import RayExecutor
-from pipeline.ingest.job import Ingest
-from pipeline.storage.commit import committed_units
-from pipeline.storage.open import open_store
 
 # By default a dead raylet is noticed after 20 s.
 HEALTH = {

@@ -15,15 +15,15 @@ from pathlib import Path
 import psutil
 import pyarrow as pa
 import pytest
+from afinar import open_dataset
+from afinar.config.jobs import IngestConfig
+from afinar.ingest.driver import Ingest
+from afinar.storage.commit import committed_units
+from afinar.storage.objects import sha256
+from afinar.storage.open import open_store
+from afinar.units.work import InlineExecutor
 
-from pipeline import open_dataset
-from pipeline.config import IngestConfig
-from pipeline.ingest.job import Ingest
-from pipeline.storage.commit import committed_units
-from pipeline.storage.objects import sha256
-from pipeline.storage.open import open_store
-from pipeline.work import InlineExecutor
-from tests.conftest import SCRIPTS, afinar, many_pictures
+from tests.conftest import SCRIPTS, many_pictures, run_afinar
 
 REPOSITORY = Path(__file__).parents[2]
 PICTURES = 1600
@@ -108,7 +108,7 @@ def test_messages_lost_between_driver_and_workers_repeat_units_and_change_nothin
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     words = ["ingest", str(undisturbed.source), "dataset", "--size", "32", "--workers", "2", "--json"]
-    done = afinar(*words, cwd=tmp_path, env={"RAY_testing_rpc_failure": RPC_CHAOS})
+    done = run_afinar(*words, cwd=tmp_path, env={"RAY_testing_rpc_failure": RPC_CHAOS})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["samples"] == PICTURES
     require_equal(tmp_path / "dataset", undisturbed)

@@ -12,15 +12,14 @@ from typing import Any
 
 import pytest
 import ray
+from afinar.errors import ModelError, RequestError, ShortfallError, StorageError
+from afinar.execution.actor_pool import Pool
+from afinar.execution.executor import RayExecutor, _Worker
+from afinar.execution.session import request_room
+from afinar.execution.train_launcher import _first_failure
+from afinar.units.work import Care
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
-
-from pipeline.errors import ModelError, RequestError, ShortfallError, StorageError
-from pipeline.execution.actors import Pool
-from pipeline.execution.executor import RayExecutor, _Worker
-from pipeline.execution.session import request_room
-from pipeline.execution.train import _first_failure
-from pipeline.work import Care
 
 
 def double(number: int) -> int:
@@ -142,7 +141,7 @@ def test_a_worker_that_is_stuck_is_replaced(local_ray: None) -> None:
 
 @pytest.mark.slow
 def test_a_unit_that_loses_every_worker_ends_the_job(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.execution.actors._ATTEMPTS", 3)
+    monkeypatch.setattr("afinar.execution.actor_pool._ATTEMPTS", 3)
     with pytest.raises(StorageError, match="lost its worker 3 times"):
         list(RayExecutor(None).run_with_state(make_fatal, [Attempt("one", 99)], Care(again=Attempt.again)))
 

@@ -16,16 +16,16 @@ from typing import Any
 import psutil
 import pytest
 import s3fs
+from afinar import open_dataset, open_model, open_predictions
+from afinar.storage.commit import committed_units
+from afinar.storage.open import open_store
 
-from pipeline import open_dataset, open_model, open_predictions
-from pipeline.storage.commit import committed_units
-from pipeline.storage.open import open_store
-from tests.conftest import SCRIPTS, Trained, afinar, make_archive, many_pictures
+from tests.conftest import SCRIPTS, Trained, make_archive, many_pictures, run_afinar
 
 
 def summary_of(*words: str, cwd: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
     """Run a job with --json; its one JSON object."""
-    done = afinar(*words, "--json", "--workers", "2", cwd=cwd, env=env)
+    done = run_afinar(*words, "--json", "--workers", "2", cwd=cwd, env=env)
     assert done.returncode == 0, done.stderr[-4000:]
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
@@ -206,7 +206,7 @@ def test_all_three_jobs_are_submitted_and_their_exit_codes_come_back(tmp_path: P
     make_archive(tmp_path / "pictures", 20)
 
     def submit(*words: str) -> subprocess.CompletedProcess[str]:
-        return afinar("submit", "--address", address, "--", *words, cwd=tmp_path, env=env)
+        return run_afinar("submit", "--address", address, "--", *words, cwd=tmp_path, env=env)
 
     wait_for_jobs_api(submit)
     at = str(tmp_path)

@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from afinar import open_predictions
+from afinar.config.jobs import LabelConfig
+from afinar.execution.executor import RayExecutor
+from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.storage.arrow import from_parquet
+from afinar.storage.open import open_store
+from afinar.units.work import Care, InlineExecutor
 
-from pipeline import open_predictions
-from pipeline.config import LabelConfig
-from pipeline.dataset.tables import from_parquet
-from pipeline.execution.executor import RayExecutor
-from pipeline.labelling.job import Labelling, LabelSummary
-from pipeline.storage.open import open_store
-from pipeline.work import Care, InlineExecutor
 from tests.cluster.label_chaos import begun
 from tests.cluster.test_chaos import REPOSITORY, RPC_CHAOS
-from tests.conftest import Trained, afinar, jpeg, many_pictures
+from tests.conftest import Trained, jpeg, many_pictures, run_afinar
 
 KILLER, STOPPER = b"kills its worker", b"is decoded for ever"
 
@@ -48,7 +48,7 @@ def dangerous_block(prepare: Callable[[Any], Any], block: Any) -> Any:
 
 def meet_danger() -> None:
     """From now on this process' decoder ends, or never does, at such pictures."""
-    module: Any = importlib.import_module("pipeline.labelling.pictures")
+    module: Any = importlib.import_module("afinar.inference.picture_stream")
     real = module.decode
 
     def decode(data: bytes, *more: Any) -> Any:
@@ -231,7 +231,7 @@ def test_messages_lost_between_driver_and_workers_change_nothing(
         "2",
         "--json",
     ]
-    done = afinar(*words, cwd=tmp_path, env={"RAY_testing_rpc_failure": RPC_CHAOS})
+    done = run_afinar(*words, cwd=tmp_path, env={"RAY_testing_rpc_failure": RPC_CHAOS})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["labelled"] == PICTURES
     require_same(str(tmp_path / "out"), undisturbed)

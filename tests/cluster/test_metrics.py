@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray
+from afinar.cli.deferred_executor import LazyRay
+from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.execution.metrics import NAMES, JobMetrics
+from afinar.ingest.driver import Ingest
+from afinar.labelling.driver import Labelling
 from prometheus_client.parser import text_string_to_metric_families
 
-from jobs.lazy_ray import LazyRay
-from pipeline.config import IngestConfig, LabelConfig
-from pipeline.execution.metrics import NAMES, JobMetrics
-from pipeline.ingest.job import Ingest
-from pipeline.labelling.job import Labelling
 from tests.conftest import Trained, make_archive
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "infra" / "monitoring" / "dashboard.json"

@@ -14,8 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
-
-from pipeline.execution.metrics import JobMetrics, ascii_tag
+from afinar.execution.metrics import JobMetrics, ascii_tag
 
 PROBE = """
 import glob, json, os, sys, urllib.error, urllib.request
@@ -48,7 +47,7 @@ print(json.dumps(found))
 SESSION = """
 import json, os, sys
 sys.path.insert(0, os.environ["CHECKOUT"])
-from pipeline.execution.session import ray_session
+from afinar.execution.session import ray_session
 import ray
 
 @ray.remote
@@ -153,7 +152,7 @@ def test_a_metric_that_fails_ends_no_job(
         raise ValueError(f"no room for {name}")
 
     assert ray.is_initialized()
-    monkeypatch.setattr("pipeline.execution.metrics._counter", broken)
+    monkeypatch.setattr("afinar.execution.metrics._counter", broken)
     metrics = JobMetrics("ingest", "/pictures", "/dataset")
     metrics.retried()
     metrics.retried()

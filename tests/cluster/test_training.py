@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from afinar.config.jobs import TrainConfig
+from afinar.models.registry.versions import find_model
+from afinar.training.publish import TrainOutcome
 
-from pipeline.config import TrainConfig
-from pipeline.models.versions import find_model
-from pipeline.training.publishing import TrainOutcome
 from tests.cluster.test_chaos import REPOSITORY
-from tests.conftest import SCRIPTS, Trained, afinar
+from tests.conftest import SCRIPTS, Trained, run_afinar
 from tests.training.runs import audited, config, run_on, steps_of, wait_for_step
 
 INTERVAL = 7
@@ -54,7 +54,7 @@ def undisturbed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def train(folder: Path, dataset: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return afinar("train", dataset, "models", *FLAGS, "--audit", "audit", "--json", *more, cwd=folder)
+    return run_afinar("train", dataset, "models", *FLAGS, "--audit", "audit", "--json", *more, cwd=folder)
 
 
 def require_same(undisturbed: Undisturbed, folder: Path, summary: dict[str, Any]) -> None:

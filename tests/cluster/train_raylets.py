@@ -15,11 +15,11 @@ from pathlib import Path
 
 import psutil
 import ray
+from afinar.config.jobs import TrainConfig
+from afinar.execution.train_launcher import train_on_ray
+from afinar.training.task import plan_training
 from ray.cluster_utils import Cluster
 
-from pipeline.config import TrainConfig
-from pipeline.execution.train import train_on_ray
-from pipeline.training.task import plan_training
 from tests.cluster.raylets import HEALTH
 from tests.training.runs import wait_for_step
 

@@ -9,12 +9,11 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pytest
+from afinar.dataset.splits import assign_split
+from afinar.sources.entry import LISTING
+from afinar.units.plan import even_sizes, plan_units, settled, tapered_sizes, unit_names, units_of
 from hypothesis import given
 from hypothesis import strategies as st
-
-from pipeline.dataset.schema import LISTING
-from pipeline.dataset.splits import assign_split
-from pipeline.dataset.units import even_sizes, plan_units, settled, tapered_sizes, unit_names, units_of
 
 SHARES = (0.7, 0.15, 0.15)
 names = st.text("abcdefgh0123456789", min_size=1, max_size=8)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from afinar.evaluation.comparison import RunResult, best_run, verdicts
+from afinar.evaluation.intervals import calibration_error, confusion, paired_difference, reliability, wilson
+from afinar.models.registry.versions import ModelVersion, find_model
 
-from pipeline.evaluation.comparison import RunResult, best_run, verdicts
-from pipeline.evaluation.metrics import calibration_error, confusion, paired_difference, reliability, wilson
-from pipeline.models.versions import ModelVersion, find_model
 from tests.conftest import Trained
 
 
@@ -45,8 +45,7 @@ def test_reliability_gathers_predictions_by_confidence() -> None:
 
 def test_a_reports_calibration_error_is_that_of_the_scores() -> None:
     import torch
-
-    from pipeline.training.scores import score
+    from afinar.training.metrics import score
 
     logits = torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
     targets = torch.arange(500) % 4

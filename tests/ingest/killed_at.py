@@ -11,10 +11,10 @@ import signal
 import sys
 from collections import Counter
 
-from pipeline.config import IngestConfig
-from pipeline.ingest.job import Ingest
-from pipeline.storage import local
-from pipeline.work import InlineExecutor
+from afinar.config.jobs import IngestConfig
+from afinar.ingest.driver import Ingest
+from afinar.storage import local
+from afinar.units.work import InlineExecutor
 
 
 def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:

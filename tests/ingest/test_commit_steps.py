@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from afinar import open_dataset
+from afinar.config.jobs import IngestConfig
+from afinar.dataset.gc import manifests, verify
+from afinar.dataset.manifest import list_objects
+from afinar.ingest.driver import Ingest
+from afinar.storage.open import open_store
+from afinar.units.work import InlineExecutor
 
-from pipeline import open_dataset
-from pipeline.config import IngestConfig
-from pipeline.dataset.manifest import list_objects
-from pipeline.dataset.upkeep import manifests, verify
-from pipeline.ingest.job import Ingest
-from pipeline.storage.open import open_store
-from pipeline.work import InlineExecutor
 from tests.conftest import jpeg, make_archive
 
 REPOSITORY = Path(__file__).parents[2]

@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from afinar import open_dataset
+from afinar.config.jobs import IngestConfig
+from afinar.errors import AfinarError, RequestError, StorageError
+from afinar.ingest.driver import Ingest, IngestSummary
+from afinar.storage.open import open_store
+from afinar.units.work import InlineExecutor
 
-from pipeline import open_dataset
-from pipeline.config import IngestConfig
-from pipeline.errors import AfinarError, RequestError, StorageError
-from pipeline.ingest.job import Ingest, IngestSummary
-from pipeline.storage.open import open_store
-from pipeline.work import InlineExecutor
 from tests.bad_network import PICTURES
 from tests.conftest import make_archive
 from tests.faults import Fault, FaultProxy

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from afinar import open_dataset
+from afinar.config.jobs import IngestConfig
+from afinar.errors import RequestError, ShortfallError
+from afinar.ingest.driver import Ingest, IngestSummary
+from afinar.pictures.decode import decode
+from afinar.pictures.preprocessing import StoredView
+from afinar.storage.objects import sha256
+from afinar.storage.open import open_store
+from afinar.units.work import InlineExecutor
 
-from pipeline import open_dataset
-from pipeline.config import IngestConfig
-from pipeline.errors import RequestError, ShortfallError
-from pipeline.ingest.job import Ingest, IngestSummary
-from pipeline.pictures.contract import StoredView
-from pipeline.pictures.decode import decode
-from pipeline.storage.objects import sha256
-from pipeline.storage.open import open_store
-from pipeline.work import InlineExecutor
 from tests.conftest import jpeg, make_archive
 
 
@@ -156,8 +156,8 @@ def test_over_the_reject_budget_nothing_is_published(archive: Path, tmp_path: Pa
 def test_a_picture_rejected_in_transit_is_tried_again(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.errors import ForbiddenError
-    from pipeline.storage.folder_reader import FolderReader
+    from afinar.errors import ForbiddenError
+    from afinar.storage.folder_reader import FolderReader
 
     dataset = str(tmp_path / "dataset")
     real = FolderReader.get
@@ -252,8 +252,7 @@ def test_another_source_does_not_replace_a_dataset(archive: Path, tmp_path: Path
 
 def test_a_fingerprint_does_not_depend_on_chunks(archive: Path) -> None:
     import pyarrow as pa
-
-    from pipeline.dataset.listing import fingerprint, list_pictures
+    from afinar.sources.listing import fingerprint, list_pictures
 
     listing = list_pictures(str(archive), None)
     chunked = pa.concat_tables([listing.slice(0, 5), listing.slice(5)])
@@ -307,7 +306,7 @@ def test_a_plan_over_budget_is_published_with_a_larger_one(archive: Path, tmp_pa
         (archive / "moss" / f"broken-{number}.jpg").write_bytes(b"not a picture")
     with pytest.raises(ShortfallError):
         ingest(archive, dataset)
-    from pipeline.dataset.upkeep import open_plans
+    from afinar.dataset.gc import open_plans
 
     assert len(list(open_plans(open_store(dataset), 0))) == 1, "its lease, so that no clean-up takes its units"
     summary = ingest(archive, dataset, max_reject_rate=0.5)
@@ -317,8 +316,8 @@ def test_a_plan_over_budget_is_published_with_a_larger_one(archive: Path, tmp_pa
 def test_a_folder_we_may_not_read_is_rejected_and_a_store_that_is_gone_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.errors import ForbiddenError, StorageError
-    from pipeline.storage.folder_reader import FolderReader
+    from afinar.errors import ForbiddenError, StorageError
+    from afinar.storage.folder_reader import FolderReader
 
     archive = make_archive(tmp_path / "pictures", 40)
     real = FolderReader.get

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from afinar import open_dataset
+from afinar.config.jobs import IngestConfig
+from afinar.ingest.driver import Ingest
+from afinar.units.work import InlineExecutor
 
-from pipeline import open_dataset
-from pipeline.config import IngestConfig
-from pipeline.ingest.job import Ingest
-from pipeline.work import InlineExecutor
 from tests.pictures.pillow_images import pillow_images
 
 

@@ -11,26 +11,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+from afinar import open_dataset
+from afinar.config.jobs import IngestConfig
+from afinar.dataset.gc import manifests, verify
+from afinar.dataset.manifest import get_objects
+from afinar.dataset.schema import FACTS
+from afinar.ingest.compaction import MAX_DEAD, count_live
+from afinar.ingest.driver import Ingest
+from afinar.ingest.plan import make_plan
+from afinar.pictures.decode import decode
+from afinar.pictures.preprocessing import StoredView
+from afinar.sources.listing import list_pictures
+from afinar.storage.folder_reader import FolderReader
+from afinar.storage.objects import sha256
+from afinar.storage.open import open_store
+from afinar.storage.store import ObjectInfo
+from afinar.units.work import InlineExecutor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
-from pipeline import open_dataset
-from pipeline.config import IngestConfig
-from pipeline.dataset.listing import list_pictures
-from pipeline.dataset.manifest import get_objects
-from pipeline.dataset.schema import FACTS
-from pipeline.dataset.upkeep import manifests, verify
-from pipeline.ingest.compaction import MAX_DEAD, count_live
-from pipeline.ingest.job import Ingest
-from pipeline.ingest.plan import make_plan
-from pipeline.pictures.contract import StoredView
-from pipeline.pictures.decode import decode
-from pipeline.storage.folder_reader import FolderReader
-from pipeline.storage.objects import sha256
-from pipeline.storage.open import open_store
-from pipeline.storage.store import ObjectInfo
-from pipeline.work import InlineExecutor
 
 
 def picture(content: int) -> bytes:

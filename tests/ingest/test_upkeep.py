@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from afinar import open_dataset
+from afinar.config.jobs import ForgetConfig, IngestConfig
+from afinar.dataset.gc import collect, drop_plans, garbage, manifests, open_plans, verify
+from afinar.dataset.manifest import publish_manifest
+from afinar.dataset.reader import Dataset
+from afinar.errors import RequestError
+from afinar.ingest import forget as forget_module
+from afinar.ingest.driver import Ingest
+from afinar.ingest.estimate import forecast_ingest
+from afinar.ingest.forget import Forget, ForgetSummary
+from afinar.storage.objects import sha256
+from afinar.storage.open import open_store
+from afinar.storage.store import Store
+from afinar.units.work import InlineExecutor
 
-from pipeline import open_dataset
-from pipeline.config import ForgetConfig, IngestConfig
-from pipeline.dataset.manifest import publish_manifest
-from pipeline.dataset.reading import Dataset
-from pipeline.dataset.upkeep import collect, drop_plans, garbage, manifests, open_plans, verify
-from pipeline.errors import RequestError
-from pipeline.ingest import forget as forget_module
-from pipeline.ingest.forecast import forecast_ingest
-from pipeline.ingest.forget import Forget, ForgetSummary
-from pipeline.ingest.job import Ingest
-from pipeline.storage.objects import sha256
-from pipeline.storage.open import open_store
-from pipeline.storage.store import Store
-from pipeline.work import InlineExecutor
 from tests.conftest import jpeg, make_archive
 from tests.ingest.test_ingest import DyingExecutor
 from tests.ingest.test_versions import ingest, require_pixels_of_files, shards_in
@@ -118,7 +118,7 @@ def forget(dataset: str, *uris: str) -> ForgetSummary:
 def holds(dataset: str, content: str) -> list[str]:
     """Objects of a dataset, its manifests apart, in whose bytes a content's hash or a row of it occurs."""
     store = open_store(dataset)
-    from pipeline.dataset.tables import from_ipc, from_parquet
+    from afinar.storage.arrow import from_ipc, from_parquet
 
     found = []
     for name in names(store):

@@ -10,19 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from afinar import open_dataset
+from afinar.config.checks import check_ingest
+from afinar.config.jobs import IngestConfig
+from afinar.dataset.reader import Dataset
+from afinar.dataset.splits import assign_splits, hold_out_repeats
+from afinar.errors import RequestError
+from afinar.ingest.driver import Ingest, IngestSummary
+from afinar.pictures.decode import decode
+from afinar.pictures.preprocessing import StoredView
+from afinar.storage.open import open_store
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import open_dataset
-from pipeline.checks import check_ingest
-from pipeline.config import IngestConfig
-from pipeline.dataset.reading import Dataset
-from pipeline.dataset.splits import assign_splits, hold_out_repeats
-from pipeline.errors import RequestError
-from pipeline.ingest.job import Ingest, IngestSummary
-from pipeline.pictures.contract import StoredView
-from pipeline.pictures.decode import decode
-from pipeline.storage.open import open_store
 from tests.conftest import jpeg, make_archive
 from tests.ingest.test_ingest import CountingExecutor
 
@@ -284,7 +284,7 @@ def test_a_worn_shard_is_rewritten_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_compaction_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.ingest import job
+    from afinar.ingest import driver
 
     archive = make_archive(tmp_path / "pictures", 60)
     dataset = tmp_path / "dataset"
@@ -296,7 +296,7 @@ def test_an_interrupted_compaction_is_continued(tmp_path: Path, monkeypatch: pyt
         def killed(*_: Any) -> bool:
             raise KeyboardInterrupt
 
-        patch.setattr(job, "publish_manifest", killed)
+        patch.setattr(driver, "publish_manifest", killed)
         with pytest.raises(KeyboardInterrupt):
             ingest(archive, dataset)
     after_kill = shards_in(dataset)

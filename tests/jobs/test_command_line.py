@@ -9,18 +9,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from afinar.cli.main import COMMANDS
+from afinar.config.jobs import IngestConfig, TrainConfig
+from afinar.config.recipes import load_recipe
+from afinar.errors import RequestError
 
-from jobs import __main__ as command
-from pipeline.config import IngestConfig, TrainConfig
-from pipeline.errors import RequestError
-from pipeline.recipes import load_recipe
-from tests.conftest import Trained, afinar, make_archive
+from tests.conftest import Trained, make_archive, run_afinar
 
+RECIPES = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
 HEAVY = ("torch", "torchvision", "ray")
 
 PROBE = """
 import sys
-from jobs.__main__ import main
+from afinar.cli.main import main
 code = main(sys.argv[1:])
 print(code, *[name for name in {heavy!r} if name in sys.modules])
 """
@@ -134,7 +135,7 @@ def test_wrong_credentials_are_told_and_not_shown(
 
 
 def test_flags_override_a_recipe(tmp_path: Path) -> None:
-    from jobs.ingest import configure
+    from afinar.cli.ingest import configure
 
     recipe = tmp_path / "nightly.toml"
     recipe.write_text('source = "a"\ndataset = "b"\nsize = 64\nmax-reject-rate = 0\n')
@@ -145,11 +146,16 @@ def test_flags_override_a_recipe(tmp_path: Path) -> None:
 
 
 def test_recipes_that_ship_are_valid() -> None:
-    recipes = sorted(Path(command.__file__).parent.joinpath("recipes").glob("*.toml"))
+    recipes = sorted(RECIPES.glob("*.toml"))
     assert recipes
     for path in recipes:
         kind = IngestConfig if path.name.startswith("ingest") else TrainConfig
-        assert load_recipe(kind, str(path))
+        assert load_recipe(kind, path.stem) == load_recipe(kind, str(path))
+
+
+def test_a_recipe_that_does_not_ship_is_met_with_near_names() -> None:
+    with pytest.raises(RequestError, match=r"no recipe 'vgg16-fc3'.*vgg16-fc2"):
+        load_recipe(TrainConfig, "vgg16-fc3")
 
 
 def test_a_recipe_must_be_toml(tmp_path: Path) -> None:
@@ -160,22 +166,22 @@ def test_a_recipe_must_be_toml(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ingest", "train", "label", "plan", "status", "forget", "demo", "submit"])
 def test_help_has_an_example(name: str, tmp_path: Path) -> None:
-    done = afinar(name, "--help", cwd=tmp_path)
+    done = run_afinar(name, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert f"afinar {name}" in done.stdout
     assert "Example" in done.stdout
 
 
 def test_the_overview_names_every_command(tmp_path: Path) -> None:
-    done = afinar("--help", cwd=tmp_path)
+    done = run_afinar("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert all(name in done.stdout for name in command.COMMANDS)
+    assert all(name in done.stdout for name in COMMANDS)
     assert "130 interrupted" in done.stdout
 
 
 @pytest.mark.parametrize("words", ["ingest nowhere out --json", "ingest --json", "ingest --recipe asks-for-json.toml"])
 def test_json_of_a_refusal_is_one_object(words: str, tmp_path: Path) -> None:
     (tmp_path / "asks-for-json.toml").write_text('source = "nowhere"\ndataset = "out"\njson = true\n')
-    done = afinar(*words.split(), cwd=tmp_path)
+    done = run_afinar(*words.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert json.loads(done.stdout)["exit_code"] == 2

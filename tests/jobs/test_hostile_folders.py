@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from afinar.cli.main import main
+from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.errors import RequestError, UnsafePathError
+from afinar.ingest.driver import Ingest
+from afinar.labelling.driver import Labelling
+from afinar.training.task import plan_training
+from afinar.units.work import InlineExecutor
 
-from jobs.__main__ import main
-from pipeline.config import IngestConfig, LabelConfig
-from pipeline.errors import RequestError, UnsafePathError
-from pipeline.ingest.job import Ingest
-from pipeline.labelling.job import Labelling
-from pipeline.training.task import plan_training
-from pipeline.work import InlineExecutor
 from tests.conftest import Trained
 from tests.training.runs import config as train_config
 

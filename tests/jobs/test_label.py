@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from afinar.cli import label
+from afinar.config.jobs import LabelConfig
+from afinar.errors import ShortfallError
+from afinar.units.work import InlineExecutor
 
-from jobs import label
-from pipeline.config import LabelConfig
-from pipeline.errors import ShortfallError
-from pipeline.work import InlineExecutor
 from tests.conftest import Trained, make_archive
 
 

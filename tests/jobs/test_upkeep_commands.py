@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from jobs.__main__ import main
-from pipeline.config import IngestConfig
-from pipeline.dataset.upkeep import manifests
-from pipeline.ingest.job import Ingest
-from pipeline.storage.open import open_store
-from pipeline.work import InlineExecutor
+from afinar.cli.main import main
+from afinar.config.jobs import IngestConfig
+from afinar.dataset.gc import manifests
+from afinar.ingest.driver import Ingest
+from afinar.storage.open import open_store
+from afinar.units.work import InlineExecutor
 
 
 def answer(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from afinar import open_model, open_predictions
+from afinar.config.jobs import IngestConfig, LabelConfig, Precision
+from afinar.execution.executor import RayExecutor
+from afinar.ingest.driver import Ingest
+from afinar.labelling.driver import Labelling
+from afinar.models.registry.golden import REDUCED_TOLERANCE
+from afinar.storage.folder_reader import FolderReader
+from afinar.storage.objects import sha256
+from afinar.units.work import InlineExecutor
 from PIL import Image
 
-from pipeline import open_model, open_predictions
-from pipeline.config import IngestConfig, LabelConfig, Precision
-from pipeline.execution.executor import RayExecutor
-from pipeline.ingest.job import Ingest
-from pipeline.labelling.job import Labelling
-from pipeline.models.golden import REDUCED_TOLERANCE
-from pipeline.storage.folder_reader import FolderReader
-from pipeline.storage.objects import sha256
-from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 
 COUNT = 2000

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 
 import pytest
+from afinar import open_predictions
+from afinar.config.jobs import LabelConfig
+from afinar.errors import StorageError
+from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.storage.open import open_store
+from afinar.units.work import InlineExecutor
 
-from pipeline import open_predictions
-from pipeline.config import LabelConfig
-from pipeline.errors import StorageError
-from pipeline.labelling.job import Labelling, LabelSummary
-from pipeline.storage.open import open_store
-from pipeline.work import InlineExecutor
 from tests.bad_network import PICTURES
 from tests.conftest import Trained
 from tests.faults import Fault, FaultProxy

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from afinar.cli.main import main
+from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.ingest.driver import Ingest
+from afinar.labelling.driver import Labelling
+from afinar.labelling.estimate import forecast_label, how_wrong, read_forecast
+from afinar.storage.open import open_store
+from afinar.units.work import InlineExecutor
 
-from jobs.__main__ import main
-from pipeline.config import IngestConfig, LabelConfig
-from pipeline.ingest.job import Ingest
-from pipeline.labelling.forecast import forecast_label, how_wrong, read_forecast
-from pipeline.labelling.job import Labelling
-from pipeline.storage.open import open_store
-from pipeline.work import InlineExecutor
 from tests.conftest import Trained
 
 

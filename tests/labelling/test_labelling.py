@@ -11,21 +11,21 @@ from typing import Any
 import numpy as np
 import pyarrow.dataset as pads
 import pytest
+from afinar import open_dataset, open_model, open_predictions
+from afinar.config.jobs import LabelConfig
+from afinar.errors import PictureError, RequestError, ShortfallError
+from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.labelling.source import Folder
+from afinar.labelling.tasks import LabelSpec, LabelTask, make_labeller
+from afinar.models.registry.versions import publish_model
+from afinar.predictions import current as standing
+from afinar.predictions.gc import sweep
+from afinar.predictions.manifest import FOLDER
+from afinar.storage.commit import committed_units, latest
+from afinar.storage.objects import sha256
+from afinar.storage.open import open_store
+from afinar.units.work import InlineExecutor
 
-from pipeline import open_dataset, open_model, open_predictions
-from pipeline.config import LabelConfig
-from pipeline.errors import PictureError, RequestError, ShortfallError
-from pipeline.labelling import standing
-from pipeline.labelling.job import Labelling, LabelSummary
-from pipeline.labelling.output import FOLDER
-from pipeline.labelling.source import Folder
-from pipeline.labelling.tasks import LabelSpec, LabelTask, make_labeller
-from pipeline.labelling.upkeep import sweep
-from pipeline.models.versions import publish_model
-from pipeline.storage.commit import committed_units, latest
-from pipeline.storage.objects import sha256
-from pipeline.storage.open import open_store
-from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 
 
@@ -207,7 +207,7 @@ def test_a_twin_of_a_committed_unit_leaves_nothing_behind(scans: Path, tmp_path:
     store = open_store(out)
     before = {info.name for info in store.walk()}
     (*_, unit) = sorted(committed_units(store))
-    from pipeline.dataset.schema import Entry
+    from afinar.sources.entry import Entry
 
     spec = LabelSpec(
         source=Folder(str(scans)),
@@ -364,8 +364,8 @@ def test_a_removal_that_was_cut_short_is_finished_by_the_next_run(
 def test_a_store_that_is_gone_ends_the_job_and_loses_nothing(
     scans: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.errors import StorageError
-    from pipeline.storage.folder_reader import FolderReader
+    from afinar.errors import StorageError
+    from afinar.storage.folder_reader import FolderReader
 
     out = str(tmp_path / "out")
     real = FolderReader.get

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from afinar import open_model
+from afinar.errors import PictureError, RequestError
+from afinar.labelling.predict_one import label_one
+from afinar.storage.open import open_store
 
-from pipeline import open_model
-from pipeline.errors import PictureError, RequestError
-from pipeline.labelling.one import label_one
-from pipeline.storage.open import open_store
-from tests.conftest import Trained, afinar, jpeg
+from tests.conftest import Trained, jpeg, run_afinar
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_its_answer_is_the_models(picture: Path, trained: Trained, tmp_path: Path) -> None:
-    done = afinar("label", picture.name, "-", "--model", trained.champion, "--json", cwd=tmp_path)
+    done = run_afinar("label", picture.name, "-", "--model", trained.champion, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     (expected,) = open_model(trained.champion).predict([picture])
@@ -36,7 +36,7 @@ def test_its_answer_is_the_models(picture: Path, trained: Trained, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == [picture.name], "nothing is written"
 
 
-WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from jobs.__main__ import main; sys.exit(main(sys.argv[1:]))"
+WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from afinar.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def test_a_person_gets_a_table_of_the_best_classes_without_ray(picture: Path, trained: Trained) -> None:
@@ -54,7 +54,7 @@ def test_a_picture_that_cannot_be_used_is_exit_code_1_with_its_reason(
     data: bytes, reason: str, trained: Trained, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(data)
-    done = afinar("label", "bad.jpg", "-", "--model", trained.champion, "--json", cwd=tmp_path)
+    done = run_afinar("label", "bad.jpg", "-", "--model", trained.champion, "--json", cwd=tmp_path)
     assert done.returncode == 1
     refusal = json.loads(done.stdout)
     assert refusal["exit_code"] == 1
@@ -77,8 +77,8 @@ def test_a_picture_may_lie_in_a_bucket(picture: Path, trained: Trained, bucket: 
 
 
 def test_a_picture_out_of_reach_says_why(picture: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.errors import ForbiddenError
-    from pipeline.storage.folder_reader import FolderReader
+    from afinar.errors import ForbiddenError
+    from afinar.storage.folder_reader import FolderReader
 
     real = FolderReader.get
 

@@ -16,24 +16,25 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
+from afinar import open_dataset, open_model, open_predictions
+from afinar.cli.label import describe
+from afinar.config.checks import check_label
+from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.errors import RequestError
+from afinar.ingest.driver import Ingest
+from afinar.labelling import driver as job
+from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.predictions import single_file as single
+from afinar.predictions.columns import Extras, partition_name
+from afinar.predictions.manifest import FOLDER, PREDICTIONS
+from afinar.predictions.review_queue import ReviewQueue, least_certain
+from afinar.report.review import review_page
+from afinar.storage.arrow import from_parquet
+from afinar.storage.commit import latest
+from afinar.storage.open import open_store
+from afinar.storage.store import Store
+from afinar.units.work import InlineExecutor
 
-from jobs.label import describe
-from pipeline import open_dataset, open_model, open_predictions
-from pipeline.checks import check_label
-from pipeline.config import IngestConfig, LabelConfig
-from pipeline.dataset.tables import from_parquet
-from pipeline.errors import RequestError
-from pipeline.ingest.job import Ingest
-from pipeline.labelling import job, single
-from pipeline.labelling.extras import Extras, partition_name
-from pipeline.labelling.job import Labelling, LabelSummary
-from pipeline.labelling.output import FOLDER, PREDICTIONS
-from pipeline.labelling.review import ReviewQueue, least_certain
-from pipeline.report.review import review_page
-from pipeline.storage.commit import latest
-from pipeline.storage.open import open_store
-from pipeline.storage.store import Store
-from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 
 COUNT = 60

@@ -11,21 +11,21 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from afinar import open_dataset, open_model, open_predictions
+from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.errors import RequestError
+from afinar.ingest.driver import Ingest
+from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.labelling.source import Folder, Shards, UriList, open_source
+from afinar.models.registry.versions import find_model
+from afinar.sources.uri_list import MISSING, list_named
+from afinar.storage.arrow import to_parquet
+from afinar.storage.commit import latest
+from afinar.storage.multi_store import Anywhere
+from afinar.storage.open import open_store
+from afinar.storage.store import ObjectInfo, Store
+from afinar.units.work import InlineExecutor
 
-from pipeline import open_dataset, open_model, open_predictions
-from pipeline.config import IngestConfig, LabelConfig
-from pipeline.dataset.tables import to_parquet
-from pipeline.dataset.uri_list import MISSING, list_named
-from pipeline.errors import RequestError
-from pipeline.ingest.job import Ingest
-from pipeline.labelling.job import Labelling, LabelSummary
-from pipeline.labelling.source import Folder, Shards, UriList, open_source
-from pipeline.models.versions import find_model
-from pipeline.storage.anywhere import Anywhere
-from pipeline.storage.commit import latest
-from pipeline.storage.open import open_store
-from pipeline.storage.store import ObjectInfo, Store
-from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 
 
@@ -147,7 +147,7 @@ def test_a_list_that_was_interrupted_is_continued(location: str, tmp_path: Path,
 
 
 def test_dense_folders_of_a_bucket_are_listed_and_give_the_same(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.dataset import uri_list
+    from afinar.sources import uri_list
 
     store = open_store(bucket)
     names = [f"dense/{number}" for number in range(6)] + [f"sparse-{number}/x" for number in range(2)]
@@ -196,8 +196,8 @@ def test_lists_that_cannot_serve_say_why(tmp_path: Path, s3_server: str) -> None
 
 
 def test_a_store_that_does_not_answer_ends_the_looking_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.errors import StorageError
-    from pipeline.storage.folder_reader import FolderReader
+    from afinar.errors import StorageError
+    from afinar.storage.folder_reader import FolderReader
 
     def silent(self: FolderReader, name: str) -> Any:
         raise StorageError("no answer in time")
@@ -298,14 +298,14 @@ def test_pixels_serve_a_model_that_has_learned_from_jpegs(archive: Path, tmp_pat
     """Its golden samples are not the matter here: only that both ways give it the same pixels."""
     from dataclasses import replace
 
-    from pipeline.pictures.decode import decode
-    from pipeline.work import Stages
+    from afinar.pictures.decode import decode
+    from afinar.units.work import Stages
 
     dataset = str(tmp_path / "dataset")
     Ingest(IngestConfig(source=str(archive), dataset=dataset, size=64), InlineExecutor()).run()
     view = replace(find_model(trained.champion)[1].stored_view, store="jpeg")
     source = open_source(LabelConfig(source=dataset, predictions="-", model="-"), view)
-    from pipeline.dataset.units import even_sizes, plan_units, settled, units_of
+    from afinar.units.plan import even_sizes, plan_units, settled, units_of
 
     listing, _ = source.listing()
     plan = plan_units(listing, settled(listing, listing.slice(0, 0)), "x", partial(even_sizes, 512))

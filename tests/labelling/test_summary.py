@@ -8,14 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from pipeline import open_predictions
-from pipeline.config import LabelConfig
-from pipeline.labelling.account import Tally, brought_up, previous
-from pipeline.labelling.job import Labelling, LabelSummary
-from pipeline.labelling.summary import (
+from afinar import open_predictions
+from afinar.config.jobs import LabelConfig
+from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.labelling.run_report import Tally, brought_up, previous
+from afinar.labelling.stats import (
     BINS,
     CHANCE,
     ENOUGH,
@@ -29,9 +26,12 @@ from pipeline.labelling.summary import (
     earth_mover,
     total_variation,
 )
-from pipeline.storage.commit import Record, latest
-from pipeline.storage.open import open_store
-from pipeline.work import InlineExecutor
+from afinar.storage.commit import Record, latest
+from afinar.storage.open import open_store
+from afinar.units.work import InlineExecutor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from tests.conftest import Trained, jpeg
 
 SEEDS = st.integers(0, 2**32 - 1)

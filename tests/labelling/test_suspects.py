@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from pipeline.errors import StorageError
-from pipeline.labelling.suspects import ATTEMPTS, Suspects
-from pipeline.storage.open import open_store
-from pipeline.storage.store import Store
+from afinar.errors import StorageError
+from afinar.inference.quarantine import ATTEMPTS, Suspects
+from afinar.storage.open import open_store
+from afinar.storage.store import Store
 
 
 @pytest.fixture

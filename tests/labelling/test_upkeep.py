@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from afinar import open_predictions
+from afinar.cli.main import main
+from afinar.config.jobs import LabelConfig
+from afinar.labelling.driver import Labelling
+from afinar.predictions.gc import collect, current_record, verify
+from afinar.storage.open import open_store
+from afinar.storage.store import Store
+from afinar.units.plan import stored_plans
+from afinar.units.work import InlineExecutor
 
-from jobs.__main__ import main
-from pipeline import open_predictions
-from pipeline.config import LabelConfig
-from pipeline.dataset.units import stored_plans
-from pipeline.labelling.job import Labelling
-from pipeline.labelling.upkeep import collect, current_record, verify
-from pipeline.storage.open import open_store
-from pipeline.storage.store import Store
-from pipeline.work import InlineExecutor
 from tests.conftest import Trained, jpeg
 
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from afinar.config.jobs import TrainConfig
+from afinar.errors import RequestError
+from afinar.models.networks.backbones import build_backbone, weightless
+from afinar.models.networks.describe import describe_network
+from afinar.models.networks.network import build_network
+from afinar.models.registry.versions import Architecture
 
-from pipeline.config import TrainConfig
-from pipeline.errors import RequestError
-from pipeline.models.backbones import build_backbone, weightless
-from pipeline.models.describe import describe_network
-from pipeline.models.network import build_network
-from pipeline.models.versions import Architecture
 from tests.conftest import Trained
 
 
@@ -77,7 +77,7 @@ def test_stages_that_there_are_not_are_refused() -> None:
         described(backbone="resnet18", regime="last:6")
 
 
-PROBE = "import sys; from jobs.__main__ import main; code = main(sys.argv[1:]); print(code, 'ray' in sys.modules)"
+PROBE = "import sys; from afinar.cli.main import main; code = main(sys.argv[1:]); print(code, 'ray' in sys.modules)"
 
 
 def say(*words: str, cwd: Path) -> list[str]:

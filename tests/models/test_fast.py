@@ -8,17 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from afinar.errors import ModelError
+from afinar.inference import optimize as module
+from afinar.inference.optimize import fast
+from afinar.models.networks.backbones import check_cut
+from afinar.models.networks.network import Network, build_network
+from afinar.models.networks.weights import IMAGENET_MEAN, IMAGENET_STD
+from afinar.models.registry.golden import Golden, agrees_reduced, score
+from afinar.models.registry.versions import Architecture
+from afinar.pictures.preprocessing import InputView
 from torch import nn
-
-from pipeline.errors import ModelError
-from pipeline.models import fast as module
-from pipeline.models.backbones import check_cut
-from pipeline.models.fast import fast
-from pipeline.models.golden import Golden, agrees_reduced, score
-from pipeline.models.network import Network, build_network
-from pipeline.models.versions import Architecture
-from pipeline.models.weights import IMAGENET_MEAN, IMAGENET_STD
-from pipeline.pictures.contract import InputView
 
 SIZE = 64
 VIEW = InputView(input_size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -17,18 +17,18 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision.models
+from afinar.errors import IntegrityError, ModelError, RequestError
+from afinar.models.networks.backbones import build_backbone, check_cut, cut_backbone
+from afinar.models.networks.catalogue import CATALOGUE, require_backbone
+from afinar.models.networks.network import build_network, prepare
+from afinar.models.networks.weights import find_weights, load_weights, parse_cached
+from afinar.models.registry.bundle import load_network, put_weights
+from afinar.models.registry.golden import Golden, decoded_again, get_golden, require_answers, score
+from afinar.models.registry.versions import Architecture, find_model, promote
+from afinar.pictures.preprocessing import InputView
+from afinar.storage.open import open_store
 from torch import nn
 
-from pipeline.errors import IntegrityError, ModelError, RequestError
-from pipeline.models.backbones import build_backbone, check_cut, cut_backbone
-from pipeline.models.bundle import load_network, put_weights
-from pipeline.models.catalogue import CATALOGUE, require_backbone
-from pipeline.models.golden import Golden, decoded_again, get_golden, require_answers, score
-from pipeline.models.network import build_network, prepare
-from pipeline.models.versions import Architecture, find_model, promote
-from pipeline.models.weights import find_weights, load_weights, parse_cached
-from pipeline.pictures.contract import InputView
-from pipeline.storage.open import open_store
 from tests.conftest import Trained
 
 

@@ -9,19 +9,17 @@ from typing import Any
 import pytest
 import torch
 import torchvision.models as zoo
+from afinar.config.checks import check_train
+from afinar.config.jobs import TrainConfig
+from afinar.config.recipes import load_recipe
+from afinar.errors import RequestError
+from afinar.models.networks.describe import describe_network
+from afinar.models.networks.network import Network, OneSigmoid, build_network
+from afinar.models.registry.versions import Architecture
 from torch import nn
 from torch.nn import functional as F
 
-from jobs import __main__ as command
-from pipeline.checks import check_train
-from pipeline.config import TrainConfig
-from pipeline.errors import RequestError
-from pipeline.models.describe import describe_network
-from pipeline.models.network import Network, OneSigmoid, build_network
-from pipeline.models.versions import Architecture
-from pipeline.recipes import load_recipe
-
-RECIPES = Path(command.__file__).parent / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
 
 
 def architecture(**options: Any) -> Architecture:

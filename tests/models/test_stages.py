@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from afinar.config.jobs import Head
+from afinar.errors import RequestError
+from afinar.models.networks.backbones import build_backbone, cut_backbone, weightless
+from afinar.models.networks.catalogue import CATALOGUE
+from afinar.models.networks.network import Network, build_network
+from afinar.models.networks.stages import freeze, parameter_groups, set_training, stages
+from afinar.models.registry.versions import Architecture
 from torch import fx, nn
-
-from pipeline.config import Head
-from pipeline.errors import RequestError
-from pipeline.models.backbones import build_backbone, cut_backbone, weightless
-from pipeline.models.catalogue import CATALOGUE
-from pipeline.models.network import Network, build_network
-from pipeline.models.stages import freeze, parameter_groups, set_training, stages
-from pipeline.models.versions import Architecture
 
 
 def cut_of(name: str, cut: str = "auto") -> fx.GraphModule:

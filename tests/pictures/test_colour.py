@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from afinar.errors import PictureError, Reason
+from afinar.pictures.decode import decode
+from afinar.pictures.preprocessing import StoredView
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.errors import PictureError, Reason
-from pipeline.pictures.contract import StoredView
-from pipeline.pictures.decode import decode
 from tests.pictures.files import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, noise, png, saved, tiff
 
 SIDE = 16

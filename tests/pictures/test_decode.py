@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from afinar.errors import PictureError, Reason
+from afinar.pictures.decode import FORMATS, Limits, decode
+from afinar.pictures.preprocessing import InputView, StoredView
 from PIL import Image, ImageOps
 
-from pipeline.errors import PictureError, Reason
-from pipeline.pictures.contract import InputView, StoredView
-from pipeline.pictures.decode import FORMATS, Limits, decode
 from tests.conftest import jpeg
 from tests.pictures.files import noise, photograph, png_claiming, saved, tiff
 
@@ -140,7 +140,7 @@ def test_want_of_memory_is_not_a_fault_of_the_picture(monkeypatch: pytest.Monkey
     def fail(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr("pipeline.pictures.decode.to_rgb", fail)
+    monkeypatch.setattr("afinar.pictures.decode.to_rgb", fail)
     with pytest.raises(PictureError) as caught:
         decode(jpeg(1), VIEW)
     assert caught.value.reason == Reason.TOO_MUCH_MEMORY

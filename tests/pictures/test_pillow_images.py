@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from afinar.errors import Reason
 
-from pipeline.errors import Reason
 from tests.pictures.pillow_images import FILES, pillow_images
 
 LIMIT_S = 5.0
@@ -22,9 +22,9 @@ LIMIT_BYTES = 2_000_000_000
 PROGRAM = """
 import json, re, sys, time
 from pathlib import Path
-from pipeline.errors import PictureError
-from pipeline.pictures.contract import StoredView
-from pipeline.pictures.decode import decode
+from afinar.errors import PictureError
+from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.decode import decode
 
 view = StoredView(size=64, fit="crop")
 for path in sorted(path for path in Path(sys.argv[1]).rglob("*") if path.is_file()):

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from afinar.config.jobs import Fit
+from afinar.pictures import resize as module
+from afinar.pictures.decode import decode
+from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.resize import Box, resize
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.config import Fit
-from pipeline.pictures import resize as module
-from pipeline.pictures.contract import StoredView
-from pipeline.pictures.decode import decode
-from pipeline.pictures.resize import Box, resize
 from tests.pictures.files import noise, photograph, saved
 
 SHAPES = [

@@ -6,12 +6,12 @@ import io
 
 import numpy as np
 import pytest
+from afinar.errors import PictureError, Reason
+from afinar.pictures.decode import decode, decode_into, decode_to_jpeg
+from afinar.pictures.jpeg import decode_stored, encode_stored
+from afinar.pictures.preprocessing import StoredView
 from PIL import Image
 
-from pipeline.errors import PictureError, Reason
-from pipeline.pictures.contract import StoredView
-from pipeline.pictures.decode import decode, decode_into, decode_to_jpeg
-from pipeline.pictures.stored import decode_stored, encode_stored
 from tests.pictures.files import photograph, saved
 
 PIXELS = StoredView(size=96, fit="crop")

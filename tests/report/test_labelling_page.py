@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from afinar.labelling.run_report import Account, Tally
+from afinar.labelling.stats import BINS, Answers, Before
+from afinar.report.labelling import LabelRun, label_page
 
-from pipeline.labelling.account import Account, Tally
-from pipeline.labelling.summary import BINS, Answers, Before
-from pipeline.report.labelling import LabelRun, label_page
 from tests.report.test_page import NASTY, Reader
 
 

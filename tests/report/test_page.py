@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from afinar import open_dataset
+from afinar.config.jobs import IngestConfig, TrainConfig
+from afinar.dataset.reader import Dataset
+from afinar.evaluation.comparison import RunResult, read_run
+from afinar.ingest.driver import Ingest
+from afinar.predictions.manifest import REJECTS
+from afinar.report.page import LabelledArchive, comparison_page, run_page
+from afinar.storage.open import open_store
+from afinar.training.distributed import Group
+from afinar.training.publish import publish
+from afinar.training.task import plan_training
+from afinar.training.worker import train
+from afinar.units.work import InlineExecutor
 
-from pipeline import open_dataset
-from pipeline.config import IngestConfig, TrainConfig
-from pipeline.dataset.reading import Dataset
-from pipeline.evaluation.comparison import RunResult, read_run
-from pipeline.ingest.job import Ingest
-from pipeline.labelling.output import REJECTS
-from pipeline.report.page import LabelledArchive, comparison_page, run_page
-from pipeline.storage.open import open_store
-from pipeline.training.group import Group
-from pipeline.training.job import train
-from pipeline.training.publishing import publish
-from pipeline.training.task import plan_training
-from pipeline.work import InlineExecutor
 from tests.conftest import jpeg
 
 NASTY = "<script>alert('x')</script> & $x_1$"

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from afinar.predictions.manifest import PREDICTIONS
+from afinar.predictions.review_queue import ReviewQueue
+from afinar.report.review import review_page
+from afinar.storage.open import open_store
 
-from pipeline.labelling.output import PREDICTIONS
-from pipeline.labelling.review import ReviewQueue
-from pipeline.report.review import review_page
-from pipeline.storage.open import open_store
 from tests.conftest import jpeg
 
 NASTY = "<script>alert('x')</script> & \"quoted\""
@@ -84,7 +84,7 @@ def test_the_page_shows_pictures_and_keeps_names_text(tmp_path: Path) -> None:
 
 
 def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.report.review.PICTURES", 4)
+    monkeypatch.setattr("afinar.report.review.PICTURES", 4)
     page = Page(review_page(queue_of(tmp_path, 6)))
     assert [card["data-uri"] for card in page.cards] == [str(tmp_path / f"{number}.jpg") for number in range(4)]
 

@@ -7,11 +7,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-
-from pipeline.errors import IntegrityError, RequestError
-from pipeline.storage.cache import Cache, open_verified
-from pipeline.storage.local import LocalStore
-from pipeline.storage.objects import ObjectRef, put_object
+from afinar.errors import IntegrityError, RequestError
+from afinar.storage.cache import Cache, open_verified
+from afinar.storage.local import LocalStore
+from afinar.storage.objects import ObjectRef, put_object
 
 
 class RemoteStore(LocalStore):

@@ -13,13 +13,12 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+from afinar.errors import NotFoundError, StorageError, UnsafePathError
+from afinar.storage.names import is_safe_name
+from afinar.storage.objects import ObjectRef
+from afinar.storage.open import open_reader, open_store
+from afinar.storage.store import Store
 from hypothesis import HealthCheck, given, settings
-
-from pipeline.errors import NotFoundError, StorageError, UnsafePathError
-from pipeline.storage.names import is_safe_name
-from pipeline.storage.objects import ObjectRef
-from pipeline.storage.open import open_reader, open_store
-from pipeline.storage.store import Store
 
 PARTS = [
     "..",

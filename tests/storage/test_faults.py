@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from afinar.errors import ForbiddenError, IntegrityError, NotFoundError, RequestError, StorageError
+from afinar.storage import s3, s3_clients
+from afinar.storage.commit import latest, new_owner, publish, require_put_if_absent
+from afinar.storage.objects import get_object, put_object
+from afinar.storage.open import open_store
+from afinar.storage.store import Store
 
-from pipeline.errors import ForbiddenError, IntegrityError, NotFoundError, RequestError, StorageError
-from pipeline.storage import s3, s3_clients
-from pipeline.storage.commit import latest, new_owner, publish, require_put_if_absent
-from pipeline.storage.objects import get_object, put_object
-from pipeline.storage.open import open_store
-from pipeline.storage.store import Store
 from tests.faults import Fault, FaultProxy
 
 BODY = bytes(range(256)) * 400

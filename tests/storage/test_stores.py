@@ -9,10 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-
-from pipeline.errors import ChangedError, ForbiddenError, IntegrityError, NotFoundError, RequestError, StorageError
-from pipeline.storage.cache import Cache, open_verified
-from pipeline.storage.commit import (
+from afinar.errors import ChangedError, ForbiddenError, IntegrityError, NotFoundError, RequestError, StorageError
+from afinar.storage.cache import Cache, open_verified
+from afinar.storage.commit import (
     UnitMarker,
     commit_unit,
     committed_units,
@@ -22,11 +21,11 @@ from pipeline.storage.commit import (
     read_marker,
     require_put_if_absent,
 )
-from pipeline.storage.etags import BodyCheck
-from pipeline.storage.objects import ObjectRef, ObjectWriter, get_object, put_object
-from pipeline.storage.open import normalise, open_reader, open_store
-from pipeline.storage.store import Buffer, ObjectInfo, Store
-from pipeline.storage.walking import Walk
+from afinar.storage.etags import BodyCheck
+from afinar.storage.objects import ObjectRef, ObjectWriter, get_object, put_object
+from afinar.storage.open import normalise, open_reader, open_store
+from afinar.storage.parallel_listing import Walk
+from afinar.storage.store import Buffer, ObjectInfo, Store
 
 
 @pytest.fixture
@@ -129,7 +128,7 @@ def test_the_probe_accepts_a_store_that_enforces_put_if_absent(store: Store) -> 
 
 
 def test_a_store_that_overwrites_is_refused(tmp_path: Path) -> None:
-    from pipeline.storage.local import LocalStore
+    from afinar.storage.local import LocalStore
 
     class Overwriting(LocalStore):
         def put_if_absent(self, name: str, data: Buffer) -> bool:
@@ -253,7 +252,7 @@ def test_a_link_to_a_folder_is_followed_once(tmp_path: Path) -> None:
 
 
 def test_a_large_object_is_published_whole_and_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.s3._PIECE_BYTES", 5 * 2**20)
+    monkeypatch.setattr("afinar.storage.s3._PIECE_BYTES", 5 * 2**20)
     pieces = [bytes([number]) * 2**20 for number in range(13)]
     name = "large/whole.bin"
     with ObjectWriter(store, "large", large=True) as writer:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from afinar.config.jobs import TrainConfig
+from afinar.training.distributed import Group
+from afinar.training.publish import TrainOutcome, read_outcome
+from afinar.training.task import plan_training
+from afinar.training.worker import train
 from torch.multiprocessing.spawn import start_processes
 
-from pipeline.config import TrainConfig
-from pipeline.training.group import Group
-from pipeline.training.job import train
-from pipeline.training.publishing import TrainOutcome, read_outcome
-from pipeline.training.task import plan_training
 from tests.conftest import Trained
 from tests.servers import free_port
 

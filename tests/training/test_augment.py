@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from afinar.config.checks import Augmentation, parse_augment
+from afinar.errors import RequestError
+from afinar.training.augment import Draw, affine, move, recolour
+from afinar.training.rng import uniform
 from torch import Tensor
-
-from pipeline.checks import Augmentation, parse_augment
-from pipeline.errors import RequestError
-from pipeline.training.augment import Draw, affine, move, recolour
-from pipeline.training.draws import uniform
 
 EVERYTHING = parse_augment(
     "flip,flip-vertical,rotate:40,shift:0.2,zoom:0.2,shear:10,brightness:0.3,contrast:0.3,saturation:0.3", "full"

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from afinar.config.jobs import IngestConfig, TrainConfig
+from afinar.dataset.reader import Dataset, open_dataset
+from afinar.ingest.driver import Ingest
+from afinar.storage.cache import Cache
+from afinar.training.loading import ShardWindows, load
+from afinar.training.optim import Descent, follow, rate_factor
+from afinar.training.sampler import epoch_order, global_batches
+from afinar.training.timing import Account
+from afinar.units.work import InlineExecutor
 from torch import nn
 
-from pipeline.config import IngestConfig, TrainConfig
-from pipeline.dataset.reading import Dataset, open_dataset
-from pipeline.ingest.job import Ingest
-from pipeline.storage.cache import Cache
-from pipeline.training.descent import Descent, follow, rate_factor
-from pipeline.training.ledger import Account
-from pipeline.training.loading import ShardWindows, load
-from pipeline.training.order import epoch_order, global_batches
-from pipeline.work import InlineExecutor
 from tests.conftest import many_pictures
 from tests.storage.test_cache import RemoteStore
 

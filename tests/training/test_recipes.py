@@ -17,20 +17,20 @@ import conformal_clip_data
 import numpy as np
 import pytest
 import torch
+from afinar import open_model
+from afinar.config.jobs import IngestConfig, TrainConfig
+from afinar.config.recipes import load_recipe
+from afinar.ingest.driver import Ingest
+from afinar.models.networks.backbones import check_cut
+from afinar.models.networks.network import build_network
+from afinar.models.registry.versions import Architecture
+from afinar.training.distributed import Group
+from afinar.training.publish import publish
+from afinar.training.task import plan_training
+from afinar.training.worker import train
+from afinar.units.work import InlineExecutor
 from safetensors.torch import save_file
 
-from pipeline import open_model
-from pipeline.config import IngestConfig, TrainConfig
-from pipeline.ingest.job import Ingest
-from pipeline.models.backbones import check_cut
-from pipeline.models.network import build_network
-from pipeline.models.versions import Architecture
-from pipeline.recipes import load_recipe
-from pipeline.training.group import Group
-from pipeline.training.job import train
-from pipeline.training.publishing import publish
-from pipeline.training.task import plan_training
-from pipeline.work import InlineExecutor
 from tests.models.test_network import RECIPES, by_hand, dense
 
 EACH = 45  # pictures of a class
@@ -88,7 +88,7 @@ def expected_parameters(name: str) -> tuple[int, int]:
 PROBE = """
 import json, sys
 import numpy as np
-from pipeline import open_model
+from afinar import open_model
 model = open_model(sys.argv[1])
 print(json.dumps(model(np.load(sys.argv[2])).tolist()))
 """

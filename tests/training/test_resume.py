@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from afinar.config.jobs import TrainConfig
+from afinar.errors import IntegrityError, RequestError, ShortfallError
+from afinar.storage.open import open_store
+from afinar.training.checkpoint import Cursor
+from afinar.training.distributed import Group
+from afinar.training.publish import TrainOutcome, finish, publish
+from afinar.training.sample_log import Audit
+from afinar.training.sampler import Rows
+from afinar.training.task import plan_training
+from afinar.training.worker import train
 
-from pipeline.config import TrainConfig
-from pipeline.errors import IntegrityError, RequestError, ShortfallError
-from pipeline.storage.open import open_store
-from pipeline.training.audit import Audit
-from pipeline.training.checkpoint import Cursor
-from pipeline.training.group import Group
-from pipeline.training.job import train
-from pipeline.training.order import Rows
-from pipeline.training.publishing import TrainOutcome, finish, publish
-from pipeline.training.task import plan_training
 from tests.conftest import TINTS, Trained, jpeg, make_archive
 from tests.training.runs import config, run, run_on, steps_of
 
@@ -158,9 +158,9 @@ def test_a_checkpoint_of_another_training_is_refused(
 def test_a_new_version_of_the_dataset_is_a_new_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from pipeline.config import IngestConfig
-    from pipeline.ingest.job import Ingest
-    from pipeline.work import InlineExecutor
+    from afinar.config.jobs import IngestConfig
+    from afinar.ingest.driver import Ingest
+    from afinar.units.work import InlineExecutor
 
     pictures = make_archive(tmp_path / "pictures", 30)
     ingest = IngestConfig(source=str(pictures), dataset=str(tmp_path / "dataset"), size=64)
@@ -189,9 +189,9 @@ def test_a_damaged_checkpoint_is_refused(trained: Trained, tmp_path: Path, monke
 
 
 def test_a_damaged_shard_ends_the_training_and_publishes_nothing(tmp_path: Path) -> None:
-    from pipeline.config import IngestConfig
-    from pipeline.ingest.job import Ingest
-    from pipeline.work import InlineExecutor
+    from afinar.config.jobs import IngestConfig
+    from afinar.ingest.driver import Ingest
+    from afinar.units.work import InlineExecutor
 
     pictures = make_archive(tmp_path / "pictures", 30)
     dataset = str(tmp_path / "dataset")
@@ -209,9 +209,9 @@ def test_a_damaged_shard_ends_the_training_and_publishes_nothing(tmp_path: Path)
 
 
 def test_a_class_without_training_samples_is_refused(tmp_path: Path) -> None:
-    from pipeline.config import IngestConfig
-    from pipeline.ingest.job import Ingest
-    from pipeline.work import InlineExecutor
+    from afinar.config.jobs import IngestConfig
+    from afinar.ingest.driver import Ingest
+    from afinar.units.work import InlineExecutor
 
     folders = ("train/moss", "train/rust", "validation/moss", "validation/rust", "test/moss", "test/slate")
     for number, folder in enumerate(folders):

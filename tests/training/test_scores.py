@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from afinar.errors import ShortfallError
+from afinar.training.distributed import Group
+from afinar.training.metrics import fit_temperature, score
 from sklearn import metrics as sk
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
-from pipeline.errors import ShortfallError
-from pipeline.training.group import Group
-from pipeline.training.scores import fit_temperature, score
 from tests.servers import free_port
 
 Sample = tuple[Tensor, Tensor]

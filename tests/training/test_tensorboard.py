@@ -7,10 +7,9 @@ import sys
 from typing import Any
 
 import pytest
+from afinar.training.tensorboard import event_file
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
-
-from pipeline.training.tensorboard import event_file
 
 ROW: dict[str, Any] = {
     "epoch": 3,

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from afinar.errors import RequestError, ShortfallError
+from afinar.models.networks.network import build_network
+from afinar.models.networks.weights import State, find_weights, load_weights
+from afinar.storage.arrow import from_parquet
+from afinar.storage.objects import ObjectRef, get_object
+from afinar.storage.open import open_store
+from afinar.training.distributed import Group
+from afinar.training.publish import TrainOutcome, read_outcome
+from afinar.training.rng import uniform
+from afinar.training.sampler import epoch_order, global_batches, share
+from afinar.training.task import TrainTask, plan_training
+from afinar.training.worker import train
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.tables import from_parquet
-from pipeline.errors import RequestError, ShortfallError
-from pipeline.models.network import build_network
-from pipeline.models.weights import State, find_weights, load_weights
-from pipeline.storage.objects import ObjectRef, get_object
-from pipeline.storage.open import open_store
-from pipeline.training.draws import uniform
-from pipeline.training.group import Group
-from pipeline.training.job import train
-from pipeline.training.order import epoch_order, global_batches, share
-from pipeline.training.publishing import TrainOutcome, read_outcome
-from pipeline.training.task import TrainTask, plan_training
 from tests.conftest import Trained
 from tests.training.runs import config, run, run_on, steps_of
 

@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import psutil
-
-from pipeline.config import IngestConfig
-from pipeline.execution.executor import RayExecutor
-from pipeline.execution.session import ray_session
-from pipeline.ingest.job import Ingest
+from afinar.config.jobs import IngestConfig
+from afinar.execution.executor import RayExecutor
+from afinar.execution.session import ray_session
+from afinar.ingest.driver import Ingest
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from afinar.pictures.decode import Pixels, decode, decode_into
+from afinar.pictures.preprocessing import StoredView
 from PIL import Image
-
-from pipeline.pictures.contract import StoredView
-from pipeline.pictures.decode import Pixels, decode, decode_into
 
 Decoder = Callable[[bytes, StoredView], Pixels]
 

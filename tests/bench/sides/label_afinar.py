@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from pipeline.config import LabelConfig
-from pipeline.execution.executor import RayExecutor
-from pipeline.execution.session import ray_session
-from pipeline.labelling.job import Labelling
+from afinar.config.jobs import LabelConfig
+from afinar.execution.executor import RayExecutor
+from afinar.execution.session import ray_session
+from afinar.labelling.driver import Labelling
 
 BEGAN, ENDED, WHO = "bench began", "bench ended", "bench worker"
 

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from afinar.inference.predictor import Predictor
+from afinar.models.networks.network import prepare
+from afinar.models.registry.bundle import load_network
+from afinar.models.registry.versions import find_model
+from afinar.pictures.decode import decode
 from torch import Tensor, nn
-
-from pipeline.labelling.predictor import Predictor
-from pipeline.models.bundle import load_network
-from pipeline.models.network import prepare
-from pipeline.models.versions import find_model
-from pipeline.pictures.decode import decode
 
 WARM = 20
 

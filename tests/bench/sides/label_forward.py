@@ -8,10 +8,10 @@ import time
 from typing import Any
 
 import torch
+from afinar.inference.predictor import Predictor
+from afinar.models.registry.versions import find_model
 from torch import nn
 
-from pipeline.labelling.predictor import Predictor
-from pipeline.models.versions import find_model
 from tests.bench.sides.train_steps import device_name
 
 

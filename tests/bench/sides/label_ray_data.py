@@ -41,8 +41,8 @@ class Ours:
     """afinar's predictor on uint8 pictures."""
 
     def __init__(self, model: str) -> None:
-        from pipeline.labelling.predictor import Predictor
-        from pipeline.models.versions import find_model
+        from afinar.inference.predictor import Predictor
+        from afinar.models.registry.versions import find_model
 
         torch.set_num_threads(1)
         self._predictor = Predictor(*find_model(model), precision="auto")

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from pipeline.execution.session import ray_session
+from afinar.execution.session import ray_session
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:

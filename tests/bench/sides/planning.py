@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.dataset import listing
-from pipeline.dataset.annotations import annotate
-from pipeline.dataset.schema import FACTS
-from pipeline.dataset.units import store_plan
-from pipeline.ingest.plan import make_plan
-from pipeline.pictures.contract import StoredView
-from pipeline.storage.open import open_store
-from pipeline.storage.store import Buffer, ObjectInfo, Store
+from afinar.dataset.schema import FACTS
+from afinar.ingest.plan import make_plan
+from afinar.pictures.preprocessing import StoredView
+from afinar.sources import listing
+from afinar.sources.annotations import annotate
+from afinar.storage.open import open_store
+from afinar.storage.store import Buffer, ObjectInfo, Store
+from afinar.units.plan import store_plan
 
 SOURCE = "s3://museum-archive-eu"
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from afinar.config.jobs import TrainConfig
+from afinar.dataset.reader import Dataset, open_dataset
+from afinar.training.loading import ShardWindows, load
+from afinar.training.sampler import epoch_order, global_batches
 from numpy.typing import NDArray
 
-from pipeline.config import TrainConfig
-from pipeline.dataset.reading import Dataset, open_dataset
-from pipeline.training.loading import ShardWindows, load
-from pipeline.training.order import epoch_order, global_batches
 from tests.bench.epochs import Epoch, Pixels, measure_each
 
 SEED = 3

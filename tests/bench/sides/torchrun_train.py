@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
-from pipeline.config import TrainConfig
-from pipeline.training.group import Group
-from pipeline.training.job import train
-from pipeline.training.task import plan_training
+from afinar.config.jobs import TrainConfig
+from afinar.training.distributed import Group
+from afinar.training.task import plan_training
+from afinar.training.worker import train
 
 
 def main(request: dict[str, Any]) -> None:

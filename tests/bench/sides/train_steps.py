@@ -15,19 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from afinar.config.jobs import TrainConfig
+from afinar.models.networks.backbones import build_backbone, check_cut
+from afinar.models.networks.network import build_network, prepare
+from afinar.models.registry.versions import Architecture
+from afinar.pictures.preprocessing import InputView
+from afinar.training.distributed import Group
+from afinar.training.task import plan_training
+from afinar.training.worker import train
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_post_hook
-
-from pipeline.config import TrainConfig
-from pipeline.models.backbones import build_backbone, check_cut
-from pipeline.models.network import build_network, prepare
-from pipeline.models.versions import Architecture
-from pipeline.pictures.contract import InputView
-from pipeline.training.group import Group
-from pipeline.training.job import train
-from pipeline.training.task import plan_training
 
 SKIP = 2
 VIEW = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -1,0 +1,31 @@
+"""afinar: distributed transfer learning for image archives, on Ray.
+
+The names below are the whole public surface for notebooks and tests. They are resolved on first use,
+so that `import afinar` costs nothing: torch comes with `open_model`, pyarrow with the other two.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from afinar.dataset.reader import open_dataset
+    from afinar.inference.predictor import open_model
+    from afinar.predictions.manifest import open_predictions
+
+__all__ = ["__version__", "open_dataset", "open_model", "open_predictions"]
+__version__ = "0.1.0"
+
+_HOMES = {
+    "open_dataset": "afinar.dataset.reader",
+    "open_predictions": "afinar.predictions.manifest",
+    "open_model": "afinar.inference.predictor",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'afinar' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

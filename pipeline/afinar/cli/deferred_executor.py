@@ -1,0 +1,49 @@
+"""Ray's executor, imported when the first unit is to run: a request that is wrong never pays for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+from afinar.config.jobs import IngestConfig, JobConfig, LabelConfig
+from afinar.storage.open import normalise
+from afinar.units.work import Care
+
+if TYPE_CHECKING:
+    from afinar.execution.executor import RayExecutor
+    from afinar.execution.metrics import JobMetrics
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+
+class LazyRay:
+    """Executor on the cluster that a configuration names."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self._config = config
+
+    def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+        """Ray tasks."""
+        return self._executor().run(work, tasks)
+
+    def run_with_state(
+        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
+    ) -> Iterator[Result]:
+        """A pool of Ray actors."""
+        return self._executor().run_with_state(make_work, tasks, care)
+
+    def _executor(self) -> RayExecutor:
+        from afinar.execution.executor import RayExecutor
+
+        return RayExecutor(self._config.address, self._config.workers, metrics=_metrics(self._config))
+
+
+def _metrics(config: JobConfig) -> JobMetrics | None:
+    from afinar.execution.metrics import JobMetrics
+
+    if isinstance(config, LabelConfig):
+        return JobMetrics("label", normalise(config.source), normalise(config.predictions))
+    if isinstance(config, IngestConfig):
+        return JobMetrics("ingest", normalise(config.source), normalise(config.dataset))
+    return None

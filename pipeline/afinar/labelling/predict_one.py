@@ -1,0 +1,70 @@
+"""One picture, asked about in this process: no Ray, nothing written, and torch only once a picture is there to see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from afinar.errors import ForbiddenError, NotFoundError, PictureError, Reason, RequestError, StorageError
+from afinar.models.registry.versions import find_model
+from afinar.pictures.decode import decode
+from afinar.storage.open import normalise, open_reader
+
+
+def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
+    """What MODELS@VERSION sees in a local file or an s3:// object: its best classes with their probabilities.
+
+    `{"picture", "model", "predictions": [{"label", "score"}]}`, best first. Raises RequestError where there is no such
+    picture or model, PictureError for one that cannot be read or decoded.
+    """
+    uri = normalise(picture)
+    store, version = find_model(model)
+    data = _read(uri)
+    try:
+        image = decode(data, version.stored_view).image
+    except PictureError as error:
+        raise PictureError(error.reason, f"{uri}: {error.detail}") from error
+
+    from afinar.inference.predictor import Predictor, best_classes
+
+    (scores,) = Predictor(store, version)(image[None])
+    best = best_classes(scores, top_k)
+    return {
+        "picture": uri,
+        "model": f"{store.root}@{version.id}",
+        "predictions": [{"label": version.classes[number], "score": float(scores[number])} for number in best],
+    }
+
+
+def _read(uri: str) -> bytes:
+    folder, _, name = uri.rpartition("/")
+    if folder == "s3:/" or _is_local_folder(uri):
+        raise _folder(uri)
+    try:
+        return open_reader(folder or "/").get(name)
+    except NotFoundError:
+        if _is_prefix(uri):
+            raise _folder(uri) from None
+        raise RequestError(f"there is no picture {uri}: name a file or an s3:// object") from None
+    except ForbiddenError as error:
+        raise PictureError(Reason.FORBIDDEN, str(error)) from error
+    except StorageError as error:
+        raise PictureError(Reason.UNREACHABLE, str(error)) from error
+
+
+def _is_local_folder(uri: str) -> bool:
+    return not uri.startswith("s3://") and Path(uri).is_dir()
+
+
+def _is_prefix(uri: str) -> bool:
+    try:
+        return next(open_reader(uri).walk(), None) is not None
+    except NotFoundError:  # nor is there such a bucket
+        return False
+
+
+def _folder(uri: str) -> RequestError:
+    return RequestError(
+        f"{uri} is a folder, and `-` prints the classes of one picture: name a picture, or write "
+        f"`afinar label {uri} PREDICTIONS --model …` with a place for the folder's predictions"
+    )

@@ -1,0 +1,16 @@
+"""Which arithmetic a device is fast at."""
+
+from __future__ import annotations
+
+import torch
+
+from afinar.config.jobs import Precision
+
+
+def is_half(precision: Precision, device: torch.device) -> bool:
+    """Whether to compute in bfloat16; `auto` does where the hardware multiplies it: Tensor Cores since Ampere, AMX."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.cpu._is_amx_tile_supported()

@@ -1,0 +1,120 @@
+"""The report's plots, as PNG bytes. Names of classes are drawn as they are, never parsed as markup."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from afinar.evaluation.intervals import ConfidenceBin, wilson
+
+if TYPE_CHECKING:
+    from afinar.evaluation.comparison import RunResult
+
+_COLOURS = (
+    "#4477aa",
+    "#ee6677",
+    "#228833",
+    "#ccbb44",
+    "#66ccee",
+    "#aa3377",
+)  # Tol's bright, safe for colour-blind eyes
+_STYLE: Any = {
+    "text.parse_math": False,
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.titlesize": 10.5,
+}
+
+
+@contextmanager
+def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(1, columns, squeeze=False)[0]
+
+
+def _png(figure: Figure) -> bytes:
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=144)
+    return sink.getvalue()
+
+
+def curves(runs: list[RunResult]) -> bytes:
+    """Loss and accuracy by epoch, one panel each; training dashed, validation solid."""
+    with _figure(9.6, 3.4, 2) as (figure, (loss, accuracy)):
+        for run, colour in zip(runs, _COLOURS, strict=False):
+            epochs = [row["epoch"] for row in run.history]
+            marker = "o" if len(epochs) < 15 else ""
+            for axes, key, scale in ((loss, "loss", 1), (accuracy, "top1", 100)):
+                for split, line in (("train", "--"), ("val", "-")):
+                    values = [row[split][key] * scale for row in run.history]
+                    label = f"{run.name}, {'training' if split == 'train' else 'validation'}"
+                    axes.plot(epochs, values, line, color=colour, marker=marker, markersize=3, label=label)
+        loss.set(title="Loss (cross-entropy)", xlabel="epoch", ylim=(0, None))
+        accuracy.set(title="Accuracy (top-1, %)", xlabel="epoch", ylim=(None, 101))
+        for axes in (loss, accuracy):
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.grid(alpha=0.25)
+        figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        return _png(figure)
+
+
+def confusion_matrix(counts: NDArray[np.int64], classes: list[str]) -> bytes:
+    """Counts [true, predicted], shaded by the share of the true class."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 1.6 + 0.55 * len(classes)
+    with _figure(side + 0.8, side) as (figure, (axes,)):
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
+        axes.set_yticks(range(len(classes)), classes)
+        axes.set(xlabel="predicted", ylabel="true")
+        for (row, column), count in np.ndenumerate(counts):
+            dark = shares[row, column] > 0.5
+            axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black")
+        return _png(figure)
+
+
+def reliability_diagram(bins: list[ConfidenceBin]) -> bytes:
+    """Share right against confidence with 95 % intervals, and how many predictions were how sure."""
+    confidence = np.array([one.confidence for one in bins])
+    shares = [wilson(one.hits, one.samples) for one in bins]
+    accuracy = np.array([one.value for one in shares])
+    spread = np.abs(np.array([[one.low for one in shares], [one.high for one in shares]]) - accuracy)
+    with _figure(9.6, 3.6, 2) as (figure, (right, count)):
+        right.plot([0, 1], [0, 1], "--", color="#999999", label="as sure as it is right")
+        right.errorbar(
+            confidence,
+            accuracy,
+            spread,
+            fmt="o",
+            color=_COLOURS[0],
+            markersize=4,
+            capsize=2,
+            label="test, 95 % interval",
+        )
+        right.set(title="Share right by confidence", xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.05))
+        right.legend(frameon=False, loc="upper left")
+        count.bar(confidence, [one.samples for one in bins], width=0.03, color=_COLOURS[0])
+        count.set(title="Test pictures by confidence", xlabel="confidence", xlim=(0, 1.02))
+        count.yaxis.get_major_locator().set_params(integer=True)
+        for axes in (right, count):
+            axes.grid(alpha=0.25)
+        return _png(figure)
+
+
+def thumbnail(image: NDArray[np.uint8]) -> bytes:
+    """One picture uint8 [h, w, 3] as JPEG bytes."""
+    sink = io.BytesIO()
+    Image.fromarray(image).save(sink, format="JPEG", quality=85)
+    return sink.getvalue()

@@ -1,0 +1,74 @@
+"""What the two ways to read a folder share: etags of files, reading a descriptor, and errors in our own terms."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from afinar.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
+
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO without a writer would block for ever
+
+
+def etag_of(status: os.stat_result) -> str:
+    """Return the etag of a file: its size and the time of its last change in nanoseconds."""
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def read_descriptor(descriptor: int, path: str, etag: str | None = None) -> bytes:
+    """Read a file to its end and close the descriptor.
+
+    Raises NotFoundError for anything but a regular file, and ChangedError if `etag` is given and the file had another
+    one before or after it was read.
+    """
+    try:
+        status = os.fstat(descriptor)
+        require_regular(status, path)
+        data = _read_all(descriptor, status.st_size)
+        status = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    # Etags have the grain of the kernel's clock, 4 ms: a file that is being rewritten may have its old one back.
+    if etag is not None and (etag_of(status) != etag or len(data) != status.st_size):
+        raise ChangedError(f"{path} changed since it was listed")
+    return data
+
+
+def _read_all(descriptor: int, size: int) -> bytes:
+    data = os.read(descriptor, size + 1)
+    if len(data) == size:  # one byte more was asked for, so this is the end of the file
+        return data
+
+    pieces = [data]  # it grows, or it is larger than the 2 GB of one call
+    while piece := os.read(descriptor, 2**24):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def require_regular(status: os.stat_result, path: str) -> None:
+    """Raise NotFoundError for a folder, a pipe, a socket or a device."""
+    if not stat.S_ISREG(status.st_mode):
+        raise NotFoundError(f"{path} is not a file")
+
+
+def as_text(name: str) -> str:
+    """Return a file's name for a table. A name that is not UTF-8 is escaped; it is listed and rejected as missing."""
+    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+
+
+@contextmanager
+def translate_errors(path: str) -> Iterator[None]:
+    """Raise errors of the operating system as StorageError, with `path` in the message."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(f"{path}: {error.strerror}") from error
+    except PermissionError as error:
+        raise ForbiddenError(f"{path}: {error.strerror}") from error
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise StorageError(f"{path} could not be written: no space left there. Free some and run again.") from error
+        raise StorageError(f"{path}: {error.strerror or error}") from error

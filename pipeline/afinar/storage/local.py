@@ -1,0 +1,287 @@
+"""A folder as a store that is confined to its root."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final, TypeAlias
+
+from afinar.errors import ForbiddenError, NotFoundError, RequestError, UnsafePathError
+from afinar.storage.files import READ_FLAGS, etag_of, read_descriptor, require_regular, translate_errors
+from afinar.storage.folder_reader import PAGE, THREADS
+from afinar.storage.names import is_safe_name, split_name
+from afinar.storage.parallel_listing import Walk
+from afinar.storage.store import Buffer, NewObject, ObjectInfo, Store
+
+_SCRATCH: Final = ".tmp-"
+_OPEN_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+_Files: TypeAlias = tuple[str, list[str]]  # name of a folder below the root, and of files in it
+
+
+class LocalStore(Store):
+    """Objects are files; put-if-absent is a hard link, which POSIX makes atomic and exclusive.
+
+    Every operation opens its folder part by part from the root, none of them a link, and works relative to that
+    descriptor. So neither a name nor a link that is planted while a job runs leads out of the root. The root itself,
+    which the user named, may be a link.
+    """
+
+    parallel_reads = 1
+
+    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Walk the folder with several threads. Links, and what is no regular file, are left out.
+
+        Raises ForbiddenError for a folder that cannot be entered: its objects would be missing unnoticed.
+        """
+        _parts(prefix)  # refuses a name that leads out
+        for page in Walk(self._visit, THREADS).pages([prefix]):
+            yield from page
+
+    def _visit(self, item: str | _Files, walk: Walk[str | _Files]) -> Iterator[list[ObjectInfo]]:
+        """List one folder, or look at some of its files, which is handed out since it is what waits on a network."""
+        folder, files = (item, None) if isinstance(item, str) else item
+        try:
+            with _folder(self.root, _parts(folder)) as descriptor:
+                if files is not None:
+                    yield self._infos(descriptor, folder, files)
+                    return
+                files = []
+                for name, is_folder in _entries(descriptor):
+                    below = f"{folder}/{name}" if folder else name
+                    if is_folder:
+                        walk.add(below)
+                        continue
+                    files.append(name)
+                    if len(files) == PAGE:
+                        if walk.hungry:
+                            walk.add((folder, files))
+                        else:  # the others are busy; what is pending must not grow
+                            yield self._infos(descriptor, folder, files)
+                        files = []
+                yield self._infos(descriptor, folder, files)
+        except FileNotFoundError:
+            return  # gone since it was seen, or never there: empty
+        except OSError as error:
+            raise ForbiddenError(f"cannot list {self.uri(folder)}: {error.strerror}") from error
+
+    def _infos(self, folder: int, name: str, files: list[str]) -> list[ObjectInfo]:
+        found = []
+        for file in files:
+            try:
+                status = os.stat(file, dir_fd=folder, follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # removed since it was seen
+            if stat.S_ISREG(status.st_mode):
+                whole = f"{name}/{file}" if name else file
+                found.append(ObjectInfo(whole, self.uri(whole), status.st_size, etag_of(status)))
+        return found
+
+    def get(self, name: str, etag: str | None = None) -> bytes:
+        """Read a file; a change of size or mtime before or while reading is a ChangedError."""
+        path = self.uri(name)
+        with translate_errors(path), self._parent(name) as (folder, leaf):
+            return read_descriptor(_open_file(leaf, folder, path), path, etag)
+
+    def open_local(self, name: str) -> BinaryIO:
+        """Open a file. Raises NotFoundError for what is not there or no regular file."""
+        path = self.uri(name)
+        with translate_errors(path), self._parent(name) as (folder, leaf):
+            file = os.fdopen(_open_file(leaf, folder, path), "rb")
+            try:
+                require_regular(os.fstat(file.fileno()), path)
+            except NotFoundError:
+                file.close()
+                raise
+            return file
+
+    def look_up(self, name: str) -> ObjectInfo:
+        """Look at one file; a folder, a link or a pipe is none."""
+        path = self.uri(name)
+        with translate_errors(path), self._parent(name) as (folder, leaf):
+            status = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
+            require_regular(status, path)
+        return ObjectInfo(name, path, status.st_size, etag_of(status))
+
+    def put_if_absent(self, name: str, data: Buffer) -> bool:
+        """Write beside the target, then link into place: a reader sees all of it or nothing."""
+        new = _NewFile(self, split_name(name)[:-1])
+        try:
+            new.write(data)
+            return new.publish(name)
+        finally:
+            new.discard()
+
+    def new_object(self, folder: str) -> NewObject:
+        """Begin a file beside those of `folder`, under a hidden name."""
+        return _NewFile(self, split_name(folder))
+
+    def delete(self, name: str) -> None:
+        """Remove a regular file. Raises UnsafePathError for a link, a folder or anything else."""
+        path = self.uri(name)
+        with translate_errors(path), suppress(FileNotFoundError), self._parent(name) as (folder, leaf):
+            status = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
+            if not stat.S_ISREG(status.st_mode):
+                raise UnsafePathError(f"{path} is not a regular file: afinar did not write it and leaves it alone")
+            os.unlink(leaf, dir_fd=folder)
+
+    def sweep(self, age_s: float) -> None:
+        """Remove scratch files that nobody has written to for so long."""
+        if self.exists():
+            self._sweep((), time.time() - age_s)
+
+    def _sweep(self, parts: tuple[str, ...], before_s: float) -> None:
+        with suppress(FileNotFoundError), _folder(self.root, parts) as folder:
+            for name, is_folder in _entries(folder, hidden=True):
+                if is_folder:
+                    self._sweep((*parts, name), before_s)
+                elif name.startswith(_SCRATCH):
+                    with suppress(FileNotFoundError):
+                        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                        if stat.S_ISREG(status.st_mode) and status.st_mtime < before_s:
+                            os.unlink(name, dir_fd=folder)
+
+    def exists(self) -> bool:
+        """Return True if the folder is there."""
+        return Path(self.root).is_dir()
+
+    def require_target(self) -> None:
+        """Raise RequestError unless the folder, or the nearest one above it, is a folder we may write to."""
+        root = Path(self.root)
+        nearest = next(path for path in (root, *root.parents) if path.exists())
+        if not nearest.is_dir():
+            raise RequestError(f"cannot write to {root}: {nearest} is a file. Choose another target.")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise RequestError(f"cannot write to {root}: no permission in {nearest}. Choose another target.")
+
+    @contextmanager
+    def _parent(self, name: str) -> Iterator[tuple[int, str]]:
+        """Yield a descriptor of the folder that an object lies in, and the object's name there."""
+        *parts, leaf = split_name(name)
+        with _folder(self.root, parts) as folder:
+            yield folder, leaf
+
+
+class _NewFile(NewObject):
+    """A file under a hidden name in the folder `parts`; `publish` gives it a second, visible name."""
+
+    def __init__(self, store: LocalStore, parts: Sequence[str]) -> None:
+        self._store, self._is_discarded = store, False
+        self._name = f"{_SCRATCH}{uuid.uuid4().hex}"
+        self._path = store.uri("/".join([*parts, self._name]))
+        with translate_errors(self._path):
+            self._folder = _open_folder(store.root, parts, create=True)
+            try:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._file = os.fdopen(os.open(self._name, flags, 0o666, dir_fd=self._folder), "wb", buffering=0)
+            except OSError:
+                os.close(self._folder)
+                raise
+
+    def write(self, data: Buffer) -> None:
+        rest = memoryview(data).cast("B")
+        with translate_errors(self._path):
+            while len(rest):
+                rest = rest[self._file.write(rest) :]  # one call writes 2 GB at most
+
+    def publish(self, name: str) -> bool:
+        *parts, leaf = split_name(name)
+        with translate_errors(self._store.uri(name)):
+            os.fsync(self._file.fileno())
+            self._file.close()
+            with _folder(self._store.root, parts, create=True) as folder:
+                try:
+                    os.link(self._name, leaf, src_dir_fd=self._folder, dst_dir_fd=folder, follow_symlinks=False)
+                except FileExistsError:
+                    return False
+        return True
+
+    def discard(self) -> None:
+        if self._is_discarded:
+            return
+        self._is_discarded = True
+        self._file.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._name, dir_fd=self._folder)
+        os.close(self._folder)
+
+
+def _parts(folder: str) -> list[str]:
+    return split_name(folder) if folder else []
+
+
+@contextmanager
+def _folder(root: str, parts: Sequence[str], create: bool = False) -> Iterator[int]:
+    """Yield a descriptor of the folder `parts` below `root`. See `_open_folder`."""
+    descriptor = _open_folder(root, parts, create)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_folder(root: str, parts: Sequence[str], create: bool = False) -> int:
+    """Open the folder `parts` below `root`, each part relative to the one before it; the caller closes it.
+
+    Raises UnsafePathError if a part is a symbolic link, FileNotFoundError if it is missing and not to be created.
+    """
+    if create:
+        os.makedirs(root, exist_ok=True)  # noqa: PTH103  (0.02 ms less than Path, once per object)
+    descriptor = os.open(root, _OPEN_FOLDER)
+    for depth, part in enumerate(parts, 1):
+        try:
+            below = _open_part(descriptor, part, create)
+        except NotADirectoryError as error:
+            path = "/".join([root, *parts[:depth]])
+            _refuse_link(descriptor, part, path)
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder", path) from error
+        finally:
+            os.close(descriptor)
+        descriptor = below
+    return descriptor
+
+
+def _open_part(folder: int, part: str, create: bool) -> int:
+    flags = _OPEN_FOLDER | os.O_NOFOLLOW
+    try:
+        return os.open(part, flags, dir_fd=folder)
+    except FileNotFoundError:
+        if not create:
+            raise
+    with suppress(FileExistsError):  # another process made it
+        os.mkdir(part, dir_fd=folder)
+    return os.open(part, flags, dir_fd=folder)
+
+
+def _open_file(name: str, folder: int, path: str) -> int:
+    try:
+        return os.open(name, READ_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            _refuse_link(folder, name, path)
+        raise
+
+
+def _refuse_link(folder: int, name: str, path: str) -> None:
+    """Raise UnsafePathError if `name` is a symbolic link."""
+    if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+        raise UnsafePathError(
+            f"{path} is a symbolic link: inside datasets, models and predictions links are not followed. Replace it by "
+            "what it points to, or name that place itself in the command."
+        )
+
+
+def _entries(folder: int, hidden: bool = False) -> list[tuple[str, bool]]:
+    """Names in a folder, each with True if it is a folder; links are left out, and hidden names unless asked for."""
+    with os.scandir(folder) as entries:
+        return [
+            (entry.name, entry.is_dir(follow_symlinks=False))
+            for entry in entries
+            if not entry.is_symlink() and (hidden or entry.name[0] != ".") and is_safe_name(entry.name)
+        ]

@@ -1,0 +1,114 @@
+"""Objects named by content, and reading them back only as they were committed."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from afinar.errors import IntegrityError, UnsafePathError
+from afinar.storage.names import check_sha256, split_name
+from afinar.storage.store import Buffer, Store
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectRef:
+    """One committed object: name below its store's root, rows in it, size, and hash of its bytes."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Raise UnsafePathError for a path that leads out of a store, or a hash or a count that is none.
+
+        References are read from records of others, and everything is read, written and deleted by their paths.
+        """
+        split_name(self.path)
+        check_sha256(self.sha256)
+        if not all(isinstance(count, int) and count >= 0 for count in (self.rows, self.bytes)):
+            raise UnsafePathError(
+                f"{self.path}: a count of rows or bytes is no number; its record is damaged or forged"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+
+def sha256(data: Buffer) -> str:
+    """Hex digest of `data`."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def put_object(store: Store, template: str, data: Buffer, rows: int) -> ObjectRef:
+    """Write `data` under `template` with `{hash}` replaced by its hash's first 16 digits.
+
+    A name already taken holds these very bytes, so losing the put is success.
+    """
+    digest = sha256(data)
+    path = template.format(hash=digest[:16])
+    store.put_if_absent(path, data)
+    return ObjectRef(path=path, rows=rows, bytes=memoryview(data).nbytes, sha256=digest)
+
+
+class ObjectWriter:
+    """An object of our own written piece by piece, so that a worker's memory does not grow with it.
+
+    A context manager; what was not committed when it ends is discarded. One that may not fit into memory is `large`.
+    """
+
+    def __init__(self, store: Store, folder: str, large: bool = False) -> None:
+        self._new = store.new_large_object(folder) if large else store.new_object(folder)
+        self._hash, self._bytes = hashlib.sha256(), 0
+        self.closed = False  # what pyarrow asks of a file
+
+    def __enter__(self) -> ObjectWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._new.discard()
+
+    def write(self, data: Buffer) -> int:
+        """Append; the number of bytes."""
+        self._hash.update(data)
+        self._new.write(data)
+        size = memoryview(data).nbytes
+        self._bytes += size
+        return size
+
+    def flush(self) -> None:
+        """Nothing to do before `commit`."""
+
+    def commit(self, template: str, rows: int) -> ObjectRef:
+        """Publish under `template` with `{hash}` replaced by the first 16 digits of what was written."""
+        digest = self._hash.hexdigest()
+        path = template.format(hash=digest[:16])
+        self._new.publish(path)
+        return ObjectRef(path=path, rows=rows, bytes=self._bytes, sha256=digest)
+
+
+def get_object(store: Store, ref: ObjectRef) -> bytes:
+    """Read an object and check it. Raises IntegrityError when its bytes are not the committed ones.
+
+    It is read once more before that is said: what a network altered arrives whole the second time.
+    """
+    data = store.get_unverified(ref.path)
+    if not _is_committed(data, ref):
+        data = store.get_unverified(ref.path)
+        check_hash(data, ref, store)
+    return data
+
+
+def check_hash(data: Buffer, ref: ObjectRef, store: Store) -> None:
+    """Raise IntegrityError unless `data` has the committed size and hash."""
+    if not _is_committed(data, ref):
+        raise IntegrityError(
+            f"{store.uri(ref.path)} is not what was committed: {memoryview(data).nbytes} bytes instead of {ref.bytes}, "
+            "or another hash. Restore it from a backup, or remove it and run the job that made it again."
+        )
+
+
+def _is_committed(data: Buffer, ref: ObjectRef) -> bool:
+    return memoryview(data).nbytes == ref.bytes and sha256(data) == ref.sha256
