@@ -23,7 +23,8 @@ def source(tmp_path: Path, bucket: str, fault_proxy: FaultProxy, impatient: None
     store = open_store(f"{bucket}/pictures")
     with ThreadPoolExecutor(16) as pool:
         put = [
-            pool.submit(store.put_if_absent, f"{p.parent.name}/{p.name}", p.read_bytes()) for p in folder.rglob("*.jpg")
+            pool.submit(store.put_if_absent, f"{p.parent.name}/{p.name}", p.read_bytes())
+            for p in folder.rglob("*.jpg")
         ]
     assert all(done.result() for done in put)
     return store.root

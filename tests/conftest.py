@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from afinar.logs import configure_logging
 from PIL import Image
 
 from tests.servers import seaweedfs
@@ -21,10 +22,14 @@ from tests.servers import seaweedfs
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
+configure_logging()  # as the command line does; tests read what it writes to stderr
+
 SCRIPTS = Path(sys.executable).parent
 
 
-def jpeg(seed: int, size: tuple[int, int] = (80, 60), tint: tuple[int, int, int] = (128, 128, 128)) -> bytes:
+def jpeg(
+    seed: int, size: tuple[int, int] = (80, 60), tint: tuple[int, int, int] = (128, 128, 128)
+) -> bytes:
     """A JPEG no other seed gives, of a tint that a network can learn."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(-40, 40, (size[1], size[0], 3))
@@ -55,11 +60,16 @@ def archive(tmp_path: Path) -> Path:
 
 def many_pictures(folder: Path, count: int) -> Path:
     """`count` pictures in two classes, alike in pixels and distinct in bytes, cheap to make and slow to decode."""
-    base = {name: jpeg(number, (1600, 1200), TINTS[name]) for number, name in enumerate(("moss", "rust"))}
+    base = {
+        name: jpeg(number, (1600, 1200), TINTS[name])
+        for number, name in enumerate(("moss", "rust"))
+    }
     for name, data in base.items():
         (folder / name).mkdir(parents=True)
         for number in range(count // 2):
-            (folder / name / f"{number:04d}.jpg").write_bytes(data + number.to_bytes(4, "big"))  # after the end marker
+            (folder / name / f"{number:04d}.jpg").write_bytes(
+                data + number.to_bytes(4, "big")
+            )  # after the end marker
     return folder
 
 
@@ -85,7 +95,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     from afinar.training.publish import publish
     from afinar.training.task import plan_training
     from afinar.training.worker import train
-    from afinar.units.work import InlineExecutor
+    from afinar.units.executor import InlineExecutor
 
     folder = tmp_path_factory.mktemp("trained")
     pictures = make_archive(folder / "pictures", 40)
@@ -112,7 +122,10 @@ def local_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A SeaweedFS of our own on loopback; its endpoint. Its credentials are in the environment meanwhile."""
-    with seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server, pytest.MonkeyPatch.context() as patch:
+    with (
+        seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server.endpoint
@@ -149,5 +162,11 @@ def run_afinar(
     command = [str(SCRIPTS / "afinar"), *words]
     environment = {**os.environ, **(env or {})}
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+        command,
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )

@@ -72,7 +72,9 @@ class FaultProxy:
 
     def set(self, *faults: Fault, seed: int = 0) -> None:
         """Misbehave like this from now on; counting starts anew."""
-        self._ask(json.dumps({"seed": seed, "faults": [asdict(fault) for fault in faults]}).encode())
+        self._ask(
+            json.dumps({"seed": seed, "faults": [asdict(fault) for fault in faults]}).encode()
+        )
 
     def requests(self, method: str | None = None) -> int:
         """How many requests came since `set`."""
@@ -92,7 +94,9 @@ class FaultProxy:
 @contextmanager
 def start(server: str) -> Iterator[FaultProxy]:
     """Start a proxy in front of the S3 server at `server`; it ends with the block."""
-    process = subprocess.Popen([sys.executable, __file__, server], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, __file__, server], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
         yield FaultProxy(f"http://127.0.0.1:{int(process.stdout.readline())}")
@@ -158,7 +162,11 @@ class _Request:
             f"Authorization: {scheme} Credential={fields['Credential']}, "
             f"SignedHeaders={';'.join(signed)}, Signature={signature}"
         )
-        kept = [line for line in self.lines if not line.lower().startswith((b"authorization:", b"if-none-match:"))]
+        kept = [
+            line
+            for line in self.lines
+            if not line.lower().startswith((b"authorization:", b"if-none-match:"))
+        ]
         return b"\r\n".join([*kept, authorization.encode()]) + b"\r\n\r\n"
 
 
@@ -185,7 +193,9 @@ class _Rules:
         self.requests[request.method] += 1
         met, delay_s, line = None, 0.0, f"{request.method} {request.target}"
         for number, (fault, pattern) in enumerate(self._faults):
-            if (met and fault.kind != "delay") or not self._strikes(number, fault, pattern, request, line):
+            if (met and fault.kind != "delay") or not self._strikes(
+                number, fault, pattern, request, line
+            ):
                 continue
             self._done[number] += 1
             self.faults[fault.kind] += 1
@@ -195,11 +205,17 @@ class _Rules:
                 met = fault
         return met, delay_s
 
-    def _strikes(self, number: int, fault: Fault, pattern: re.Pattern[str], request: _Request, line: str) -> bool:
-        if not pattern.search(line) or (fault.conditional and "if-none-match" not in request.headers):
+    def _strikes(
+        self, number: int, fault: Fault, pattern: re.Pattern[str], request: _Request, line: str
+    ) -> bool:
+        if not pattern.search(line) or (
+            fault.conditional and "if-none-match" not in request.headers
+        ):
             return False
         self._seen[number] += 1
-        if self._seen[number] <= fault.after or (fault.times is not None and self._done[number] >= fault.times):
+        if self._seen[number] <= fault.after or (
+            fault.times is not None and self._done[number] >= fault.times
+        ):
             return False
         return fault.share >= 1 or self._random.random() < fault.share
 
@@ -213,7 +229,9 @@ class _Proxy:
         self._rules = _Rules()
 
     async def serve(self) -> None:
-        server = await asyncio.start_server(self._connection, "127.0.0.1", 0, limit=_CHUNK_BYTES, backlog=512)
+        server = await asyncio.start_server(
+            self._connection, "127.0.0.1", 0, limit=_CHUNK_BYTES, backlog=512
+        )
         print(server.sockets[0].getsockname()[1], flush=True)
         async with server:
             await server.serve_forever()
@@ -237,8 +255,12 @@ class _Proxy:
         if body:
             told = json.loads(body)
             self._rules.set([Fault(**fault) for fault in told["faults"]], told["seed"])
-        answer = json.dumps({"requests": self._rules.requests, "faults": self._rules.faults}).encode()
-        link.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
+        answer = json.dumps(
+            {"requests": self._rules.requests, "faults": self._rules.faults}
+        ).encode()
+        link.writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer)
+        )
 
     async def _handle(self, request: _Request, link: _Link) -> bool:
         """Answer one request; False when the connection is not to be used again."""
@@ -256,7 +278,9 @@ class _Proxy:
             await link.drop_request(request)
             link.answer(kind)
             return True
-        await link.forward(request, request.without_condition() if kind == "unconditional" else request.encoded())
+        await link.forward(
+            request, request.without_condition() if kind == "unconditional" else request.encoded()
+        )
         if kind == "lost_reply":
             await link.reply_head()
             link.writer.transport.abort()
@@ -268,7 +292,10 @@ class _Link:
     """One client connection and its server connection."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, address: tuple[str | None, int | None]
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        address: tuple[str | None, int | None],
     ) -> None:
         self.reader, self.writer, self._address = reader, writer, address
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -340,7 +367,9 @@ class _Link:
         return False
 
 
-async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter | None, length: int) -> None:
+async def _copy(
+    source: asyncio.StreamReader, sink: asyncio.StreamWriter | None, length: int
+) -> None:
     while length:
         data = await source.read(min(length, _CHUNK_BYTES))
         if not data:

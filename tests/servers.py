@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Credentials of the server; every process a test starts finds them where users keep theirs.
-S3_ENVIRONMENT = {"AWS_ACCESS_KEY_ID": "K", "AWS_SECRET_ACCESS_KEY": "S", "AWS_DEFAULT_REGION": "us-east-1"}
+S3_ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "K",
+    "AWS_SECRET_ACCESS_KEY": "S",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import pytest
 def imported_by(statement: str) -> set[str]:
     """Top-level packages that a fresh interpreter has after `statement`."""
     probe = f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"
-    done = subprocess.run([sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
 
 
@@ -33,7 +35,18 @@ def test_the_drivers_of_ingest_and_label_need_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tyro", "cattrs", "s3fs", "ray", "rich", "matplotlib", "jinja2", "torchmetrics", "tensorboardX"]
+    "name",
+    [
+        "tyro",
+        "cattrs",
+        "s3fs",
+        "ray",
+        "rich",
+        "matplotlib",
+        "jinja2",
+        "torchmetrics",
+        "tensorboardX",
+    ],
 )
 def test_training_runs_where_the_convenience_libraries_are_missing(name: str) -> None:
     """An accelerator machine may have torch, torchvision, pyarrow and little else."""

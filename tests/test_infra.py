@@ -61,7 +61,9 @@ def pods(job: Tree) -> dict[str, Tree]:
         "submitter": job["spec"]["submitterPodTemplate"]["spec"],
         "head": cluster["headGroupSpec"]["template"]["spec"],
     }
-    found |= {group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]}
+    found |= {
+        group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]
+    }
     return found
 
 
@@ -78,7 +80,9 @@ def gibibytes(quantity: str) -> float:
 
 def locked(lock: str) -> dict[str, str]:
     """Name → version of a lock. Packages locked twice, for different Pythons, are left out."""
-    pins = re.findall(r"^([a-z0-9._-]+)==(\S+)", (LOCKS / lock).read_text(encoding="utf-8"), re.MULTILINE)
+    pins = re.findall(
+        r"^([a-z0-9._-]+)==(\S+)", (LOCKS / lock).read_text(encoding="utf-8"), re.MULTILINE
+    )
     names = [name for name, _ in pins]
     return {name: version for name, version in pins if names.count(name) == 1}
 
@@ -96,11 +100,17 @@ class TestRayJob:
         entrypoint = load(path)["spec"]["entrypoint"].strip()
         program, name, *words = shlex.split(entrypoint)
         assert (program, name) == ("afinar", path.stem)
-        assert shlex.join(shlex.split(entrypoint)) == entrypoint, "a shell sees it on the way: nothing to expand"
+        assert shlex.join(shlex.split(entrypoint)) == entrypoint, (
+            "a shell sees it on the way: nothing to expand"
+        )
         config = importlib.import_module(f"afinar.cli.{name}").configure(words)
-        places = [value for value in vars(config).values() if isinstance(value, str) and "/" in value]
+        places = [
+            value for value in vars(config).values() if isinstance(value, str) and "/" in value
+        ]
         assert len(places) >= 2
-        assert all(place.startswith("s3://") for place in places), "pods share nothing but the bucket"
+        assert all(place.startswith("s3://") for place in places), (
+            "pods share nothing but the bucket"
+        )
 
     def test_is_what_kuberay_takes_for_a_rayjob(self, path: Path) -> None:
         job = load(path)
@@ -134,7 +144,11 @@ class TestRayJob:
         (group,) = load(path)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
         resources = container(group["template"]["spec"])["resources"]
         wanted = None if path.stem == "ingest" else 1
-        assert resources["limits"].get("nvidia.com/gpu") == resources["requests"].get("nvidia.com/gpu") == wanted
+        assert (
+            resources["limits"].get("nvidia.com/gpu")
+            == resources["requests"].get("nvidia.com/gpu")
+            == wanted
+        )
         if path.stem == "train":
             assert group["replicas"] == 2
 
@@ -170,7 +184,11 @@ class TestRayJob:
         job = load(path)
         for name, pod in pods(job).items():
             assert container(pod)["envFrom"] == [{"secretRef": {"name": "afinar-store"}}], name
-        assert not {key for keys, _ in leaves(job) for key in keys} & {"runtimeEnvYAML", "runtime_env", "env"}
+        assert not {key for keys, _ in leaves(job) for key in keys} & {
+            "runtimeEnvYAML",
+            "runtime_env",
+            "env",
+        }
 
 
 # --- secrets
@@ -209,7 +227,9 @@ def test_a_secret_would_be_seen(text: str) -> None:
 def test_launcher_uses_instance_profiles_and_no_keys() -> None:
     launcher = load(LAUNCHER)
     for name, kind in launcher["available_node_types"].items():
-        assert kind["node_config"]["IamInstanceProfile"]["Arn"].startswith("arn:aws:iam::000000000000:"), name
+        assert kind["node_config"]["IamInstanceProfile"]["Arn"].startswith(
+            "arn:aws:iam::000000000000:"
+        ), name
     mounted = set(launcher["file_mounts"].values())
     assert mounted == {"~/.ray/auth_token"}, "nothing else of the user's machine travels"
     assert "ssh_private_key" not in launcher["auth"]
@@ -231,7 +251,9 @@ def ray_schema() -> Tree:
     spec = importlib.util.find_spec("ray")  # finding is not importing, which takes a second
     assert spec is not None
     assert spec.submodule_search_locations
-    text = Path(spec.submodule_search_locations[0], "autoscaler", "ray-schema.json").read_text(encoding="utf-8")
+    text = Path(spec.submodule_search_locations[0], "autoscaler", "ray-schema.json").read_text(
+        encoding="utf-8"
+    )
     schema: Tree = json.loads(text)
     return schema
 
@@ -252,15 +274,21 @@ def test_launcher_replaces_the_setup_that_ray_would_do() -> None:
     for kind in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
         assert launcher[kind] == [], kind
     for role in ("head", "worker"):
-        assert any("ray start" in command for command in launcher[f"{role}_start_ray_commands"]), role
+        assert any("ray start" in command for command in launcher[f"{role}_start_ray_commands"]), (
+            role
+        )
 
 
 def test_launcher_asks_for_a_token_and_hides_the_dashboard() -> None:
     launcher = load(LAUNCHER)
     assert "--env RAY_AUTH_MODE=token" in launcher["docker"]["run_options"]
-    assert any("--dashboard-host=127.0.0.1" in command for command in launcher["head_start_ray_commands"])
+    assert any(
+        "--dashboard-host=127.0.0.1" in command for command in launcher["head_start_ray_commands"]
+    )
     (place,) = launcher["file_mounts"]
-    assert place == f"{environment()['HOME']}/.ray/auth_token", "where Ray looks for it in our image"
+    assert place == f"{environment()['HOME']}/.ray/auth_token", (
+        "where Ray looks for it in our image"
+    )
 
 
 # --- monitoring
@@ -271,7 +299,14 @@ def test_prometheus_is_sent_where_ray_keeps_its_nodes() -> None:
     ray = importlib.util.find_spec("ray")
     assert ray is not None
     assert ray.submodule_search_locations
-    folder = Path(ray.submodule_search_locations[0]) / "dashboard" / "modules" / "metrics" / "export" / "prometheus"
+    folder = (
+        Path(ray.submodule_search_locations[0])
+        / "dashboard"
+        / "modules"
+        / "metrics"
+        / "export"
+        / "prometheus"
+    )
     (theirs,) = load(folder / "prometheus.yml")["scrape_configs"]
     (ours,) = load(MONITORING / "prometheus.yaml")["scrape_configs"]
     assert ours == theirs
@@ -296,7 +331,11 @@ def test_the_monitor_selects_the_pods_of_a_rayjob_by_the_port_that_kuberay_opens
 
 def instructions() -> list[tuple[str, str]]:
     """Instructions of the Dockerfile in order, continued lines joined, comments dropped."""
-    lines = [line for line in DOCKERFILE.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
+    lines = [
+        line
+        for line in DOCKERFILE.read_text(encoding="utf-8").splitlines()
+        if not line.lstrip().startswith("#")
+    ]
     text = re.sub(r"\\\n", " ", "\n".join(lines))
     parted = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
     return [(word, rest) for word, rest in parted]
@@ -309,7 +348,12 @@ def last_stage() -> list[tuple[str, str]]:
 
 
 def environment() -> dict[str, str]:
-    return dict(pair.split("=", 1) for word, rest in last_stage() if word == "ENV" for pair in shlex.split(rest))
+    return dict(
+        pair.split("=", 1)
+        for word, rest in last_stage()
+        if word == "ENV"
+        for pair in shlex.split(rest)
+    )
 
 
 def read_from_the_checkout() -> Iterator[str]:
@@ -332,19 +376,29 @@ def test_dockerfile_reads_only_what_is_there_and_reaches_the_builder() -> None:
     assert len(read) >= 7
     for name in read:
         assert (ROOT / name).exists(), name
-        assert any(fnmatch(name.rstrip("/"), rule) for rule in allowed), f"{name} does not reach the builder"
+        assert any(fnmatch(name.rstrip("/"), rule) for rule in allowed), (
+            f"{name} does not reach the builder"
+        )
     for rule in allowed:
         assert any(fnmatch(name, rule) for name in read), f"{rule} reaches the builder for nothing"
 
 
 def test_everything_is_installed_by_hash() -> None:
-    installing = [rest for word, rest in instructions() if word == "RUN" and re.search(r"\bpip install|uv build", rest)]
+    installing = [
+        rest
+        for word, rest in instructions()
+        if word == "RUN" and re.search(r"\bpip install|uv build", rest)
+    ]
     assert len(installing) == 4
     for command in installing:
-        assert "--require-hashes" in command or {"--no-deps", "--no-index"} <= set(command.split()), command
+        assert "--require-hashes" in command or {"--no-deps", "--no-index"} <= set(
+            command.split()
+        ), command
     for lock in re.findall(r"lock/([a-z]+\.txt)", " ".join(installing)):
         text = (LOCKS / lock).read_text(encoding="utf-8")
-        assert len(re.findall(r"^[a-z0-9._-]+==", text, re.MULTILINE)) <= text.count("--hash=sha256:"), lock
+        assert len(re.findall(r"^[a-z0-9._-]+==", text, re.MULTILINE)) <= text.count(
+            "--hash=sha256:"
+        ), lock
 
 
 def test_installed_packages_are_compiled() -> None:
@@ -372,11 +426,15 @@ def test_image_runs_as_an_ordinary_user_in_a_folder_without_our_sources() -> Non
     stage = last_stage()
     assert [rest for word, rest in stage if word == "USER"] == ["1000:1000"]
     assert [rest for word, rest in stage if word == "WORKDIR"] == [environment()["HOME"]]
-    assert not [rest for word, rest in stage if word in {"COPY", "ADD"}], "a pipeline folder there would shadow ours"
+    assert not [rest for word, rest in stage if word in {"COPY", "ADD"}], (
+        "a pipeline folder there would shadow ours"
+    )
 
 
 def test_image_has_the_programs_that_others_start_in_it() -> None:
-    (packages,) = [rest for word, rest in last_stage() if word == "RUN" and "apt-get install" in rest]
+    (packages,) = [
+        rest for word, rest in last_stage() if word == "RUN" and "apt-get install" in rest
+    ]
     assert {"openssh-client", "rsync", "wget"} <= set(packages.split())
 
 

@@ -11,7 +11,7 @@ import afinar
 import pytest
 from afinar.config.jobs import LabelConfig
 from afinar.labelling.driver import Labelling
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import Trained
 
@@ -25,24 +25,38 @@ def folder(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "dataset").symlink_to(trained.dataset)
     (folder / "models").symlink_to(trained.models)
-    config = LabelConfig(source=str(trained.pictures), predictions=str(folder / "predictions"), model=trained.champion)
+    config = LabelConfig(
+        source=str(trained.pictures),
+        predictions=str(folder / "predictions"),
+        model=trained.champion,
+    )
     Labelling(config, InlineExecutor()).run()
     return folder
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_a_snippet_runs(
-    number: int, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], local_ray: None
+    number: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    local_ray: None,
 ) -> None:
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {"__name__": "snippet"}
     exec(compile(SNIPPETS[number], f"README snippet {number}", "exec"), names)
     checks: dict[str, Callable[[], bool]] = {
-        "to_numpy_ndarray": lambda: names["pixels"].shape == (80, 64, 64, 3) and len(names["index"]) == 80,
+        "to_numpy_ndarray": lambda: (
+            names["pixels"].shape == (80, 64, 64, 3) and len(names["index"]) == 80
+        ),
         "USING (sample_id)": lambda: "moss" in capsys.readouterr().out,
         "from_arrow": lambda: "(4, 64, 64, 3)" in capsys.readouterr().out,
-        "read_parquet": lambda: len(names["frame"]) == 80 and bool(names["frame"]["score"].between(0, 1).all()),
-        "open_model": lambda: len(names["predictions"]) == 80 and names["images"].shape == (3, 64, 64, 3),
+        "read_parquet": lambda: (
+            len(names["frame"]) == 80 and bool(names["frame"]["score"].between(0, 1).all())
+        ),
+        "open_model": lambda: (
+            len(names["predictions"]) == 80 and names["images"].shape == (3, 64, 64, 3)
+        ),
     }
     (check,) = [check for mark, check in checks.items() if mark in SNIPPETS[number]]
     assert check()

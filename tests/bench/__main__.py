@@ -68,7 +68,10 @@ def run(name: str) -> bool | None:
 def main(names: list[str]) -> int:
     """Exit code: 1 when a limit is not met, 2 for a bench there is not, 3 when all were met but not all measured."""
     if unknown := set(names) - BENCHES.keys():
-        print(f"no bench {', '.join(sorted(unknown))}: there are {', '.join(BENCHES)}", file=sys.stderr)
+        print(
+            f"no bench {', '.join(sorted(unknown))}: there are {', '.join(BENCHES)}",
+            file=sys.stderr,
+        )
         return 2
     met = {name: run(name) for name in names or _default()}
     for name, holds in met.items():
@@ -84,5 +87,7 @@ def _default() -> list[str]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that servers end and memory is given back
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(143)
+    )  # so that servers end and memory is given back
     sys.exit(main(sys.argv[1:]))

@@ -29,12 +29,16 @@ from tests.bench.world import (
 
 SIZE: Final = 256
 BATCH: Final = 64
-COUNT: Final = 32  # batches in an epoch: 2,048 pictures, 400 MB of pixels in each store that keeps pixels
+COUNT: Final = (
+    32  # batches in an epoch: 2,048 pictures, 400 MB of pixels in each store that keeps pixels
+)
 SECONDS: Final = 4.0  # that each measurement goes on for, in whole epochs
 SHARE: Final = 0.8
 TIMES: Final = 2.0
 EXACT: Final = 0.01  # levels: the same pixels
-NEAR: Final = 3.0  # levels on a grid of means: the same pictures after JPEG, or resized by another filter
+NEAR: Final = (
+    3.0  # levels on a grid of means: the same pictures after JPEG, or resized by another filter
+)
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,17 @@ class Reader:
 
 
 AFINAR: Final = Reader("afinar", "shard_batches", ({},), EXACT, "afinar", OURS)
-GATHER: Final = Reader("numpy gather", "shard_batches", ({"how": "take"}, {"how": "index"}), EXACT, "gather", OURS)
+GATHER: Final = Reader(
+    "numpy gather", "shard_batches", ({"how": "take"}, {"how": "index"}), EXACT, "gather", OURS
+)
 
 
 def _workers(**options: object) -> tuple[Record, ...]:
     """In the consumer's process; and in two beside it, with two batches ahead or eight."""
-    return ({**options, "workers": 0}, *({**options, "workers": CORES, "ahead": ahead} for ahead in (2, 8)))
+    return (
+        {**options, "workers": 0},
+        *({**options, "workers": CORES, "ahead": ahead} for ahead in (2, 8)),
+    )
 
 
 COMPARED: Final = (
@@ -111,10 +120,14 @@ def _make_stores(source: Path, stores: Path) -> Signatures:
     first = {"source": str(warm_up), "dataset": str(source.parent / "warmed"), "size": SIZE}
     ingests_of(run_side("afinar_ingest", {"cores": CORES, "warm_up": first, "ingests": [fields]}))
     dataset = open_dataset(str(stores / "dataset"))
-    rows = {int(Path(uri).stem): row for row, uri in enumerate(dataset.index.column("uri").to_pylist())}
+    rows = {
+        int(Path(uri).stem): row for row, uri in enumerate(dataset.index.column("uri").to_pylist())
+    }
     if sorted(rows) != list(range(count)):
         raise WrongBenchError(f"the dataset holds {len(rows)} of {count} pictures")
-    pixels = np.lib.format.open_memmap(stores / "pixels.npy", "w+", np.uint8, (count, SIZE, SIZE, 3))
+    pixels = np.lib.format.open_memmap(
+        stores / "pixels.npy", "w+", np.uint8, (count, SIZE, SIZE, 3)
+    )
     for number in range(count):
         pixels[number] = dataset.read([rows[number]])[0]
         Image.fromarray(pixels[number]).save(stores / "jpegs" / f"{number:06d}.jpg", quality=95)
@@ -133,7 +146,9 @@ def _tune(reader: Reader, base: Record, folder: Path) -> Record:
     if len(reader.options) == 1:
         return reader.options[0]
     with round_folder(folder, "tuning") as out:
-        runs = _run(reader, list(reader.options), base | {"seconds": base["seconds"] / 2}, out)["runs"]
+        runs = _run(reader, list(reader.options), base | {"seconds": base["seconds"] / 2}, out)[
+            "runs"
+        ]
     return max(zip(runs, reader.options, strict=True), key=lambda one: float(one[0]["rate"]))[1]
 
 
@@ -141,13 +156,25 @@ def _sizes(stores: Path, count: int) -> None:
     table = Table(("store", "KB a picture"))
     for path in sorted(stores.iterdir()):
         files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-        table.add(f"`{path.name}`", f"{sum(file.stat().st_size for file in files) / count / 1000:.1f}")
+        table.add(
+            f"`{path.name}`", f"{sum(file.stat().st_size for file in files) / count / 1000:.1f}"
+        )
     table.show("batches: what is stored")
 
 
 def _report(rounds: dict[str, list[Record]], tuned: dict[str, Record], count: int) -> bool:
     table = Table(
-        ("reader", "version", "options", "pictures/s", "mixing", "levels apart", "afinar to it", "limit", "met")
+        (
+            "reader",
+            "version",
+            "options",
+            "pictures/s",
+            "mixing",
+            "levels apart",
+            "afinar to it",
+            "limit",
+            "met",
+        )
     )
     ours = [run["rate"] for run in rounds[AFINAR.name]]
     for name, runs in rounds.items():

@@ -70,7 +70,9 @@ def _read(batches: Iterable[tuple[Sequence[int], Any]], batch_size: int) -> Numb
     for numbers, images in batches:
         pixels = np.asarray(images)
         if len(numbers) != batch_size or len(pixels) != batch_size or pixels.dtype != np.uint8:
-            raise WrongBenchError(f"a batch of {pixels.dtype} {pixels.shape} for {len(numbers)} pictures")
+            raise WrongBenchError(
+                f"a batch of {pixels.dtype} {pixels.shape} for {len(numbers)} pictures"
+            )
         pixels.ravel("K")[::_PAGE].max()
         order.extend(numbers)
     return np.array(order, dtype=np.int64)
@@ -81,7 +83,9 @@ def require_epochs(orders: Sequence[Numbers], count: int) -> None:
     stored = np.arange(count)
     for before, order in zip([stored, *orders], orders, strict=False):
         if len(order) != count or not np.array_equal(np.sort(order), stored):
-            raise WrongBenchError(f"an epoch of {len(order)} samples, {len(set(order.tolist()))} distinct, of {count}")
+            raise WrongBenchError(
+                f"an epoch of {len(order)} samples, {len(set(order.tolist()))} distinct, of {count}"
+            )
         if np.array_equal(order, before) or np.array_equal(order, stored):
             raise WrongBenchError("an epoch was not shuffled")
 
@@ -96,7 +100,9 @@ def signature(images: Pixels) -> Signatures:
     if images.shape[1] == 3:
         images = images.transpose(0, 2, 3, 1)
     count, side = len(images), images.shape[1] // GRID
-    means: Signatures = images.reshape(count, GRID, side, GRID, side, 3).mean(axis=(2, 4), dtype=np.float32)
+    means: Signatures = images.reshape(count, GRID, side, GRID, side, 3).mean(
+        axis=(2, 4), dtype=np.float32
+    )
     return means
 
 
@@ -115,5 +121,7 @@ def require_same_pictures(name: str, found: Signatures, wanted: Signatures, apar
     nearest = (flat**2).sum(axis=1) + ((targets**2).sum(axis=1) - 2 * flat @ targets.T).min(axis=1)
     swapped = np.flatnonzero(4 * nearest < own - 1)  # squares; 1 is far above rounding
     if len(swapped) > _ALIKE * len(found):
-        raise WrongBenchError(f"{name}: {swapped.size} pictures look more like others, such as number {swapped[0]}")
+        raise WrongBenchError(
+            f"{name}: {swapped.size} pictures look more like others, such as number {swapped[0]}"
+        )
     return worst

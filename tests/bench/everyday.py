@@ -22,7 +22,9 @@ def demo() -> bool:
         taken = measure([AFINAR, "demo", str(folder / "demo")])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    print(f"demo: {taken.seconds:.0f} s (limit 300), peak {taken.peak_bytes / GIB:.2f} GiB (limit 8)")
+    print(
+        f"demo: {taken.seconds:.0f} s (limit 300), peak {taken.peak_bytes / GIB:.2f} GiB (limit 8)"
+    )
     return taken.exit_code == 0 and taken.seconds <= 300 and taken.peak_bytes <= 8e9
 
 

@@ -8,7 +8,15 @@ from typing import Final
 from tests.bench.stall import precise, require_alike, steps_request, waited
 from tests.bench.table import PAIRS, Ratio, Table, spread
 from tests.bench.training_data import make_dataset
-from tests.bench.world import NotMeasuredError, Record, WrongBenchError, in_memory, require_cores, run_side, scaled
+from tests.bench.world import (
+    NotMeasuredError,
+    Record,
+    WrongBenchError,
+    in_memory,
+    require_cores,
+    run_side,
+    scaled,
+)
 
 SIZE: Final = 224
 GPU_SHARE: Final = 0.95
@@ -67,8 +75,13 @@ def bfloat16() -> bool:
         request = steps_request(dataset, folder / "models", steps) | {
             "size": SIZE, "batch": BFLOAT16_BATCH, "threads": 2, "precision": "bfloat16",
         }  # fmt: skip
-        plain, ours = _pairs(request | {"synthetic": True, "precision": "float32", "layout": "default"}, request)
-    for runs, kind in ((ours, (["bfloat16"], ["channels last"])), (plain, (["float32"], ["default"]))):
+        plain, ours = _pairs(
+            request | {"synthetic": True, "precision": "float32", "layout": "default"}, request
+        )
+    for runs, kind in (
+        (ours, (["bfloat16"], ["channels last"])),
+        (plain, (["float32"], ["default"])),
+    ):
         if any((run["dtypes"], run["layouts"]) != kind for run in runs):
             raise WrongBenchError(f"not {kind}: {runs[0]['dtypes']}, {runs[0]['layouts']}")
     return _report(
@@ -85,7 +98,9 @@ def _pairs(other: Record, request: Record) -> tuple[list[Record], list[Record]]:
     return others, ours
 
 
-def _report(ours: list[Record], others: list[Record], least: float, against: str, title: str) -> bool:
+def _report(
+    ours: list[Record], others: list[Record], least: float, against: str, title: str
+) -> bool:
     ratio = Ratio.of([run["rate"] for run in ours], [run["rate"] for run in others])
     table = Table(
         ("afinar, steps/s", f"{against}, steps/s", "not computing, by its ledger", "ratio", "limit", "met")

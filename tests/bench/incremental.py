@@ -16,7 +16,16 @@ from tests.bench.pictures import SMALL, make_pictures, photograph, picture_path
 from tests.bench.proxy import Proxy
 from tests.bench.s3 import bucket_of, local_rows, upload
 from tests.bench.table import Table
-from tests.bench.world import CORES, Record, WrongBenchError, in_memory, ingests_of, require_cores, run_side, scaled
+from tests.bench.world import (
+    CORES,
+    Record,
+    WrongBenchError,
+    in_memory,
+    ingests_of,
+    require_cores,
+    run_side,
+    scaled,
+)
 
 SIZE = 256
 ON_S3 = 3000
@@ -54,9 +63,14 @@ def _on_s3(folder: Path, table: Table) -> None:
         shards = facts_of_shards(dataset)
         after = write_labels(labels, source, count, changed=changed)
         _, gets = _counted(relay, fields, warm_up, folder / "warm-2")
-        _expect(labels_of(dataset, bucket) == after, "the second run's labels are not the changed table's")
+        _expect(
+            labels_of(dataset, bucket) == after,
+            "the second run's labels are not the changed table's",
+        )
         written = len(facts_of_shards(dataset).keys() - shards.keys())
-        table.limit(f"{changed} of {count} labels changed: pictures read", gets, "0", holds=gets == 0)
+        table.limit(
+            f"{changed} of {count} labels changed: pictures read", gets, "0", holds=gets == 0
+        )
         table.limit("shards written", written, "0", holds=written == 0)
 
         _change_pictures(source, changed)
@@ -80,7 +94,10 @@ def _on_disk(folder: Path, table: Table) -> None:
     _change_pictures(source, changed)
     listing_s = _listing_s(source)
     second = _ingest(fields, warm_up, folder / "warm-2")
-    _expect(second["summary"]["changed"] == changed, f"the second run saw {second['summary']['changed']} changes")
+    _expect(
+        second["summary"]["changed"] == changed,
+        f"the second run saw {second['summary']['changed']} changes",
+    )
     most = SHARE * first["seconds"] + listing_s
     table.add(f"first run of {count} pictures, s", f"{first['seconds']:.1f}")
     table.add("listing alone, s", f"{listing_s:.2f}")
@@ -94,14 +111,18 @@ def _on_disk(folder: Path, table: Table) -> None:
 
 def _ingest(fields: Record, warm_up: Path, warmed: Path) -> Record:
     first = {"source": str(warm_up), "dataset": str(warmed), "size": SIZE}
-    return ingests_of(run_side("afinar_ingest", {"cores": CORES, "warm_up": first, "ingests": [fields]}))[0]
+    return ingests_of(
+        run_side("afinar_ingest", {"cores": CORES, "warm_up": first, "ingests": [fields]})
+    )[0]
 
 
 def _counted(relay: Proxy, fields: Record, warm_up: Path, warmed: Path) -> tuple[Record, int]:
     """Ingest; how many pictures were read. The warm-up reads files, which do not pass the proxy."""
     relay.reset()
     record = _ingest(fields, warm_up, warmed)
-    _expect(relay.gets.value > 0, "the source was not listed through the proxy, so nothing was counted")
+    _expect(
+        relay.gets.value > 0, "the source was not listed through the proxy, so nothing was counted"
+    )
     return record, int(relay.picture_gets.value)
 
 
@@ -149,7 +170,10 @@ def _require_current(dataset: Path, at: str, source: Path) -> None:
     require_same("afinar", local_rows(dataset, at, source), source, SIZE, "crop")
     first = str(picture_path(source, 0))
     stored = next(pixels for path, pixels in local_rows(dataset, at, source) if path == first)
-    _expect(off(stored, reference(Path(first).read_bytes(), SIZE, "crop")) < 1, "a changed picture has its old pixels")
+    _expect(
+        off(stored, reference(Path(first).read_bytes(), SIZE, "crop")) < 1,
+        "a changed picture has its old pixels",
+    )
 
 
 def _expect(holds: bool, otherwise: str) -> None:

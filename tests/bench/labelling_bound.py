@@ -11,7 +11,16 @@ from tests.bench.labelling_models import make_model
 from tests.bench.labelling_outputs import read_ours, require_every
 from tests.bench.pictures import SMALL, make_pictures
 from tests.bench.table import PAIRS, Ratio, Table, spread
-from tests.bench.world import CORES, Record, WrongBenchError, in_memory, require_cores, round_folder, run_side, scaled
+from tests.bench.world import (
+    CORES,
+    Record,
+    WrongBenchError,
+    in_memory,
+    require_cores,
+    round_folder,
+    run_side,
+    scaled,
+)
 
 SHARE: Final = 0.85
 SIZE: Final = 224
@@ -72,11 +81,15 @@ def _bare(name: str, network: Network) -> Record:
 
 def _add_bound(network: Network, answer: Record) -> None:
     """Each core's pictures cost it decoding and the cheapest forward pass, one after the other."""
-    costs = [{(name, batch): cost for name, batch, cost in process} for process in answer["forward"]]
+    costs = [
+        {(name, batch): cost for name, batch, cost in process} for process in answer["forward"]
+    ]
     best = min(costs[0], key=lambda candidate: sum(one[candidate] for one in costs))
     network.candidates = (best,)
     forward = [one[best] for one in costs]
-    network.bounds.append(sum(1 / (one + other) for one, other in zip(answer["decode"], forward, strict=True)))
+    network.bounds.append(
+        sum(1 / (one + other) for one, other in zip(answer["decode"], forward, strict=True))
+    )
     network.costs.append((median(answer["decode"]), median(forward)))
 
 
@@ -86,7 +99,9 @@ def _add_ours(networks: dict[str, Network], warm_up: Path, out: Path) -> None:
         for name, network in networks.items()
     ]
     first = labellings[0] | {"source": str(warm_up), "predictions": str(out / "warm")}
-    answers = run_side("label_afinar", {"cores": CORES, "warm_up": first, "labellings": labellings}, timeout_s=600)
+    answers = run_side(
+        "label_afinar", {"cores": CORES, "warm_up": first, "labellings": labellings}, timeout_s=600
+    )
     for (name, network), one in zip(networks.items(), answers["labellings"], strict=True):
         require_every("afinar", read_ours(out / name), network.source)
         if one["workers"] != CORES:

@@ -9,7 +9,15 @@ from tests.bench.labelling_models import make_model
 from tests.bench.labelling_outputs import read_ours, require_every
 from tests.bench.table import PAIRS, Ratio, Table, spread
 from tests.bench.training_data import make_dataset
-from tests.bench.world import CORES, NotMeasuredError, in_memory, require_cores, round_folder, run_side, scaled
+from tests.bench.world import (
+    CORES,
+    NotMeasuredError,
+    in_memory,
+    require_cores,
+    round_folder,
+    run_side,
+    scaled,
+)
 
 SHARE: Final = 0.90
 SIZE: Final = 224
@@ -38,11 +46,15 @@ def label_gpu() -> bool:
                     {"source": str(source), "predictions": str(out / name), "model": model}
                     for name, source in (("warm", warm), ("all", dataset))
                 ]
-                record = run_side("label_afinar", {"cores": CORES, "warm_up": jobs[0], "labellings": jobs[1:]})
+                record = run_side(
+                    "label_afinar", {"cores": CORES, "warm_up": jobs[0], "labellings": jobs[1:]}
+                )
                 require_every("afinar", read_ours(out / "all"), folder / "source")
             (one,) = record["labellings"]
             ours.append(one["summary"]["labelled"] / one["units_s"])
     ratio = Ratio.of(ours, synthetic)
     table = Table(("afinar, pictures/s", "pictures on the GPU, /s", "share", f"≥ {SHARE}"))
     table.limit(spread(ours), spread(synthetic), ratio, holds=ratio.median >= SHARE)
-    return table.show(f"label_gpu: {answer['device']}, resnet50 at {SIZE} px, {answer['dtype']}, shards in memory")
+    return table.show(
+        f"label_gpu: {answer['device']}, resnet50 at {SIZE} px, {answer['dtype']}, shards in memory"
+    )

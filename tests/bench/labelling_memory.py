@@ -17,7 +17,16 @@ from tests.bench.labelling_models import make_model
 from tests.bench.labelling_outputs import read_ours, require_every
 from tests.bench.pictures import SMALL, make_pictures
 from tests.bench.table import Table
-from tests.bench.world import CORES, OURS, ROOT, WrongBenchError, in_memory, require_cores, round_folder, scaled
+from tests.bench.world import (
+    CORES,
+    OURS,
+    ROOT,
+    WrongBenchError,
+    in_memory,
+    require_cores,
+    round_folder,
+    scaled,
+)
 
 SIZE: Final = 64
 COUNTS: Final = (2000, 40_000)
@@ -42,7 +51,9 @@ class Peaks:
         self.total = max(self.total, sum(pss(one) for one in tree(pid)))
         try:
             status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-            self.driver_torch |= b"libtorch" in Path(f"/proc/{pid}/maps").read_bytes()  # no import hook hides that
+            self.driver_torch |= (
+                b"libtorch" in Path(f"/proc/{pid}/maps").read_bytes()
+            )  # no import hook hides that
         except OSError:  # it has just ended
             return
         self.driver = max([self.driver, *high_water(status)])
@@ -50,7 +61,9 @@ class Peaks:
 
 def high_water(status: str) -> list[int]:
     """Bytes of VmHWM in /proc/PID/status; a process that has just ended has none."""
-    return [int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")]
+    return [
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")
+    ]
 
 
 def label_memory() -> bool:
@@ -61,23 +74,50 @@ def label_memory() -> bool:
         peaks = []
         for count in map(scaled, COUNTS):
             with round_folder(folder, str(count)) as out:
-                source = make_pictures(out / "pictures", SMALL, count, distinct=min(count, scaled(1000)))
+                source = make_pictures(
+                    out / "pictures", SMALL, count, distinct=min(count, scaled(1000))
+                )
                 peaks.append(_measured(source, out, model))
-    table = Table(("pictures", "all processes (proportional), MB", "driver (VmHWM), MB", "torch in the driver", "s"))
+    table = Table(
+        (
+            "pictures",
+            "all processes (proportional), MB",
+            "driver (VmHWM), MB",
+            "torch in the driver",
+            "s",
+        )
+    )
     for count, one in zip(map(scaled, COUNTS), peaks, strict=True):
         table.add(
-            f"{count:,}", f"{one.total / _MB:.0f}", f"{one.driver / _MB:.0f}", one.driver_torch, f"{one.seconds:.0f}"
+            f"{count:,}",
+            f"{one.total / _MB:.0f}",
+            f"{one.driver / _MB:.0f}",
+            one.driver_torch,
+            f"{one.seconds:.0f}",
         )
-    table.show(f"label_memory: `afinar label` with {CORES} workers, small_cnn at {SIZE} px, read every {EVERY_S} s")
+    table.show(
+        f"label_memory: `afinar label` with {CORES} workers, small_cnn at {SIZE} px, read every {EVERY_S} s"
+    )
     return _limits(*peaks)
 
 
 def _measured(source: Path, out: Path, model: str) -> Peaks:
-    command = [str(OURS), "-m", "jobs", "label", str(source), str(out / "predictions"), "--model", model]
+    command = [
+        str(OURS),
+        "-m",
+        "jobs",
+        "label",
+        str(source),
+        str(out / "predictions"),
+        "--model",
+        model,
+    ]
     peaks = Peaks()
     with (out / "log").open("wb") as log:
         started = time.monotonic()
-        process = subprocess.Popen([*command, "--workers", str(CORES)], cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*command, "--workers", str(CORES)], cwd=ROOT, stdout=log, stderr=log
+        )
         while process.poll() is None:
             peaks.read(process.pid)
             time.sleep(EVERY_S)
@@ -97,7 +137,12 @@ def _limits(few: Peaks, many: Peaks) -> bool:
         "all processes, large archive against small", f"{100 * growth:+.1f} %", f"within {100 * GROWTH:.0f} %",
         holds=abs(growth) < GROWTH,
     )  # fmt: skip
-    limits.limit("driver, MB", f"{driver / _MB:.0f}", f"< {DRIVER_BYTES / _MB:.0f}", holds=driver < DRIVER_BYTES)
+    limits.limit(
+        "driver, MB",
+        f"{driver / _MB:.0f}",
+        f"< {DRIVER_BYTES / _MB:.0f}",
+        holds=driver < DRIVER_BYTES,
+    )
     torch = few.driver_torch or many.driver_torch
     limits.limit("torch in the driver", torch, "no", holds=not torch)
     return limits.show("label_memory: limits")

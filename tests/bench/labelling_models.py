@@ -32,7 +32,9 @@ from tests.bench.pictures import SMALL, photograph, shown
 CLASSES: Final = ("china", "flower")
 _PICTURES: Final = 128
 _FIRST_SEED: Final = 3 * 10**6  # of no picture that is labelled
-_MARGIN: Final = 1.5  # of logits: probabilities near 0.8, where they still move from picture to picture
+_MARGIN: Final = (
+    1.5  # of logits: probabilities near 0.8, where they still move from picture to picture
+)
 _RIDGE: Final = 0.3  # of the features' mean energy
 _BATCH: Final = 32
 _NORMALISING: Final = 2  # batches: enough for means and variances over places
@@ -41,20 +43,28 @@ _NORMALISING: Final = 2  # batches: enough for means and variances over places
 def make_model(models: Path, backbone: str, size: int, fit: Fit = "squash") -> str:
     """Publish a network of 2 classes that takes `size` by `size` pixels; MODELS@1."""
     torch.manual_seed(0)
-    torch.set_num_threads(1)  # two that wait for each other take ten times as long where anything else runs
+    torch.set_num_threads(
+        1
+    )  # two that wait for each other take ten times as long where anything else runs
     stored = StoredView(size=size, fit=fit)
     view = InputView(input_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     files = [photograph(SMALL, seed) for seed in range(_FIRST_SEED, _FIRST_SEED + _PICTURES)]
     images = np.stack([decode(file, stored).image for file in files])
     architecture = Architecture(
-        backbone=backbone, cut=check_cut(backbone, "auto", size), head="linear", input_size=size, classes=len(CLASSES)
+        backbone=backbone,
+        cut=check_cut(backbone, "auto", size),
+        head="linear",
+        input_size=size,
+        classes=len(CLASSES),
     )
     network, _ = build_network(architecture)
     network.to(memory_format=torch.channels_last)
     _fit(network, [prepare(torch.from_numpy(batch), view) for batch in _batches(images)])
     store = open_store(str(models))
     weights = put_weights(store, network)
-    golden = put_golden(store, files[:GOLDEN], images[:GOLDEN], score(network, images[:GOLDEN], view))
+    golden = put_golden(
+        store, files[:GOLDEN], images[:GOLDEN], score(network, images[:GOLDEN], view)
+    )
     publish_model(
         store,
         lambda number: ModelVersion(
@@ -75,7 +85,9 @@ def _fit(network: Network, batches: list[Tensor]) -> None:
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
-                module.weight.copy_(module.weight.mean(dim=(2, 3), keepdim=True).expand_as(module.weight))
+                module.weight.copy_(
+                    module.weight.mean(dim=(2, 3), keepdim=True).expand_as(module.weight)
+                )
             elif isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
                 module.momentum = None  # the mean over batches
@@ -87,7 +99,9 @@ def _fit(network: Network, batches: list[Tensor]) -> None:
         sides = [2.0 * shown(seed) - 1 for seed in range(_FIRST_SEED, _FIRST_SEED + len(features))]
         weight, bias = _ridge(features, _MARGIN * torch.tensor(sides))
         assert isinstance(network.classifier, nn.Linear)
-        network.classifier.weight.copy_(torch.stack([-weight, weight]) / 2)  # so that softmax gives sigmoid(w x + b)
+        network.classifier.weight.copy_(
+            torch.stack([-weight, weight]) / 2
+        )  # so that softmax gives sigmoid(w x + b)
         network.classifier.bias.copy_(torch.stack([-bias, bias]) / 2)
 
 

@@ -39,14 +39,18 @@ class Agreement:
 def read_ours(out: Path) -> Iterator[Row]:
     """A prediction folder."""
     table = open_predictions(str(out)).table
-    yield from zip(*(table.column(name).to_pylist() for name in ("uri", "label", "score")), strict=True)
+    yield from zip(
+        *(table.column(name).to_pylist() for name in ("uri", "label", "score")), strict=True
+    )
 
 
 def read_answers(out: Path) -> Iterator[Row]:
     """A peer's Parquet: `path`, `label`, `score`."""
     for file in sorted(out.rglob("*.parquet")):
         table = pq.read_table(file, columns=["path", "label", "score"])
-        for path, label, score in zip(*(column.to_pylist() for column in table.columns), strict=True):
+        for path, label, score in zip(
+            *(column.to_pylist() for column in table.columns), strict=True
+        ):
             yield path.removeprefix("file://"), label, score
 
 
@@ -56,14 +60,18 @@ def require_every(name: str, rows: Iterable[Row], source: Path) -> dict[str, tup
     found: dict[str, tuple[str, float]] = {}
     for path, label, score in rows:
         if path in found or path not in wanted:
-            raise WrongBenchError(f"{name} labelled {path}, {'twice' if path in found else 'which is not a picture'}")
+            raise WrongBenchError(
+                f"{name} labelled {path}, {'twice' if path in found else 'which is not a picture'}"
+            )
         found[path] = (label, score)
     if len(found) != len(wanted):
         raise WrongBenchError(f"{name} labelled {len(found)} of {len(wanted)} pictures")
     return found
 
 
-def require_same_answers(name: str, rows: Iterable[Row], ours: Iterable[Row], source: Path) -> Agreement:
+def require_same_answers(
+    name: str, rows: Iterable[Row], ours: Iterable[Row], source: Path
+) -> Agreement:
     """As `require_every`, and the same labels for 99.5 % of the pictures, with probabilities near ours.
 
     Near enough to be the same picture's, too: shifted by one place our own answers differ by more than twice as much.
@@ -75,11 +83,16 @@ def require_same_answers(name: str, rows: Iterable[Row], ours: Iterable[Row], so
     if labels < SAME_LABEL:
         raise WrongBenchError(f"{name}: {100 * labels:.1f} % of the labels are ours")
     first = one[0][0]
-    p, q = (np.array([score if label == first else 1 - score for label, score in side]) for side in (one, other))
+    p, q = (
+        np.array([score if label == first else 1 - score for label, score in side])
+        for side in (one, other)
+    )
     apart = np.abs(p - q)
     agreement = Agreement(labels, float(apart.max()), float(apart.mean()))
     if not agreement.worst <= APART:
-        raise WrongBenchError(f"{name}: a probability is {agreement.worst:.2f} off, {APART:g} are allowed")
+        raise WrongBenchError(
+            f"{name}: a probability is {agreement.worst:.2f} off, {APART:g} are allowed"
+        )
     neighbours = _neighbours(p)
     if agreement.mean > MIXED_UP * neighbours:
         raise WrongBenchError(

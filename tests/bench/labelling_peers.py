@@ -53,7 +53,7 @@ class Peer:
     predictor: bool = False
 
 
-PLAIN: Final = (
+NO_OPTIONAL_COLUMNS: Final = (
     Peer(
         "Ray Data, its guide's batch inference", "label_ray_data", 4,
         options=({"form": "map", "blocks": None, "actors": 1, "batch": 16},
@@ -114,7 +114,7 @@ class Pictures:
 
 def label_peers() -> bool:
     """4 times Ray Data and Daft, twice torch's DataLoader, each with torchvision's own network."""
-    return _compare(PLAIN, "label_peers")
+    return _compare(NO_OPTIONAL_COLUMNS, "label_peers")
 
 
 def label_ray() -> bool:
@@ -153,10 +153,14 @@ def _tune(peer: Peer, pictures: Pictures, folder: Path) -> Record:
     """The least time beyond that for a few pictures."""
     with round_folder(folder, "tuning") as out:
         seconds = _run(peer, peer.options, [pictures.few, pictures.tuned], pictures, out)["seconds"]
-    return min(zip(seconds, peer.options, strict=True), key=lambda one: float(one[0][1] - one[0][0]))[1]
+    return min(
+        zip(seconds, peer.options, strict=True), key=lambda one: float(one[0][1] - one[0][0])
+    )[1]
 
 
-def _run(peer: Peer, options: Sequence[Record], sources: Sequence[Path], pictures: Pictures, out: Path) -> Record:
+def _run(
+    peer: Peer, options: Sequence[Record], sources: Sequence[Path], pictures: Pictures, out: Path
+) -> Record:
     request = {
         "model": pictures.model, "size": SIZE, "cores": CORES, "predictor": peer.predictor, "options": list(options),
         "sources": list(map(str, sources)), "warm_up": str(pictures.warm), "out": str(out),
@@ -168,7 +172,11 @@ def _theirs(peer: Peer, answer: Record, pictures: Pictures, out: Path) -> Timed:
     ((few_s, all_s),) = answer["seconds"]
     rows = read_answers(out / peer.module / "0-1")
     timed = pictures.rate_of(few_s, all_s)
-    return Timed(timed.rate, timed.whole, require_same_answers(peer.name, rows, read_ours(out / "all"), pictures.all))
+    return Timed(
+        timed.rate,
+        timed.whole,
+        require_same_answers(peer.name, rows, read_ours(out / "all"), pictures.all),
+    )
 
 
 def _ours(pictures: Pictures, out: Path) -> Timed:
@@ -204,9 +212,13 @@ def _report(
             runs[-1].agreement,
         )  # fmt: skip
         if peer.predictor and not has_amx():
-            table.add(*cells, f"≥ {peer.times:g} in bfloat16", "not measured: no AMX, this is float32")
+            table.add(
+                *cells, f"≥ {peer.times:g} in bfloat16", "not measured: no AMX, this is float32"
+            )
         else:
             table.limit(*cells, f"≥ {peer.times:g}", holds=ratio.median >= peer.times)
     pictures = f"{scaled(COUNT)} pictures of {SMALL[0]}×{SMALL[1]}"
     precision = "ours in bfloat16" if has_amx() else "float32"
-    return table.show(f"{bench}: {pictures}, {BACKBONE} at {SIZE} px, {precision}, two cores, files in memory")
+    return table.show(
+        f"{bench}: {pictures}, {BACKBONE} at {SIZE} px, {precision}, two cores, files in memory"
+    )

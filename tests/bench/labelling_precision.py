@@ -25,14 +25,25 @@ def label_precision() -> bool:
     """The same label for at least 99.5 % of the pictures. How fast each is, is not the question here."""
     require_cores()
     table = Table(
-        ("network", "labelled in", "pictures", "below 0.6", "same label, %", "probability, worst apart", "limit", "met")
+        (
+            "network",
+            "labelled in",
+            "pictures",
+            "below 0.6",
+            "same label, %",
+            "probability, worst apart",
+            "limit",
+            "met",
+        )
     )
     reduced: list[bool] = []
     with in_memory() as folder:
         source = make_pictures(folder / "pictures", SMALL, scaled(COUNT))
         warm = make_pictures(folder / "warm", SMALL, 64, seed=10**6)
         for name in NETWORKS:
-            full, half = _answers(source, warm, make_model(folder / f"{name}-models", name, SIZE), folder / name)
+            full, half = _answers(
+                source, warm, make_model(folder / f"{name}-models", name, SIZE), folder / name
+            )
             paths = sorted(full)
             same = sum(full[path][0] == half[path][0] for path in paths) / len(paths)
             apart = np.array([_apart(full[path], half[path]) for path in paths])
@@ -46,7 +57,9 @@ def label_precision() -> bool:
     if not any(reduced):
         raise WrongBenchError("no network was used in bfloat16: there is nothing to compare")
     where = "AMX" if has_amx() else "no AMX"
-    return table.show(f"label_precision: bfloat16 ({where}) against float32, {SMALL[0]}×{SMALL[1]} at {SIZE} px")
+    return table.show(
+        f"label_precision: bfloat16 ({where}) against float32, {SMALL[0]}×{SMALL[1]} at {SIZE} px"
+    )
 
 
 Answers = dict[str, tuple[str, float]]
@@ -55,12 +68,21 @@ Answers = dict[str, tuple[str, float]]
 def _answers(source: Path, warm: Path, model: str, out: Path) -> tuple[Answers, Answers]:
     """Label and probability by path, in float32 and in bfloat16."""
     both = [
-        {"source": str(source), "predictions": str(out / precision), "model": model, "precision": precision}
+        {
+            "source": str(source),
+            "predictions": str(out / precision),
+            "model": model,
+            "precision": precision,
+        }
         for precision in ("float32", "bfloat16")
     ]
     warm_up = both[0] | {"source": str(warm), "predictions": str(out / "warm")}
-    run_side("label_afinar", {"cores": CORES, "warm_up": warm_up, "labellings": both}, timeout_s=900)
-    full, half = (require_every("afinar", read_ours(Path(one["predictions"])), source) for one in both)
+    run_side(
+        "label_afinar", {"cores": CORES, "warm_up": warm_up, "labellings": both}, timeout_s=900
+    )
+    full, half = (
+        require_every("afinar", read_ours(Path(one["predictions"])), source) for one in both
+    )
     return full, half
 
 

@@ -56,7 +56,9 @@ def label_start() -> bool:
             for number in range(rounds):
                 with round_folder(folder, f"start-{name}-{number}") as out:
                     ray_s = float(run_side("label_ray_start", {"cores": CORES})["seconds"])
-                    starts[name].append((ray_s, _first_part_s(source, out / "predictions", models[name])))
+                    starts[name].append(
+                        (ray_s, _first_part_s(source, out / "predictions", models[name]))
+                    )
         records = {}
         for name, model in models.items():
             with round_folder(folder, f"overhead-{name}") as out:
@@ -73,7 +75,9 @@ def _first_part_s(source: Path, predictions: Path, model: str) -> float:
     try:
         while not any((predictions / "units").glob("*.json")):
             if process.poll() is not None or time.monotonic() - started > _LONGEST_S:
-                raise WrongBenchError(f"no part after {time.monotonic() - started:.0f} s, exit code {process.poll()}")
+                raise WrongBenchError(
+                    f"no part after {time.monotonic() - started:.0f} s, exit code {process.poll()}"
+                )
             time.sleep(_EVERY_S)
         taken_s = time.monotonic() - started
     finally:
@@ -95,8 +99,13 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def _whole(source: Path, warm: Path, out: Path, model: str) -> Record:
-    first, job = ({"source": str(one), "predictions": str(out / one.name), "model": model} for one in (warm, source))
-    answer = run_side("label_afinar", {"cores": CORES, "warm_up": first, "labellings": [job]}, timeout_s=900)
+    first, job = (
+        {"source": str(one), "predictions": str(out / one.name), "model": model}
+        for one in (warm, source)
+    )
+    answer = run_side(
+        "label_afinar", {"cores": CORES, "warm_up": first, "labellings": [job]}, timeout_s=900
+    )
     require_every("afinar", read_ours(out / source.name), source)
     record: Record = answer["labellings"][0]
     if record["workers"] != CORES:
@@ -105,14 +114,25 @@ def _whole(source: Path, warm: Path, out: Path, model: str) -> Record:
 
 
 def _report_starts(starts: dict[str, list[tuple[float, float]]]) -> bool:
-    table = Table(("network", "Ray alone, s", "command to first part, s", "beyond Ray's start, s", "limit", "met"))
+    table = Table(
+        (
+            "network",
+            "Ray alone, s",
+            "command to first part, s",
+            "beyond Ray's start, s",
+            "limit",
+            "met",
+        )
+    )
     for name, pairs in starts.items():
         beyond = [first - ray for ray, first in pairs]
         table.limit(
             name, spread([ray for ray, _ in pairs], "{:.1f}"), spread([first for _, first in pairs], "{:.1f}"),
             spread(beyond, "{:.1f}"), f"≤ {START_S:g}", holds=sorted(beyond)[len(beyond) // 2] <= START_S,
         )  # fmt: skip
-    return table.show(f"label_start: `afinar label` with {CORES} workers, {scaled(COUNT):,} pictures at {SIZE} px")
+    return table.show(
+        f"label_start: `afinar label` with {CORES} workers, {scaled(COUNT):,} pictures at {SIZE} px"
+    )
 
 
 def overhead(record: Record) -> dict[str, float]:
@@ -121,7 +141,8 @@ def overhead(record: Record) -> dict[str, float]:
     return {
         "in all": 1 - busy / seconds,
         "before the first unit": record["before_s"] / seconds,
-        "between the first unit's start and the last one's end": (record["units_s"] - busy) / seconds,
+        "between the first unit's start and the last one's end": (record["units_s"] - busy)
+        / seconds,
         "after the last unit": record["after_s"] / seconds,
     }
 
@@ -129,7 +150,14 @@ def overhead(record: Record) -> dict[str, float]:
 def _report_overhead(records: dict[str, Record]) -> bool:
     shares = {name: overhead(record) for name, record in records.items()}
     table = Table(
-        ("network", "s", "pictures/s", *(f"{what}, %" for what in shares[next(iter(shares))]), "limit", "met")
+        (
+            "network",
+            "s",
+            "pictures/s",
+            *(f"{what}, %" for what in shares[next(iter(shares))]),
+            "limit",
+            "met",
+        )
     )
     for name, record in records.items():
         in_all = shares[name]["in all"]

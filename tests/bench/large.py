@@ -36,9 +36,14 @@ def large() -> bool:
     table.add("whole decode then bicubic resize", spread(whole, "{:.1f}"))
     table.limit("ratio", ratio, f"≥ {FASTER}", holds=ratio.median >= FASTER)
     table.limit(
-        "worst picture's mean difference, levels", f"{max(apart):.2f}", f"≤ {APART:g}", holds=max(apart) <= APART
+        "worst picture's mean difference, levels",
+        f"{max(apart):.2f}",
+        f"≤ {APART:g}",
+        holds=max(apart) <= APART,
     )
-    return table.show(f"large: {len(pictures)} photographs of {LARGE[0]}×{LARGE[1]} to {SIZE}×{SIZE}")
+    return table.show(
+        f"large: {len(pictures)} photographs of {LARGE[0]}×{LARGE[1]} to {SIZE}×{SIZE}"
+    )
 
 
 def _rate(make: Callable[[bytes], Pixels], pictures: Sequence[bytes]) -> float:

@@ -8,11 +8,22 @@ from statistics import median
 from tests.bench.outputs import read_afinar, require_same
 from tests.bench.pictures import MEDIUM, SMALL, Size, make_pictures
 from tests.bench.table import PAIRS, Ratio, Table, spread
-from tests.bench.world import CORES, Record, in_memory, ingests_of, require_cores, round_folder, run_side, scaled
+from tests.bench.world import (
+    CORES,
+    Record,
+    in_memory,
+    ingests_of,
+    require_cores,
+    round_folder,
+    run_side,
+    scaled,
+)
 
 SHARE = 0.85
 SIZE = 256
-APART = 1.0  # levels that a decoder may differ from ours and still count as giving "the same pixels"
+APART = (
+    1.0  # levels that a decoder may differ from ours and still count as giving "the same pixels"
+)
 SETS = {SMALL: 12_000, MEDIUM: 5_000}
 BARE = 3000  # pictures that each bare decoder loops over: enough for a rate, and no more time than ingest takes
 
@@ -22,7 +33,9 @@ def limit() -> bool:
     require_cores()
     with in_memory() as folder:
         sources = {
-            size: make_pictures(folder / f"{size[0]}x{size[1]}", size, scaled(count), distinct=scaled(1000))
+            size: make_pictures(
+                folder / f"{size[0]}x{size[1]}", size, scaled(count), distinct=scaled(1000)
+            )
             for size, count in SETS.items()
         }
         warm_up = make_pictures(folder / "warm", SMALL, 200, seed=10**6)
@@ -34,24 +47,37 @@ def limit() -> bool:
             with round_folder(folder, f"round-{number}") as out:
                 for size, record in zip(sources, _ingest(sources, warm_up, out), strict=True):
                     ours[size].append(record)
-                    require_same("afinar", read_afinar(out / str(size[0]), SIZE), sources[size], SIZE, "crop")
+                    require_same(
+                        "afinar", read_afinar(out / str(size[0]), SIZE), sources[size], SIZE, "crop"
+                    )
         return _report(ours, bare)
 
 
 def _bare_request(source: Path, folder: Path) -> Record:
-    return {"source": str(source), "size": SIZE, "cores": CORES, "pictures": BARE, "out": str(folder / "scratch")}
+    return {
+        "source": str(source),
+        "size": SIZE,
+        "cores": CORES,
+        "pictures": BARE,
+        "out": str(folder / "scratch"),
+    }
 
 
 def _ingest(sources: dict[Size, Path], warm_up: Path, out: Path) -> list[Record]:
     ingests = [
-        {"source": str(source), "dataset": str(out / str(size[0])), "size": SIZE} for size, source in sources.items()
+        {"source": str(source), "dataset": str(out / str(size[0])), "size": SIZE}
+        for size, source in sources.items()
     ]
     first = {"source": str(warm_up), "dataset": str(out / "warm"), "size": SIZE}
-    return ingests_of(run_side("afinar_ingest", {"cores": CORES, "warm_up": first, "ingests": ingests}))
+    return ingests_of(
+        run_side("afinar_ingest", {"cores": CORES, "warm_up": first, "ingests": ingests})
+    )
 
 
 def _report(ours: dict[Size, list[Record]], bare: dict[Size, list[Record]]) -> bool:
-    table = Table(("pictures", "afinar, /s", "bare limit, /s", "fastest bare decoder", "share", f"≥ {SHARE}"))
+    table = Table(
+        ("pictures", "afinar, /s", "bare limit, /s", "fastest bare decoder", "share", f"≥ {SHARE}")
+    )
     costs = Table(("pictures", "share of ingest's core time", "%"))
     for size, records in ours.items():
         rates = [record["summary"]["samples"] / record["seconds"] for record in records]
@@ -59,12 +85,16 @@ def _report(ours: dict[Size, list[Record]], bare: dict[Size, list[Record]]) -> b
         limits = [record["rates"][best] for record in bare[size]]
         share = Ratio.of(rates, limits)
         name = f"{size[0]}×{size[1]}"
-        table.limit(name, spread(rates), spread(limits), f"`{best}`", share, holds=share.median >= SHARE)
+        table.limit(
+            name, spread(rates), spread(limits), f"`{best}`", share, holds=share.median >= SHARE
+        )
         for what in bare[size][0]["costs_s"]:
             cost = median(record["costs_s"][what] for record in bare[size])
             costs.add(name, what, f"{100 * cost * median(rates) / CORES:.1f}")
     costs.show("limit: what the rest goes to")
-    return table.show("limit: ingest against bare decoding, two cores, 256×256, all files in memory")
+    return table.show(
+        "limit: ingest against bare decoding, two cores, 256×256, all files in memory"
+    )
 
 
 def fastest(records: list[Record]) -> str:

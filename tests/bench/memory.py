@@ -12,9 +12,20 @@ import psutil
 
 from tests.bench.pictures import SMALL, make_pictures
 from tests.bench.table import Table
-from tests.bench.world import CORES, OURS, ROOT, WrongBenchError, in_memory, require_cores, round_folder, scaled
+from tests.bench.world import (
+    CORES,
+    OURS,
+    ROOT,
+    WrongBenchError,
+    in_memory,
+    require_cores,
+    round_folder,
+    scaled,
+)
 
-SIZE = 256 if psutil.virtual_memory().available > 14e9 else 96  # 40,000 pictures and their squares lie in memory
+SIZE = (
+    256 if psutil.virtual_memory().available > 14e9 else 96
+)  # 40,000 pictures and their squares lie in memory
 COUNTS = (2000, 40_000)
 GROWTH = 0.10
 DRIVER_BYTES = 500e6
@@ -47,18 +58,30 @@ def memory() -> bool:
     """Peak per worker differs by less than 10 %; the driver stays under 500 MB and loads no torch."""
     require_cores()
     table = Table(
-        ("pictures", "peak per worker (private), MB", "proportional, MB", "driver, MB", "torch in driver, workers")
+        (
+            "pictures",
+            "peak per worker (private), MB",
+            "proportional, MB",
+            "driver, MB",
+            "torch in driver, workers",
+        )
     )
     peaks = []
     for count in map(scaled, COUNTS):
         with in_memory() as folder:
-            source = make_pictures(folder / "pictures", SMALL, count, distinct=min(count, scaled(1000)))
+            source = make_pictures(
+                folder / "pictures", SMALL, count, distinct=min(count, scaled(1000))
+            )
             _warm_disk(folder)
             with round_folder(folder, "out") as out:
                 peaks.append(_measured(source, out))
         one = peaks[-1]
         table.add(
-            f"{count:,}", _mb(one.uss), _mb(one.pss), _mb([one.driver_pss]), f"{one.driver_torch}, {one.workers_torch}"
+            f"{count:,}",
+            _mb(one.uss),
+            _mb(one.pss),
+            _mb([one.driver_pss]),
+            f"{one.driver_torch}, {one.workers_torch}",
         )
     table.show(
         f"memory: {SMALL[0]}×{SMALL[1]} to {SIZE}×{SIZE}, `afinar ingest` with {CORES} workers, read every {EVERY_S} s"
@@ -74,7 +97,9 @@ def _limits(few: Peaks, many: Peaks) -> bool:
         "peak of a worker, large archive against small", f"{100 * growth:+.1f} %", f"within {100 * GROWTH:.0f} %",
         holds=abs(growth) < GROWTH,
     )  # fmt: skip
-    limits.limit("driver, MB", _mb([driver]), f"< {DRIVER_BYTES / 1e6:.0f}", holds=driver < DRIVER_BYTES)
+    limits.limit(
+        "driver, MB", _mb([driver]), f"< {DRIVER_BYTES / 1e6:.0f}", holds=driver < DRIVER_BYTES
+    )
     torch = few.driver_torch or many.driver_torch
     limits.limit("torch in the driver", torch, "no", holds=not torch)
     return limits.show("memory: limits")
@@ -93,7 +118,9 @@ def _measured(source: Path, out: Path) -> Peaks:
             time.sleep(EVERY_S)
     if process.returncode != 0 or len(peaks.worked) < CORES:
         said = (out / "log").read_text(errors="replace")[-2000:]
-        raise WrongBenchError(f"ingest ended with {process.returncode}, {len(peaks.worked)} workers were seen: {said}")
+        raise WrongBenchError(
+            f"ingest ended with {process.returncode}, {len(peaks.worked)} workers were seen: {said}"
+        )
     return peaks
 
 

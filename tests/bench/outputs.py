@@ -41,17 +41,23 @@ def read_frames(out: Path, size: int) -> Rows:
             images = batch.column("image")
             storage = images.storage if isinstance(images, pa.ExtensionArray) else images
             pixels = storage.flatten().to_numpy().reshape(-1, size, size, 3)
-            yield from zip((_path(uri) for uri in batch.column("path").to_pylist()), pixels, strict=True)
+            yield from zip(
+                (_path(uri) for uri in batch.column("path").to_pylist()), pixels, strict=True
+            )
 
 
 def read_img2dataset(out: Path, size: int) -> Rows:
     """img2dataset's shards, in any of its three formats; failures it noted and went on from have no picture."""
     for table in (pq.read_table(file) for file in sorted(out.glob("*.parquet"))):
         if "jpg" in table.column_names:
-            jpegs = dict(zip(table.column("key").to_pylist(), table.column("jpg").to_pylist(), strict=True))
+            jpegs = dict(
+                zip(table.column("key").to_pylist(), table.column("jpg").to_pylist(), strict=True)
+            )
         else:
             jpegs = {}
-        for key, uri in zip(table.column("key").to_pylist(), table.column("url").to_pylist(), strict=True):
+        for key, uri in zip(
+            table.column("key").to_pylist(), table.column("url").to_pylist(), strict=True
+        ):
             data = jpegs.get(key) or _loose(out, key)
             if data is not None:
                 yield _path(uri), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
@@ -99,7 +105,11 @@ def reference(data: bytes, size: int, fit: str) -> Pixels:
         return np.asarray(rgb.resize((size, size), Image.Resampling.BICUBIC))
     width, height = (round(side * size / min(rgb.size)) for side in rgb.size)
     left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size)))
+    return np.asarray(
+        rgb.resize((width, height), Image.Resampling.BICUBIC).crop(
+            (left, top, left + size, top + size)
+        )
+    )
 
 
 def off(one: Pixels, other: Pixels) -> float:
@@ -107,7 +117,9 @@ def off(one: Pixels, other: Pixels) -> float:
     return float(np.abs(one.astype(np.int16) - other.astype(np.int16)).mean())
 
 
-def require_same(name: str, rows: Rows, source: Path, size: int, fit: str, compared: int = 200) -> float:
+def require_same(
+    name: str, rows: Rows, source: Path, size: int, fit: str, compared: int = 200
+) -> float:
     """Every picture of `source` once and none besides, and the pixels of `compared` of them near the reference.
 
     Returns the worst picture's mean difference in levels. Raises WrongBenchError.
@@ -118,7 +130,9 @@ def require_same(name: str, rows: Rows, source: Path, size: int, fit: str, compa
     worst = 0.0
     for number, (path, pixels) in enumerate(rows):
         if path in seen or path not in wanted:
-            raise WrongBenchError(f"{name} wrote {path}, {'twice' if path in seen else 'which is not a picture'}")
+            raise WrongBenchError(
+                f"{name} wrote {path}, {'twice' if path in seen else 'which is not a picture'}"
+            )
         if pixels.shape != (size, size, 3):
             raise WrongBenchError(f"{name} wrote {path} as {pixels.shape}")
         seen.add(path)

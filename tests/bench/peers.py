@@ -10,7 +10,17 @@ from typing import Final
 from tests.bench.outputs import Rows, read_afinar, read_frames, read_img2dataset, require_same
 from tests.bench.pictures import SMALL, make_pictures
 from tests.bench.table import PAIRS, Ratio, Table, spread
-from tests.bench.world import CORES, PEERS, Record, in_memory, ingests_of, require_cores, round_folder, run_side, scaled
+from tests.bench.world import (
+    CORES,
+    PEERS,
+    Record,
+    in_memory,
+    ingests_of,
+    require_cores,
+    round_folder,
+    run_side,
+    scaled,
+)
 
 SIZE: Final = 256
 COUNT: Final = 2000
@@ -73,16 +83,21 @@ def peers() -> bool:
                     theirs[peer.name].append(scaled(COUNT) / answer["seconds"][0])
                     versions[peer.name] = answer["version"]
                     rows = peer.read(out / "0", SIZE)
-                    apart[peer.name] = require_same(peer.name, rows, source, SIZE, peer.reference or peer.fit)
+                    apart[peer.name] = require_same(
+                        peer.name, rows, source, SIZE, peer.reference or peer.fit
+                    )
         return _report(ours, theirs, apart, versions, tuned)
 
 
 def _ours(source: Path, warm_up: Path, out: Path) -> dict[str, float]:
     fields = [
-        {"source": str(source), "dataset": str(out / fit), "size": SIZE, "fit": fit} for fit in ("crop", "squash")
+        {"source": str(source), "dataset": str(out / fit), "size": SIZE, "fit": fit}
+        for fit in ("crop", "squash")
     ]
     first = {"source": str(warm_up), "dataset": str(out / "warm"), "size": SIZE}
-    answer = ingests_of(run_side("afinar_ingest", {"cores": CORES, "warm_up": first, "ingests": fields}))
+    answer = ingests_of(
+        run_side("afinar_ingest", {"cores": CORES, "warm_up": first, "ingests": fields})
+    )
     rates = {}
     for record, one in zip(answer, fields, strict=True):
         fit = str(one["fit"])
@@ -111,7 +126,17 @@ def _report(
     tuned: dict[str, Record],
 ) -> bool:
     table = Table(
-        ("peer", "version", "options", "pictures/s", "afinar, same fit", "ratio", "pixels apart", "limit", "met")
+        (
+            "peer",
+            "version",
+            "options",
+            "pictures/s",
+            "afinar, same fit",
+            "ratio",
+            "pixels apart",
+            "limit",
+            "met",
+        )
     )
     for peer in PEERS_COMPARED:
         rates, mine = theirs[peer.name], ours[peer.fit]

@@ -76,7 +76,9 @@ def _with_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     height, width = image.size[1], image.size[0]
     tile = rng.normal(0, rng.uniform(2, 6), (-(-height // 2), -(-width // 2)))
     noise: NDArray[np.float32] = np.tile(tile, (2, 2))[:height, :width, None].astype(np.float32)
-    return Image.fromarray(np.clip(np.asarray(image, dtype=np.float32) + noise, 0, 255).astype(np.uint8))
+    return Image.fromarray(
+        np.clip(np.asarray(image, dtype=np.float32) + noise, 0, 255).astype(np.uint8)
+    )
 
 
 _LOADED: list[Image.Image] = []
@@ -84,7 +86,9 @@ _LOADED: list[Image.Image] = []
 
 def _photographs() -> list[Image.Image]:
     if not _LOADED:
-        found = sorted(PEERS.parent.parent.glob("lib/python*/site-packages/sklearn/datasets/images/*.jpg"))
+        found = sorted(
+            PEERS.parent.parent.glob("lib/python*/site-packages/sklearn/datasets/images/*.jpg")
+        )
         if len(found) != 2:
             raise WrongBenchError(
                 f"scikit-learn's two photographs are not in {PEERS.relative_to(ROOT)}: run `make peers`"

@@ -22,18 +22,32 @@ CASES = (Case(1_000_000, 30, 1e9), Case(10_000_000, 300, 4e9))
 
 def planning() -> bool:
     """One million in 30 s and 1 GB, ten million in 5 minutes and 4 GB."""
-    table = Table(("pictures", "listed alone, s", "planned, s", "limit, s", "peak, MB", "limit, MB", "units", "met"))
+    table = Table(
+        (
+            "pictures",
+            "listed alone, s",
+            "planned, s",
+            "limit, s",
+            "peak, MB",
+            "limit, MB",
+            "units",
+            "met",
+        )
+    )
     for case in CASES:
         with in_memory() as folder:
             request = {
                 "pictures": scaled(case.pictures),
                 "out": str(folder / "dataset"),
-                "most_bytes": case.peak_bytes + 8e9,  # of addresses: what runs away is ended before the machine suffers
+                "most_bytes": case.peak_bytes
+                + 8e9,  # of addresses: what runs away is ended before the machine suffers
             }
             try:
                 one = run_side("planning", request, timeout_s=2 * case.seconds)
             except WrongBenchError as error:
-                table.limit(f"{case.pictures:,}", "", str(error)[-160:].replace("\n", " "), holds=False)
+                table.limit(
+                    f"{case.pictures:,}", "", str(error)[-160:].replace("\n", " "), holds=False
+                )
                 continue
         holds = one["seconds"] <= case.seconds and one["peak_bytes"] <= case.peak_bytes
         table.limit(

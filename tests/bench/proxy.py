@@ -40,7 +40,11 @@ def proxy(server_port: int) -> Iterator[Proxy]:
     """Relay a free port to the server's."""
     context = multiprocessing.get_context("spawn")
     port, ready = free_port(), context.Event()
-    delay_s, gets, picture_gets = context.Value("d", 0.0), context.Value("q", 0), context.Value("q", 0)
+    delay_s, gets, picture_gets = (
+        context.Value("d", 0.0),
+        context.Value("q", 0),
+        context.Value("q", 0),
+    )
     arguments = (port, server_port, delay_s, gets, picture_gets, ready)
     process = context.Process(target=_serve, args=arguments, daemon=True)
     process.start()
@@ -54,7 +58,9 @@ def proxy(server_port: int) -> Iterator[Proxy]:
         process.join()
 
 
-def _serve(port: int, server_port: int, delay_s: Any, gets: Any, picture_gets: Any, ready: Any) -> None:
+def _serve(
+    port: int, server_port: int, delay_s: Any, gets: Any, picture_gets: Any, ready: Any
+) -> None:
     async def hold_back(piece: bytes) -> None:
         if piece.startswith(b"GET "):
             gets.value += 1
@@ -62,7 +68,9 @@ def _serve(port: int, server_port: int, delay_s: Any, gets: Any, picture_gets: A
             if delay_s.value:
                 await asyncio.sleep(delay_s.value)
 
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requests: bool) -> None:
+    async def pump(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, requests: bool
+    ) -> None:
         try:
             while piece := await reader.read(_PIECE_BYTES):
                 if requests:

@@ -50,11 +50,19 @@ def s3() -> bool:
             for side in SIDES:
                 relay.reset(DELAY_S if side == SIDES[3] else 0.0)
                 with round_folder(folder, f"out-{number}") as out, endpoint(server, relay, side):
-                    places = (str(source), str(warm_up)) if side == SIDES[0] else (bucket, f"{bucket}-warm")
+                    places = (
+                        (str(source), str(warm_up))
+                        if side == SIDES[0]
+                        else (bucket, f"{bucket}-warm")
+                    )
                     records[side].append(_ingest(places, out, server, relay))
-                    require_same("afinar", local_rows(out / "timed", bucket, source), source, SIZE, "crop")
+                    require_same(
+                        "afinar", local_rows(out / "timed", bucket, source), source, SIZE, "crop"
+                    )
                 if side in SIDES[2:] and relay.picture_gets.value < scaled(COUNT):
-                    raise WrongBenchError(f"only {relay.picture_gets.value} pictures were read through the proxy")
+                    raise WrongBenchError(
+                        f"only {relay.picture_gets.value} pictures were read through the proxy"
+                    )
         return _report(records)
 
 
@@ -107,9 +115,17 @@ def _ingest(places: tuple[str, str], out: Path, server: S3Server, relay: Proxy) 
 def _report(records: dict[str, list[Record]]) -> bool:
     local, remote, near, far = (records[side] for side in SIDES)
     rates = {side: [scaled(COUNT) / one["seconds"] for one in records[side]] for side in SIDES}
-    apart = {side: [scaled(COUNT) / _without_server_s(one) for one in records[side]] for side in SIDES}
+    apart = {
+        side: [scaled(COUNT) / _without_server_s(one) for one in records[side]] for side in SIDES
+    }
     table = Table(
-        ("source", "pictures/s", "the same, server's CPU apart", "client CPU per picture, ms", "server CPU, ms")
+        (
+            "source",
+            "pictures/s",
+            "the same, server's CPU apart",
+            "client CPU per picture, ms",
+            "server CPU, ms",
+        )
     )
     for side in SIDES:
         table.add(
@@ -117,17 +133,33 @@ def _report(records: dict[str, list[Record]]) -> bool:
             spread(rates[side]),
             spread(apart[side]),
             spread([1000 * one["cpu_s"] / scaled(COUNT) for one in records[side]], "{:.2f}"),
-            spread([1000 * one["watched_cpu_s"] / scaled(COUNT) for one in records[side]], "{:.2f}"),
+            spread(
+                [1000 * one["watched_cpu_s"] / scaled(COUNT) for one in records[side]], "{:.2f}"
+            ),
         )
-    table.show(f"s3: {scaled(COUNT)} pictures of {SMALL[0]}×{SMALL[1]}, a SeaweedFS on the same two cores")
-    extra = [1000 * (one["cpu_s"] - two["cpu_s"]) / scaled(COUNT) for one, two in zip(remote, local, strict=True)]
+    table.show(
+        f"s3: {scaled(COUNT)} pictures of {SMALL[0]}×{SMALL[1]}, a SeaweedFS on the same two cores"
+    )
+    extra = [
+        1000 * (one["cpu_s"] - two["cpu_s"]) / scaled(COUNT)
+        for one, two in zip(remote, local, strict=True)
+    ]
     limits = Table(("what", "measured", "limit", "met"))
     share = Ratio.of(apart[SIDES[1]], apart[SIDES[0]])
-    limits.limit("S3 : files, server's CPU apart", share, f"≥ {OF_LOCAL}", holds=share.median >= OF_LOCAL)
-    limits.add("the same by the wall clock, server included", Ratio.of(rates[SIDES[1]], rates[SIDES[0]]))
+    limits.limit(
+        "S3 : files, server's CPU apart", share, f"≥ {OF_LOCAL}", holds=share.median >= OF_LOCAL
+    )
+    limits.add(
+        "the same by the wall clock, server included", Ratio.of(rates[SIDES[1]], rates[SIDES[0]])
+    )
     limits.add("client CPU per GET over reading a file, ms", spread(extra, "{:.2f}"))
     kept = Ratio.of([one["seconds"] for one in near], [one["seconds"] for one in far])
-    limits.limit("GETs held back 30 ms : not held back", kept, f"≥ {OF_UNDELAYED}", holds=kept.median >= OF_UNDELAYED)
+    limits.limit(
+        "GETs held back 30 ms : not held back",
+        kept,
+        f"≥ {OF_UNDELAYED}",
+        holds=kept.median >= OF_UNDELAYED,
+    )
     return limits.show("s3: limits")
 
 

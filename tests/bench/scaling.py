@@ -44,7 +44,9 @@ def scaling() -> bool:
     """Two workers at least 1.8 times as fast as one, and Ray Train at most 3 % slower than torchrun."""
     require_cores()
     train = max(scaled(TRAIN), 2 * BATCH)
-    runs: dict[str, list[Record]] = {name: [] for name in (*_OURS, *_TORCHRUN, "bare one", "bare two")}
+    runs: dict[str, list[Record]] = {
+        name: [] for name in (*_OURS, *_TORCHRUN, "bare one", "bare two")
+    }
     with in_memory() as folder:
         dataset = make_dataset(folder, SIZE, train)
         for number in range(PAIRS):
@@ -63,7 +65,18 @@ def _afinar(dataset: Path, models: Path, workers: int) -> Record:
     """The command itself; its run's history."""
     flags = FLAGS | {"batch-size": BATCH * workers}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    command = [str(OURS), "-m", "jobs", "train", str(dataset), str(models), "--workers", str(workers), "--json", *words]
+    command = [
+        str(OURS),
+        "-m",
+        "jobs",
+        "train",
+        str(dataset),
+        str(models),
+        "--workers",
+        str(workers),
+        "--json",
+        *words,
+    ]
     started = time.monotonic()
     summary = finish_side(start_command(command, ONE_THREAD), timeout_s=600)
     return _history(summary["run"]) | {"whole_s": time.monotonic() - started}
@@ -88,7 +101,10 @@ def _torchrun(dataset: Path, models: Path, workers: int) -> Record:
 
 def _history(run: str) -> Record:
     """Seconds of every epoch but the first, which warms up, and of their steps alone; the last validation loss."""
-    rows = [json.loads(line) for line in Path(run, "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line)
+        for line in Path(run, "history.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     if len(rows) != EPOCHS:
         raise WrongBenchError(f"{run} has {len(rows)} epochs of {EPOCHS}")
     return {
@@ -116,8 +132,15 @@ def _report_scaling(runs: dict[str, list[Record]], train: int) -> bool:
         holds=ours.median >= FASTER,
     )  # fmt: skip
     first, second = ([train / run["steps_s"] for run in runs[name]] for name in _TORCHRUN)
-    table.add("torchrun", spread(first, "{:.1f}"), spread(second, "{:.1f}"), Ratio.of(second, first))
-    table.add("bound: processes that share nothing", spread(alone, "{:.1f}"), spread(beside, "{:.1f}"), bound)
+    table.add(
+        "torchrun", spread(first, "{:.1f}"), spread(second, "{:.1f}"), Ratio.of(second, first)
+    )
+    table.add(
+        "bound: processes that share nothing",
+        spread(alone, "{:.1f}"),
+        spread(beside, "{:.1f}"),
+        bound,
+    )
     table.add("afinar's ratio over the bound's", "", "", Ratio.of(ours.values, bound.values))
     table.add(f"the two processors are {siblings()}")
     return table.show(
@@ -129,10 +152,17 @@ def siblings(system: Path = Path("/sys/devices/system/cpu")) -> str:
     """Whether this process's first two processors are threads of one core, which cannot be twice as fast as one."""
     first, second = sorted(os.sched_getaffinity(0))[:2]
     try:
-        cores = [(system / f"cpu{one}/topology/thread_siblings_list").read_text() for one in (first, second)]
+        cores = [
+            (system / f"cpu{one}/topology/thread_siblings_list").read_text()
+            for one in (first, second)
+        ]
     except OSError:
         return "threads or cores: the system does not say"
-    return "two threads of one core" if cores[0] == cores[1] else "two cores, as far as the system says"
+    return (
+        "two threads of one core"
+        if cores[0] == cores[1]
+        else "two cores, as far as the system says"
+    )
 
 
 def _report_overhead(ray: list[Record], torchrun: list[Record], workers: int) -> bool:
@@ -153,4 +183,6 @@ def _report_overhead(ray: list[Record], torchrun: list[Record], workers: int) ->
         f"the whole command, {EPOCHS} epochs, s", spread([run["whole_s"] for run in ray], "{:.1f}"),
         spread([run["whole_s"] for run in torchrun], "{:.1f}"),
     )  # fmt: skip
-    return table.show(f"scaling: workers {workers}, the same job, Ray Train against torchrun with gloo")
+    return table.show(
+        f"scaling: workers {workers}, the same job, Ray Train against torchrun with gloo"
+    )

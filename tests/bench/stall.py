@@ -11,11 +11,15 @@ from tests.bench.training_data import make_dataset
 from tests.bench.world import Record, WrongBenchError, in_memory, require_cores, run_side, scaled
 
 SHARE: Final = 0.97
-SIZE: Final = 64  # pixels and arithmetic both grow with the square, so a small picture loses the same share
+SIZE: Final = (
+    64  # pixels and arithmetic both grow with the square, so a small picture loses the same share
+)
 BATCH: Final = 32
 STEPS: Final = 32  # in an epoch; three epochs, of which the first is not timed
 Case = tuple[str, int]
-CASES: Final[tuple[Case, ...]] = tuple((regime, threads) for regime in ("frozen", "full") for threads in (1, 2))
+CASES: Final[tuple[Case, ...]] = tuple(
+    (regime, threads) for regime in ("frozen", "full") for threads in (1, 2)
+)
 
 
 def stall() -> bool:
@@ -29,7 +33,10 @@ def stall() -> bool:
         for _ in range(PAIRS):
             for case in CASES:
                 regime, threads = case
-                request = steps_request(dataset, folder / "models", steps) | {"regime": regime, "threads": threads}
+                request = steps_request(dataset, folder / "models", steps) | {
+                    "regime": regime,
+                    "threads": threads,
+                }
                 try:
                     pairs[case].append(_pair(request))
                 except WrongBenchError as error:  # of one regime, which says nothing of the other
@@ -60,7 +67,9 @@ def _report(pairs: dict[Case, list[tuple[Record, Record]]], wrong: dict[Case, st
             spread([one["rate"] for one in synthetic], "{:.2f}"), waited(ours), precise(share),
             holds=share.median >= SHARE,
         )  # fmt: skip
-    return table.show(f"stall: resnet18 at {SIZE} px, batch {BATCH}, one worker, float32, shards in memory")
+    return table.show(
+        f"stall: resnet18 at {SIZE} px, batch {BATCH}, one worker, float32, shards in memory"
+    )
 
 
 def steps_request(dataset: Path, models: Path, steps: int) -> Record:

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.bench.epochs import Numbers, Pixels, Signatures, measure, mixing, require_epochs, require_same_pictures
+from tests.bench.epochs import (
+    Numbers,
+    Pixels,
+    Signatures,
+    measure,
+    mixing,
+    require_epochs,
+    require_same_pictures,
+)
 from tests.bench.world import WrongBenchError
 
 COUNT, BATCH, SIZE = 12, 4, 16
@@ -45,13 +53,17 @@ def test_small_batches_are_refused(tmp_path: Path) -> None:
         measured(tmp_path, ORDERS[:2], batch=3)
 
 
-@pytest.mark.parametrize("wrong", [ORDERS[1][1:], np.append(ORDERS[1][1:], ORDERS[1][1])], ids=["missing", "twice"])
+@pytest.mark.parametrize(
+    "wrong", [ORDERS[1][1:], np.append(ORDERS[1][1:], ORDERS[1][1])], ids=["missing", "twice"]
+)
 def test_an_epoch_that_is_not_every_picture_once_is_refused(wrong: Numbers) -> None:
     with pytest.raises(WrongBenchError, match="11 distinct, of 12"):
         require_epochs([ORDERS[0], wrong], COUNT)
 
 
-@pytest.mark.parametrize("second", [ORDERS[0], np.arange(COUNT)], ids=["the last one's", "the stored one"])
+@pytest.mark.parametrize(
+    "second", [ORDERS[0], np.arange(COUNT)], ids=["the last one's", "the stored one"]
+)
 def test_an_order_that_is_no_shuffle_is_refused(second: Numbers) -> None:
     require_epochs(ORDERS, COUNT)
     with pytest.raises(WrongBenchError, match="not shuffled"):
@@ -64,11 +76,18 @@ def test_swapped_and_missing_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(WrongBenchError, match="2 pictures look more like others, such as number 0"):
         require_same_pictures("peer", swapped, wanted, apart=255)
     with pytest.raises(WrongBenchError, match="levels off"):
-        require_same_pictures("peer", np.where(np.arange(COUNT)[:, None, None, None] == 3, np.nan, wanted), wanted, 255)
+        require_same_pictures(
+            "peer",
+            np.where(np.arange(COUNT)[:, None, None, None] == 3, np.nan, wanted),
+            wanted,
+            255,
+        )
 
 
 def test_mixing_tells_a_full_shuffle_from_one_in_a_window() -> None:
     order = np.random.default_rng(0).permutation(6000)
-    window = np.concatenate([start + np.random.default_rng(start).permutation(100) for start in range(0, 6000, 100)])
+    window = np.concatenate(
+        [start + np.random.default_rng(start).permutation(100) for start in range(0, 6000, 100)]
+    )
     assert 0.9 < mixing(order) < 1.1
     assert mixing(window) < 0.05

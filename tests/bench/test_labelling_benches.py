@@ -35,7 +35,9 @@ def ours(source: Path) -> list[Row]:
     """Two labels, and a probability for every picture."""
     scores = np.random.default_rng(0).uniform(0.7, 0.95, COUNT)
     paths = sorted(map(str, source.iterdir()))
-    return [(path, ("a", "b")[number % 2], float(scores[number])) for number, path in enumerate(paths)]
+    return [
+        (path, ("a", "b")[number % 2], float(scores[number])) for number, path in enumerate(paths)
+    ]
 
 
 def shifted(rows: list[Row], by: float) -> list[Row]:
@@ -49,7 +51,9 @@ def refused(rows: Iterator[Row] | list[Row], source: Path) -> str:
 
 
 def test_answers_near_ours_pass_in_any_order(source: Path) -> None:
-    agreement = require_same_answers("peer", reversed(shifted(ours(source), 0.02)), ours(source), source)
+    agreement = require_same_answers(
+        "peer", reversed(shifted(ours(source), 0.02)), ours(source), source
+    )
     assert agreement.labels == 1.0
     assert agreement.worst == pytest.approx(0.02)
 
@@ -68,10 +72,16 @@ def test_an_unknown_picture_is_refused(source: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [2, 3])
-def test_two_other_labels_in_four_hundred_are_allowed_and_no_third(source: Path, wrong: int) -> None:
-    near = [(path, label, 0.52) for path, label, _ in ours(source)[:wrong]]  # of 0.48: as near as labels can differ
+def test_two_other_labels_in_four_hundred_are_allowed_and_no_third(
+    source: Path, wrong: int
+) -> None:
+    near = [
+        (path, label, 0.52) for path, label, _ in ours(source)[:wrong]
+    ]  # of 0.48: as near as labels can differ
     base = near + ours(source)[wrong:]
-    other = [(path, "ab"["ba".index(label)], 0.52) for path, label, _ in near] + ours(source)[wrong:]
+    other = [(path, "ab"["ba".index(label)], 0.52) for path, label, _ in near] + ours(source)[
+        wrong:
+    ]
     if wrong == 2:
         assert require_same_answers("peer", other, base, source).labels == 0.995
     else:
@@ -81,13 +91,18 @@ def test_two_other_labels_in_four_hundred_are_allowed_and_no_third(source: Path,
 
 def test_one_probability_far_off_is_refused(source: Path) -> None:
     first, *rest = ours(source)
-    assert "a probability is 0.25 off" in refused([(first[0], first[1], first[2] - 0.25), *rest], source)
+    assert "a probability is 0.25 off" in refused(
+        [(first[0], first[1], first[2] - 0.25), *rest], source
+    )
 
 
 def test_probabilities_in_each_others_place_are_refused(source: Path) -> None:
     """Within the tolerance of each, and yet another picture's."""
     narrow = [(path, label, 0.8 + (score - 0.825) / 5) for path, label, score in ours(source)]
-    moved = [(path, label, narrow[(number + 2) % COUNT][2]) for number, (path, label, _) in enumerate(narrow)]
+    moved = [
+        (path, label, narrow[(number + 2) % COUNT][2])
+        for number, (path, label, _) in enumerate(narrow)
+    ]
     require_same_answers("peer", shifted(narrow, 0.001), narrow, source)
     with pytest.raises(WrongBenchError, match="as other pictures' are"):
         require_same_answers("peer", moved, narrow, source)
@@ -116,14 +131,23 @@ def test_a_rate_is_from_the_first_unit_to_the_end_of_the_job(tmp_path: Path) -> 
 
 
 def test_overhead_is_what_the_workers_did_not_label() -> None:
-    record = {"seconds": 10.0, "before_s": 1.0, "units_s": 8.5, "after_s": 0.5, "busy_s": 16.0, "workers": 2}
+    record = {
+        "seconds": 10.0,
+        "before_s": 1.0,
+        "units_s": 8.5,
+        "after_s": 0.5,
+        "busy_s": 16.0,
+        "workers": 2,
+    }
     shares = overhead(record)
     assert shares["in all"] == pytest.approx(0.2)
     assert list(shares.values())[1:] == pytest.approx([0.1, 0.05, 0.05])
 
 
 def test_a_drivers_high_water_mark_is_the_kernels() -> None:
-    assert high_water("Name:\tpython\nVmPeak:\t 9 kB\nVmHWM:\t   2048 kB\nVmRSS:\t 1024 kB\n") == [2 * 2**20]
+    assert high_water("Name:\tpython\nVmPeak:\t 9 kB\nVmHWM:\t   2048 kB\nVmRSS:\t 1024 kB\n") == [
+        2 * 2**20
+    ]
     assert high_water("Name:\tpython\nState:\tZ (zombie)\n") == []
 
 

@@ -36,9 +36,13 @@ def test_steps_are_timed_in_every_epoch_but_the_first() -> None:
     assert (answer["dtypes"], answer["layouts"]) == (["bfloat16"], ["channels last"])
 
 
-@pytest.mark.parametrize("pictures", [0, BATCH - 1], ids=["none: features were kept", "fewer than the batch"])
+@pytest.mark.parametrize(
+    "pictures", [0, BATCH - 1], ids=["none: features were kept", "fewer than the batch"]
+)
 def test_a_loop_that_passes_other_pictures_is_refused(pictures: int) -> None:
-    with pytest.raises(AssertionError, match=f"{6 * pictures} pictures went through the network in 6 steps of 4"):
+    with pytest.raises(
+        AssertionError, match=f"{6 * pictures} pictures went through the network in 6 steps of 4"
+    ):
         watched(pictures).answer()
 
 

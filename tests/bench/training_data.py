@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from afinar.config.jobs import IngestConfig
 from afinar.ingest.driver import Ingest
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 from PIL import Image
 
 from tests.bench.world import WrongBenchError

@@ -44,7 +44,9 @@ def require_cores() -> None:
     """The limits are stated for two cores: hold this process and its children to two of them."""
     available = sorted(os.sched_getaffinity(0))
     if len(available) < CORES:
-        raise WrongBenchError(f"the limits are stated for {CORES} cores, this machine has {len(available)}")
+        raise WrongBenchError(
+            f"the limits are stated for {CORES} cores, this machine has {len(available)}"
+        )
     os.sched_setaffinity(0, available[:CORES])
 
 
@@ -58,7 +60,11 @@ def start_side(module: str, request: Record, python: Path = OURS) -> subprocess.
 def start_command(command: list[str], extra: dict[str, str] | None = None) -> subprocess.Popen[str]:
     """Start a command that answers in one line of JSON, with `extra` in its environment and no word of Ray's."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "NO_ALBUMENTATIONS_UPDATE": "1"}
+    environment |= {
+        "PYTHONPATH": str(ROOT),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+    }
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -115,5 +121,7 @@ def ingests_of(answer: Record) -> list[Record]:
     records: list[Record] = answer["ingests"]
     for record in records:
         if record["summary"]["rejects"]:
-            raise WrongBenchError(f"ingest rejected good pictures: {record['summary']['rejects_by_reason']}")
+            raise WrongBenchError(
+                f"ingest rejected good pictures: {record['summary']['rejects_by_reason']}"
+            )
     return records

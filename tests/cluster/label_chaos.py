@@ -27,7 +27,7 @@ from afinar.config.jobs import LabelConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
 from afinar.labelling.driver import Labelling, LabelSummary
-from afinar.units.work import Care
+from afinar.units.executor import RetryPolicy
 from ray.cluster_utils import Cluster
 
 from tests.cluster.raylets import HEALTH
@@ -41,13 +41,16 @@ class Audited(RayExecutor):
         self._audit, self._feeders = audit, feeders
 
     def run_with_state(
-        self, make_work: Callable[[], Any], tasks: Iterable[Any], care: Care[Any] | None = None
+        self,
+        make_work: Callable[[], Any],
+        tasks: Iterable[Any],
+        care: RetryPolicy[Any] | None = None,
     ) -> Iterator[Any]:
         if self._feeders is not None:
             assert care is not None
-            assert care.feed is not None
-            prepare = partial(_seen_at_work, care.feed.prepare, self._feeders)
-            care = replace(care, feed=replace(care.feed, prepare=prepare))
+            assert care.preprocessing is not None
+            prepare = partial(_seen_at_work, care.preprocessing.prepare, self._feeders)
+            care = replace(care, preprocessing=replace(care.preprocessing, prepare=prepare))
         return super().run_with_state(partial(_audited, make_work, self._audit), tasks, care)
 
 
@@ -91,10 +94,21 @@ class Killer(threading.Thread):
     """Kills `times` victims, each some random moment after work goes on, until it is told to stop."""
 
     def __init__(
-        self, audit: Path, victims: Path, rng: random.Random, times: int, kill: Callable[[psutil.Process], None]
+        self,
+        audit: Path,
+        victims: Path,
+        rng: random.Random,
+        times: int,
+        kill: Callable[[psutil.Process], None],
     ) -> None:
         super().__init__()
-        self._audit, self._victims, self._rng, self._times, self._kill = audit, victims, rng, times, kill
+        self._audit, self._victims, self._rng, self._times, self._kill = (
+            audit,
+            victims,
+            rng,
+            times,
+            kill,
+        )
         self.killed = 0
         self.enough = threading.Event()
 
@@ -112,7 +126,8 @@ class Killer(threading.Thread):
 
 def label(source: str, out: str, model: str, audit: Path, feeders: Path | None) -> LabelSummary:
     return Labelling(
-        LabelConfig(source=source, predictions=out, model=model, precision="float32"), Audited(audit, feeders)
+        LabelConfig(source=source, predictions=out, model=model, precision="float32"),
+        Audited(audit, feeders),
     ).run()
 
 
@@ -122,7 +137,9 @@ def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) 
     if feeders is not None:
         feeders.mkdir()
     if victim == "raylet":
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH}
+        )
         nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
         raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
         ray.init(address=cluster.address, namespace="afinar", logging_level=logging.WARNING)
@@ -134,7 +151,9 @@ def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) 
         killer = Killer(folder, folder, rng, 1, kill_raylet)
     else:
         times = 0 if victim == "none" else 2
-        killer = Killer(folder, feeders or folder, rng, times, lambda one: one.send_signal(signal.SIGKILL))
+        killer = Killer(
+            folder, feeders or folder, rng, times, lambda one: one.send_signal(signal.SIGKILL)
+        )
     with ray_session("local", 2):
         killer.start()
         try:

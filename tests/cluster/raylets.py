@@ -28,7 +28,9 @@ HEALTH = {
 
 
 def main(source: str, dataset: str) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH}
+    )
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
     ray.init(address=cluster.address, namespace="afinar", logging_level=logging.WARNING)
     finished = threading.Event()
@@ -36,7 +38,11 @@ def main(source: str, dataset: str) -> None:
     def kill_one() -> None:
         while not finished.is_set():
             if len(committed_units(open_store(dataset))) >= 2:
-                print("committed when the raylet died:", len(committed_units(open_store(dataset))), flush=True)
+                print(
+                    "committed when the raylet died:",
+                    len(committed_units(open_store(dataset))),
+                    flush=True,
+                )
                 nodes[1].kill_raylet(check_alive=False)
                 return
             time.sleep(0.02)
@@ -44,7 +50,9 @@ def main(source: str, dataset: str) -> None:
     killer = threading.Thread(target=kill_one)
     killer.start()
     try:
-        summary = Ingest(IngestConfig(source=source, dataset=dataset, size=32), RayExecutor(None)).run()
+        summary = Ingest(
+            IngestConfig(source=source, dataset=dataset, size=32), RayExecutor(None)
+        ).run()
     finally:
         finished.set()
         killer.join()

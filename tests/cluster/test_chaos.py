@@ -21,7 +21,7 @@ from afinar.ingest.driver import Ingest
 from afinar.storage.commit import committed_units
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import SCRIPTS, many_pictures, run_afinar
 
@@ -54,8 +54,12 @@ def hashes(dataset: Path) -> dict[str, str]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     source = many_pictures(folder / "pictures", PICTURES)
-    Ingest(IngestConfig(source=str(source), dataset=str(folder / "dataset"), size=32), InlineExecutor()).run()
-    return Undisturbed(source, open_dataset(str(folder / "dataset")).index, hashes(folder / "dataset"))
+    Ingest(
+        IngestConfig(source=str(source), dataset=str(folder / "dataset"), size=32), InlineExecutor()
+    ).run()
+    return Undisturbed(
+        source, open_dataset(str(folder / "dataset")).index, hashes(folder / "dataset")
+    )
 
 
 def require_equal(dataset: Path, wanted: Undisturbed) -> None:
@@ -67,14 +71,29 @@ def workers_of(driver: int) -> list[psutil.Process]:
     """Ray's worker processes below a driver that are carrying out a unit."""
     try:
         family = psutil.Process(driver).children(recursive=True)
-        return [process for process in family if any("ray::build_shard" in word for word in process.cmdline())]
+        return [
+            process
+            for process in family
+            if any("ray::build_shard" in word for word in process.cmdline())
+        ]
     except psutil.NoSuchProcess:
         return []
 
 
-def test_workers_killed_at_random_moments_lose_and_repeat_nothing(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     dataset, rng = tmp_path / "dataset", random.Random(0)
-    words = [str(SCRIPTS / "afinar"), "ingest", str(undisturbed.source), str(dataset), "--size", "32", "--workers", "2"]
+    words = [
+        str(SCRIPTS / "afinar"),
+        "ingest",
+        str(undisturbed.source),
+        str(dataset),
+        "--size",
+        "32",
+        "--workers",
+        "2",
+    ]
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(words, cwd=tmp_path, stdout=log, stderr=log)
     killed = 0
@@ -93,7 +112,13 @@ def test_a_raylet_that_dies_takes_nothing_with_it(undisturbed: Undisturbed, tmp_
     words = [sys.executable, "-m", "tests.cluster.raylets", str(undisturbed.source), str(dataset)]
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
     done = subprocess.run(
-        words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300, check=False
+        words,
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     died = re.search(r"committed when the raylet died: (\d+)", done.stdout)
@@ -107,18 +132,40 @@ def test_a_raylet_that_dies_takes_nothing_with_it(undisturbed: Undisturbed, tmp_
 def test_messages_lost_between_driver_and_workers_repeat_units_and_change_nothing(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    words = ["ingest", str(undisturbed.source), "dataset", "--size", "32", "--workers", "2", "--json"]
+    words = [
+        "ingest",
+        str(undisturbed.source),
+        "dataset",
+        "--size",
+        "32",
+        "--workers",
+        "2",
+        "--json",
+    ]
     done = run_afinar(*words, cwd=tmp_path, env={"RAY_testing_rpc_failure": RPC_CHAOS})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["samples"] == PICTURES
     require_equal(tmp_path / "dataset", undisturbed)
 
 
-def test_two_ingests_at_once_lose_nothing_and_do_nothing_twice(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_two_ingests_at_once_lose_nothing_and_do_nothing_twice(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     dataset = tmp_path / "dataset"
-    words = [str(SCRIPTS / "afinar"), "ingest", str(undisturbed.source), str(dataset), "--size", "32", "--workers", "1"]
+    words = [
+        str(SCRIPTS / "afinar"),
+        "ingest",
+        str(undisturbed.source),
+        str(dataset),
+        "--size",
+        "32",
+        "--workers",
+        "1",
+    ]
     twins = [
-        subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     outputs = [twin.communicate(timeout=300) for twin in twins]

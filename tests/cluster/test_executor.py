@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import ray
 from afinar.errors import ModelError, RequestError, ShortfallError, StorageError
-from afinar.execution.actor_pool import Pool
+from afinar.execution.actor_pool import ActorPool
 from afinar.execution.executor import RayExecutor, _Worker
-from afinar.execution.session import request_room
+from afinar.execution.session import wait_for_resources
 from afinar.execution.train_launcher import _first_failure
-from afinar.units.work import Care
+from afinar.units.executor import RetryPolicy
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -51,13 +51,15 @@ def die_once(flag: Path) -> str:
 
 def test_every_task_has_one_result(local_ray: None) -> None:
     assert sorted(RayExecutor(None).run(double, range(50))) == [2 * number for number in range(50)]
-    assert sorted(RayExecutor(None).run_with_state(partial(make_double, 1), range(50))) == list(range(1, 101, 2))
+    assert sorted(RayExecutor(None).run_with_state(partial(make_double, 1), range(50))) == list(
+        range(1, 101, 2)
+    )
 
 
 def test_more_actors_than_room_do_not_hang_the_job(local_ray: None) -> None:
-    assert sorted(RayExecutor(None, workers=5).run_with_state(partial(make_double, 0), range(20))) == list(
-        range(0, 40, 2)
-    )
+    assert sorted(
+        RayExecutor(None, workers=5).run_with_state(partial(make_double, 0), range(20))
+    ) == list(range(0, 40, 2))
 
 
 def test_errors_of_ours_come_out_as_themselves(local_ray: None) -> None:
@@ -76,7 +78,9 @@ def make_die_once() -> Callable[[Path], str]:
 @pytest.mark.slow
 def test_a_worker_that_dies_is_replaced_and_its_unit_done(local_ray: None, tmp_path: Path) -> None:
     assert sorted(RayExecutor(None).run(die_once, [tmp_path / "a", tmp_path / "b"])) == ["a", "b"]
-    assert sorted(RayExecutor(None).run_with_state(make_die_once, [tmp_path / "c", tmp_path / "d"])) == ["c", "d"]
+    assert sorted(
+        RayExecutor(None).run_with_state(make_die_once, [tmp_path / "c", tmp_path / "d"])
+    ) == ["c", "d"]
 
 
 def make_dead() -> Callable[[int], int]:
@@ -97,7 +101,7 @@ class Attempt:
     attempt: int = 0
     hangs: bool = False
 
-    def again(self) -> Attempt:
+    def next_attempt(self) -> Attempt:
         return replace(self, attempt=self.attempt + 1)
 
 
@@ -113,7 +117,11 @@ def make_fatal() -> Callable[[Attempt], tuple[str, int]]:
 @pytest.mark.slow
 def test_a_unit_that_is_lost_is_tried_again_and_knows_how_often_it_was(local_ray: None) -> None:
     units = [Attempt("one", 2), *(Attempt(str(number), 0) for number in range(6))]
-    done = dict(RayExecutor(None).run_with_state(make_fatal, units, Care(again=Attempt.again)))
+    done = dict(
+        RayExecutor(None).run_with_state(
+            make_fatal, units, RetryPolicy(next_attempt=Attempt.next_attempt)
+        )
+    )
     assert done.pop("one") == 2
     assert set(done) == {str(number) for number in range(6)}
     assert set(done.values()) == {0}, "a unit that waited behind a lost one was not itself lost"
@@ -128,28 +136,40 @@ def test_idle_workers_take_what_a_lost_one_leaves(local_ray: None) -> None:
         return made[-1].remote(make_fatal)
 
     units = [Attempt("one", 1), Attempt("two", 0)]
-    pool = Pool(make_actor, 2, units, Care(again=Attempt.again), lambda: None)
+    pool = ActorPool(
+        make_actor, 2, units, RetryPolicy(next_attempt=Attempt.next_attempt), lambda: None
+    )
     assert sorted(pool.results()) == [("one", 1), ("two", 0)]
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_stuck_is_replaced(local_ray: None) -> None:
     units = [Attempt("stuck", 1, hangs=True), Attempt("other", 0)]
-    done = RayExecutor(None).run_with_state(make_fatal, units, Care(deadline_s=lambda _: 3.0, again=Attempt.again))
+    done = RayExecutor(None).run_with_state(
+        make_fatal, units, RetryPolicy(deadline_s=lambda _: 3.0, next_attempt=Attempt.next_attempt)
+    )
     assert sorted(done) == [("other", 0), ("stuck", 1)]
 
 
 @pytest.mark.slow
-def test_a_unit_that_loses_every_worker_ends_the_job(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_unit_that_loses_every_worker_ends_the_job(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("afinar.execution.actor_pool._ATTEMPTS", 3)
     with pytest.raises(StorageError, match="lost its worker 3 times"):
-        list(RayExecutor(None).run_with_state(make_fatal, [Attempt("one", 99)], Care(again=Attempt.again)))
+        list(
+            RayExecutor(None).run_with_state(
+                make_fatal, [Attempt("one", 99)], RetryPolicy(next_attempt=Attempt.next_attempt)
+            )
+        )
 
 
 def test_a_cluster_without_room_is_not_waited_for_without_end(local_ray: None) -> None:
-    assert request_room({"CPU": 1}, 2, "a cluster's", 60.0, 0.1)
-    assert not request_room({"CPU": 2}, 2, "a cluster's", 1.0, 0.1)
-    assert not request_room({"CPU": 1, "GPU": 1}, 1, None, 60.0, 0.1), "this machine alone will not grow"
+    assert wait_for_resources({"CPU": 1}, 2, "a cluster's", 60.0, 0.1)
+    assert not wait_for_resources({"CPU": 2}, 2, "a cluster's", 1.0, 0.1)
+    assert not wait_for_resources({"CPU": 1, "GPU": 1}, 1, None, 60.0, 0.1), (
+        "this machine alone will not grow"
+    )
 
 
 def test_the_failure_that_came_first_is_shown_with_its_traceback() -> None:
@@ -159,7 +179,10 @@ def test_the_failure_that_came_first_is_shown_with_its_traceback() -> None:
         error.failed_at = at  # type: ignore[attr-defined]
         return error
 
-    failures = {0: failed(RuntimeError("Connection reset by peer"), 2.0), 1: failed(KeyError("label"), 1.0)}
+    failures = {
+        0: failed(RuntimeError("Connection reset by peer"), 2.0),
+        1: failed(KeyError("label"), 1.0),
+    }
     assert isinstance(_first_failure(WorkerGroupError("two failed", failures)), KeyError)
     killed = WorkerHealthCheckFailedError("died", RuntimeError("SIGKILL"))
     assert _first_failure(WorkerGroupError("three failed", {**failures, 2: killed})) is killed

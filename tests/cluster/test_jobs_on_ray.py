@@ -47,17 +47,29 @@ def test_the_three_jobs_from_a_folder_with_modules_of_ones_own(tmp_path: Path) -
     )
     assert trained["metrics"]["test"]["top1"] >= 0.9
     assert trained["params_total"] == trained["params_trainable"] > 0
-    labelled = summary_of("label", "pictures", "predictions", "--model", "models@champion", cwd=tmp_path)
-    assert labelled["listed"] == 81 == labelled["labelled"] + labelled["rejected"] + labelled["skipped"]
+    labelled = summary_of(
+        "label", "pictures", "predictions", "--model", "models@champion", cwd=tmp_path
+    )
+    assert (
+        labelled["listed"]
+        == 81
+        == labelled["labelled"] + labelled["rejected"] + labelled["skipped"]
+    )
     assert labelled["rejected"] == 1
     rows = open_predictions(str(tmp_path / "predictions")).table.to_pylist()
     right = sum(row["label"] == Path(row["uri"]).parent.name for row in rows)
     assert right >= 0.9 * len(rows)
 
-    again = summary_of("label", "pictures", "predictions", "--model", "models@champion", cwd=tmp_path)
-    assert (again["labelled"], again["skipped"], again["units_run"]) == (0, 80, 0)
-    again = summary_of("ingest", "pictures", "dataset", "--size", "64", cwd=tmp_path)
-    assert (again["unchanged"], again["units_run"]) == (80, 0)
+    next_attempt = summary_of(
+        "label", "pictures", "predictions", "--model", "models@champion", cwd=tmp_path
+    )
+    assert (next_attempt["labelled"], next_attempt["skipped"], next_attempt["units_run"]) == (
+        0,
+        80,
+        0,
+    )
+    next_attempt = summary_of("ingest", "pictures", "dataset", "--size", "64", cwd=tmp_path)
+    assert (next_attempt["unchanged"], next_attempt["units_run"]) == (80, 0)
     assert {path.name for path in (tmp_path / "models").iterdir()} >= {
         "weights",
         "golden",
@@ -70,7 +82,10 @@ def test_the_three_jobs_from_a_folder_with_modules_of_ones_own(tmp_path: Path) -
 def kill_midway(words: list[str], store: str, cwd: Path) -> int:
     """Start a job, SIGKILL its driver once a few units are committed; how many were."""
     driver = subprocess.Popen(
-        [SCRIPTS / "afinar", *words, "--workers", "2"], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [SCRIPTS / "afinar", *words, "--workers", "2"],
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.monotonic() + 120
     while driver.poll() is None and time.monotonic() < deadline:
@@ -99,7 +114,9 @@ def test_an_ingest_whose_driver_is_killed_is_completed_by_the_same_command(tmp_p
     assert done["listed"] == done["samples"] == done["added"] == 1600
     assert 0 < done["units_run"] <= 32 - before
     uris = open_dataset(dataset).index.column("uri").to_pylist()
-    assert uris == sorted(str(path) for path in (tmp_path / "pictures").rglob("*.jpg")), "no loss, no duplicate"
+    assert uris == sorted(str(path) for path in (tmp_path / "pictures").rglob("*.jpg")), (
+        "no loss, no duplicate"
+    )
     after = bytes_by_name(dataset, "shards")
     assert {name: after[name] for name in shards} == shards, "what was published stays as it was"
 
@@ -109,7 +126,9 @@ def test_an_ingest_whose_driver_is_killed_is_completed_by_the_same_command(tmp_p
 
 
 @pytest.mark.slow
-def test_a_labelling_whose_driver_is_killed_is_completed_by_the_same_command(tmp_path: Path, trained: Trained) -> None:
+def test_a_labelling_whose_driver_is_killed_is_completed_by_the_same_command(
+    tmp_path: Path, trained: Trained
+) -> None:
     many_pictures(tmp_path / "pictures", 1600)
     words = ["label", "pictures", "out", "--model", trained.champion]
     out = str(tmp_path / "out")
@@ -118,11 +137,15 @@ def test_a_labelling_whose_driver_is_killed_is_completed_by_the_same_command(tmp
     assert done["listed"] == done["labelled"] == 1600
     assert 0 < done["units_run"] <= 32 - before
     uris = open_predictions(out).table.column("uri").to_pylist()
-    assert uris == sorted(str(path) for path in (tmp_path / "pictures").rglob("*.jpg")), "no loss, no duplicate"
+    assert uris == sorted(str(path) for path in (tmp_path / "pictures").rglob("*.jpg")), (
+        "no loss, no duplicate"
+    )
 
     import pyarrow.dataset
 
-    plain = pyarrow.dataset.dataset(f"{out}/parts", format="parquet", partitioning="hive").to_table()
+    plain = pyarrow.dataset.dataset(
+        f"{out}/parts", format="parquet", partitioning="hive"
+    ).to_table()
     assert sorted(plain.column("uri").to_pylist()) == uris
 
 
@@ -142,17 +165,30 @@ def test_s3_gives_the_same_as_a_folder(tmp_path: Path, trained: Trained, bucket:
     remote = summary_of("ingest", there, f"{bucket}/dataset", "--size", "64", cwd=tmp_path)
     for key in ("listed", "samples", "rejects_by_reason", "added", "classes", "splits"):
         assert remote[key] == folder[key], key
-    one, other = open_dataset(str(tmp_path / "dataset")), open_dataset(f"{bucket}/dataset", cache=tmp_path / "cache")
+    one, other = (
+        open_dataset(str(tmp_path / "dataset")),
+        open_dataset(f"{bucket}/dataset", cache=tmp_path / "cache"),
+    )
     keys = ("sample_id", "label", "split")
-    assert relative(other.index.to_pylist(), there, keys) == relative(one.index.to_pylist(), here, keys)
+    assert relative(other.index.to_pylist(), there, keys) == relative(
+        one.index.to_pylist(), here, keys
+    )
     assert (other.read(range(120)) == one.read(range(120))).all()
-    assert summary_of("ingest", there, f"{bucket}/dataset", "--size", "64", cwd=tmp_path)["units_run"] == 0
+    assert (
+        summary_of("ingest", there, f"{bucket}/dataset", "--size", "64", cwd=tmp_path)["units_run"]
+        == 0
+    )
 
     summary_of("label", here, "out", "--model", trained.champion, cwd=tmp_path)
-    done = summary_of("label", there, f"{bucket}/out", "--model", f"{bucket}/models@champion", cwd=tmp_path)
+    done = summary_of(
+        "label", there, f"{bucket}/out", "--model", f"{bucket}/models@champion", cwd=tmp_path
+    )
     assert (done["listed"], done["labelled"], done["rejected"], done["skipped"]) == (121, 120, 1, 0)
     answers = ("sample_id", "label", "score", "model_version")
-    rows, others = (open_predictions(place).table.to_pylist() for place in (str(tmp_path / "out"), f"{bucket}/out"))
+    rows, others = (
+        open_predictions(place).table.to_pylist()
+        for place in (str(tmp_path / "out"), f"{bucket}/out")
+    )
     assert relative(others, there, answers) == relative(rows, here, answers)
 
     model = summary_of(
@@ -182,7 +218,9 @@ def cluster(tmp_path: Path) -> Any:
         f"--dashboard-agent-listen-port={free_port()}",  # the session's other Ray has the default one
     ]  # fmt: skip
     with (tmp_path / "ray.log").open("wb") as log:
-        head = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True)
+        head = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     yield f"http://127.0.0.1:{dashboard}", {"RAY_AUTH_MODE": "disabled"}
     family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
     for process in family:
@@ -201,7 +239,9 @@ def wait_for_jobs_api(submit: Callable[..., subprocess.CompletedProcess[str]]) -
     raise AssertionError(done.stderr)
 
 
-def test_all_three_jobs_are_submitted_and_their_exit_codes_come_back(tmp_path: Path, cluster: Any) -> None:
+def test_all_three_jobs_are_submitted_and_their_exit_codes_come_back(
+    tmp_path: Path, cluster: Any
+) -> None:
     address, env = cluster
     make_archive(tmp_path / "pictures", 20)
 

@@ -24,7 +24,7 @@ from afinar.execution.executor import RayExecutor
 from afinar.labelling.driver import Labelling, LabelSummary
 from afinar.storage.arrow import from_parquet
 from afinar.storage.open import open_store
-from afinar.units.work import Care, InlineExecutor
+from afinar.units.executor import InlineExecutor, RetryPolicy
 
 from tests.cluster.label_chaos import begun
 from tests.cluster.test_chaos import REPOSITORY, RPC_CHAOS
@@ -65,16 +65,28 @@ class Dangerous(RayExecutor):
     """Ray, with that decoder."""
 
     def run_with_state(
-        self, make_work: Callable[[], Any], tasks: Iterable[Any], care: Care[Any] | None = None
+        self,
+        make_work: Callable[[], Any],
+        tasks: Iterable[Any],
+        care: RetryPolicy[Any] | None = None,
     ) -> Iterator[Any]:
-        if care is not None and care.feed is not None:
-            care = replace(care, feed=replace(care.feed, prepare=partial(dangerous_block, care.feed.prepare)))
+        if care is not None and care.preprocessing is not None:
+            care = replace(
+                care,
+                preprocessing=replace(
+                    care.preprocessing, prepare=partial(dangerous_block, care.preprocessing.prepare)
+                ),
+            )
         return super().run_with_state(partial(dangerous, make_work), tasks, care)
 
 
 def label(source: Path, out: Path, trained: Trained, **options: Any) -> LabelSummary:
     config = LabelConfig(
-        source=str(source), predictions=str(out), model=trained.champion, precision="float32", **options
+        source=str(source),
+        predictions=str(out),
+        model=trained.champion,
+        precision="float32",
+        **options,
     )
     return Labelling(config, Dangerous(None)).run()
 
@@ -95,24 +107,37 @@ def test_a_picture_that_kills_its_worker_is_a_reject_and_the_others_are_labelled
     summary = label(scans, tmp_path / "out", trained)
     assert (summary.labelled, summary.rejects_by_reason) == (94, {"killed_worker": 2})
     predictions = open_predictions(str(tmp_path / "out"))
-    assert [Path(row["uri"]).name for row in predictions.rejects.to_pylist()] == ["050.jpg", "095.jpg"]
-    assert not list(open_store(str(tmp_path / "out")).walk("attempts")), "nothing is left of the search"
-    again = label(scans, tmp_path / "out", trained)
-    assert (again.units_run, again.skipped, again.rejected) == (0, 94, 2)
+    assert [Path(row["uri"]).name for row in predictions.rejects.to_pylist()] == [
+        "050.jpg",
+        "095.jpg",
+    ]
+    assert not list(open_store(str(tmp_path / "out")).walk("attempts")), (
+        "nothing is left of the search"
+    )
+    next_attempt = label(scans, tmp_path / "out", trained)
+    assert (next_attempt.units_run, next_attempt.skipped, next_attempt.rejected) == (0, 94, 2)
 
 
 @pytest.mark.slow
-def test_workers_that_are_fed_answer_alike(local_ray: None, trained: Trained, tmp_path: Path) -> None:
+def test_workers_that_are_fed_answer_alike(
+    local_ray: None, trained: Trained, tmp_path: Path
+) -> None:
     """As GPUs are: others decode. Without a GPU here the worker that is fed has a core, and so has who feeds it."""
     scans = archive(tmp_path / "scans", 200)
     (scans / "bad.jpg").write_bytes(b"no picture")
     config = LabelConfig(
-        source=str(scans), predictions=str(tmp_path / "fed"), model=trained.champion, precision="float32"
+        source=str(scans),
+        predictions=str(tmp_path / "fed"),
+        model=trained.champion,
+        precision="float32",
     )
     fed = Labelling(config, RayExecutor(None, workers=1, feeds=True)).run()
     assert (fed.labelled, fed.rejects_by_reason) == (200, {"unidentified": 1})
     Labelling(replace(config, predictions=str(tmp_path / "fused")), InlineExecutor()).run()
-    assert open_predictions(str(tmp_path / "fed")).table == open_predictions(str(tmp_path / "fused")).table
+    assert (
+        open_predictions(str(tmp_path / "fed")).table
+        == open_predictions(str(tmp_path / "fused")).table
+    )
 
 
 @pytest.mark.slow
@@ -121,13 +146,17 @@ def test_a_picture_that_kills_whoever_decodes_it_is_a_reject_where_workers_are_f
 ) -> None:
     scans = archive(tmp_path / "scans", 24)
     (scans / "005.jpg").write_bytes(jpeg(5) + KILLER)
-    config = LabelConfig(source=str(scans), predictions=str(tmp_path / "out"), model=trained.champion)
+    config = LabelConfig(
+        source=str(scans), predictions=str(tmp_path / "out"), model=trained.champion
+    )
     summary = Labelling(config, Dangerous(None, workers=1, feeds=True)).run()
     assert (summary.labelled, summary.rejects_by_reason) == (23, {"killed_worker": 1})
 
 
 @pytest.mark.slow
-def test_a_picture_that_stops_its_worker_is_a_reject_too(local_ray: None, trained: Trained, tmp_path: Path) -> None:
+def test_a_picture_that_stops_its_worker_is_a_reject_too(
+    local_ray: None, trained: Trained, tmp_path: Path
+) -> None:
     scans = archive(tmp_path / "scans", 12)
     (scans / "005.jpg").write_bytes(jpeg(5) + STOPPER)
     summary = label(scans, tmp_path / "out", trained, unit_timeout_s=2.0)
@@ -151,7 +180,10 @@ def undisturbed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> U
     folder = tmp_path_factory.mktemp("undisturbed")
     scans = many_pictures(folder / "scans", PICTURES)
     config = LabelConfig(
-        source=str(scans), predictions=str(folder / "out"), model=trained.champion, precision="float32"
+        source=str(scans),
+        predictions=str(folder / "out"),
+        model=trained.champion,
+        precision="float32",
     )
     summary = Labelling(config, InlineExecutor()).run()
     assert summary.labelled == PICTURES
@@ -163,24 +195,40 @@ def require_same(out: str, wanted: Undisturbed) -> None:
     table = open_predictions(out).table
     exact = ["uri", "etag", "sample_id", "label", "model_version"]
     assert table.select(exact) == wanted.table.select(exact)
-    np.testing.assert_allclose(table.column("score").to_numpy(), wanted.table.column("score").to_numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        table.column("score").to_numpy(), wanted.table.column("score").to_numpy(), atol=1e-5
+    )
     store = open_store(out)
     parts = pa.concat_tables(from_parquet(store.get(info.name)) for info in store.walk("parts"))
-    assert sorted(parts.column("uri").to_pylist()) == table.column("uri").to_pylist(), "as a plain reader sees it"
+    assert sorted(parts.column("uri").to_pylist()) == table.column("uri").to_pylist(), (
+        "as a plain reader sees it"
+    )
 
 
-def chaos(victim: str, seed: int, wanted: Undisturbed, out: str, folder: Path, trained: Trained) -> None:
+def chaos(
+    victim: str, seed: int, wanted: Undisturbed, out: str, folder: Path, trained: Trained
+) -> None:
     """One run of which something is killed; it is right, and no more was done again than was under way.
 
     In float32: a unit that is tried again goes picture by picture, and a reduced precision rounds by the batch.
     """
     audit = folder / "audit"
     audit.mkdir()
-    words = ["tests.cluster.label_chaos", victim, str(seed), str(wanted.scans), out, trained.champion, str(audit)]
+    words = [
+        "tests.cluster.label_chaos",
+        victim,
+        str(seed),
+        str(wanted.scans),
+        out,
+        trained.champion,
+        str(audit),
+    ]
     command = [sys.executable, "-m", *words]
     if victim == "driver":
         command[3] = "none"
-        job = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        job = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         while not begun(audit):
             assert job.poll() is None, "it ended before it began"
             time.sleep(0.02)
@@ -188,7 +236,9 @@ def chaos(victim: str, seed: int, wanted: Undisturbed, out: str, folder: Path, t
         assert job.poll() is None, "it was over before it was killed"
         job.kill()
         job.wait()
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     require_same(out, wanted)
@@ -210,7 +260,12 @@ def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
 @pytest.mark.parametrize("seed", range(1, 4))
 @pytest.mark.parametrize("victim", ["actor", "feeder", "raylet", "driver"])
 def test_whatever_is_killed_the_answers_are_the_same(
-    undisturbed: Undisturbed, trained: Trained, location: str, tmp_path: Path, victim: str, seed: int
+    undisturbed: Undisturbed,
+    trained: Trained,
+    location: str,
+    tmp_path: Path,
+    victim: str,
+    seed: int,
 ) -> None:
     chaos(victim, seed, undisturbed, f"{location}/out", tmp_path, trained)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray
-from afinar.cli.deferred_executor import LazyRay
+from afinar.cli.deferred_executor import DeferredExecutor
 from afinar.config.jobs import IngestConfig, LabelConfig
 from afinar.execution.metrics import NAMES, JobMetrics
 from afinar.ingest.driver import Ingest
@@ -37,7 +37,7 @@ def exported(target: str) -> Counters:
     }
 
 
-def settled(target: str, wanted: Callable[[Counters], bool]) -> Counters:
+def is_up_to_date(target: str, wanted: Callable[[Counters], bool]) -> Counters:
     """What the endpoint says once it says enough: Ray sends to it every ten seconds."""
     deadline = time.monotonic() + 60
     while not wanted(found := exported(target)) and time.monotonic() < deadline:
@@ -49,22 +49,32 @@ def test_what_an_ingest_did(local_ray: None, tmp_path: Path) -> None:
     source = make_archive(tmp_path / "pictures", 60)
     (source / "moss" / "broken.jpg").write_bytes(b"no picture")
     config = IngestConfig(source=str(source), dataset=str(tmp_path / "dataset"), size=32)
-    summary = Ingest(config, LazyRay(config)).run()
-    counters = settled(config.dataset, lambda found: found.get(("ray_afinar_pictures_total", ""), 0) >= 121)
+    summary = Ingest(config, DeferredExecutor(config)).run()
+    counters = is_up_to_date(
+        config.dataset, lambda found: found.get(("ray_afinar_pictures_total", ""), 0) >= 121
+    )
     assert counters["ray_afinar_pictures_total", ""] == 121
     assert counters["ray_afinar_rejects_total", ""] == 1
     assert counters["ray_afinar_units_total", ""] == summary.units_run > 1
     assert ("ray_afinar_units_retried_total", "") not in counters
     for stage, seconds in summary.stages.items():
-        assert abs(counters["ray_afinar_stage_seconds_total", stage] - seconds) <= 0.006, "the summary is rounded"
+        assert abs(counters["ray_afinar_stage_seconds_total", stage] - seconds) <= 0.006, (
+            "the summary is rounded"
+        )
 
 
-def test_what_a_labelling_did_and_what_was_retried(local_ray: None, tmp_path: Path, trained: Trained) -> None:
-    config = LabelConfig(source=str(trained.pictures), predictions=str(tmp_path / "out"), model=trained.champion)
+def test_what_a_labelling_did_and_what_was_retried(
+    local_ray: None, tmp_path: Path, trained: Trained
+) -> None:
+    config = LabelConfig(
+        source=str(trained.pictures), predictions=str(tmp_path / "out"), model=trained.champion
+    )
     metrics = JobMetrics("label", config.source, config.predictions)
     metrics.retried(2)
-    summary = Labelling(config, LazyRay(config)).run()
-    counters = settled(config.predictions, lambda found: found.get(("ray_afinar_pictures_total", ""), 0) >= 80)
+    summary = Labelling(config, DeferredExecutor(config)).run()
+    counters = is_up_to_date(
+        config.predictions, lambda found: found.get(("ray_afinar_pictures_total", ""), 0) >= 80
+    )
     assert counters["ray_afinar_pictures_total", ""] == summary.labelled == 80
     assert counters["ray_afinar_units_total", ""] == summary.units_run
     assert counters["ray_afinar_units_retried_total", ""] == 2
@@ -80,4 +90,6 @@ def test_the_dashboard_asks_for_counters_that_are_exported() -> None:
     assert asked
     for expression in asked:
         assert sum(expression.count(name) for name in names) == expression.count("ray_"), expression
-    assert all(any(name in expression for expression in asked) for name in names), "and none is left out"
+    assert all(any(name in expression for expression in asked) for name in names), (
+        "and none is left out"
+    )

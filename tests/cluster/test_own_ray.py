@@ -94,7 +94,9 @@ def read(session: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def test_a_ray_of_our_own_is_closed_to_others(session: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_a_ray_of_our_own_is_closed_to_others(
+    session: subprocess.Popen[str], tmp_path: Path
+) -> None:
     assert session.stdin is not None
     tokens = set()
     for dashboard in (False, True):
@@ -156,4 +158,7 @@ def test_a_metric_that_fails_ends_no_job(
     metrics = JobMetrics("ingest", "/pictures", "/dataset")
     metrics.retried()
     metrics.retried()
-    assert capfd.readouterr().err.count("metrics are not counted: no room for afinar_units_retried") == 1
+    assert (
+        capfd.readouterr().err.count("metrics are not counted: no room for afinar_units_retried")
+        == 1
+    )

@@ -40,7 +40,9 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+def undisturbed(
+    trained: Trained, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Undisturbed]:
     """Without Ray, which must change nothing either. No BatchNorm, no dropout before this cut."""
     folder = tmp_path_factory.mktemp("undisturbed")
     plain = config(
@@ -54,7 +56,9 @@ def undisturbed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def train(folder: Path, dataset: str, *more: str) -> subprocess.CompletedProcess[str]:
-    return run_afinar("train", dataset, "models", *FLAGS, "--audit", "audit", "--json", *more, cwd=folder)
+    return run_afinar(
+        "train", dataset, "models", *FLAGS, "--audit", "audit", "--json", *more, cwd=folder
+    )
 
 
 def require_same(undisturbed: Undisturbed, folder: Path, summary: dict[str, Any]) -> None:
@@ -75,10 +79,22 @@ def replayed(undisturbed: Undisturbed, folder: Path) -> list[int]:
 
 @pytest.mark.slow
 def test_a_worker_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    words = [str(SCRIPTS / "afinar"), "train", undisturbed.config.dataset, "models", *FLAGS, "--audit", "audit"]
+    words = [
+        str(SCRIPTS / "afinar"),
+        "train",
+        undisturbed.config.dataset,
+        "models",
+        *FLAGS,
+        "--audit",
+        "audit",
+    ]
     with (tmp_path / "log").open("wb") as log:
         job = subprocess.Popen(
-            [*words, "--json", "--workers", "2"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=log, text=True
+            [*words, "--json", "--workers", "2"],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
         os.kill(wait_for_step(tmp_path / "audit", 17, workers=2)[1], signal.SIGKILL)
         said, _ = job.communicate(timeout=240)
@@ -88,53 +104,92 @@ def test_a_worker_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_driver_is_killed_and_its_command_run_again(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    words = [str(SCRIPTS / "afinar"), "train", undisturbed.config.dataset, "models", *FLAGS, "--audit", "audit"]
+def test_the_driver_is_killed_and_its_command_run_again(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    words = [
+        str(SCRIPTS / "afinar"),
+        "train",
+        undisturbed.config.dataset,
+        "models",
+        *FLAGS,
+        "--audit",
+        "audit",
+    ]
     with (tmp_path / "log").open("wb") as log:
         job = subprocess.Popen([*words, "--workers", "2"], cwd=tmp_path, stdout=log, stderr=log)
         wait_for_step(tmp_path / "audit", 17, workers=2)
         job.send_signal(signal.SIGKILL)
         assert job.wait() == -signal.SIGKILL
     assert not (tmp_path / "models" / "versions").exists()
-    again = train(tmp_path, undisturbed.config.dataset, "--workers", "2")
-    assert again.returncode == 0, again.stderr[-4000:]
-    assert "going on from step" in again.stderr
-    require_same(undisturbed, tmp_path, json.loads(again.stdout))
+    next_attempt = train(tmp_path, undisturbed.config.dataset, "--workers", "2")
+    assert next_attempt.returncode == 0, next_attempt.stderr[-4000:]
+    assert "going on from step" in next_attempt.stderr
+    require_same(undisturbed, tmp_path, json.loads(next_attempt.stdout))
 
 
 @pytest.mark.slow
 def test_a_raylet_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     disturbed = dataclasses.replace(
-        undisturbed.config, models=str(tmp_path / "models"), audit=str(tmp_path / "audit"), workers=2
+        undisturbed.config,
+        models=str(tmp_path / "models"),
+        audit=str(tmp_path / "audit"),
+        workers=2,
     )
-    words = [sys.executable, "-m", "tests.cluster.train_raylets", json.dumps(dataclasses.asdict(disturbed))]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    words = [
+        sys.executable,
+        "-m",
+        "tests.cluster.train_raylets",
+        json.dumps(dataclasses.asdict(disturbed)),
+    ]
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     (said,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
     assert said["alive"] == 3, "the head and two of three nodes"
     _, version = find_model(f"{tmp_path / 'models'}@1")
-    require_same(undisturbed, tmp_path, {"metrics": {k: version.metrics[k] for k in ("val", "test")}})
+    require_same(
+        undisturbed, tmp_path, {"metrics": {k: version.metrics[k] for k in ("val", "test")}}
+    )
     attempts = list((tmp_path / "audit").glob("run-0-*.jsonl"))
     assert len(attempts) == 2, "one before the raylet died and one after"
 
 
 @pytest.mark.slow
-def test_fewer_workers_go_on_where_the_cluster_shrinks(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_fewer_workers_go_on_where_the_cluster_shrinks(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     """Elastic: of three one-core nodes one dies, and the two workers that are left take the whole batch."""
     disturbed = dataclasses.replace(
-        undisturbed.config, models=str(tmp_path / "models"), audit=str(tmp_path / "audit"), workers=3, min_workers=1
+        undisturbed.config,
+        models=str(tmp_path / "models"),
+        audit=str(tmp_path / "audit"),
+        workers=3,
+        min_workers=1,
     )
-    words = [sys.executable, "-m", "tests.cluster.train_raylets", json.dumps(dataclasses.asdict(disturbed))]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False)
+    words = [
+        sys.executable,
+        "-m",
+        "tests.cluster.train_raylets",
+        json.dumps(dataclasses.asdict(disturbed)),
+    ]
+    done = subprocess.run(
+        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     assert {one["workers"] for one in audited(tmp_path / "audit")} == {2, 3}
     steps = steps_of(tmp_path / "audit")
     assert {step: sorted(set(rows)) for step, rows in steps.items()} == undisturbed.steps
     _, version = find_model(f"{tmp_path / 'models'}@1")
-    assert version.metrics["val"]["loss"] == pytest.approx(undisturbed.outcome.metrics["val"]["loss"], rel=1e-2)
+    assert version.metrics["val"]["loss"] == pytest.approx(
+        undisturbed.outcome.metrics["val"]["loss"], rel=1e-2
+    )
 
 
-def test_an_error_that_would_come_again_is_not_tried_again(trained: Trained, tmp_path: Path) -> None:
+def test_an_error_that_would_come_again_is_not_tried_again(
+    trained: Trained, tmp_path: Path
+) -> None:
     done = train(tmp_path, trained.dataset, "--workers", "2", "--learning-rate", "1e12")
     assert done.returncode == 1
     assert "the loss is not finite at step" in json.loads(done.stdout)["error"]

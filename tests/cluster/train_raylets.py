@@ -26,7 +26,9 @@ from tests.training.runs import wait_for_step
 
 def main(words: str) -> None:
     config = TrainConfig(**json.loads(words))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH}
+    )
     nodes = [cluster.add_node(num_cpus=1) for _ in range(3)]
     raylets = [node.all_processes["raylet"][0].process for node in nodes]
     ray.init(address=cluster.address, namespace="afinar", logging_level=logging.WARNING)
@@ -35,7 +37,9 @@ def main(words: str) -> None:
     def kill_one() -> None:
         workers = wait_for_step(Path(config.audit), 12, config.workers)
         parents = {parent.pid for parent in psutil.Process(workers[0]).parents()}
-        (victim,) = (node for node, raylet in zip(nodes, raylets, strict=True) if raylet.pid in parents)
+        (victim,) = (
+            node for node, raylet in zip(nodes, raylets, strict=True) if raylet.pid in parents
+        )
         victim.kill_raylet(check_alive=False)
 
     killer = threading.Thread(target=kill_one)
@@ -43,7 +47,12 @@ def main(words: str) -> None:
     version, outcome, _ = train_on_ray(plan_training(config, "run"))
     killer.join()
     alive = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
-    print(json.dumps({"version": version.version, "weights": outcome.weights["sha256"], "alive": alive}), flush=True)
+    print(
+        json.dumps(
+            {"version": version.version, "weights": outcome.weights["sha256"], "alive": alive}
+        ),
+        flush=True,
+    )
     ray.shutdown()
     cluster.shutdown()  # type: ignore[no-untyped-call]
 

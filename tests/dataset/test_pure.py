@@ -11,7 +11,14 @@ import pyarrow as pa
 import pytest
 from afinar.dataset.splits import assign_split
 from afinar.sources.entry import LISTING
-from afinar.units.plan import even_sizes, plan_units, settled, tapered_sizes, unit_names, units_of
+from afinar.units.plan import (
+    even_sizes,
+    is_up_to_date,
+    iter_units,
+    plan_units,
+    tapered_sizes,
+    unit_names,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +32,9 @@ def listing(uris: list[str]) -> pa.Table:
 
 
 @given(st.sets(names, min_size=1), names, st.integers(0, 5))
-def test_a_sample_keeps_its_split_whatever_is_around_it(keys: set[str], new: str, seed: int) -> None:
+def test_a_sample_keeps_its_split_whatever_is_around_it(
+    keys: set[str], new: str, seed: int
+) -> None:
     before = {key: assign_split(key, SHARES, seed) for key in keys}
     after = {key: assign_split(key, SHARES, seed) for key in keys | {new}}
     assert all(after[key] == split for key, split in before.items())
@@ -47,13 +56,17 @@ either_way = pytest.mark.parametrize("sizes", [even_sizes, tapered_sizes])
 
 @either_way
 @given(st.sets(names, min_size=1, max_size=60), st.integers(1, 20))
-def test_units_partition_what_is_open(sizes: Callable[[int, int], list[int]], uris: set[str], per_unit: int) -> None:
+def test_units_partition_what_is_open(
+    sizes: Callable[[int, int], list[int]], uris: set[str], per_unit: int
+) -> None:
     known = listing(list(uris)[::3])
     table = listing(list(uris))
-    plan = plan_units(table, settled(table, known), "identity", partial(sizes, per_unit))
-    units = dict(units_of(plan, "s"))
+    plan = plan_units(table, is_up_to_date(table, known), "identity", partial(sizes, per_unit))
+    units = dict(iter_units(plan, "s"))
     planned = [entry.uri for entries in units.values() for entry in entries]
-    assert sorted(planned) == sorted(uri for uri in uris if uri not in known.column("uri").to_pylist())
+    assert sorted(planned) == sorted(
+        uri for uri in uris if uri not in known.column("uri").to_pylist()
+    )
     assert all(len(entries) <= per_unit for entries in units.values())
 
 

@@ -9,7 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from afinar.evaluation.comparison import RunResult, best_run, verdicts
-from afinar.evaluation.intervals import calibration_error, confusion, paired_difference, reliability, wilson
+from afinar.evaluation.intervals import (
+    calibration_error,
+    confusion,
+    paired_difference,
+    reliability,
+    wilson,
+)
 from afinar.models.registry.versions import ModelVersion, find_model
 
 from tests.conftest import Trained
@@ -38,7 +44,9 @@ def test_a_paired_difference_is_symmetric_and_covers() -> None:
 def test_reliability_gathers_predictions_by_confidence() -> None:
     scores = np.array([0.2, 0.95, 1.0, 0.99, 0.15])
     bins = reliability(scores, np.array([True, True, False, True, False]), bins=10)
-    assert [(one.samples, one.hits) for one in bins] == [(2, 1), (3, 2)], "of the interval (a, b], b is part"
+    assert [(one.samples, one.hits) for one in bins] == [(2, 1), (3, 2)], (
+        "of the interval (a, b], b is part"
+    )
     assert [one.confidence for one in bins] == pytest.approx([0.175, 0.98])
     assert calibration_error(bins) == pytest.approx((2 * 0.325 + 3 * (0.98 - 2 / 3)) / 5)
 
@@ -51,7 +59,9 @@ def test_a_reports_calibration_error_is_that_of_the_scores() -> None:
     targets = torch.arange(500) % 4
     best = logits.softmax(dim=1).max(dim=1)
     bins = reliability(best.values.numpy(), (best.indices == targets).numpy())
-    assert calibration_error(bins) == pytest.approx(score(logits, targets, list("abcd")).calibration_error, abs=1e-6)
+    assert calibration_error(bins) == pytest.approx(
+        score(logits, targets, list("abcd")).calibration_error, abs=1e-6
+    )
 
 
 def test_confusion_counts_rows_as_truth() -> None:
@@ -62,24 +72,39 @@ def test_confusion_counts_rows_as_truth() -> None:
 def result(version: ModelVersion, regime: str, right: int, of: int = 200) -> RunResult:
     labels = ["moss" if number % 2 else "rust" for number in range(of)]
     predicted = [label if number < right else "other" for number, label in enumerate(labels)]
-    test = pa.table({"sample_id": [f"{n:04d}" for n in range(of)], "label": labels, "predicted": predicted})
+    test = pa.table(
+        {"sample_id": [f"{n:04d}" for n in range(of)], "label": labels, "predicted": predicted}
+    )
     metrics: dict[str, Any] = {**version.metrics, "val": {"top1": right / of, "loss": 1.0}}
     return RunResult(dataclasses.replace(version, regime=regime, metrics=metrics), [], test)
 
 
 @pytest.mark.parametrize(
     ("scratch", "full", "holds"),
-    [(140, 190, [True, True]), (140, 142, [False, True]), (100, 190, [True, False]), (60, 50, [False, False])],
+    [
+        (140, 190, [True, True]),
+        (140, 142, [False, True]),
+        (100, 190, [True, False]),
+        (60, 50, [False, False]),
+    ],
 )
-def test_the_report_says_which_claim_holds(trained: Trained, scratch: int, full: int, holds: list[bool]) -> None:
+def test_the_report_says_which_claim_holds(
+    trained: Trained, scratch: int, full: int, holds: list[bool]
+) -> None:
     version = find_model(trained.champion)[1]
     runs = [result(version, "scratch", scratch), result(version, "full", full)]
     said = verdicts(runs)
     assert [verdict.holds for verdict in said] == holds
-    assert all(("does not" in one.sentence or "not shown" in one.sentence) != one.holds for one in said)
+    assert all(
+        ("does not" in one.sentence or "not shown" in one.sentence) != one.holds for one in said
+    )
 
 
 def test_the_best_is_chosen_by_validation(trained: Trained) -> None:
     version = find_model(trained.champion)[1]
-    runs = [result(version, "scratch", 150), result(version, "frozen", 180), result(version, "full", 170)]
+    runs = [
+        result(version, "scratch", 150),
+        result(version, "frozen", 180),
+        result(version, "full", 170),
+    ]
     assert best_run(runs).name == "frozen"

@@ -14,7 +14,7 @@ from collections import Counter
 from afinar.config.jobs import IngestConfig
 from afinar.ingest.driver import Ingest
 from afinar.storage import local
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 
 def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:

@@ -17,7 +17,7 @@ from afinar.dataset.gc import manifests, verify
 from afinar.dataset.manifest import list_objects
 from afinar.ingest.driver import Ingest
 from afinar.storage.open import open_store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import jpeg, make_archive
 
@@ -25,9 +25,20 @@ REPOSITORY = Path(__file__).parents[2]
 
 STEPS = [
     *(("plans", 1, when) for when in ("before", "after")),
-    *((folder, nth, when) for folder in ("shards", "facts", "units") for nth in (1, 2) for when in ("before", "after")),
-    *((folder, 3, when) for folder in ("shards", "units") for when in ("before", "after")),  # those of compaction
-    *((folder, 1, when) for folder in ("index", "rejects", "lists", "manifests") for when in ("before", "after")),
+    *(
+        (folder, nth, when)
+        for folder in ("shards", "facts", "units")
+        for nth in (1, 2)
+        for when in ("before", "after")
+    ),
+    *(
+        (folder, 3, when) for folder in ("shards", "units") for when in ("before", "after")
+    ),  # those of compaction
+    *(
+        (folder, 1, when)
+        for folder in ("index", "rejects", "lists", "manifests")
+        for when in ("before", "after")
+    ),
 ]
 
 
@@ -48,7 +59,11 @@ def run(source: Path, dataset: Path) -> None:
 def shards_of(dataset: Path) -> dict[str, str]:
     """Names and hashes of the current version's shards."""
     store = open_store(str(dataset))
-    return {ref.path: ref.sha256 for kind, ref in list_objects(store, manifests(store)[-1]) if kind == "shard"}
+    return {
+        ref.path: ref.sha256
+        for kind, ref in list_objects(store, manifests(store)[-1])
+        if kind == "shard"
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,32 +79,52 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
     shutil.copytree(folder / "first", folder / "undisturbed")
     run(source, folder / "undisturbed")
     return Scene(
-        source, folder / "first", open_dataset(str(folder / "undisturbed")).index, shards_of(folder / "undisturbed")
+        source,
+        folder / "first",
+        open_dataset(str(folder / "undisturbed")).index,
+        shards_of(folder / "undisturbed"),
     )
 
 
 def test_the_scene_takes_every_step(scene: Scene) -> None:
     versions = {name.split("/")[1][:8] for name in scene.shards}
     assert versions == {"00000001", "00000002"}
-    assert len([name for name in scene.shards if "/00000002-" in name]) == 3, "two of new pictures, one compacted"
+    assert len([name for name in scene.shards if "/00000002-" in name]) == 3, (
+        "two of new pictures, one compacted"
+    )
 
 
 @pytest.mark.parametrize(("folder", "nth", "when"), STEPS)
-def test_killed_at_a_step_of_the_commit(scene: Scene, tmp_path: Path, folder: str, nth: int, when: str) -> None:
+def test_killed_at_a_step_of_the_commit(
+    scene: Scene, tmp_path: Path, folder: str, nth: int, when: str
+) -> None:
     dataset = tmp_path / "dataset"
     shutil.copytree(scene.first, dataset)
     published = {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
-    words = [sys.executable, "-m", "tests.ingest.killed_at", folder, str(nth), when, str(scene.source), str(dataset)]
+    words = [
+        sys.executable,
+        "-m",
+        "tests.ingest.killed_at",
+        folder,
+        str(nth),
+        when,
+        str(scene.source),
+        str(dataset),
+    ]
     killed = subprocess.run(words, cwd=REPOSITORY, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 
     done = open_dataset(str(dataset)).manifest.version
     assert done == (2 if (folder, when) == ("manifests", "after") else 1)
-    assert len(open_dataset(str(dataset), version=1).read(range(120))) == 120, "the version before is whole"
+    assert len(open_dataset(str(dataset), version=1).read(range(120))) == 120, (
+        "the version before is whole"
+    )
     run(scene.source, dataset)
     assert open_dataset(str(dataset)).manifest.version == 2
     assert open_dataset(str(dataset)).index == scene.index
     assert shards_of(dataset) == scene.shards, "shard for shard what an undisturbed run writes"
     store = open_store(str(dataset))
     assert verify(store, manifests(store))[1] == []
-    assert {path: path.read_bytes() for path in published} == published, "no published object changed"
+    assert {path: path.read_bytes() for path in published} == published, (
+        "no published object changed"
+    )

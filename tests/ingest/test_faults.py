@@ -15,7 +15,7 @@ from afinar.config.jobs import IngestConfig
 from afinar.errors import AfinarError, RequestError, StorageError
 from afinar.ingest.driver import Ingest, IngestSummary
 from afinar.storage.open import open_store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.bad_network import PICTURES
 from tests.conftest import make_archive
@@ -68,7 +68,9 @@ def test_a_bad_network_changes_nothing(source: str, dataset: str, fault_proxy: F
     assert versions(dataset) == ["00000001.json"]
 
 
-def test_a_lost_reply_to_the_manifest_publishes_once(source: str, dataset: str, fault_proxy: FaultProxy) -> None:
+def test_a_lost_reply_to_the_manifest_publishes_once(
+    source: str, dataset: str, fault_proxy: FaultProxy
+) -> None:
     fault_proxy.set(Fault("lost_reply", match=r"^PUT .*/dataset/.*", share=0.5), seed=1)
     assert ingest(source, dataset).version == 1
     fault_proxy.set(Fault("lost_reply", match=r"^PUT .*/manifests/", times=1))
@@ -79,7 +81,9 @@ def test_a_lost_reply_to_the_manifest_publishes_once(source: str, dataset: str, 
     assert len(open_dataset(dataset).index) == PICTURES - 1
 
 
-def test_an_outage_ends_the_job_and_leaves_the_dataset(source: str, dataset: str, fault_proxy: FaultProxy) -> None:
+def test_an_outage_ends_the_job_and_leaves_the_dataset(
+    source: str, dataset: str, fault_proxy: FaultProxy
+) -> None:
     ingest(source, dataset)
     before = open_dataset(dataset).index
     for number in range(20):
@@ -104,7 +108,10 @@ def test_an_outage_ends_the_job_and_leaves_the_dataset(source: str, dataset: str
 @pytest.mark.parametrize(
     ("match", "words"),
     [
-        (r"^GET .*list-type=2.*prefix=[^&]*pictures|^GET .*prefix=[^&]*pictures.*list-type=2", "pictures"),
+        (
+            r"^GET .*list-type=2.*prefix=[^&]*pictures|^GET .*prefix=[^&]*pictures.*list-type=2",
+            "pictures",
+        ),
         (r"^PUT", "dataset"),
     ],
     ids=["listing", "target"],
@@ -120,7 +127,9 @@ def test_what_is_forbidden_ends_the_job_at_once(
     assert versions(dataset) == []
 
 
-def test_one_forbidden_picture_is_a_reject(source: str, dataset: str, fault_proxy: FaultProxy) -> None:
+def test_one_forbidden_picture_is_a_reject(
+    source: str, dataset: str, fault_proxy: FaultProxy
+) -> None:
     fault_proxy.set(Fault("403", match=r"^GET .*/moss/007\.jpg"))
     summary = ingest(source, dataset)
     assert (summary.samples, summary.rejects_by_reason) == (PICTURES - 1, {"forbidden": 1})
@@ -128,7 +137,9 @@ def test_one_forbidden_picture_is_a_reject(source: str, dataset: str, fault_prox
     assert ingest(source, dataset).samples == PICTURES
 
 
-def test_a_store_without_conditional_puts_is_refused(source: str, dataset: str, fault_proxy: FaultProxy) -> None:
+def test_a_store_without_conditional_puts_is_refused(
+    source: str, dataset: str, fault_proxy: FaultProxy
+) -> None:
     fault_proxy.set(Fault("unconditional", conditional=True))
     with pytest.raises(RequestError, match="If-None-Match") as caught:
         ingest(source, dataset)

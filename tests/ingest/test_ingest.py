@@ -20,7 +20,7 @@ from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import jpeg, make_archive
 
@@ -94,7 +94,9 @@ class CountingExecutor(InlineExecutor):
 
     def run(self, work: Any, tasks: Any) -> Iterator[Any]:
         for task in tasks:
-            self.uris += [entry.uri for entry in getattr(task, "entries", ())]  # compaction reads none
+            self.uris += [
+                entry.uri for entry in getattr(task, "entries", ())
+            ]  # compaction reads none
             yield work(task)
 
 
@@ -127,7 +129,9 @@ def test_an_interrupted_run_is_continued_not_repeated(tmp_path: Path, location: 
     ingest(archive, undisturbed)
     assert open_dataset(location).index == open_dataset(undisturbed).index
     shards = [name for name in snapshot(location) if name.startswith("shards/")]
-    assert sorted(shards) == sorted(name for name in snapshot(undisturbed) if name.startswith("shards/"))
+    assert sorted(shards) == sorted(
+        name for name in snapshot(undisturbed) if name.startswith("shards/")
+    )
 
 
 def test_what_changed_during_an_interruption_becomes_the_next_version(tmp_path: Path) -> None:
@@ -150,7 +154,9 @@ def test_over_the_reject_budget_nothing_is_published(archive: Path, tmp_path: Pa
         open_dataset(dataset)
     for path in archive.rglob("broken-*"):
         path.unlink()
-    assert ingest(archive, dataset).samples == 24, "the mended source is not held to the failed plan"
+    assert ingest(archive, dataset).samples == 24, (
+        "the mended source is not held to the failed plan"
+    )
 
 
 def test_a_picture_rejected_in_transit_is_tried_again(
@@ -171,12 +177,16 @@ def test_a_picture_rejected_in_transit_is_tried_again(
         patch.setattr(FolderReader, "get", guarded)
         assert ingest(archive, dataset).rejects_by_reason == {"forbidden": 1}
         again = ingest(archive, dataset)
-        assert (again.version, again.rejects_by_reason) == (1, {"forbidden": 1}), "no new version without news"
+        assert (again.version, again.rejects_by_reason) == (1, {"forbidden": 1}), (
+            "no new version without news"
+        )
     mended = ingest(archive, dataset)
     assert (mended.version, mended.added, mended.rejects) == (2, 1, 0)
 
 
-def test_a_file_replaced_while_the_job_runs_is_rejected_or_whole(archive: Path, tmp_path: Path) -> None:
+def test_a_file_replaced_while_the_job_runs_is_rejected_or_whole(
+    archive: Path, tmp_path: Path
+) -> None:
     victim = archive / "moss" / "000.jpg"
 
     class Replacing(InlineExecutor):
@@ -185,7 +195,9 @@ def test_a_file_replaced_while_the_job_runs_is_rejected_or_whole(archive: Path, 
             os.utime(victim, ns=(1, 1))
             return super().run(work, tasks)
 
-    summary = Ingest(IngestConfig(source=str(archive), dataset=str(tmp_path / "d"), size=32), Replacing()).run()
+    summary = Ingest(
+        IngestConfig(source=str(archive), dataset=str(tmp_path / "d"), size=32), Replacing()
+    ).run()
     assert summary.rejects_by_reason == {"changed_while_reading": 1}
 
 
@@ -247,7 +259,9 @@ def test_another_source_does_not_replace_a_dataset(archive: Path, tmp_path: Path
     make_archive(tmp_path / "other", 3)
     with pytest.raises(RequestError, match="would be replaced"):
         ingest(tmp_path / "other", dataset)
-    assert ingest(archive / ".." / archive.name, dataset).units_run == 0, "another spelling is no other source"
+    assert ingest(archive / ".." / archive.name, dataset).units_run == 0, (
+        "another spelling is no other source"
+    )
 
 
 def test_a_fingerprint_does_not_depend_on_chunks(archive: Path) -> None:
@@ -276,7 +290,8 @@ def test_a_source_that_cannot_serve_is_refused(
     named = {"ONE": str(tmp_path / "one"), "FLAT": str(archive / "moss")}
     config = IngestConfig(source=str(archive), dataset=str(tmp_path / "d"))
     config = dataclasses.replace(
-        config, **{**change, **{key: named[value] for key, value in change.items() if value in named}}
+        config,
+        **{**change, **{key: named[value] for key, value in change.items() if value in named}},
     )
     with pytest.raises(RequestError, match=words):
         Ingest(config, InlineExecutor()).run()
@@ -308,7 +323,9 @@ def test_a_plan_over_budget_is_published_with_a_larger_one(archive: Path, tmp_pa
         ingest(archive, dataset)
     from afinar.dataset.gc import open_plans
 
-    assert len(list(open_plans(open_store(dataset), 0))) == 1, "its lease, so that no clean-up takes its units"
+    assert len(list(open_plans(open_store(dataset), 0))) == 1, (
+        "its lease, so that no clean-up takes its units"
+    )
     summary = ingest(archive, dataset, max_reject_rate=0.5)
     assert (summary.version, summary.units_run, summary.rejects) == (1, 0, 5)
 
@@ -337,7 +354,9 @@ def test_a_folder_we_may_not_read_is_rejected_and_a_store_that_is_gone_ends_the_
         return True
 
     executor = InlineExecutor()
-    job = Ingest(IngestConfig(source=str(archive), dataset=str(tmp_path / "other"), size=32), executor)
+    job = Ingest(
+        IngestConfig(source=str(archive), dataset=str(tmp_path / "other"), size=32), executor
+    )
     build = job._build
 
     def expire(*arguments: Any) -> None:
@@ -360,14 +379,18 @@ def test_names_that_are_not_utf_8_are_accounted_for(archive: Path, tmp_path: Pat
 def test_files_that_are_rewritten_all_the_while_are_each_read_in_one_state(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "pictures", 60)
     victims = sorted(archive.rglob("*.jpg"))[::4]
-    states = {str(path): (path.read_bytes(), jpeg(60_000 + number)) for number, path in enumerate(victims)}
+    states = {
+        str(path): (path.read_bytes(), jpeg(60_000 + number)) for number, path in enumerate(victims)
+    }
     stop = threading.Event()
 
     def rewrite() -> None:
         rng = random.Random(0)
         while not stop.is_set():
             path = rng.choice(victims)
-            path.write_bytes(states[str(path)][rng.randrange(2)])  # in place: a reader may see half of it
+            path.write_bytes(
+                states[str(path)][rng.randrange(2)]
+            )  # in place: a reader may see half of it
 
     writer = threading.Thread(target=rewrite)
     writer.start()
@@ -385,4 +408,7 @@ def test_files_that_are_rewritten_all_the_while_are_each_read_in_one_state(tmp_p
             whole = states.get(row["uri"]) or (Path(row["uri"]).read_bytes(),)
             data = {sha256(state): state for state in whole}[row["sample_id"]]
             np.testing.assert_array_equal(image, decode(data, dataset.view).image)
-        assert {row["reason"] for row in dataset.rejects.to_pylist()} <= {"changed_while_reading", "empty"}
+        assert {row["reason"] for row in dataset.rejects.to_pylist()} <= {
+            "changed_while_reading",
+            "empty",
+        }

@@ -8,7 +8,7 @@ import pytest
 from afinar import open_dataset
 from afinar.config.jobs import IngestConfig
 from afinar.ingest.driver import Ingest
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.pictures.pillow_images import pillow_images
 

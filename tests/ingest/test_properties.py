@@ -15,7 +15,7 @@ from afinar import open_dataset
 from afinar.config.jobs import IngestConfig
 from afinar.dataset.gc import manifests, verify
 from afinar.dataset.manifest import get_objects
-from afinar.dataset.schema import FACTS
+from afinar.dataset.schema import OUTCOMES
 from afinar.ingest.compaction import MAX_DEAD, count_live
 from afinar.ingest.driver import Ingest
 from afinar.ingest.plan import make_plan
@@ -26,7 +26,7 @@ from afinar.storage.folder_reader import FolderReader
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
 from afinar.storage.store import ObjectInfo
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -42,7 +42,9 @@ def picture(content: int) -> bytes:
     return sink.getvalue()
 
 
-names = st.sampled_from([f"{label}/{number}.png" for label in ("a", "b", "c") for number in range(7)])
+names = st.sampled_from(
+    [f"{label}/{number}.png" for label in ("a", "b", "c") for number in range(7)]
+)
 contents = st.integers(0, 30)
 changes = st.one_of(
     st.tuples(st.just("write"), names, contents),
@@ -65,14 +67,21 @@ def apply(source: Path, change: tuple[str, str, Any]) -> None:
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
 @given(archives, st.sampled_from(["pixels", "jpeg"]))
-def test_samples_and_rejects_are_the_listing_after_any_changes(rounds: list[list[Any]], store: Any) -> None:
+def test_samples_and_rejects_are_the_listing_after_any_changes(
+    rounds: list[list[Any]], store: Any
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, dataset = Path(folder, "source"), str(Path(folder, "dataset"))
         for label in ("a", "b", "c"):
             (source / label).mkdir(parents=True)
             (source / label / "stays.png").write_bytes(picture(100 + 5 * ord(label)))
         config = IngestConfig(
-            source=str(source), dataset=dataset, size=8, store=store, extensions=".png", max_reject_rate=1.0
+            source=str(source),
+            dataset=dataset,
+            size=8,
+            store=store,
+            extensions=".png",
+            max_reject_rate=1.0,
         )
         before: dict[str, str] = {}
         for batch in rounds:
@@ -104,7 +113,9 @@ def require_exact(source: Path, dataset: str, before: dict[str, str]) -> dict[st
     return before | splits
 
 
-@given(st.sets(st.text("abcdefgh/01", min_size=1, max_size=9), min_size=1, max_size=50), st.randoms())
+@given(
+    st.sets(st.text("abcdefgh/01", min_size=1, max_size=9), min_size=1, max_size=50), st.randoms()
+)
 def test_a_plan_depends_on_no_order_of_listing(found: set[str], rng: random.Random) -> None:
     infos = [ObjectInfo(name, f"/archive/{name}", len(name), f"e{name}") for name in sorted(found)]
     plans = []
@@ -114,7 +125,7 @@ def test_a_plan_depends_on_no_order_of_listing(found: set[str], rng: random.Rand
             patch.setattr(FolderReader, "exists", lambda _: True)
             patch.setattr(FolderReader, "walk", lambda *_: iter(infos))
             listing = list_pictures("/archive", None)
-        plans.append(make_plan(listing, FACTS.empty_table(), StoredView(size=32, fit="crop"), 1))
+        plans.append(make_plan(listing, OUTCOMES.empty_table(), StoredView(size=32, fit="crop"), 1))
     assert plans[0].equals(plans[1])
 
 

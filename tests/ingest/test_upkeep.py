@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from afinar import open_dataset
 from afinar.config.jobs import ForgetConfig, IngestConfig
-from afinar.dataset.gc import collect, drop_plans, garbage, manifests, open_plans, verify
+from afinar.dataset.gc import collect, drop_plans, find_unreferenced, manifests, open_plans, verify
 from afinar.dataset.manifest import publish_manifest
 from afinar.dataset.reader import Dataset
 from afinar.errors import RequestError
@@ -20,7 +20,7 @@ from afinar.ingest.forget import Forget, ForgetSummary
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import jpeg, make_archive
 from tests.ingest.test_ingest import DyingExecutor
@@ -40,7 +40,9 @@ def everything_named(store: Store) -> set[str]:
     return found
 
 
-def test_a_whole_dataset_verifies_and_a_damaged_one_says_where(archive: Path, location: str) -> None:
+def test_a_whole_dataset_verifies_and_a_damaged_one_says_where(
+    archive: Path, location: str
+) -> None:
     ingest(archive, location)
     store = open_store(location)
     read, damage = verify(store, manifests(store))
@@ -67,7 +69,11 @@ def test_what_nothing_needs_is_removed_and_all_else_stays(archive: Path, locatio
     collect(store, set())
     left = names(store)
     assert everything_named(store) <= left
-    assert not {name for name in left if name.startswith(("units/", "facts/", "plans/", "shards/00000001-dead"))}
+    assert not {
+        name
+        for name in left
+        if name.startswith(("units/", "facts/", "plans/", "shards/00000001-dead"))
+    }
     assert collect(store, set()) == []
     assert verify(store, manifests(store))[1] == []
     assert len(open_dataset(location, version=1).index) == 24
@@ -105,7 +111,7 @@ def test_a_job_under_way_keeps_its_objects(tmp_path: Path) -> None:
     assert len(under_way) == 4, "plan, shard, facts, marker"
     (plan,) = open_plans(store, 1)
     assert len(plan.units) == 2
-    assert not under_way & set(garbage(store, set()))
+    assert not under_way & set(find_unreferenced(store, set()))
     collect(store, set())
     assert under_way <= names(store)
     assert Ingest(config, InlineExecutor()).run().samples == 220
@@ -130,7 +136,9 @@ def holds(dataset: str, content: str) -> list[str]:
     return found
 
 
-def test_a_forgotten_picture_is_nowhere_and_does_not_come_back(archive: Path, location: str) -> None:
+def test_a_forgotten_picture_is_nowhere_and_does_not_come_back(
+    archive: Path, location: str
+) -> None:
     ingest(archive, location)
     victim = archive / "moss" / "003.jpg"
     content = sha256(victim.read_bytes())
@@ -166,7 +174,9 @@ def test_a_row_that_died_before_is_erased_too(tmp_path: Path) -> None:
     assert len(open_dataset(dataset).read(range(79))) == 79
 
 
-def test_an_erasure_that_was_killed_is_finished(archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_erasure_that_was_killed_is_finished(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = str(tmp_path / "dataset")
     ingest(archive, dataset)
     content = sha256((archive / "moss" / "003.jpg").read_bytes())
@@ -195,7 +205,9 @@ def test_a_state_that_only_a_withdrawn_version_knew_is_erased(tmp_path: Path) ->
     gone.unlink()
     ingest(archive, dataset)
     collect(open_store(dataset), {1})
-    assert [len(holds(dataset, content)) for content in contents] == [1, 1], "dead rows of a shard that lives"
+    assert [len(holds(dataset, content)) for content in contents] == [1, 1], (
+        "dead rows of a shard that lives"
+    )
     summary = forget(dataset, "moss/004.jpg")
     assert "no version that is kept names" in summary.notes[0]
     assert [holds(dataset, content) for content in contents] == [[], []]
@@ -226,7 +238,9 @@ def test_what_is_erased_is_counted_no_more(tmp_path: Path) -> None:
     (archive / "slate").mkdir()
     (archive / "slate" / "only.jpg").write_bytes(jpeg(5))
     for number in range(3):
-        (archive / "moss" / f"copy-{number}.jpg").write_bytes((archive / "moss" / "000.jpg").read_bytes())
+        (archive / "moss" / f"copy-{number}.jpg").write_bytes(
+            (archive / "moss" / "000.jpg").read_bytes()
+        )
     dataset = str(tmp_path / "dataset")
     ingest(archive, dataset)
     forget(dataset, "slate/only.jpg", "moss/000.jpg")
@@ -250,7 +264,9 @@ def test_an_unwanted_plan_is_given_up_on_request(tmp_path: Path) -> None:
     assert forget(dataset, "moss/003.jpg").pictures == 1
 
 
-def test_forgetting_what_is_not_there_or_while_an_ingest_is_under_way_is_refused(tmp_path: Path) -> None:
+def test_forgetting_what_is_not_there_or_while_an_ingest_is_under_way_is_refused(
+    tmp_path: Path,
+) -> None:
     archive = make_archive(tmp_path / "pictures", 60)
     dataset = str(tmp_path / "dataset")
     ingest(archive, dataset)
@@ -271,7 +287,12 @@ def test_a_forecast_counts_what_the_ingest_then_does(archive: Path, tmp_path: Pa
     config = IngestConfig(source=str(archive), dataset=dataset, size=32, workers=3)
     forecast = forecast_ingest(config)
     assert not Path(dataset).exists(), "a forecast writes nothing"
-    assert (forecast.listed, forecast.to_read, forecast.sampled, forecast.workers) == (25, 25, 25, 3)
+    assert (forecast.listed, forecast.to_read, forecast.sampled, forecast.workers) == (
+        25,
+        25,
+        25,
+        3,
+    )
     assert forecast.sample_rejects == {"empty": 1}
     assert forecast.bytes_read == sum(path.stat().st_size for path in archive.rglob("*.jpg"))
     assert forecast.requests == {"LIST": 1, "GET": 25, "PUT": 8}
@@ -279,6 +300,9 @@ def test_a_forecast_counts_what_the_ingest_then_does(archive: Path, tmp_path: Pa
     Ingest(config, InlineExecutor()).run()
     written = sum(info.size for info in open_store(dataset).walk("shards"))
     assert forecast.bytes_written == pytest.approx(written, rel=0.1)
-    assert sum(len(list((Path(dataset) / kind).iterdir())) for kind in ("shards", "facts", "units")) == 3
+    assert (
+        sum(len(list((Path(dataset) / kind).iterdir())) for kind in ("shards", "facts", "units"))
+        == 3
+    )
     (archive / "rust" / "new.jpg").write_bytes(jpeg(99))
     assert forecast_ingest(config).to_read == 1

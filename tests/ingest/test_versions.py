@@ -14,7 +14,7 @@ from afinar import open_dataset
 from afinar.config.checks import check_ingest
 from afinar.config.jobs import IngestConfig
 from afinar.dataset.reader import Dataset
-from afinar.dataset.splits import assign_splits, hold_out_repeats
+from afinar.dataset.splits import assign_splits, exclude_duplicates
 from afinar.errors import RequestError
 from afinar.ingest.driver import Ingest, IngestSummary
 from afinar.pictures.decode import decode
@@ -27,7 +27,9 @@ from tests.conftest import jpeg, make_archive
 from tests.ingest.test_ingest import CountingExecutor
 
 
-def ingest(source: Path | str, dataset: Path | str, **options: Any) -> tuple[IngestSummary, list[str]]:
+def ingest(
+    source: Path | str, dataset: Path | str, **options: Any
+) -> tuple[IngestSummary, list[str]]:
     """Ingest; the summary, and the names of the pictures that were read."""
     executor = CountingExecutor()
     config = IngestConfig(**{"source": str(source), "dataset": str(dataset), "size": 32, **options})
@@ -43,13 +45,18 @@ def shards_in(dataset: Path | str) -> set[str]:
 def column(dataset: Dataset, name: str) -> dict[str, Any]:
     """A column of the index by file name."""
     uris = dataset.index.column("uri").to_pylist()
-    return {Path(uri).name: value for uri, value in zip(uris, dataset.index.column(name).to_pylist(), strict=True)}
+    return {
+        Path(uri).name: value
+        for uri, value in zip(uris, dataset.index.column(name).to_pylist(), strict=True)
+    }
 
 
 def require_pixels_of_files(dataset: Dataset) -> None:
     rows = dataset.index.to_pylist()
     for row, image in zip(rows, dataset.read(range(len(rows))), strict=True):
-        np.testing.assert_array_equal(image, decode(Path(row["uri"]).read_bytes(), dataset.view).image)
+        np.testing.assert_array_equal(
+            image, decode(Path(row["uri"]).read_bytes(), dataset.view).image
+        )
 
 
 @pytest.fixture
@@ -64,16 +71,23 @@ def flat(tmp_path: Path) -> Path:
 
 def test_labels_come_from_a_table(flat: Path, tmp_path: Path) -> None:
     csv = tmp_path / "labels.csv"
-    csv.write_text(f"uri,label,note\n0.jpg,007,x\n{flat}/1.jpg,NA,\n2.jpg,007,\n9.jpg,NA,\n3.jpg,,\n")
+    csv.write_text(
+        f"uri,label,note\n0.jpg,007,x\n{flat}/1.jpg,NA,\n2.jpg,007,\n9.jpg,NA,\n3.jpg,,\n"
+    )
     summary, _ = ingest(flat, tmp_path / "dataset", labels=str(csv))
     labels = column(open_dataset(str(tmp_path / "dataset")), "label")
-    assert labels == {"0.jpg": "007", "1.jpg": "NA", "2.jpg": "007"} | {f"{n}.jpg": None for n in range(3, 8)}
+    assert labels == {"0.jpg": "007", "1.jpg": "NA", "2.jpg": "007"} | {
+        f"{n}.jpg": None for n in range(3, 8)
+    }
     assert summary.classes == ["007", "NA"]
     assert any("5 of 8 pictures are not in" in note for note in summary.notes)
     assert any("1 rows of" in note and "name no picture" in note for note in summary.notes)
 
     parquet = tmp_path / "labels.parquet"
-    pq.write_table(pa.table({"label": ["b", "a"], "uri": ["0.jpg", "1.jpg"], "split": ["test", "train"]}), parquet)
+    pq.write_table(
+        pa.table({"label": ["b", "a"], "uri": ["0.jpg", "1.jpg"], "split": ["test", "train"]}),
+        parquet,
+    )
     ingest(flat, tmp_path / "other", labels=str(parquet), split="0,1,0")
     splits = column(open_dataset(str(tmp_path / "other")), "split")
     assert (splits["0.jpg"], splits["1.jpg"], splits["2.jpg"]) == ("test", "train", "validation")
@@ -91,7 +105,9 @@ def test_labels_come_from_a_table(flat: Path, tmp_path: Path) -> None:
         (None, "there is no such table"),
     ],
 )
-def test_a_label_table_that_cannot_serve_is_refused(flat: Path, tmp_path: Path, table: str | None, words: str) -> None:
+def test_a_label_table_that_cannot_serve_is_refused(
+    flat: Path, tmp_path: Path, table: str | None, words: str
+) -> None:
     if table is not None:
         (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(RequestError, match=words):
@@ -104,12 +120,17 @@ def test_a_row_without_a_value_says_nothing(flat: Path, tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("uri,label\n0.jpg,\n0.jpg,cat\n,dog\n,bird\n1.jpg,dog\n")
     (tmp_path / "groups.csv").write_text("uri,group\n0.jpg,\n0.jpg,burst\n")
     summary, _ = ingest(
-        flat, tmp_path / "dataset", labels=str(tmp_path / "labels.csv"), group=str(tmp_path / "groups.csv")
+        flat,
+        tmp_path / "dataset",
+        labels=str(tmp_path / "labels.csv"),
+        group=str(tmp_path / "groups.csv"),
     )
     opened = open_dataset(str(tmp_path / "dataset"))
     assert column(opened, "label")["0.jpg"] == "cat"
     assert column(opened, "group")["0.jpg"] == "burst"
-    assert any("6 of 8 pictures are not in" in note and "no label" in note for note in summary.notes)
+    assert any(
+        "6 of 8 pictures are not in" in note and "no label" in note for note in summary.notes
+    )
 
 
 def test_a_corrected_label_reads_no_picture_and_writes_no_shard(flat: Path, tmp_path: Path) -> None:
@@ -120,7 +141,12 @@ def test_a_corrected_label_reads_no_picture_and_writes_no_shard(flat: Path, tmp_
     csv.write_text(csv.read_text().replace("3.jpg,b", "3.jpg,c"))
     summary, read = ingest(flat, dataset, labels=str(csv))
     assert (read, shards_in(dataset)) == ([], shards)
-    assert (summary.version, summary.relabelled, summary.unchanged, summary.new_classes) == (2, 1, 8, ["c"])
+    assert (summary.version, summary.relabelled, summary.unchanged, summary.new_classes) == (
+        2,
+        1,
+        8,
+        ["c"],
+    )
     assert "new classes: c" in summary.notes
     assert column(open_dataset(str(dataset)), "label")["3.jpg"] == "c"
 
@@ -137,9 +163,17 @@ def test_a_renamed_or_touched_picture_is_not_decoded_again(archive: Path, tmp_pa
     (archive / "moss" / "001.jpg").rename(archive / "rust" / "moved.jpg")
     (archive / "moss" / "002.jpg").touch()
     summary, read = ingest(archive, dataset)
-    assert read == ["002.jpg", "moved.jpg", "zero.jpg"], "their content is looked at, and found known"
+    assert read == ["002.jpg", "moved.jpg", "zero.jpg"], (
+        "their content is looked at, and found known"
+    )
     assert shards_in(dataset) == shards
-    assert (summary.added, summary.renamed, summary.changed, summary.unchanged, summary.removed) == (2, 2, 0, 22, 2)
+    assert (
+        summary.added,
+        summary.renamed,
+        summary.changed,
+        summary.unchanged,
+        summary.removed,
+    ) == (2, 2, 0, 22, 2)
     opened = open_dataset(str(dataset))
     assert column(opened, "label")["moved.jpg"] == "rust"
     require_pixels_of_files(opened)
@@ -158,7 +192,9 @@ def test_same_mark_is_no_proof_of_same_content(archive: Path, tmp_path: Path) ->
     os.utime(new, ns=(status.st_mtime_ns, status.st_mtime_ns))
     ingest(archive, dataset, max_reject_rate=0.5)
     index = open_dataset(str(dataset)).index
-    ids = dict(zip(index.column("uri").to_pylist(), index.column("sample_id").to_pylist(), strict=True))
+    ids = dict(
+        zip(index.column("uri").to_pylist(), index.column("sample_id").to_pylist(), strict=True)
+    )
     assert ids.get(str(new)) != ids[str(old)]
 
 
@@ -195,10 +231,21 @@ def test_a_group_is_never_split(flat: Path, tmp_path: Path) -> None:
     csv = tmp_path / "groups.csv"
     csv.write_text("uri,group\n" + "".join(f"{n}.jpg,patient-{n // 4}\n" for n in range(8)))
     for seed in range(6):
-        ingest(flat, tmp_path / f"d{seed}", labels="none", group=str(csv), seed=seed, split="0.5,0.25,0.25")
+        ingest(
+            flat,
+            tmp_path / f"d{seed}",
+            labels="none",
+            group=str(csv),
+            seed=seed,
+            split="0.5,0.25,0.25",
+        )
         opened = open_dataset(str(tmp_path / f"d{seed}"))
         splits = column(opened, "split")
-        assert len({splits[f"{n}.jpg"] for n in range(4)}) == len({splits[f"{n}.jpg"] for n in range(4, 8)}) == 1
+        assert (
+            len({splits[f"{n}.jpg"] for n in range(4)})
+            == len({splits[f"{n}.jpg"] for n in range(4, 8)})
+            == 1
+        )
         assert column(opened, "group")["5.jpg"] == "patient-1"
 
 
@@ -222,36 +269,54 @@ def test_one_content_under_two_labels_is_in_no_split(archive: Path, tmp_path: Pa
     shutil.copy(archive / "moss" / "000.jpg", archive / "rust" / "same.jpg")
     summary, _ = ingest(archive, tmp_path / "dataset")
     assert summary.repeats == {"duplicates": 1, "held_out": 0, "two_labels": 2}
-    splits = {row["uri"]: row["split"] for row in open_dataset(str(tmp_path / "dataset")).index.to_pylist()}
+    splits = {
+        row["uri"]: row["split"]
+        for row in open_dataset(str(tmp_path / "dataset")).index.to_pylist()
+    }
     assert splits[str(archive / "rust" / "same.jpg")] is None
     assert splits[str(archive / "moss" / "000.jpg")] is None
 
     (archive / "rust" / "same.jpg").unlink()
     summary, read = ingest(archive, tmp_path / "dataset")
     assert (read, summary.repeats["two_labels"]) == ([], 0)
-    assert sum(summary.splits.values()) == 24, "once the contradiction is gone both its pictures count again"
+    assert sum(summary.splits.values()) == 24, (
+        "once the contradiction is gone both its pictures count again"
+    )
 
 
 samples_of = st.lists(
-    st.tuples(st.sampled_from("abcdef"), st.sampled_from(["x", "y", None]), st.sampled_from(["train", "test", None])),
+    st.tuples(
+        st.sampled_from("abcdef"),
+        st.sampled_from(["x", "y", None]),
+        st.sampled_from(["train", "test", None]),
+    ),
     min_size=1,
     max_size=40,
 )
 
 
 @given(samples_of)
-def test_no_content_is_in_two_splits_or_under_two_labels(rows: list[tuple[str, str | None, str | None]]) -> None:
+def test_no_content_is_in_two_splits_or_under_two_labels(
+    rows: list[tuple[str, str | None, str | None]],
+) -> None:
     ids, labels, given_splits = zip(*rows, strict=True)
     columns = {"sample_id": ids, "label": labels, "split": given_splits, "group": [None] * len(ids)}
-    table = pa.table({name: pa.chunked_array([pa.array(values, pa.string())]) for name, values in columns.items()})
+    table = pa.table(
+        {
+            name: pa.chunked_array([pa.array(values, pa.string())])
+            for name, values in columns.items()
+        }
+    )
     first = assign_splits(table, (0.5, 0.25, 0.25), 0, carve=False)
-    splits, repeats = hold_out_repeats(table.set_column(2, "split", pa.chunked_array([first])))
+    splits, repeats = exclude_duplicates(table.set_column(2, "split", pa.chunked_array([first])))
     assert repeats.duplicates == len(ids) - len(set(ids))
     assert repeats.held_out + repeats.two_labels <= len(ids)
     for content in set(ids):
         mine = [split for key, split in zip(ids, splits.to_pylist(), strict=True) if key == content]
         seen = {label for key, label in zip(ids, labels, strict=True) if key == content} - {None}
-        before = {split for key, split in zip(ids, first.to_pylist(), strict=True) if key == content}
+        before = {
+            split for key, split in zip(ids, first.to_pylist(), strict=True) if key == content
+        }
         if len(seen) > 1:
             assert set(mine) == {None}
         else:
@@ -268,7 +333,9 @@ def test_a_worn_shard_is_rewritten_and_nothing_else(tmp_path: Path) -> None:
     for number in range(5):
         (archive / "moss" / f"{number:03d}.jpg").unlink()
     summary, read = ingest(archive, dataset)
-    assert (read, summary.shards_compacted, shards_in(dataset)) == ([], 0, before), "5 of 60 dead is no wear"
+    assert (read, summary.shards_compacted, shards_in(dataset)) == ([], 0, before), (
+        "5 of 60 dead is no wear"
+    )
     for number in range(5, 15):
         (archive / "moss" / f"{number:03d}.jpg").unlink()
     summary, read = ingest(archive, dataset)
@@ -283,7 +350,9 @@ def test_a_worn_shard_is_rewritten_and_nothing_else(tmp_path: Path) -> None:
     assert "nothing to do" in summary.notes[0]
 
 
-def test_an_interrupted_compaction_is_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_compaction_is_continued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from afinar.ingest import driver
 
     archive = make_archive(tmp_path / "pictures", 60)
@@ -302,11 +371,15 @@ def test_an_interrupted_compaction_is_continued(tmp_path: Path, monkeypatch: pyt
     after_kill = shards_in(dataset)
     assert open_dataset(str(dataset)).manifest.version == 1
     summary, _ = ingest(archive, dataset)
-    assert (summary.version, shards_in(dataset)) == (2, after_kill), "what was compacted is not compacted again"
+    assert (summary.version, shards_in(dataset)) == (2, after_kill), (
+        "what was compacted is not compacted again"
+    )
     require_pixels_of_files(open_dataset(str(dataset)))
 
 
-def test_a_jpeg_store_is_smaller_and_equals_labelling_from_files(archive: Path, tmp_path: Path) -> None:
+def test_a_jpeg_store_is_smaller_and_equals_labelling_from_files(
+    archive: Path, tmp_path: Path
+) -> None:
     ingest(archive, tmp_path / "pixels", size=128)
     ingest(archive, tmp_path / "jpeg", size=128, store="jpeg")
     opened = open_dataset(str(tmp_path / "jpeg"))

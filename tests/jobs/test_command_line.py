@@ -76,7 +76,10 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
         ("submit -- label s3://b/a s3://b/p --model models@champion", "path on this machine"),
         ("submit -- train s3://b/d s3://b/m --weights own.pth", "path on this machine"),
         ("submit -- ingest s3://b/a s3://b/d --labels labels.csv", "path on this machine"),
-        ("submit -- label s3://b/a s3://b/p --model s3://b/m@1 --forecast f.json", "path on this machine"),
+        (
+            "submit -- label s3://b/a s3://b/p --model s3://b/m@1 --forecast f.json",
+            "path on this machine",
+        ),
         ("ingest GOOD out --labels folders", "ends in .csv or .parquet"),
         ("ingest GOOD out --labels nowhere.csv", "there is no such table"),
         ("ingest GOOD out --split folder", "is no split"),
@@ -93,7 +96,9 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
 def test_a_wrong_request_exits_2_with_what_to_change_before_torch_or_ray(
     words: str, sentence: str, requests: dict[str, str], tmp_path: Path
 ) -> None:
-    code, said, imported = refused(*(requests.get(word, word) for word in words.split()), cwd=tmp_path)
+    code, said, imported = refused(
+        *(requests.get(word, word) for word in words.split()), cwd=tmp_path
+    )
     assert code == 2
     assert sentence in said
     assert imported == []
@@ -101,7 +106,9 @@ def test_a_wrong_request_exits_2_with_what_to_change_before_torch_or_ray(
 
 
 def test_an_unknown_cut_is_refused_before_ray(requests: dict[str, str], tmp_path: Path) -> None:
-    code, said, imported = refused("train", requests["DATASET"], "out", "--cut", "layer9", cwd=tmp_path)
+    code, said, imported = refused(
+        "train", requests["DATASET"], "out", "--cut", "layer9", cwd=tmp_path
+    )
     assert (code, "ray" in imported) == (2, False)
     assert "--cut 'layer9' is no node" in said
 
@@ -115,11 +122,17 @@ def test_a_target_without_permission_is_refused(requests: dict[str, str], tmp_pa
 
 @pytest.mark.parametrize("where", ["nobucket", "closed"])
 def test_an_s3_target_that_does_not_answer_is_refused(
-    where: str, requests: dict[str, str], tmp_path: Path, s3_server: str, monkeypatch: pytest.MonkeyPatch
+    where: str,
+    requests: dict[str, str],
+    tmp_path: Path,
+    s3_server: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if where == "closed":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    code, said, imported = refused("ingest", requests["GOOD"], "s3://no-such-bucket/out", cwd=tmp_path)
+    code, said, imported = refused(
+        "ingest", requests["GOOD"], "s3://no-such-bucket/out", cwd=tmp_path
+    )
     assert (code, imported) == (2, [])
     assert ("there is no such bucket" if where == "nobucket" else "Check the endpoint") in said
 
@@ -164,7 +177,9 @@ def test_a_recipe_must_be_toml(tmp_path: Path) -> None:
         load_recipe(IngestConfig, str(tmp_path / "r.toml"))
 
 
-@pytest.mark.parametrize("name", ["ingest", "train", "label", "plan", "status", "forget", "demo", "submit"])
+@pytest.mark.parametrize(
+    "name", ["ingest", "train", "label", "plan", "status", "forget", "demo", "submit"]
+)
 def test_help_has_an_example(name: str, tmp_path: Path) -> None:
     done = run_afinar(name, "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -179,9 +194,13 @@ def test_the_overview_names_every_command(tmp_path: Path) -> None:
     assert "130 interrupted" in done.stdout
 
 
-@pytest.mark.parametrize("words", ["ingest nowhere out --json", "ingest --json", "ingest --recipe asks-for-json.toml"])
+@pytest.mark.parametrize(
+    "words", ["ingest nowhere out --json", "ingest --json", "ingest --recipe asks-for-json.toml"]
+)
 def test_json_of_a_refusal_is_one_object(words: str, tmp_path: Path) -> None:
-    (tmp_path / "asks-for-json.toml").write_text('source = "nowhere"\ndataset = "out"\njson = true\n')
+    (tmp_path / "asks-for-json.toml").write_text(
+        'source = "nowhere"\ndataset = "out"\njson = true\n'
+    )
     done = run_afinar(*words.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert json.loads(done.stdout)["exit_code"] == 2

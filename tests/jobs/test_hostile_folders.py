@@ -15,7 +15,7 @@ from afinar.errors import RequestError, UnsafePathError
 from afinar.ingest.driver import Ingest
 from afinar.labelling.driver import Labelling
 from afinar.training.task import plan_training
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import Trained
 from tests.training.runs import config as train_config
@@ -34,7 +34,9 @@ def victim(tmp_path: Path) -> Path:
 
 
 def untouched(victim: Path) -> bool:
-    return sorted(str(path.relative_to(victim)) for path in victim.rglob("*") if path.is_file()) == sorted(PRECIOUS)
+    return sorted(
+        str(path.relative_to(victim)) for path in victim.rglob("*") if path.is_file()
+    ) == sorted(PRECIOUS)
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -78,7 +80,9 @@ def test_a_model_whose_id_leads_out_deletes_nothing_and_labels_nothing(
     assert untouched(victim)
 
 
-def test_an_update_of_a_model_does_not_reach_other_predictions(trained: Trained, tmp_path: Path, models: Path) -> None:
+def test_an_update_of_a_model_does_not_reach_other_predictions(
+    trained: Trained, tmp_path: Path, models: Path
+) -> None:
     old = label(trained.dataset, tmp_path / "preds", models).partition
     label(trained.dataset, tmp_path / "other", models)
     before = sorted(path for path in (tmp_path / "other").rglob("*") if path.is_file())
@@ -88,7 +92,9 @@ def test_an_update_of_a_model_does_not_reach_other_predictions(trained: Trained,
     assert sorted(path for path in (tmp_path / "other").rglob("*") if path.is_file()) == before
 
 
-def test_a_note_of_an_unfinished_run_that_leads_out_is_refused(trained: Trained, tmp_path: Path, victim: Path) -> None:
+def test_a_note_of_an_unfinished_run_that_leads_out_is_refused(
+    trained: Trained, tmp_path: Path, victim: Path
+) -> None:
     config = train_config(trained, tmp_path / "models")
     plan_training(config, "run")  # as a training that was killed
     (note,) = (tmp_path / "models" / "unfinished").iterdir()
@@ -131,7 +137,9 @@ def test_links_in_a_source_are_followed(trained: Trained, tmp_path: Path) -> Non
     (tmp_path / "source").mkdir()
     for name in ("moss", "rust"):
         (tmp_path / "source" / name).symlink_to(trained.pictures / name)
-    config = IngestConfig(source=str(tmp_path / "source"), dataset=str(tmp_path / "dataset"), size=32)
+    config = IngestConfig(
+        source=str(tmp_path / "source"), dataset=str(tmp_path / "dataset"), size=32
+    )
     assert Ingest(config, InlineExecutor()).run().samples == 80
 
 
@@ -142,5 +150,8 @@ def test_locations_outside_ascii_work(local_ray: None, trained: Trained, tmp_pat
     dataset, out, models = (tmp_path / name for name in ("Gemälde", "prédictions", "modèles"))
     shutil.copytree(trained.models, models)
     assert main(["ingest", str(source), str(dataset), "--size", "32", "--workers", "2"]) == 0
-    assert main(["label", str(source), str(out), "--model", f"{models}@champion", "--workers", "1"]) == 0
+    assert (
+        main(["label", str(source), str(out), "--model", f"{models}@champion", "--workers", "1"])
+        == 0
+    )
     assert main(["status", str(dataset), "--verify"]) == 0

@@ -10,14 +10,14 @@ import pytest
 from afinar.cli import label
 from afinar.config.jobs import LabelConfig
 from afinar.errors import ShortfallError
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import Trained, make_archive
 
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label, "LazyRay", lambda config: InlineExecutor())
+    monkeypatch.setattr(label, "DeferredExecutor", lambda config: InlineExecutor())
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from afinar.config.jobs import IngestConfig
 from afinar.dataset.gc import manifests
 from afinar.ingest.driver import Ingest
 from afinar.storage.open import open_store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 
 def answer(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:
@@ -32,8 +32,15 @@ def dataset(archive: Path, tmp_path: Path) -> str:
 def test_a_plan_says_what_an_ingest_would_take(
     archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    code, planned = answer(capfd, "plan", "ingest", str(archive), str(tmp_path / "d"), "--size", "32", "--workers", "4")
-    assert (code, planned["to_read"], planned["workers"], planned["requests"]["GET"]) == (0, 24, 4, 24)
+    code, planned = answer(
+        capfd, "plan", "ingest", str(archive), str(tmp_path / "d"), "--size", "32", "--workers", "4"
+    )
+    assert (code, planned["to_read"], planned["workers"], planned["requests"]["GET"]) == (
+        0,
+        24,
+        4,
+        24,
+    )
     assert main(["plan", "ingest", str(archive), str(tmp_path / "d")]) == 0
     said = capfd.readouterr().out
     assert "24 pictures" in said
@@ -43,7 +50,9 @@ def test_a_plan_says_what_an_ingest_would_take(
     assert "afinar plan ingest" in capfd.readouterr().err
 
 
-def test_status_shows_verifies_and_cleans_up(dataset: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_status_shows_verifies_and_cleans_up(
+    dataset: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     code, status = answer(capfd, "status", dataset, "--verify")
     assert (code, status["verified"], status["damaged"]) == (0, 4, [])
     assert status["rejects_by_reason"] == {"empty": 1}
@@ -85,6 +94,11 @@ def test_forget_erases_and_says_what_it_cannot_reach(
     dataset: str, local_ray: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     code, summary = answer(capfd, "forget", dataset, "moss/003.jpg", "rust/004.jpg")
-    assert (code, summary["version"], summary["pictures"], summary["versions_withdrawn"]) == (0, 2, 2, [1])
+    assert (code, summary["version"], summary["pictures"], summary["versions_withdrawn"]) == (
+        0,
+        2,
+        2,
+        [1],
+    )
     assert "models trained before" in summary["notes"][0]
     assert len(manifests(open_store(dataset))) == 1

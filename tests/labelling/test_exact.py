@@ -17,7 +17,7 @@ from afinar.labelling.driver import Labelling
 from afinar.models.registry.golden import REDUCED_TOLERANCE
 from afinar.storage.folder_reader import FolderReader
 from afinar.storage.objects import sha256
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 from PIL import Image
 
 from tests.conftest import Trained, jpeg
@@ -25,7 +25,15 @@ from tests.conftest import Trained, jpeg
 COUNT = 2000
 BROKEN = {"empty": b"", "unidentified": b"see the next box", "truncated": jpeg(0)[:700]}
 EVERY = 50  # one in so many pictures is broken
-KINDS = ("JPEG", "JPEG", "PNG of a palette", "grey JPEG", "CMYK JPEG", "PNG with alpha", "turned JPEG")
+KINDS = (
+    "JPEG",
+    "JPEG",
+    "PNG of a palette",
+    "grey JPEG",
+    "CMYK JPEG",
+    "PNG with alpha",
+    "turned JPEG",
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,9 @@ def require_as_alone(out: str, archive: Archive, tolerance: float) -> None:
         scores = archive.alone[row["uri"]]
         assert row["sample_id"] == sha256(Path(row["uri"]).read_bytes())
         assert row["score"] == pytest.approx(scores[row["label"]], abs=tolerance)
-        assert scores[row["label"]] >= max(scores.values()) - 2 * tolerance, "the likeliest, or as good as that"
+        assert scores[row["label"]] >= max(scores.values()) - 2 * tolerance, (
+            "the likeliest, or as good as that"
+        )
 
 
 def test_a_neighbours_answer_would_be_noticed(archive: Archive) -> None:
@@ -93,28 +103,51 @@ def test_a_neighbours_answer_would_be_noticed(archive: Archive) -> None:
     assert np.mean(apart > 1e-3) > 0.75
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", REDUCED_TOLERANCE)])
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("float32", 1e-3), ("bfloat16", REDUCED_TOLERANCE)]
+)
 def test_each_answer_is_the_one_its_picture_gets_alone(
-    archive: Archive, trained: Trained, local_ray: None, tmp_path: Path, precision: Precision, tolerance: float
+    archive: Archive,
+    trained: Trained,
+    local_ray: None,
+    tmp_path: Path,
+    precision: Precision,
+    tolerance: float,
 ) -> None:
     broken = COUNT - len(archive.alone)
     out = str(tmp_path / "files")
-    config = LabelConfig(source=str(archive.folder), predictions=out, model=trained.champion, precision=precision)
+    config = LabelConfig(
+        source=str(archive.folder), predictions=out, model=trained.champion, precision=precision
+    )
     summary = Labelling(config, RayExecutor(None)).run()
-    assert (summary.listed, summary.labelled, summary.rejected, summary.skipped) == (COUNT, COUNT - broken, broken, 0)
+    assert (summary.listed, summary.labelled, summary.rejected, summary.skipped) == (
+        COUNT,
+        COUNT - broken,
+        broken,
+        0,
+    )
     assert set(summary.rejects_by_reason) == set(BROKEN)
     require_as_alone(out, archive, tolerance)
 
 
-def test_from_shards_it_is_the_same_answer(archive: Archive, trained: Trained, local_ray: None, tmp_path: Path) -> None:
+def test_from_shards_it_is_the_same_answer(
+    archive: Archive, trained: Trained, local_ray: None, tmp_path: Path
+) -> None:
     dataset, out = str(tmp_path / "dataset"), str(tmp_path / "shards")
     broken = COUNT - len(archive.alone)
-    ingest = IngestConfig(source=str(archive.folder), dataset=dataset, size=64, labels="none", max_reject_rate=0.1)
+    ingest = IngestConfig(
+        source=str(archive.folder), dataset=dataset, size=64, labels="none", max_reject_rate=0.1
+    )
     assert Ingest(ingest, RayExecutor(None)).run().rejects == broken
     summary = Labelling(
-        LabelConfig(source=dataset, predictions=out, model=trained.champion, precision="float32"), RayExecutor(None)
+        LabelConfig(source=dataset, predictions=out, model=trained.champion, precision="float32"),
+        RayExecutor(None),
     ).run()
-    assert (summary.listed, summary.labelled, summary.rejected) == (COUNT - broken, COUNT - broken, 0)
+    assert (summary.listed, summary.labelled, summary.rejected) == (
+        COUNT - broken,
+        COUNT - broken,
+        0,
+    )
     require_as_alone(out, archive, 1e-3)
 
 
@@ -123,7 +156,10 @@ def test_of_one_in_a_hundred_changed_only_those_are_read(
 ) -> None:
     scans = shutil.copytree(archive.folder, tmp_path / "scans")
     config = LabelConfig(
-        source=str(scans), predictions=str(tmp_path / "out"), model=trained.champion, precision="float32"
+        source=str(scans),
+        predictions=str(tmp_path / "out"),
+        model=trained.champion,
+        precision="float32",
     )
     Labelling(config, InlineExecutor()).run()
     before = {row["uri"]: row for row in open_predictions(config.predictions).table.to_pylist()}

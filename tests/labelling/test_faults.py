@@ -10,7 +10,7 @@ from afinar.config.jobs import LabelConfig
 from afinar.errors import StorageError
 from afinar.labelling.driver import Labelling, LabelSummary
 from afinar.storage.open import open_store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.bad_network import PICTURES
 from tests.conftest import Trained
@@ -25,15 +25,22 @@ def out(bucket: str) -> str:
 
 
 def label(source: str, out: str, trained: Trained) -> LabelSummary:
-    config = LabelConfig(source=source, predictions=out, model=trained.champion, precision="float32")
+    config = LabelConfig(
+        source=source, predictions=out, model=trained.champion, precision="float32"
+    )
     return Labelling(config, InlineExecutor()).run()
 
 
-def test_a_bad_network_changes_no_answer(source: str, out: str, trained: Trained, fault_proxy: FaultProxy) -> None:
+def test_a_bad_network_changes_no_answer(
+    source: str, out: str, trained: Trained, fault_proxy: FaultProxy
+) -> None:
     label(source, f"{out}-calm", trained)
     fault_proxy.set(
         *(Fault(kind, share=0.05 / 3) for kind in ("500", "503", "reset")),
-        *(Fault(kind, match=GET_PICTURE, share=0.03, delay_s=5) for kind in ("truncate", "stall", "flip")),
+        *(
+            Fault(kind, match=GET_PICTURE, share=0.03, delay_s=5)
+            for kind in ("truncate", "stall", "flip")
+        ),
         Fault("409", conditional=True, share=0.3),
         seed=4,
     )
@@ -45,7 +52,9 @@ def test_a_bad_network_changes_no_answer(source: str, out: str, trained: Trained
     assert open_predictions(out).table == open_predictions(f"{out}-calm").table
 
 
-def test_a_storm_of_503_is_waited_out(source: str, out: str, trained: Trained, fault_proxy: FaultProxy) -> None:
+def test_a_storm_of_503_is_waited_out(
+    source: str, out: str, trained: Trained, fault_proxy: FaultProxy
+) -> None:
     fault_proxy.set(Fault("503", match=GET_PICTURE, share=0.25), seed=5)
     assert label(source, out, trained).labelled == PICTURES
     assert fault_proxy.faults()["503"] >= 8

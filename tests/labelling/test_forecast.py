@@ -11,9 +11,9 @@ from afinar.cli.main import main
 from afinar.config.jobs import IngestConfig, LabelConfig
 from afinar.ingest.driver import Ingest
 from afinar.labelling.driver import Labelling
-from afinar.labelling.estimate import forecast_label, how_wrong, read_forecast
+from afinar.labelling.estimate import forecast_error, forecast_label, read_forecast
 from afinar.storage.open import open_store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import Trained
 
@@ -22,13 +22,20 @@ def requested(source: object, out: object, trained: Trained, **options: Any) -> 
     return LabelConfig(source=str(source), predictions=str(out), model=trained.champion, **options)
 
 
-def test_a_forecast_counts_what_the_labelling_then_does(archive: Path, location: str, trained: Trained) -> None:
+def test_a_forecast_counts_what_the_labelling_then_does(
+    archive: Path, location: str, trained: Trained
+) -> None:
     (archive / "moss" / "empty.jpg").write_bytes(b"")
     config = requested(archive, location, trained, workers=3)
     forecast = forecast_label(config)
     store = open_store(location)
     assert list(store.walk()) == [], "a forecast writes nothing"
-    assert (forecast.listed, forecast.to_read, forecast.sampled, forecast.workers) == (25, 25, 25, 3)
+    assert (forecast.listed, forecast.to_read, forecast.sampled, forecast.workers) == (
+        25,
+        25,
+        25,
+        3,
+    )
     assert forecast.sample_rejects == {"empty": 1}
     assert forecast.bytes_read == sum(path.stat().st_size for path in archive.rglob("*.jpg"))
     assert forecast.stages.keys() == {"fetch", "decode", "forward", "write"}
@@ -38,11 +45,13 @@ def test_a_forecast_counts_what_the_labelling_then_does(archive: Path, location:
     assert {kind: left.count(kind) for kind in set(left)} == dict.fromkeys(
         ("parts", "rejects", "units", "lists", "manifests"), 1
     )
-    assert forecast.requests == {"LIST": 1, "GET": 25, "PUT": len(left) + 1}, "and the plan, which is gone"
+    assert forecast.requests == {"LIST": 1, "GET": 25, "PUT": len(left) + 1}, (
+        "and the plan, which is gone"
+    )
     written = sum(info.size for info in store.walk("parts"))
     assert forecast.bytes_written == pytest.approx(written, rel=0.1)
-    again = forecast_label(config)
-    assert (again.to_read, again.sampled, again.requests["PUT"]) == (0, 0, 0)
+    next_attempt = forecast_label(config)
+    assert (next_attempt.to_read, next_attempt.sampled, next_attempt.requests["PUT"]) == (0, 0, 0)
 
 
 def test_what_lists_and_datasets_take(archive: Path, tmp_path: Path, trained: Trained) -> None:
@@ -53,7 +62,9 @@ def test_what_lists_and_datasets_take(archive: Path, tmp_path: Path, trained: Tr
     assert forecast.requests == {"GET": 1, "PUT": 5}, "the shard, once"
     pixels = 24 * 64 * 64 * 3
     assert pixels <= forecast.bytes_read < 1.1 * pixels
-    (tmp_path / "list.csv").write_text("uri\n" + "\n".join(str(path) for path in sorted(archive.rglob("*.jpg"))[:7]))
+    (tmp_path / "list.csv").write_text(
+        "uri\n" + "\n".join(str(path) for path in sorted(archive.rglob("*.jpg"))[:7])
+    )
     forecast = forecast_label(requested(tmp_path / "list.csv", tmp_path / "out", trained))
     assert forecast.requests == {"HEAD": 7, "GET": 7, "PUT": 5}
     assert not (tmp_path / "out").exists()
@@ -61,12 +72,19 @@ def test_what_lists_and_datasets_take(archive: Path, tmp_path: Path, trained: Tr
 
 def test_how_wrong_it_was_counts_what_was_read() -> None:
     forecast = {"listing_seconds": 2.0, "start_seconds": 3.0, "images_per_second": 10.0}
-    assert how_wrong(forecast, {"read": 50, "seconds": 11.0}) == {"seconds": 10.0, "error": 0.1}
-    assert how_wrong(forecast, {"read": 0, "seconds": 1.0}) == {"seconds": 2.0, "error": -0.5}
+    assert forecast_error(forecast, {"read": 50, "seconds": 11.0}) == {
+        "seconds": 10.0,
+        "error": 0.1,
+    }
+    assert forecast_error(forecast, {"read": 0, "seconds": 1.0}) == {"seconds": 2.0, "error": -0.5}
 
 
 def test_the_command_predicts_and_the_next_one_says_how_well(
-    archive: Path, tmp_path: Path, trained: Trained, local_ray: None, capfd: pytest.CaptureFixture[str]
+    archive: Path,
+    tmp_path: Path,
+    trained: Trained,
+    local_ray: None,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     words = ["label", str(archive), str(tmp_path / "out"), "--model", trained.champion]
     assert main(["plan", *words]) == 0
@@ -76,7 +94,7 @@ def test_the_command_predicts_and_the_next_one_says_how_well(
     (tmp_path / "forecast.json").write_text(printed)
     assert main([*words, "--forecast", str(tmp_path / "forecast.json"), "--json"]) == 0
     summary = json.loads(capfd.readouterr().out)
-    assert summary["forecast"] == how_wrong(json.loads(printed), summary)
+    assert summary["forecast"] == forecast_error(json.loads(printed), summary)
     (run,) = (tmp_path / "out" / "runs").iterdir()
     assert json.loads((run / "summary.json").read_text())["forecast"] == summary["forecast"]
     assert main([*words, "--forecast", str(tmp_path / "forecast.json")]) == 0
@@ -90,7 +108,9 @@ def _written(path: Path, config: LabelConfig) -> str:
     return str(path)
 
 
-def test_a_forecast_of_something_else_is_refused(archive: Path, tmp_path: Path, trained: Trained) -> None:
+def test_a_forecast_of_something_else_is_refused(
+    archive: Path, tmp_path: Path, trained: Trained
+) -> None:
     job = Labelling(requested(archive, tmp_path / "out", trained), InlineExecutor())
     path = tmp_path / "forecast.json"
     read_forecast(_written(path, requested(archive, tmp_path / "out", trained)), job)

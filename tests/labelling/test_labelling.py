@@ -24,7 +24,7 @@ from afinar.predictions.manifest import FOLDER
 from afinar.storage.commit import committed_units, latest
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import Trained, jpeg
 
@@ -44,7 +44,9 @@ def scans(tmp_path: Path) -> Path:
     return folder
 
 
-def label(source: Path, out: str, trained: Trained, executor: Any = None, **options: Any) -> LabelSummary:
+def label(
+    source: Path, out: str, trained: Trained, executor: Any = None, **options: Any
+) -> LabelSummary:
     config = LabelConfig(source=str(source), predictions=out, model=trained.champion, **options)
     return Labelling(config, executor or InlineExecutor()).run()
 
@@ -55,7 +57,9 @@ def test_each_answer_belongs_to_its_picture(scans: Path, location: str, trained:
     assert summary.rejects_by_reason == {"empty": 1, "truncated": 1, "unidentified": 1}
     predictions = open_predictions(location)
     rows = predictions.table.to_pylist()
-    assert [row["uri"] for row in rows] == [str(scans / f"{number:03d}.jpg") for number in range(120)]
+    assert [row["uri"] for row in rows] == [
+        str(scans / f"{number:03d}.jpg") for number in range(120)
+    ]
     model = open_model(trained.champion)
     for row in rows[::17]:
         (alone,) = model.predict([row["uri"]])
@@ -77,13 +81,22 @@ def test_a_file_is_labelled_as_its_shard_row_is(trained: Trained) -> None:
         assert one == pytest.approx(other, abs=1e-6)
 
 
-def test_probabilities_are_those_of_the_versions_temperature(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_probabilities_are_those_of_the_versions_temperature(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     models = open_store(shutil.copytree(trained.models, tmp_path / "models").as_posix())
     plain = open_model(f"{models.root}@1")
     warmer = publish_model(
-        models, lambda number: replace(plain.version, version=number, id=f"{number}-{'0' * 8}", temperature=3.0)
+        models,
+        lambda number: replace(
+            plain.version, version=number, id=f"{number}-{'0' * 8}", temperature=3.0
+        ),
     )
-    config = LabelConfig(source=str(scans), predictions=str(tmp_path / "out"), model=f"{models.root}@{warmer.version}")
+    config = LabelConfig(
+        source=str(scans),
+        predictions=str(tmp_path / "out"),
+        model=f"{models.root}@{warmer.version}",
+    )
     Labelling(config, InlineExecutor()).run()
     rows = open_predictions(str(tmp_path / "out")).table.to_pylist()[::17]
     for row, before in zip(rows, plain.predict([row["uri"] for row in rows]), strict=True):
@@ -93,13 +106,20 @@ def test_probabilities_are_those_of_the_versions_temperature(scans: Path, tmp_pa
         assert row["score"] < before[row["label"]]
 
 
-def test_a_second_run_does_nothing_and_says_so(scans: Path, location: str, trained: Trained) -> None:
+def test_a_second_run_does_nothing_and_says_so(
+    scans: Path, location: str, trained: Trained
+) -> None:
     label(scans, location, trained)
     store = open_store(location)
     before = {(info.name, info.etag) for info in store.walk()}
-    again = label(scans, location, trained)
-    assert (again.labelled, again.rejected, again.skipped, again.units_run) == (0, 3, 120, 0)
-    assert "nothing to do" in again.notes[0]
+    next_attempt = label(scans, location, trained)
+    assert (
+        next_attempt.labelled,
+        next_attempt.rejected,
+        next_attempt.skipped,
+        next_attempt.units_run,
+    ) == (0, 3, 120, 0)
+    assert "nothing to do" in next_attempt.notes[0]
     assert {(info.name, info.etag) for info in store.walk()} == before
 
 
@@ -132,7 +152,9 @@ def plain_reader(out: str) -> list[str]:
     return sorted(table.column("uri").to_pylist())
 
 
-def test_an_interrupted_run_is_continued_not_repeated(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_an_interrupted_run_is_continued_not_repeated(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(KeyboardInterrupt):
         label(scans, out, trained, Dying())
@@ -146,7 +168,9 @@ def test_an_interrupted_run_is_continued_not_repeated(scans: Path, tmp_path: Pat
     assert plain_reader(out) == [str(scans / f"{number:03d}.jpg") for number in range(120)]
 
 
-def test_only_new_and_changed_pictures_are_labelled(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_only_new_and_changed_pictures_are_labelled(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
     label(scans, out, trained)
     (scans / "000.jpg").write_bytes(jpeg(20_000, (61, 61), tint=(60, 140, 60)))
@@ -166,7 +190,9 @@ def test_only_new_and_changed_pictures_are_labelled(scans: Path, tmp_path: Path,
         "cut.jpg",
         "note.jpg",
     ]
-    assert plain_reader(out) == sorted(row["uri"] for row in by_name.values()), "superseded rows are gone"
+    assert plain_reader(out) == sorted(row["uri"] for row in by_name.values()), (
+        "superseded rows are gone"
+    )
 
 
 def test_rejects_are_tried_again_on_request(scans: Path, tmp_path: Path, trained: Trained) -> None:
@@ -179,7 +205,9 @@ def test_rejects_are_tried_again_on_request(scans: Path, tmp_path: Path, trained
     assert len(open_predictions(out).rejects) == 3
 
 
-def test_what_changes_an_answer_has_a_partition_of_its_own(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_what_changes_an_answer_has_a_partition_of_its_own(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
     label(scans, out, trained)
     summary = label(scans, out, trained, top_k=1)
@@ -201,7 +229,9 @@ def test_two_sources_share_a_folder(scans: Path, tmp_path: Path, trained: Traine
     assert len(open_predictions(out).table) == 121
 
 
-def test_a_twin_of_a_committed_unit_leaves_nothing_behind(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_a_twin_of_a_committed_unit_leaves_nothing_behind(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
     label(scans, out, trained)
     store = open_store(out)
@@ -257,7 +287,9 @@ class Overtaken(InlineExecutor):
         self.meanwhile()
 
 
-def test_a_labelling_that_is_overtaken_publishes_on_top(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_a_labelling_that_is_overtaken_publishes_on_top(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
     other = tmp_path / "other"
     other.mkdir()
@@ -270,7 +302,9 @@ def test_a_labelling_that_is_overtaken_publishes_on_top(scans: Path, tmp_path: P
     assert label(scans, out, trained).skipped == label(other, out, trained).skipped + 119 == 120
 
 
-def test_two_labellings_of_one_source_at_once_agree(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_two_labellings_of_one_source_at_once_agree(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
     executor = Overtaken(lambda: label(scans, out, trained))
     summary = label(scans, out, trained, executor)
@@ -294,7 +328,10 @@ def test_a_twin_that_comes_late_does_not_bring_back_what_is_superseded(
     label(scans, out, trained, Overtaken(meanwhile))
     table = open_predictions(out).table
     wanted = {str(path): sha256(path.read_bytes()) for path in scans.glob("[01]*.jpg")}
-    assert dict(zip(*(table.column(name).to_pylist() for name in ("uri", "sample_id")), strict=True)) == wanted
+    assert (
+        dict(zip(*(table.column(name).to_pylist() for name in ("uri", "sample_id")), strict=True))
+        == wanted
+    )
     assert plain_reader(out) == sorted(wanted)
 
 
@@ -307,7 +344,10 @@ def test_a_sweep_leaves_alone_what_is_about_to_be_published(
     real = Labelling._publish_manifest
 
     def after_a_rivals_sweep(self: Labelling, *rest: Any) -> bool:
-        assert sweep(self.store, [f"{kind}/model={self.partition}" for kind in ("parts", "rejects")]) == []
+        assert (
+            sweep(self.store, [f"{kind}/model={self.partition}" for kind in ("parts", "rejects")])
+            == []
+        )
         return real(self, *rest)
 
     monkeypatch.setattr(Labelling, "_publish_manifest", after_a_rivals_sweep)
@@ -334,7 +374,7 @@ def test_a_reader_meets_a_labelling_that_removes_what_it_superseded(
     answers = iter([older])
     monkeypatch.setattr(standing, "latest", lambda *place: next(answers, None) or latest(*place))
     (name,) = older[1]["partitions"]
-    assert standing.read_standing(store, name).number == 2
+    assert standing.read_published_rows(store, name).number == 2
 
 
 def test_a_removal_that_was_cut_short_is_finished_by_the_next_run(

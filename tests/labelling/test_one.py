@@ -25,21 +25,29 @@ def picture(tmp_path: Path) -> Path:
 
 
 def test_its_answer_is_the_models(picture: Path, trained: Trained, tmp_path: Path) -> None:
-    done = run_afinar("label", picture.name, "-", "--model", trained.champion, "--json", cwd=tmp_path)
+    done = run_afinar(
+        "label", picture.name, "-", "--model", trained.champion, "--json", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     (expected,) = open_model(trained.champion).predict([picture])
     assert found["picture"] == str(picture)
     assert found["model"].startswith(f"{trained.models}@1-")
-    assert {one["label"]: one["score"] for one in found["predictions"]} == pytest.approx(expected, rel=1e-6)
-    assert [one["label"] for one in found["predictions"]] == sorted(expected, key=expected.__getitem__, reverse=True)
+    assert {one["label"]: one["score"] for one in found["predictions"]} == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert [one["label"] for one in found["predictions"]] == sorted(
+        expected, key=expected.__getitem__, reverse=True
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == [picture.name], "nothing is written"
 
 
 WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from afinar.cli.main import main; sys.exit(main(sys.argv[1:]))"
 
 
-def test_a_person_gets_a_table_of_the_best_classes_without_ray(picture: Path, trained: Trained) -> None:
+def test_a_person_gets_a_table_of_the_best_classes_without_ray(
+    picture: Path, trained: Trained
+) -> None:
     words = ["label", str(picture), "-", "--model", trained.champion, "--top-k", "1"]
     command = [sys.executable, "-P", "-c", WITHOUT_RAY, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
@@ -49,7 +57,9 @@ def test_a_person_gets_a_table_of_the_best_classes_without_ray(picture: Path, tr
     assert not any("rust" in line for line in head)
 
 
-@pytest.mark.parametrize(("data", "reason"), [(b"", "empty"), (b"see the next box", "unidentified")])
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "empty"), (b"see the next box", "unidentified")]
+)
 def test_a_picture_that_cannot_be_used_is_exit_code_1_with_its_reason(
     data: bytes, reason: str, trained: Trained, tmp_path: Path
 ) -> None:
@@ -76,7 +86,9 @@ def test_a_picture_may_lie_in_a_bucket(picture: Path, trained: Trained, bucket: 
             label_one(place, trained.champion, 5)
 
 
-def test_a_picture_out_of_reach_says_why(picture: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_out_of_reach_says_why(
+    picture: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from afinar.errors import ForbiddenError
     from afinar.storage.folder_reader import FolderReader
 

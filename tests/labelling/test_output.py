@@ -25,7 +25,7 @@ from afinar.ingest.driver import Ingest
 from afinar.labelling import driver as job
 from afinar.labelling.driver import Labelling, LabelSummary
 from afinar.predictions import single_file as single
-from afinar.predictions.columns import Extras, partition_name
+from afinar.predictions.columns import OptionalColumns, partition_name
 from afinar.predictions.manifest import FOLDER, PREDICTIONS
 from afinar.predictions.review_queue import ReviewQueue, least_certain
 from afinar.report.review import review_page
@@ -33,7 +33,7 @@ from afinar.storage.arrow import from_parquet
 from afinar.storage.commit import latest
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import Trained, jpeg
 
@@ -48,13 +48,20 @@ def scans(tmp_path: Path) -> Path:
     folder.mkdir()
     for number in range(COUNT):
         share = 0.42 + 0.13 * number / (COUNT - 1)  # where the model wavers
-        tint = tuple(round(share * moss + (1 - share) * rust) for moss, rust in ((60, 170), (140, 80), (60, 50)))
-        (folder / f"{number:03d}.jpg").write_bytes(jpeg(30_000 + number, tint=(tint[0], tint[1], tint[2])))
+        tint = tuple(
+            round(share * moss + (1 - share) * rust)
+            for moss, rust in ((60, 170), (140, 80), (60, 50))
+        )
+        (folder / f"{number:03d}.jpg").write_bytes(
+            jpeg(30_000 + number, tint=(tint[0], tint[1], tint[2]))
+        )
     (folder / "empty.jpg").write_bytes(b"")
     return folder
 
 
-def label(source: Path, out: str, trained: Trained, gallery: Any = review_page, **options: Any) -> LabelSummary:
+def label(
+    source: Path, out: str, trained: Trained, gallery: Any = review_page, **options: Any
+) -> LabelSummary:
     config = LabelConfig(source=str(source), predictions=out, model=trained.champion, **options)
     return Labelling(config, InlineExecutor(), gallery).run()
 
@@ -70,7 +77,9 @@ def names_in(store: Store, folder: str) -> list[str]:
     return sorted(info.name for info in store.walk(folder))
 
 
-def test_all_scores_come_in_the_order_of_the_classes(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_all_scores_come_in_the_order_of_the_classes(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
     label(scans, out, trained, scores=True, precision="float32")
     partition, entry = entry_of(out)
@@ -78,12 +87,18 @@ def test_all_scores_come_in_the_order_of_the_classes(scans: Path, tmp_path: Path
     assert entry["classes"] == ["moss", "rust"]
     rows = open_predictions(out).table.to_pylist()
     assert len(rows) == COUNT
-    for row, alone in zip(rows, open_model(trained.champion).predict([row["uri"] for row in rows]), strict=True):
-        assert dict(zip(entry["classes"], row["scores"], strict=True)) == pytest.approx(alone, abs=1e-5)
+    for row, alone in zip(
+        rows, open_model(trained.champion).predict([row["uri"] for row in rows]), strict=True
+    ):
+        assert dict(zip(entry["classes"], row["scores"], strict=True)) == pytest.approx(
+            alone, abs=1e-5
+        )
         assert max(row["scores"]) == row["score"]
 
 
-def test_features_are_what_the_classifier_saw(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_features_are_what_the_classifier_saw(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
     label(scans, out, trained, features=True, top_k=2, precision="float32")
     partition, entry = entry_of(out)
@@ -95,7 +110,9 @@ def test_features_are_what_the_classifier_saw(scans: Path, tmp_path: Path, train
     with torch.inference_mode():
         activations = torch.tensor(table.column("features").to_pylist())
         scores = (model.network.classifier(activations) / model.version.temperature).softmax(dim=1)
-    assert scores.max(dim=1).values.numpy() == pytest.approx(table.column("score").to_numpy(), abs=1e-5)
+    assert scores.max(dim=1).values.numpy() == pytest.approx(
+        table.column("score").to_numpy(), abs=1e-5
+    )
     assert scores.std() > 0.1, "the pictures differ"
 
 
@@ -115,7 +132,9 @@ def test_scores_and_features_take_one_pass(trained: Trained) -> None:
     assert plain == pytest.approx(scores, abs=1e-6)
 
 
-def test_plain_readers_see_every_picture_once_with_its_extras(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_plain_readers_see_every_picture_once_with_its_extras(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
     label(scans, out, trained, scores=True, features=True, abstain_below=BELOW, single=True)
     partition, _ = entry_of(out)
@@ -134,7 +153,9 @@ def test_plain_readers_see_every_picture_once_with_its_extras(scans: Path, tmp_p
     assert pads.dataset(f"{out}/parts", partitioning="hive").count_rows() == COUNT
 
 
-def test_without_a_request_rows_are_what_they_were(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_without_a_request_rows_are_what_they_were(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
     summary = label(scans, out, trained)
     assert open_predictions(out).table.schema.equals(PREDICTIONS)
@@ -145,21 +166,30 @@ def test_without_a_request_rows_are_what_they_were(scans: Path, tmp_path: Path, 
 
 def test_what_changes_a_row_is_in_the_partitions_name() -> None:
     def name(**options: Any) -> str:
-        return partition_name("3-0a1b2c3d", LabelConfig(source="s", predictions="p", model="m@1", **options))
+        return partition_name(
+            "3-0a1b2c3d", LabelConfig(source="s", predictions="p", model="m@1", **options)
+        )
 
     assert name() == name(single=True, batch_size=4) == "3-0a1b2c3d"
     assert name(top_k=3) == "3-0a1b2c3d-top3"
-    assert name(top_k=3, scores=True, features=True, abstain_below=0.7) == "3-0a1b2c3d-top3-scores-features-abstain0.7"
+    assert (
+        name(top_k=3, scores=True, features=True, abstain_below=0.7)
+        == "3-0a1b2c3d-top3-scores-features-abstain0.7"
+    )
     assert name(abstain_below=0.1234567) != name(abstain_below=0.1234568)
 
 
 def test_a_score_that_is_no_number_abstains() -> None:
     scores = np.array([[0.2, 0.8], [np.nan, np.nan], [0.4, 0.6]], dtype=np.float32)
-    columns = Extras(abstain_below=0.8).columns(scores, None)
-    assert [row["abstained"] for row in columns] == [False, True, True], "0.8 itself is not below 0.8"
+    columns = OptionalColumns(abstain_below=0.8).columns(scores, None)
+    assert [row["abstained"] for row in columns] == [False, True, True], (
+        "0.8 itself is not below 0.8"
+    )
 
 
-def test_the_queue_holds_the_uncertain_least_certain_first(scans: Path, location: str, trained: Trained) -> None:
+def test_the_queue_holds_the_uncertain_least_certain_first(
+    scans: Path, location: str, trained: Trained
+) -> None:
     summary = label(scans, location, trained, abstain_below=BELOW)
     store = open_store(location)
     partition, entry = entry_of(location)
@@ -170,7 +200,9 @@ def test_the_queue_holds_the_uncertain_least_certain_first(scans: Path, location
     ]
     queue = from_parquet(store.get(f"{folder}/queue.parquet"))
     rows = open_predictions(location).table.to_pylist()
-    expected = sorted((row for row in rows if row["score"] < BELOW), key=lambda row: (row["score"], row["uri"]))
+    expected = sorted(
+        (row for row in rows if row["score"] < BELOW), key=lambda row: (row["score"], row["uri"])
+    )
     assert queue.column_names == PREDICTIONS.names
     assert [row["uri"] for row in queue.to_pylist()] == [row["uri"] for row in expected]
     assert 0 < summary.abstained == len(queue) < summary.labelled == COUNT
@@ -179,7 +211,9 @@ def test_the_queue_holds_the_uncertain_least_certain_first(scans: Path, location
     assert f"{summary.abstained} pictures: {summary.review}/index.html" in describe(vars(summary))
 
 
-def test_a_form_that_was_edited_becomes_the_labels_of_a_dataset(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_a_form_that_was_edited_becomes_the_labels_of_a_dataset(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     summary = label(scans, str(tmp_path / "out"), trained, abstain_below=BELOW)
     path = Path(summary.review) / "corrections.csv"
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
@@ -189,7 +223,9 @@ def test_a_form_that_was_edited_becomes_the_labels_of_a_dataset(scans: Path, tmp
         writer.writeheader()
         writer.writerows({**row, "label": changed.get(row["uri"], row["label"])} for row in rows)
     dataset = str(tmp_path / "dataset")
-    config = IngestConfig(source=str(scans), dataset=dataset, labels=str(path), size=64, max_reject_rate=1.0)
+    config = IngestConfig(
+        source=str(scans), dataset=dataset, labels=str(path), size=64, max_reject_rate=1.0
+    )
     Ingest(config, InlineExecutor()).run()
     labels = {row["uri"]: row["label"] for row in open_dataset(dataset).index.to_pylist()}
     guessed = {row["uri"]: row["label"] for row in rows}
@@ -214,7 +250,10 @@ def test_a_new_queue_replaces_the_old_but_no_form_that_people_work_on(
     (Path(second.review) / "notes.txt").write_text("of a reviewer")
     (scans / "newer.jpg").write_bytes(jpeg(2, tint=(115, 110, 55)))
     third = label(scans, out, trained, abstain_below=BELOW)
-    assert sorted(path.name for path in Path(second.review).iterdir()) == ["corrections.csv", "notes.txt"]
+    assert sorted(path.name for path in Path(second.review).iterdir()) == [
+        "corrections.csv",
+        "notes.txt",
+    ]
     assert any(str(form) in note for note in third.notes)
     assert (Path(third.review) / "index.html").exists()
     fourth = label(scans, out, trained, abstain_below=BELOW)
@@ -222,7 +261,9 @@ def test_a_new_queue_replaces_the_old_but_no_form_that_people_work_on(
     assert "lichen" in form.read_text()
 
 
-def test_what_a_killed_run_could_not_make_the_next_one_makes(scans: Path, tmp_path: Path, trained: Trained) -> None:
+def test_what_a_killed_run_could_not_make_the_next_one_makes(
+    scans: Path, tmp_path: Path, trained: Trained
+) -> None:
     out = str(tmp_path / "out")
 
     def killed(queue: ReviewQueue) -> str:
@@ -249,7 +290,7 @@ def test_a_queue_is_bounded_and_says_how_many_it_leaves_out() -> None:
                 for row in range(9)
             ]  # fmt: skip
             kept.extend(row for row in rows if row["abstained"])
-            yield pa.Table.from_pylist(rows, schema=Extras(abstain_below=0.5).schema)
+            yield pa.Table.from_pylist(rows, schema=OptionalColumns(abstain_below=0.5).schema)
 
     kept: list[dict[str, Any]] = []
     table, below = least_certain(tables(), 7)
@@ -272,7 +313,9 @@ def test_a_single_file_holds_every_row_and_is_replaced(
     assert name.startswith(f"single/model={partition}/")
     table = from_parquet(store.get(name))
     assert table.sort_by("uri") == open_predictions(location).table
-    assert pq.read_metadata(io.BytesIO(store.get(name))).num_row_groups == 2, "two of the four parts in each"
+    assert pq.read_metadata(io.BytesIO(store.get(name))).num_row_groups == 2, (
+        "two of the four parts in each"
+    )
     assert f"single file  {first.single}" in describe(vars(first))
 
     (scans / "new.jpg").write_bytes(jpeg(5))
@@ -288,14 +331,18 @@ def test_a_single_file_holds_every_row_and_is_replaced(
 def test_a_single_file_of_no_rows_can_be_read(tmp_path: Path, trained: Trained) -> None:
     (tmp_path / "scans").mkdir()
     (tmp_path / "scans" / "empty.jpg").write_bytes(b"")
-    summary = label(tmp_path / "scans", str(tmp_path / "out"), trained, single=True, abstain_below=0.5)
+    summary = label(
+        tmp_path / "scans", str(tmp_path / "out"), trained, single=True, abstain_below=0.5
+    )
     assert pq.read_table(summary.single).schema.equals(PREDICTIONS)
     assert "There is nothing to review." in (Path(summary.review) / "index.html").read_text()
 
 
 def test_a_single_picture_takes_no_such_flags(tmp_path: Path) -> None:
     def check(**options: Any) -> None:
-        check_label(LabelConfig(**{"source": "a.jpg", "predictions": "-", "model": "m@1", **options}))
+        check_label(
+            LabelConfig(**{"source": "a.jpg", "predictions": "-", "model": "m@1", **options})
+        )
 
     for options in ({"scores": True}, {"features": True}, {"abstain_below": 0.5}, {"single": True}):
         with pytest.raises(RequestError, match="only prints classes"):

@@ -11,24 +11,24 @@ import pytest
 from afinar import open_predictions
 from afinar.config.jobs import LabelConfig
 from afinar.labelling.driver import Labelling, LabelSummary
-from afinar.labelling.run_report import Tally, brought_up, previous
+from afinar.labelling.run_report import Tally, find_baseline, update_source_stats
 from afinar.labelling.stats import (
     BINS,
     CHANCE,
     ENOUGH,
     SHARES_LIMIT,
     Answers,
-    Before,
+    Baseline,
     Drift,
     answers_of,
-    chance_of,
     drift,
     earth_mover,
+    permutation_p_value,
     total_variation,
 )
 from afinar.storage.commit import Record, latest
 from afinar.storage.open import open_store
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,13 +40,15 @@ SEEDS = st.integers(0, 2**32 - 1)
 def sampled(seed: int, pictures: int, shares: list[float], sureness: float = 8.0) -> Answers:
     """Answers of a model that says class n with probability shares[n], at beta(sureness, 1) confidence."""
     generator = np.random.default_rng(seed)
-    labels = generator.choice([f"class {number}" for number in range(len(shares))], pictures, p=shares)
+    labels = generator.choice(
+        [f"class {number}" for number in range(len(shares))], pictures, p=shares
+    )
     scores = generator.beta(sureness, 1.0, pictures).astype(np.float32)
     return answers_of(pa.table({"label": labels, "score": scores}))
 
 
 def compared(before: Answers, now: Answers) -> Drift:
-    return drift(Before(before, "the previous run"), now)
+    return drift(Baseline(before, "the previous run"), now)
 
 
 def test_answers_are_counted() -> None:
@@ -58,7 +60,12 @@ def test_answers_are_counted() -> None:
     )
     answers = answers_of(table)
     assert answers.labels == {"a": 1, "b": 3}
-    assert [place for place, count in enumerate(answers.histogram) for _ in range(count)] == [0, 10, 10, BINS - 1]
+    assert [place for place, count in enumerate(answers.histogram) for _ in range(count)] == [
+        0,
+        10,
+        10,
+        BINS - 1,
+    ]
     assert answers.mean == pytest.approx(2.01 / 4)
     assert Answers.of_dict(answers.as_dict()).as_dict() == answers.as_dict()
     assert answers_of(table.slice(0, 0)) == Answers()
@@ -77,7 +84,9 @@ def test_answers_add_up_and_come_apart_again(seed: int, one: int, other: int) ->
 
 
 @given(SEEDS, st.integers(1, 20_000), st.integers(1, 20_000), st.integers(1, 40))
-@settings(max_examples=60, derandomize=True)  # by design one small run in a thousand is a false alarm
+@settings(
+    max_examples=60, derandomize=True
+)  # by design one small run in a thousand is a false alarm
 def test_what_is_drawn_again_from_the_same_pictures_has_not_drifted(
     seed: int, before: int, now: int, classes: int
 ) -> None:
@@ -91,15 +100,20 @@ def test_chance_is_as_rare_as_it_says() -> None:
     """Of 300 pairs of runs that do not differ, chances are spread evenly: the test is exact."""
     rare = 0
     for seed in range(300):
-        one, other = (np.bincount(np.random.default_rng(2 * seed + more).integers(0, 6, 120)) for more in (0, 1))
-        rare += chance_of(one, other, total_variation) < 0.1
+        one, other = (
+            np.bincount(np.random.default_rng(2 * seed + more).integers(0, 6, 120))
+            for more in (0, 1)
+        )
+        rare += permutation_p_value(one, other, total_variation) < 0.1
     assert 10 <= rare <= 50, "30 expected; these bounds are four standard deviations"
 
 
 @given(SEEDS, st.integers(1000, 20_000), st.floats(0.25, 0.5))
 @settings(max_examples=40)
 def test_classes_that_move_are_found(seed: int, pictures: int, by: float) -> None:
-    found = compared(sampled(seed, 5000, [0.6, 0.3, 0.1]), sampled(seed + 1, pictures, [0.6 - by, 0.3, 0.1 + by]))
+    found = compared(
+        sampled(seed, 5000, [0.6, 0.3, 0.1]), sampled(seed + 1, pictures, [0.6 - by, 0.3, 0.1 + by])
+    )
     assert found.drifted
     assert found.classes is not None
     assert found.classes.found
@@ -119,7 +133,9 @@ def test_a_model_that_is_less_sure_is_found(seed: int) -> None:
     assert found.confidence.found
     assert found.classes is not None
     assert not found.classes.found
-    assert found.confidence.distance == pytest.approx(8 / 9 - 3 / 4, abs=0.03), "the means' difference"
+    assert found.confidence.distance == pytest.approx(8 / 9 - 3 / 4, abs=0.03), (
+        "the means' difference"
+    )
 
 
 @given(SEEDS, st.integers(0, ENOUGH - 1), st.integers(1, 100_000))
@@ -157,45 +173,63 @@ def test_a_class_that_is_new_is_a_finite_difference() -> None:
 def test_the_distances_are_those_of_their_definitions() -> None:
     one, other = np.array([0.5, 0.5, 0.0, 0.0]), np.array([0.0, 0.5, 0.0, 0.5])
     assert total_variation(one, other) == 0.5
-    assert earth_mover(one, other) == pytest.approx(0.5 * 3 / 4), "half of it, three bins of a quarter far"
-    assert earth_mover(np.stack([one, one]), np.stack([other, one])).tolist() == [pytest.approx(0.375), 0.0]
+    assert earth_mover(one, other) == pytest.approx(0.5 * 3 / 4), (
+        "half of it, three bins of a quarter far"
+    )
+    assert earth_mover(np.stack([one, one]), np.stack([other, one])).tolist() == [
+        pytest.approx(0.375),
+        0.0,
+    ]
 
 
 def test_more_pictures_than_the_test_can_draw_from() -> None:
     huge = np.array([10**9, 2 * 10**9])
-    assert chance_of(huge, huge[::-1], total_variation) <= CHANCE
+    assert permutation_p_value(huge, huge[::-1], total_variation) <= CHANCE
 
 
 # --- what the manifest keeps
 
 
 def entry(source: str, version: int, run: Answers, standing: Answers) -> Record:
-    return {"accounts": {source: {"version": version, "run": run.as_dict(), "standing": standing.as_dict()}}}
+    return {
+        "accounts": {
+            source: {"version": version, "run": run.as_dict(), "standing": standing.as_dict()}
+        }
+    }
 
 
 def test_what_a_run_is_compared_with() -> None:
     night, archive, few = sampled(0, 500, [1.0]), sampled(1, 9000, [1.0]), sampled(2, 12, [1.0])
 
     def before(partitions: Record, source: str = "s") -> Answers | None:
-        found = previous({"partitions": partitions}, "new", source)
+        found = find_baseline({"partitions": partitions}, "new", source)
         return Answers.of_dict(found.answers.as_dict()) if found else None
 
     def same(one: Answers | None, other: Answers) -> bool:
         return one is not None and one.as_dict() == other.as_dict()
 
-    assert previous(None, "new", "s") is None
+    assert find_baseline(None, "new", "s") is None
     assert same(before({"new": entry("s", 3, night, archive)}), night), "the previous run"
-    assert same(before({"new": entry("s", 3, few, archive)}), archive), "a run of twelve says nothing"
+    assert same(before({"new": entry("s", 3, few, archive)}), archive), (
+        "a run of twelve says nothing"
+    )
     assert before({"new": entry("s", 3, night, archive)}, "another source") is None
     older, newer = entry("s", 3, night, night), entry("s", 8, few, archive)
-    assert same(before({"old": older, "newer": newer}), archive), "another model: all that it had said"
+    assert same(before({"old": older, "newer": newer}), archive), (
+        "another model: all that it had said"
+    )
     assert before({"old": {"model": "of before there were accounts"}}) is None
 
 
 def test_a_picture_of_two_sources_is_taken_from_the_one_that_is_labelled() -> None:
-    one, other = Answers({"a": 3, "b": 1}, (4,) + (0,) * 19, 0.04), Answers({"a": 2}, (2,) + (0,) * 19, 0.02)
-    first = brought_up(None, "s", 1, one, Answers(), one)
-    second = brought_up({"accounts": first}, "t", 2, other, Answers({"a": 1}, (1,) + (0,) * 19, 0.01), other)
+    one, other = (
+        Answers({"a": 3, "b": 1}, (4,) + (0,) * 19, 0.04),
+        Answers({"a": 2}, (2,) + (0,) * 19, 0.02),
+    )
+    first = update_source_stats(None, "s", 1, one, Answers(), one)
+    second = update_source_stats(
+        {"accounts": first}, "t", 2, other, Answers({"a": 1}, (1,) + (0,) * 19, 0.01), other
+    )
     assert second["s"]["standing"]["labels"] == {"a": 2, "b": 1}
     assert second["t"]["standing"]["labels"] == {"a": 2}
     assert (second["s"]["version"], second["t"]["version"]) == (1, 2)
@@ -204,13 +238,20 @@ def test_a_picture_of_two_sources_is_taken_from_the_one_that_is_labelled() -> No
 
 def test_rejects_are_counted_with_a_few_examples() -> None:
     rows = [
-        {"uri": f"{number}.jpg", "reason": "empty" if number % 3 else "corrupt", "detail": "x"} for number in range(30)
+        {"uri": f"{number}.jpg", "reason": "empty" if number % 3 else "corrupt", "detail": "x"}
+        for number in range(30)
     ]
     tally = Tally()
     for part in (rows[:4], rows[4:]):
         tally.add_rejects(pa.Table.from_pylist(part))
     assert tally.reasons == {"empty": 20, "corrupt": 10}
-    assert [row["uri"] for row in tally.examples["corrupt"]] == ["0.jpg", "3.jpg", "6.jpg", "9.jpg", "12.jpg"]
+    assert [row["uri"] for row in tally.examples["corrupt"]] == [
+        "0.jpg",
+        "3.jpg",
+        "6.jpg",
+        "9.jpg",
+        "12.jpg",
+    ]
     both = tally.plus(tally)
     assert both.reasons == {"empty": 40, "corrupt": 20}
     assert len(both.examples["empty"]) == 5
@@ -241,7 +282,9 @@ def standing(out: str) -> Record:
     return record
 
 
-def test_runs_of_one_source_are_compared_without_a_look_at_old_parts(tmp_path: Path, trained: Trained) -> None:
+def test_runs_of_one_source_are_compared_without_a_look_at_old_parts(
+    tmp_path: Path, trained: Trained
+) -> None:
     source, out = tmp_path / "scans", str(tmp_path / "out")
     pictures(source, 0, 60, 60)
     first = label(source, out, trained.champion)
@@ -290,13 +333,19 @@ def test_what_stands_is_what_a_reader_finds(tmp_path: Path, trained: Trained) ->
     assert Answers.of_dict(standing(out)["run"]).pictures == 3
 
 
-def test_another_model_is_compared_with_all_that_the_one_before_it_said(tmp_path: Path, trained: Trained) -> None:
+def test_another_model_is_compared_with_all_that_the_one_before_it_said(
+    tmp_path: Path, trained: Trained
+) -> None:
     source, out = tmp_path / "scans", str(tmp_path / "out")
     pictures(source, 0, 55, 55)
     label(source, out, trained.champion)
     pictures(source, 1000, 2, 0)
     label(source, out, trained.champion)
-    again = label(source, out, trained.champion, top_k=1)
-    assert (again.drift["pictures_before"], again.drift["pictures"]) == (112, 112)
-    assert again.drift["drifted"] is False
-    assert again.drift["classes"]["distance"] == again.drift["confidence"]["distance"] == 0.0
+    next_attempt = label(source, out, trained.champion, top_k=1)
+    assert (next_attempt.drift["pictures_before"], next_attempt.drift["pictures"]) == (112, 112)
+    assert next_attempt.drift["drifted"] is False
+    assert (
+        next_attempt.drift["classes"]["distance"]
+        == next_attempt.drift["confidence"]["distance"]
+        == 0.0
+    )

@@ -15,8 +15,8 @@ from afinar.labelling.driver import Labelling
 from afinar.predictions.gc import collect, current_record, verify
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.units.executor import InlineExecutor
 from afinar.units.plan import stored_plans
-from afinar.units.work import InlineExecutor
 
 from tests.conftest import Trained, jpeg
 
@@ -54,7 +54,10 @@ def test_what_counts_is_whole_and_stays(scans: Path, location: str, trained: Tra
     label(scans, location, trained)
     label(scans, location, trained, top_k=1)
     store = open_store(location)
-    strays = {"parts/model=1-gone/part-0123-beef.parquet", "rejects/model=1-gone/part-0123-beef.parquet"}
+    strays = {
+        "parts/model=1-gone/part-0123-beef.parquet",
+        "rejects/model=1-gone/part-0123-beef.parquet",
+    }
     strays |= {"units/0123.json", "lists/beef.parquet", "probes/1"}
     foreign = {"parts/notes.txt", "reports/mine.html"}
     for name in strays | foreign:
@@ -69,7 +72,9 @@ def test_what_counts_is_whole_and_stays(scans: Path, location: str, trained: Tra
     number, record = current_record(store)
     read, damage = verify(store, record)
     assert (number, damage) == (2, [])
-    assert read == sum(name.startswith(("parts/model", "rejects/", "lists/")) for name in names(store))
+    assert read == sum(
+        name.startswith(("parts/model", "rejects/", "lists/")) for name in names(store)
+    )
     assert collect(store, 1, drop_plans=False)[0] == [1]
     assert len(open_predictions(location).rejects) == 1
     store.delete(next(name for name in names(store) if name.startswith("parts/model=1-")))
@@ -91,7 +96,9 @@ def test_an_interrupted_run_keeps_what_it_did_until_it_is_given_up(
     _, removed = collect(store, 0, drop_plans=True)
     assert set(removed) == before, "nothing was published, so nothing is left"
     label(scans, location, trained)
-    assert len(open_predictions(location).table) == 99, "a plan of the same units takes none of them for done"
+    assert len(open_predictions(location).table) == 99, (
+        "a plan of the same units takes none of them for done"
+    )
 
 
 def test_parts_that_went_before_their_markers_are_not_taken_for_done(
@@ -143,7 +150,10 @@ def test_status_tells_which_model_labelled_what(
     part.chmod(0o600)
     part.write_bytes(part.read_bytes()[:-1] + b"x")
     code, status = answer(capfd, "status", out, "--verify")
-    assert (code, [one["path"] for one in status["damaged"]]) == (1, [part.relative_to(out).as_posix()])
+    assert (code, [one["path"] for one in status["damaged"]]) == (
+        1,
+        [part.relative_to(out).as_posix()],
+    )
     assert main(["status", out, "--verify"]) == 1
     assert "1 damaged" in capfd.readouterr().out
     assert main(["status", str(scans)]) == 2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from afinar.config.jobs import TrainConfig
 from afinar.errors import RequestError
-from afinar.models.networks.backbones import build_backbone, weightless
+from afinar.models.networks.backbones import build_backbone, meta_device_context
 from afinar.models.networks.describe import describe_network
 from afinar.models.networks.network import build_network
 from afinar.models.registry.versions import Architecture
@@ -51,23 +51,33 @@ def test_what_lies_behind_the_cut_is_listed_and_not_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["swin_t", "vit_b_16", "shufflenet_v2_x1_0", "convnext_tiny", "densenet121", "googlenet"]
+    "name",
+    ["swin_t", "vit_b_16", "shufflenet_v2_x1_0", "convnext_tiny", "densenet121", "googlenet"],
 )
 def test_no_parameter_is_lost_whoever_reads_it(name: str) -> None:
     found = described(backbone=name)
-    with weightless(name):
+    with meta_device_context(name):
         whole = build_backbone(name, found["input_size"])
-    assert sum(node["parameters"] for node in found["nodes"]) == sum(one.numel() for one in whole.parameters())
+    assert sum(node["parameters"] for node in found["nodes"]) == sum(
+        one.numel() for one in whole.parameters()
+    )
 
 
-@pytest.mark.parametrize(("name", "size"), [("small_cnn", 64), ("shufflenet_v2_x0_5", 64), ("vit_b_32", 224)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("small_cnn", 64), ("shufflenet_v2_x0_5", 64), ("vit_b_32", 224)]
+)
 def test_every_node_listed_is_a_cut_with_that_shape(name: str, size: int) -> None:
     nodes = described(2, backbone=name, input_size=size)["nodes"]
     for node in nodes[:: max(1, len(nodes) // 8)]:
         architecture = Architecture(
-            backbone=name, cut=node["node"], head="linear", input_size=size, classes=2, pool="flatten"
+            backbone=name,
+            cut=node["node"],
+            head="linear",
+            input_size=size,
+            classes=2,
+            pool="flatten",
         )
-        with weightless(name):
+        with meta_device_context(name):
             network, _ = build_network(architecture)
             assert list(network.backbone(torch.zeros(1, 3, size, size)).shape[1:]) == node["shape"]
 
@@ -102,7 +112,9 @@ def test_the_command_prints_a_table_and_needs_no_ray(tmp_path: Path) -> None:
 
 
 def test_json_takes_the_classes_of_a_dataset(trained: Trained, tmp_path: Path) -> None:
-    lines = say(trained.dataset, "--backbone", "small_cnn", "--regime", "frozen", "--json", cwd=tmp_path)
+    lines = say(
+        trained.dataset, "--backbone", "small_cnn", "--regime", "frozen", "--json", cwd=tmp_path
+    )
     assert lines[-1] == "0 False"
     (found,) = map(json.loads, lines[:-1])
     assert (found["backbone"], found["cut"], found["input_size"]) == ("small_cnn", "17", 224)

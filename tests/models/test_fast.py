@@ -14,7 +14,7 @@ from afinar.inference.optimize import fast
 from afinar.models.networks.backbones import check_cut
 from afinar.models.networks.network import Network, build_network
 from afinar.models.networks.weights import IMAGENET_MEAN, IMAGENET_STD
-from afinar.models.registry.golden import Golden, agrees_reduced, score
+from afinar.models.registry.golden import Golden, matches_within_tolerance, score
 from afinar.models.registry.versions import Architecture
 from afinar.pictures.preprocessing import InputView
 from torch import nn
@@ -27,7 +27,9 @@ VIEW = InputView(input_size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 def network() -> Network:
     """ResNet-18 whose BatchNorm layers all do something."""
     torch.manual_seed(0)
-    architecture = Architecture(backbone="resnet18", cut="flatten", head="linear", input_size=SIZE, classes=2)
+    architecture = Architecture(
+        backbone="resnet18", cut="flatten", head="linear", input_size=SIZE, classes=2
+    )
     network, _ = build_network(architecture)
     for part in network.modules():
         if isinstance(part, nn.BatchNorm2d):
@@ -65,7 +67,10 @@ def spoiled(real: Callable[[Network], nn.Module]) -> Callable[[Network], nn.Modu
 def test_batch_norm_is_folded_and_the_answers_stay(network: Network, golden: Golden) -> None:
     quick = fast(network, golden, VIEW, "float32")
     assert (batch_norms(network), batch_norms(quick)) == (20, 0)
-    assert np.abs(score(quick, golden.images, VIEW) - golden.logits).max() < 1e-4 * np.abs(golden.logits).max()
+    assert (
+        np.abs(score(quick, golden.images, VIEW) - golden.logits).max()
+        < 1e-4 * np.abs(golden.logits).max()
+    )
 
 
 def test_folding_that_changes_answers_is_not_taken(
@@ -75,22 +80,29 @@ def test_folding_that_changes_answers_is_not_taken(
     assert fast(network, golden, VIEW, "float32") is network
 
 
-def test_a_network_that_answers_otherwise_is_refused_with_its_shortcuts(network: Network, golden: Golden) -> None:
+def test_a_network_that_answers_otherwise_is_refused_with_its_shortcuts(
+    network: Network, golden: Golden
+) -> None:
     others = replace(golden, logits=golden.logits[::-1].copy())
     with pytest.raises(ModelError, match="score differently"):
         fast(network, others, VIEW, "float32")
 
 
-def test_reduced_precision_is_taken_where_its_answers_are_the_same(network: Network, golden: Golden) -> None:
+def test_reduced_precision_is_taken_where_its_answers_are_the_same(
+    network: Network, golden: Golden
+) -> None:
     quick = fast(network, golden, VIEW, "bfloat16")
     assert next(quick.parameters()).dtype == torch.bfloat16
     assert next(network.parameters()).dtype == torch.float32
 
 
 def test_reduced_precision_that_changes_answers_is_not_taken(
-    network: Network, golden: Golden, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    network: Network,
+    golden: Golden,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(module, "agrees_reduced", lambda *_: False)
+    monkeypatch.setattr(module, "matches_within_tolerance", lambda *_: False)
     assert next(fast(network, golden, VIEW, "bfloat16").parameters()).dtype == torch.float32
     assert "this model labels in float32" in capsys.readouterr().err
 
@@ -98,10 +110,14 @@ def test_reduced_precision_that_changes_answers_is_not_taken(
 def test_what_counts_as_the_same_answer_in_reduced_precision() -> None:
     logits = np.array([[0.0, 2.0], [0.0, 0.02]], dtype=np.float32)
     golden = Golden([b"", b""], np.zeros((2, 1, 1, 3), np.uint8), logits)
-    assert agrees_reduced(golden, logits + 5)
-    assert agrees_reduced(golden, np.array([[0.0, 2.1], [0.02, 0.0]], dtype=np.float32)), "a tie may turn"
-    assert not agrees_reduced(golden, np.array([[0.0, 2.5], [0.0, 0.02]], dtype=np.float32)), "0.04 off"
-    assert not agrees_reduced(golden, np.full_like(logits, np.nan))
+    assert matches_within_tolerance(golden, logits + 5)
+    assert matches_within_tolerance(
+        golden, np.array([[0.0, 2.1], [0.02, 0.0]], dtype=np.float32)
+    ), "a tie may turn"
+    assert not matches_within_tolerance(
+        golden, np.array([[0.0, 2.5], [0.0, 0.02]], dtype=np.float32)
+    ), "0.04 off"
+    assert not matches_within_tolerance(golden, np.full_like(logits, np.nan))
 
 
 @pytest.mark.parametrize(("backbone", "supported", "half"), [
@@ -112,10 +128,14 @@ def test_without_tiles_dense_convolutions_alone_are_worth_it(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
-    monkeypatch.setattr(module, "agrees_reduced", lambda *_: True)
+    monkeypatch.setattr(module, "matches_within_tolerance", lambda *_: True)
     network, _ = build_network(
         Architecture(
-            backbone=backbone, cut=check_cut(backbone, "auto", SIZE), head="linear", input_size=SIZE, classes=2
+            backbone=backbone,
+            cut=check_cut(backbone, "auto", SIZE),
+            head="linear",
+            input_size=SIZE,
+            classes=2,
         )
     )
     images = np.zeros((2, SIZE, SIZE, 3), np.uint8)

@@ -23,7 +23,7 @@ from afinar.models.networks.catalogue import CATALOGUE, require_backbone
 from afinar.models.networks.network import build_network, prepare
 from afinar.models.networks.weights import find_weights, load_weights, parse_cached
 from afinar.models.registry.bundle import load_network, put_weights
-from afinar.models.registry.golden import Golden, decoded_again, get_golden, require_answers, score
+from afinar.models.registry.golden import Golden, assert_matches_golden, get_golden, redecode, score
 from afinar.models.registry.versions import Architecture, find_model, promote
 from afinar.pictures.preprocessing import InputView
 from afinar.storage.open import open_store
@@ -104,7 +104,9 @@ def test_the_courses_small_network_has_their_size() -> None:
 
 
 def test_an_input_size_the_backbone_cannot_take_is_refused() -> None:
-    architecture = Architecture(backbone="vit_b_16", cut="getitem_5", head="linear", input_size=100, classes=2)
+    architecture = Architecture(
+        backbone="vit_b_16", cut="getitem_5", head="linear", input_size=100, classes=2
+    )
     with pytest.raises(RequestError, match="--input-size 100"):
         build_network(architecture)
 
@@ -172,9 +174,9 @@ def test_a_bundle_answers_as_it_did(trained: Trained) -> None:
     golden = get_golden(store, version.golden)
     assert len(golden.files) == len(golden.images) == len(golden.logits) > 0
     assert all(golden.files), "the originals are still where they were"
-    again = decoded_again(golden, version.stored_view)
+    again = redecode(golden, version.stored_view)
     assert np.array_equal(again.images, golden.images)
-    assert require_answers(again, network, version.input_view) < 1e-5
+    assert assert_matches_golden(again, network, version.input_view) < 1e-5
     assert version.id.startswith("1-")
     assert torch.__version__.startswith(version.lineage["libraries"]["torch"])
 
@@ -186,13 +188,13 @@ def test_a_bundle_that_answers_otherwise_is_refused(trained: Trained) -> None:
     with torch.no_grad():
         next(iter(network.classifier.parameters())).mul_(1.01)
     with pytest.raises(ModelError, match="score differently"):
-        require_answers(golden, network, version.input_view)
+        assert_matches_golden(golden, network, version.input_view)
     other = Golden(golden.files, np.zeros_like(golden.images), golden.logits)
     with pytest.raises(ModelError, match="decode differently"):
-        decoded_again(other, version.stored_view)
+        redecode(other, version.stored_view)
     silent = Golden(golden.files, golden.images, np.full_like(golden.logits, np.nan))
     with pytest.raises(ModelError):
-        require_answers(silent, network, version.input_view)
+        assert_matches_golden(silent, network, version.input_view)
 
 
 def test_damaged_weights_are_refused(trained: Trained, tmp_path: Path) -> None:
@@ -220,7 +222,9 @@ def test_weights_in_a_bucket_are_fetched_once_per_machine(
     load_network(store, version)
     store.delete(version.weights.path)
     again = load_network(store, version)
-    assert all(torch.equal(one, again.state_dict()[name]) for name, one in network.state_dict().items())
+    assert all(
+        torch.equal(one, again.state_dict()[name]) for name, one in network.state_dict().items()
+    )
 
 
 def test_models_are_found_by_alias_number_and_id(trained: Trained) -> None:
@@ -229,7 +233,11 @@ def test_models_are_found_by_alias_number_and_id(trained: Trained) -> None:
     assert find_model(f"{trained.models}@{champion.id}")[1] == champion
     promote(store, 1, "again")
     assert find_model(trained.champion)[1] == champion
-    for wanted, words in (("7", "versions 1"), ("1-00000000", "version 1 is"), ("best", "@champion")):
+    for wanted, words in (
+        ("7", "versions 1"),
+        ("1-00000000", "version 1 is"),
+        ("best", "@champion"),
+    ):
         with pytest.raises(RequestError, match=words):
             find_model(f"{trained.models}@{wanted}")
 
@@ -239,19 +247,24 @@ def test_scores_do_not_depend_on_the_batch(trained: Trained) -> None:
     network = load_network(store, version)
     images = get_golden(store, version.golden).images
     together = score(network, images, version.input_view)
-    alone = np.concatenate([score(network, images[i : i + 1], version.input_view) for i in range(len(images))])
+    alone = np.concatenate(
+        [score(network, images[i : i + 1], version.input_view) for i in range(len(images))]
+    )
     np.testing.assert_allclose(together, alone, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("name", "cut", "width"), [("swin_t", "norm", 768), ("convnext_tiny", "features.7.2.block.2", 768)]
+    ("name", "cut", "width"),
+    [("swin_t", "norm", 768), ("convnext_tiny", "features.7.2.block.2", 768)],
 )
 def test_channels_last_activations_are_pooled_over_space(name: str, cut: str, width: int) -> None:
     architecture = Architecture(backbone=name, cut=cut, head="linear", input_size=224, classes=2)
     assert build_network(architecture)[0].classifier.in_features == 768
 
 
-def test_a_cached_weights_file_is_verified_and_never_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_weights_file_is_verified_and_never_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Evil:
         def __reduce__(self) -> tuple[Any, ...]:
             return (os.mkdir, (str(tmp_path / "executed"),))
@@ -263,7 +276,9 @@ def test_a_cached_weights_file_is_verified_and_never_executed(tmp_path: Path, mo
     path.write_bytes(pickle.dumps(Evil()))
     source, network = find_weights("torchvision", "resnet18"), build_backbone("resnet18", 64)
     assert source is not None
-    with pytest.raises(RequestError, match="is not the file that torchvision publishes under this name"):
+    with pytest.raises(
+        RequestError, match="is not the file that torchvision publishes under this name"
+    ):
         source.load(network)
     named = path.with_name(f"x-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}.pth")
     with pytest.raises(RequestError, match="without running code"):
@@ -286,6 +301,8 @@ def test_a_cached_weights_file_with_its_published_hash_is_loaded(tmp_path: Path)
 
 def test_every_file_of_torchvisions_weights_is_named_after_its_hash() -> None:
     models = torchvision.models
-    urls = [models.get_model_weights(name)["DEFAULT"].url for name in models.list_models(module=models)]
+    urls = [
+        models.get_model_weights(name)["DEFAULT"].url for name in models.list_models(module=models)
+    ]
     assert len(urls) >= 80
     assert [url for url in urls if not re.search(r"-[0-9a-f]{8,64}\.pth$", url)] == []

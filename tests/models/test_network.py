@@ -14,7 +14,7 @@ from afinar.config.jobs import TrainConfig
 from afinar.config.recipes import load_recipe
 from afinar.errors import RequestError
 from afinar.models.networks.describe import describe_network
-from afinar.models.networks.network import Network, OneSigmoid, build_network
+from afinar.models.networks.network import BinaryLogits, Network, build_network
 from afinar.models.registry.versions import Architecture
 from torch import nn
 from torch.nn import functional as F
@@ -23,7 +23,13 @@ RECIPES = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
 
 
 def architecture(**options: Any) -> Architecture:
-    values: dict[str, Any] = {"backbone": "small_cnn", "cut": "auto", "head": "linear", "input_size": 64, "classes": 2}
+    values: dict[str, Any] = {
+        "backbone": "small_cnn",
+        "cut": "auto",
+        "head": "linear",
+        "input_size": 64,
+        "classes": 2,
+    }
     return Architecture(**{**values, **options})
 
 
@@ -36,7 +42,13 @@ def count(*modules: nn.Module) -> int:
 
 
 def recipe(name: str) -> TrainConfig:
-    return TrainConfig(**{"dataset": "dataset", "models": "models", **load_recipe(TrainConfig, str(RECIPES / name))})
+    return TrainConfig(
+        **{
+            "dataset": "dataset",
+            "models": "models",
+            **load_recipe(TrainConfig, str(RECIPES / name)),
+        }
+    )
 
 
 def dense(inputs: int, outputs: int) -> int:
@@ -47,7 +59,9 @@ def inception_to_mixed_6e() -> nn.Module:
     with torch.device("meta"):
         whole = zoo.inception_v3(aux_logits=False, init_weights=False)
     names = [name for name, _ in whole.named_children()]
-    return nn.Sequential(*(whole.get_submodule(name) for name in names[: names.index("Mixed_6e") + 1]))
+    return nn.Sequential(
+        *(whole.get_submodule(name) for name in names[: names.index("Mixed_6e") + 1])
+    )
 
 
 def by_hand(name: str, classes: int) -> tuple[int, int]:
@@ -75,7 +89,9 @@ def by_hand(name: str, classes: int) -> tuple[int, int]:
     return body + head, head
 
 
-TRAINING = sorted(path.name for path in RECIPES.glob("*.toml") if not path.name.startswith("ingest"))
+TRAINING = sorted(
+    path.name for path in RECIPES.glob("*.toml") if not path.name.startswith("ingest")
+)
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -105,7 +121,7 @@ def test_inception_cut_in_its_middle_has_the_courses_width() -> None:
     hidden, _, dropout, last, one = layers(network)
     assert (hidden.in_features, hidden.out_features, last.out_features) == (37632, 1024, 1)
     assert dropout.p == 0.2
-    assert isinstance(one, OneSigmoid)
+    assert isinstance(one, BinaryLogits)
 
 
 def test_a_hidden_layer_is_as_wide_as_asked() -> None:
@@ -146,7 +162,8 @@ def test_one_sigmoid_is_two_logits_with_its_binary_loss(head: str) -> None:
     weights = layers(network)[-2].weight
     assert weights.shape[0] == 1
     ours, theirs = (
-        torch.autograd.grad(loss, weights, retain_graph=True)[0] for loss in (F.cross_entropy(logits, targets), binary)
+        torch.autograd.grad(loss, weights, retain_graph=True)[0]
+        for loss in (F.cross_entropy(logits, targets), binary)
     )
     torch.testing.assert_close(ours, theirs)
     assert ours.abs().max() > 0
@@ -180,7 +197,9 @@ def test_replacing_the_classifier_alone_keeps_the_dropout_before_it() -> None:
     assert count(network) == count(whole) - dense(256, 1000) + dense(256, 5)
 
 
-@pytest.mark.parametrize(("name", "cut"), [("vit_b_16", "getitem"), ("shufflenet_v2_x0_5", "stage2.1.chunk")])
+@pytest.mark.parametrize(
+    ("name", "cut"), [("vit_b_16", "getitem"), ("shufflenet_v2_x0_5", "stage2.1.chunk")]
+)
 def test_a_cut_that_gives_no_row_for_each_picture_is_refused(name: str, cut: str) -> None:
     with torch.device("meta"), pytest.raises(RequestError, match="no activations for each picture"):
         build_network(architecture(backbone=name, cut=cut, input_size=224))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from afinar.config.jobs import Head
 from afinar.errors import RequestError
-from afinar.models.networks.backbones import build_backbone, cut_backbone, weightless
+from afinar.models.networks.backbones import build_backbone, cut_backbone, meta_device_context
 from afinar.models.networks.catalogue import CATALOGUE
 from afinar.models.networks.network import Network, build_network
 from afinar.models.networks.stages import freeze, parameter_groups, set_training, stages
@@ -15,12 +15,14 @@ from torch import fx, nn
 
 
 def cut_of(name: str, cut: str = "auto") -> fx.GraphModule:
-    with weightless(name):
+    with meta_device_context(name):
         return cut_backbone(build_backbone(name, CATALOGUE[name].input_size), cut)[0]
 
 
 def network_of(name: str, size: int, head: Head = "linear", cut: str = "auto") -> Network:
-    return build_network(Architecture(backbone=name, cut=cut, head=head, input_size=size, classes=3))[0]
+    return build_network(
+        Architecture(backbone=name, cut=cut, head=head, input_size=size, classes=3)
+    )[0]
 
 
 @pytest.mark.parametrize(
@@ -61,13 +63,17 @@ def test_every_parameter_and_layer_is_in_exactly_one_stage(name: str) -> None:
     called = {str(node.target) for node in backbone.graph.nodes if node.op == "call_module"}
     assert sorted(module for stage in found for module in stage.modules) == sorted(called)
     for stage in found:
-        assert any(backbone.get_parameter(parameter).ndim > 1 for parameter in stage.parameters), stage.name
+        assert any(backbone.get_parameter(parameter).ndim > 1 for parameter in stage.parameters), (
+            stage.name
+        )
 
 
 def test_tokens_and_the_last_normalisation_join_their_neighbours() -> None:
     first, *_, last = stages(cut_of("vit_b_16"))
     assert {"class_token", "encoder.pos_embedding", "conv_proj.weight"} <= set(first.parameters)
-    assert {"encoder.ln.weight", "encoder.layers.encoder_layer_11.mlp.3.bias"} <= set(last.parameters)
+    assert {"encoder.ln.weight", "encoder.layers.encoder_layer_11.mlp.3.bias"} <= set(
+        last.parameters
+    )
 
 
 def test_freezing_leaves_the_last_stages_and_the_classifier() -> None:
@@ -79,7 +85,9 @@ def test_freezing_leaves_the_last_stages_and_the_classifier() -> None:
         (None, {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "classifier"}),
     ):
         freeze(network, trainable)
-        training = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+        training = {
+            name for name, parameter in network.named_parameters() if parameter.requires_grad
+        }
         assert {name.removeprefix("backbone.").split(".")[0] for name in training} == wanted
     with pytest.raises(RequestError, match=r"5 stages \(conv1, layer1, layer2, layer3, layer4\)"):
         freeze(network, 6)
@@ -93,10 +101,14 @@ def test_frozen_stages_keep_their_statistics_and_trained_ones_move_theirs() -> N
     set_training(network)
     network(torch.randn(8, 3, 32, 32)).sum().backward()
     statistics = [name for name in before if "running_" in name]
-    moved = {name for name in statistics if not torch.equal(network.state_dict()[name], before[name])}
+    moved = {
+        name for name in statistics if not torch.equal(network.state_dict()[name], before[name])
+    }
     assert moved == {name for name in statistics if name.startswith("backbone.layer4.")}
     assert {name for name, one in network.named_parameters() if one.grad is not None} == {
-        name for name, _ in network.named_parameters() if name.startswith(("backbone.layer4.", "classifier."))
+        name
+        for name, _ in network.named_parameters()
+        if name.startswith(("backbone.layer4.", "classifier."))
     }
 
 
@@ -107,7 +119,9 @@ def test_dropout_acts_in_trained_stages_alone() -> None:
         freeze(network, trainable)
         set_training(network)
         active[trainable] = [
-            name for name, module in network.named_modules() if isinstance(module, nn.Dropout) and module.training
+            name
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Dropout) and module.training
         ]
     assert active == {
         0: ["classifier.2"],
@@ -140,8 +154,14 @@ def test_rates_fall_with_the_distance_from_the_classifier() -> None:
         ("classifier", 1.0, 0.1), ("classifier (no decay)", 1.0, 0.0),
     ]  # fmt: skip
     names = {parameter: name for name, parameter in network.named_parameters()}
-    undecayed = {names[one] for group in groups if not group["weight_decay"] for one in group["params"]}
-    assert {"backbone.layer4.1.bn2.weight", "backbone.layer4.1.bn2.bias", "classifier.bias"} <= undecayed
+    undecayed = {
+        names[one] for group in groups if not group["weight_decay"] for one in group["params"]
+    }
+    assert {
+        "backbone.layer4.1.bn2.weight",
+        "backbone.layer4.1.bn2.bias",
+        "classifier.bias",
+    } <= undecayed
     assert "backbone.layer4.1.conv2.weight" not in undecayed
 
 
@@ -153,7 +173,12 @@ def test_groups_hold_what_trains_exactly_once(layer_decay: float, trainable: int
     groups = parameter_groups(network, 0.01, layer_decay)
     held = [id(parameter) for group in groups for parameter in group["params"]]
     assert len(held) == len(set(held))
-    assert set(held) == {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+    assert set(held) == {
+        id(parameter) for parameter in network.parameters() if parameter.requires_grad
+    }
     if layer_decay == 1:
-        assert [(group["factor"], group["weight_decay"]) for group in groups] == [(1.0, 0.01), (1.0, 0.0)]
+        assert [(group["factor"], group["weight_decay"]) for group in groups] == [
+            (1.0, 0.01),
+            (1.0, 0.0),
+        ]
     torch.optim.AdamW(groups, lr=1e-3)

@@ -27,18 +27,24 @@ def png(rows: NDArray[Any], depth: int, colour: int, **chunks: bytes) -> bytes:
     if depth == 16:
         lines = rows.astype(">u2").reshape(height, -1).view(np.uint8)
     else:
-        bits = np.unpackbits(rows.astype(np.uint8).reshape(height, -1, 1), axis=2)[:, :, 8 - depth :]
+        bits = np.unpackbits(rows.astype(np.uint8).reshape(height, -1, 1), axis=2)[
+            :, :, 8 - depth :
+        ]
         lines = np.packbits(bits.reshape(height, -1), axis=1)
     data = b"".join(b"\0" + line.tobytes() for line in lines)
     parts = {"IHDR": struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0), **chunks}
     parts |= {"IDAT": zlib.compress(data), "IEND": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind.encode(), part) for kind, part in parts.items())
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        _chunk(kind.encode(), part) for kind, part in parts.items()
+    )
 
 
 def png_claiming(width: int, height: int) -> bytes:
     """A PNG whose header claims a size, with almost no data behind it."""
     header = struct.pack(">IIBBBBB", width, height, 8, RGB, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(64)))
+    return (
+        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(64)))
+    )
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
@@ -46,7 +52,11 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def tiff(
-    rows: NDArray[Any], sample_format: int, order: Literal["<", ">"], bits: int = 0, orientation: int = 1
+    rows: NDArray[Any],
+    sample_format: int,
+    order: Literal["<", ">"],
+    bits: int = 0,
+    orientation: int = 1,
 ) -> bytes:
     """An uncompressed grey TIFF of `rows` [height, width]; `sample_format` 1 unsigned, 2 signed, 3 float."""
     bits = bits or rows.itemsize * 8
@@ -73,7 +83,9 @@ def noise(seed: int, shape: tuple[int, ...], top: int = 256) -> NDArray[np.int64
 def photograph(seed: int, width: int, height: int) -> Image.Image:
     """Soft shapes, edges and a little grain, as in a photograph."""
     rng = np.random.default_rng(seed)
-    soft = Image.fromarray(rng.integers(0, 256, (height // 64 + 2, width // 64 + 2, 3), dtype=np.uint8))
+    soft = Image.fromarray(
+        rng.integers(0, 256, (height // 64 + 2, width // 64 + 2, 3), dtype=np.uint8)
+    )
     pixels = np.asarray(soft.resize((width, height), Image.Resampling.BICUBIC)).astype(np.int16)
     y, x = np.mgrid[:height, :width]
     pixels[(x // 97 + y // 61) % 5 == 0] //= 2

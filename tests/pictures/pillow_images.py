@@ -38,7 +38,9 @@ def _download(folder: Path) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     found = [*folder.glob("*.tar.gz")]
     if not found:
-        pytest.skip(f"Pillow's source distribution could not be fetched: {done.stderr.strip()[-300:]}")
+        pytest.skip(
+            f"Pillow's source distribution could not be fetched: {done.stderr.strip()[-300:]}"
+        )
     return found[0]
 
 

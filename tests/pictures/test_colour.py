@@ -16,7 +16,9 @@ from tests.pictures.files import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, nois
 
 SIDE = 16
 GROUND = (200, 100, 50)
-VIEW = StoredView(size=SIDE, fit="squash", background=GROUND)  # a picture of SIDE x SIDE is not resampled
+VIEW = StoredView(
+    size=SIDE, fit="squash", background=GROUND
+)  # a picture of SIDE x SIDE is not resampled
 
 
 def pixels(data: bytes) -> NDArray[np.int64]:
@@ -42,7 +44,9 @@ def test_sixteen_bit_png() -> None:
     rows = noise(1, (SIDE, SIDE), 65536)
     assert_grey(png(rows, 16, GREY), rows / 257)
     colour = noise(2, (SIDE, SIDE, 3), 65536)
-    assert np.abs(pixels(png(colour, 16, RGB)) - colour / 257).max() <= 1, "Pillow keeps the high byte"
+    assert np.abs(pixels(png(colour, 16, RGB)) - colour / 257).max() <= 1, (
+        "Pillow keeps the high byte"
+    )
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -129,7 +133,9 @@ def test_one_bit() -> None:
 
 
 INKS = (30, 180, 60, 90)
-PRINTED = [(255 - ink) * (255 - INKS[3]) / 255 for ink in INKS[:3]]  # red, green and blue left by ink and black
+PRINTED = [
+    (255 - ink) * (255 - INKS[3]) / 255 for ink in INKS[:3]
+]  # red, green and blue left by ink and black
 
 
 def test_cmyk() -> None:

@@ -76,20 +76,29 @@ def test_the_eight_orientations_of_a_picture_are_one_picture(kind: str, orientat
 def test_the_eight_orientations_of_a_jpeg(size: tuple[int, int], orientation: int) -> None:
     """Flat tiles on whole blocks lose the same whichever way they lie; a photograph by rounding another way."""
     view, options = StoredView(size=64, fit="crop"), {"quality": 95, "subsampling": 0}
-    flat = noise(2, (size[1] // 16, size[0] // 16, 3)).astype(np.uint8).repeat(16, axis=0).repeat(16, axis=1)
+    flat = (
+        noise(2, (size[1] // 16, size[0] // 16, 3))
+        .astype(np.uint8)
+        .repeat(16, axis=0)
+        .repeat(16, axis=1)
+    )
     for upright, exact in ((Image.fromarray(flat), True), (photograph(2, *size), False)):
         found = decode(turned(upright, orientation, "JPEG", **options), view)
         wanted = decode(saved(upright, "JPEG", **options), view).image
         difference = np.abs(found.image.astype(int) - wanted)
         assert (found.width, found.height) == size
-        assert difference.max() == 0 if exact else difference.mean() <= 0.7 and difference.max() <= 5
+        assert (
+            difference.max() == 0 if exact else difference.mean() <= 0.7 and difference.max() <= 5
+        )
 
 
 def test_a_turned_tiff_states_its_upright_size() -> None:
     rows = noise(3, (40, 60), 65536).astype(np.uint16)
     found = decode(tiff(rows, 1, "<", orientation=6), VIEW)
     assert (found.width, found.height) == (40, 60)
-    np.testing.assert_array_equal(found.image, decode(tiff(np.rot90(rows, -1).copy(), 1, "<"), VIEW).image)
+    np.testing.assert_array_equal(
+        found.image, decode(tiff(np.rot90(rows, -1).copy(), 1, "<"), VIEW).image
+    )
 
 
 def test_an_icon_is_not_taken_for_another_format() -> None:
@@ -100,7 +109,9 @@ def test_an_icon_is_not_taken_for_another_format() -> None:
 
 def test_a_progressive_jpeg_is_the_same_picture() -> None:
     upright = photograph(4, 640, 480)
-    plain, progressive = (decode(saved(upright, "JPEG", progressive=flag), VIEW).image for flag in (False, True))
+    plain, progressive = (
+        decode(saved(upright, "JPEG", progressive=flag), VIEW).image for flag in (False, True)
+    )
     np.testing.assert_array_equal(plain, progressive)
 
 
@@ -149,8 +160,12 @@ def test_want_of_memory_is_not_a_fault_of_the_picture(monkeypatch: pytest.Monkey
 def test_fits() -> None:
     wide = Image.new("RGB", (80, 40), "black")
     wide.paste(Image.new("RGB", (20, 40), "red"), (0, 0))
-    crop, pad, squash = (decode(saved(wide), StoredView(size=32, fit=fit)).image for fit in ("crop", "pad", "squash"))
-    assert crop[:, 1:].max() == 0, "the middle 40 px hold no red, but for the edge that bicubic sees across"
+    crop, pad, squash = (
+        decode(saved(wide), StoredView(size=32, fit=fit)).image for fit in ("crop", "pad", "squash")
+    )
+    assert crop[:, 1:].max() == 0, (
+        "the middle 40 px hold no red, but for the edge that bicubic sees across"
+    )
     assert (pad[0] == 255).all()
     assert (pad[16, 16] == 0).all()
     assert (squash[16, 2] == [255, 0, 0]).all()

@@ -48,9 +48,13 @@ def rows() -> list[dict[str, Any]]:
     """One per file: name, found, seconds, peak_bytes (of the process so far)."""
     command = [sys.executable, "-c", PROGRAM, str(pillow_images())]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        command, cwd=root, capture_output=True, text=True, timeout=300, check=False
+    )
     lines = done.stdout.splitlines()
-    assert done.returncode == 0, f"ended with {done.returncode} after {lines[-1:]}: {done.stderr[-2000:]}"
+    assert done.returncode == 0, (
+        f"ended with {done.returncode} after {lines[-1:]}: {done.stderr[-2000:]}"
+    )
     return [json.loads(line) for line in lines]
 
 

@@ -42,13 +42,19 @@ def weights(length: int, start: float, stop: float, size: int) -> NDArray[np.flo
 def convolved(pixels: NDArray[Any], size: tuple[int, int], box: Box) -> NDArray[np.float64]:
     height, width = pixels.shape[:2]
     across, down = weights(width, box[0], box[2], size[0]), weights(height, box[1], box[3], size[1])
-    result: NDArray[np.float64] = (down @ (across @ pixels.astype(np.float64)).transpose(2, 0, 1)).transpose(1, 2, 0)
+    result: NDArray[np.float64] = (
+        down @ (across @ pixels.astype(np.float64)).transpose(2, 0, 1)
+    ).transpose(1, 2, 0)
     return result
 
 
 @pytest.mark.parametrize(("source", "size", "box"), SHAPES)
-def test_resize_is_a_cubic_convolution(source: tuple[int, int], size: tuple[int, int], box: Box) -> None:
-    pixels = noise(1, (source[1], source[0], 3), 128) + 64  # no sum leaves 0 to 255 between the passes
+def test_resize_is_a_cubic_convolution(
+    source: tuple[int, int], size: tuple[int, int], box: Box
+) -> None:
+    pixels = (
+        noise(1, (source[1], source[0], 3), 128) + 64
+    )  # no sum leaves 0 to 255 between the passes
     found = resize(Image.fromarray(pixels.astype(np.uint8)), size, box)
     assert found.dtype == np.uint8
     assert np.abs(found - convolved(pixels, size, box)).max() <= 1.5
@@ -64,7 +70,9 @@ def test_pillow_stands_in_within_a_level(
     monkeypatch.setattr(module, "HAS_VECTORS", False)
     pillows = resize(image, size, box).astype(int)
     difference = np.abs(ours - pillows)
-    assert difference.max() <= 2, "noise, enlarged: a level from the first pass can grow in the second"
+    assert difference.max() <= 2, (
+        "noise, enlarged: a level from the first pass can grow in the second"
+    )
     assert (difference > 1).mean() <= 0.001
     assert difference.mean() <= 0.02
 
@@ -81,7 +89,9 @@ def test_a_file_is_the_same_sample_with_and_without_vectors(
     assert np.abs(ours - decode(data, view).image).max() <= 1
 
 
-@pytest.mark.parametrize(("source", "band"), [((80, 40), np.s_[8:24, :]), ((40, 80), np.s_[:, 8:24])])
+@pytest.mark.parametrize(
+    ("source", "band"), [((80, 40), np.s_[8:24, :]), ((40, 80), np.s_[:, 8:24])]
+)
 def test_pad_centres_the_whole_picture(source: tuple[int, int], band: tuple[slice, slice]) -> None:
     data = saved(Image.new("RGB", source, (10, 20, 30)))
     found = decode(data, StoredView(size=32, fit="pad", background=(1, 2, 3))).image

@@ -29,7 +29,9 @@ def test_a_picture_from_its_file_is_the_one_from_its_shard() -> None:
 def test_the_pixels_store_holds_no_jpeg_loss() -> None:
     exact, stored = decode(FILE, PIXELS).image.astype(int), decode(FILE, JPEG).image
     assert 0 < np.abs(exact - stored).mean() <= 3
-    np.testing.assert_array_equal(encode_stored(exact.astype(np.uint8)), decode_to_jpeg(FILE, JPEG).jpeg)
+    np.testing.assert_array_equal(
+        encode_stored(exact.astype(np.uint8)), decode_to_jpeg(FILE, JPEG).jpeg
+    )
 
 
 def test_the_stored_jpeg_keeps_colour_at_full_resolution() -> None:

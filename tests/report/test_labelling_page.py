@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from afinar.labelling.run_report import Account, Tally
-from afinar.labelling.stats import BINS, Answers, Before
+from afinar.labelling.stats import BINS, Answers, Baseline
 from afinar.report.labelling import LabelRun, label_page
 
 from tests.report.test_page import NASTY, Reader
@@ -25,7 +25,7 @@ THEN = Answers({"rust": 400, "slate": 400}, histogram(b19=800), 780.0)
 EXAMPLE = {"uri": f"/archive/{NASTY}.jpg", "reason": "corrupt", "detail": NASTY}
 
 
-def run_of(before: Before | None, answers: Answers = NOW, **more: Any) -> LabelRun:
+def run_of(before: Baseline | None, answers: Answers = NOW, **more: Any) -> LabelRun:
     tally = Tally(answers, Counter({"corrupt": 2}), {"corrupt": [EXAMPLE]})
     summary = {
         "predictions": f"/out/{NASTY}", "model": "/models@3-abc", "listed": 1003, "labelled": answers.pictures,
@@ -34,12 +34,18 @@ def run_of(before: Before | None, answers: Answers = NOW, **more: Any) -> LabelR
         **more,
     }  # fmt: skip
     account = Account(tally, before)
-    return LabelRun(run="20260101T000000Z-abc", source=f"/{NASTY}", partition="3-abc", summary=summary, account=account)
+    return LabelRun(
+        run="20260101T000000Z-abc",
+        source=f"/{NASTY}",
+        partition="3-abc",
+        summary=summary,
+        account=account,
+    )
 
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    return label_page(run_of(Before(THEN, f"the previous run {NASTY}")))
+    return label_page(run_of(Baseline(THEN, f"the previous run {NASTY}")))
 
 
 def text_of(page: str) -> str:
@@ -78,7 +84,10 @@ def test_a_class_is_shown_beside_its_share_before(page: str) -> None:
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     shown = {row[0]: row[2:] for row in rows}
     assert next(iter(shown)) == "rust", "the most frequent first"
-    assert (shown["rust"], shown["slate"]) == (["600", "66.7 %", "50.0 %"], ["0", "0.0 %", "50.0 %"])
+    assert (shown["rust"], shown["slate"]) == (
+        ["600", "66.7 %", "50.0 %"],
+        ["0", "0.0 %", "50.0 %"],
+    )
     assert 'style="width:100.00%"' in rows[0][1]
     assert 'style="left:75.00%"' in rows[0][1], "half, beside two thirds"
 
@@ -91,7 +100,9 @@ def test_the_histogram_stands_beside_the_one_before(page: str) -> None:
     assert sum(height > 0 for height in heights) == 2
     (line,) = re.findall(r'points="([^"]+)"', drawing)
     assert len(line.split()) == 2 * BINS
-    assert line.split()[-1].split(",")[1] == "0.0", "all of the run before was in the last bin, the highest"
+    assert line.split()[-1].split(",")[1] == "0.0", (
+        "all of the run before was in the last bin, the highest"
+    )
     assert "0.50 to 0.55: 300 pictures, 33.3%" in drawing
 
 
@@ -112,9 +123,11 @@ def test_a_first_run_is_compared_with_nothing() -> None:
 
 
 def test_a_run_of_rejects_alone_has_a_page() -> None:
-    run = run_of(Before(THEN, "the previous run"), Answers(), stages={})
+    run = run_of(Baseline(THEN, "the previous run"), Answers(), stages={})
     text = text_of(label_page(run))
-    assert "No picture was labelled" not in text, "the classes that were there before are shown as gone"
+    assert "No picture was labelled" not in text, (
+        "the classes that were there before are shown as gone"
+    )
     assert "Nothing was labelled, so there is nothing to compare" in text
     assert "How sure it was" not in text
     first = replace(run, account=Account(Tally(), None))
@@ -122,7 +135,9 @@ def test_a_run_of_rejects_alone_has_a_page() -> None:
 
 
 def test_an_interrupted_run_that_was_completed_is_told_with_it() -> None:
-    assert "900 pictures were labelled" in text_of(label_page(run_of(None, labelled=10, skipped=990)))
+    assert "900 pictures were labelled" in text_of(
+        label_page(run_of(None, labelled=10, skipped=990))
+    )
     assert "interrupted" not in text_of(label_page(run_of(None)))
 
 

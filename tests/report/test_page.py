@@ -22,7 +22,7 @@ from afinar.training.distributed import Group
 from afinar.training.publish import publish
 from afinar.training.task import plan_training
 from afinar.training.worker import train
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 
 from tests.conftest import jpeg
 
@@ -38,27 +38,33 @@ LEDGER = {
 
 
 @dataclass(frozen=True)
-class Made:
+class ExportResult:
     dataset: Dataset
     runs: list[RunResult]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     """Runs on pictures and classes with names that would like to be markup."""
     folder = tmp_path_factory.mktemp("report")
     for name, tint in ((CLASS, (60, 140, 60)), ("rust", (170, 80, 50))):
         (folder / "pictures" / name).mkdir(parents=True)
         for number in range(40):
-            (folder / "pictures" / name / f'"><b>{number}.jpg').write_bytes(jpeg(number + 50 * len(name), tint=tint))
+            (folder / "pictures" / name / f'"><b>{number}.jpg').write_bytes(
+                jpeg(number + 50 * len(name), tint=tint)
+            )
     dataset, models = str(folder / "dataset"), str(folder / "models")
-    Ingest(IngestConfig(source=str(folder / "pictures"), dataset=dataset, size=64), InlineExecutor()).run()
-    runs = [_run(dataset, models, regime, epochs) for regime, epochs in (("scratch", 1), ("full", 4))]
-    return Made(open_dataset(dataset), runs)
+    Ingest(
+        IngestConfig(source=str(folder / "pictures"), dataset=dataset, size=64), InlineExecutor()
+    ).run()
+    runs = [
+        _run(dataset, models, regime, epochs) for regime, epochs in (("scratch", 1), ("full", 4))
+    ]
+    return ExportResult(open_dataset(dataset), runs)
 
 
 @pytest.fixture(scope="module")
-def page(made: Made) -> str:
+def page(made: ExportResult) -> str:
     """The comparison's page, with a reject in the archive."""
     reject = {"uri": f"/archive/{NASTY}.jpg", "etag": "e", "reason": "corrupt", "detail": NASTY}
     archive = LabelledArchive(
@@ -81,18 +87,25 @@ def one_wrong(run: RunResult) -> RunResult:
 
 
 @pytest.fixture(scope="module")
-def rich(made: Made) -> RunResult:
+def rich(made: ExportResult) -> RunResult:
     """A run that kept recalls, a temperature and a ledger of its second epoch on."""
     run = one_wrong(made.runs[1])
     metrics = copy.deepcopy(run.version.metrics)
-    metrics["test"] |= {"recall": {CLASS: 0.875, "rust": None}, "macro_f1": 0.8125, "auroc": 0.96875, "top5": None}
+    metrics["test"] |= {
+        "recall": {CLASS: 0.875, "rust": None},
+        "macro_f1": 0.8125,
+        "auroc": 0.96875,
+        "top5": None,
+    }
     first = {name: value for name, value in run.history[0].items() if name != "ledger"}
     history = [first, *({**row, "ledger": LEDGER} for row in run.history[1:])]
-    return replace(run, version=replace(run.version, metrics=metrics, temperature=1.75), history=history)
+    return replace(
+        run, version=replace(run.version, metrics=metrics, temperature=1.75), history=history
+    )
 
 
 @pytest.fixture(scope="module")
-def of_one(made: Made, rich: RunResult) -> str:
+def of_one(made: ExportResult, rich: RunResult) -> str:
     """The page of that run."""
     return run_page(f"Report of {NASTY}", made.dataset, rich)
 
@@ -118,7 +131,9 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.addresses += [value or "" for name, value in attrs if name in {"src", "href", "srcset"}]
+        self.addresses += [
+            value or "" for name, value in attrs if name in {"src", "href", "srcset"}
+        ]
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -201,13 +216,21 @@ def test_the_ledger_has_a_row_for_each_epoch_that_kept_one(of_one: str) -> None:
     table = of_one.partition("Where its time went")[2].partition("</table>")[0]
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     assert [row[0] for row in rows] == ["2", "3", "4"]
-    assert all(row[1:] == ["0.25 s", "1.50 s", "0.12 s", "0.50 s", "0.25 s", "7.75 s", "10.00 s"] for row in rows)
+    assert all(
+        row[1:] == ["0.25 s", "1.50 s", "0.12 s", "0.50 s", "0.25 s", "7.75 s", "10.00 s"]
+        for row in rows
+    )
 
 
-def test_what_an_older_run_did_not_keep_is_left_out(made: Made) -> None:
+def test_what_an_older_run_did_not_keep_is_left_out(made: ExportResult) -> None:
     run = made.runs[0]
-    metrics = {**run.version.metrics, "test": {name: run.version.metrics["test"][name] for name in ("loss", "top1")}}
-    history = [{name: value for name, value in row.items() if name != "ledger"} for row in run.history]
+    metrics = {
+        **run.version.metrics,
+        "test": {name: run.version.metrics["test"][name] for name in ("loss", "top1")},
+    }
+    history = [
+        {name: value for name, value in row.items() if name != "ledger"} for row in run.history
+    ]
     older = replace(run, version=replace(run.version, metrics=metrics), history=history)
     text = Reader(run_page("An older run", made.dataset, older)).text
     for heading in ("Recall by class", "Where its time went", "macro F1", "AUROC"):
@@ -216,18 +239,30 @@ def test_what_an_older_run_did_not_keep_is_left_out(made: Made) -> None:
         assert heading in text
 
 
-def test_of_many_classes_the_pairs_it_confuses_most_are_named(made: Made) -> None:
+def test_of_many_classes_the_pairs_it_confuses_most_are_named(made: ExportResult) -> None:
     classes = [f"kind {number}" for number in range(40)]
     wrong = [(0, 1)] * 3 + [(5, 2)] * 2 + [(7, 8)]
     right = [(number, number) for number in range(10)]
     rows = [
-        {"row": row, "sample_id": str(row), "label": classes[true], "predicted": classes[guess], "score": 0.9}
+        {
+            "row": row,
+            "sample_id": str(row),
+            "label": classes[true],
+            "predicted": classes[guess],
+            "score": 0.9,
+        }
         for row, (true, guess) in enumerate(wrong + right)
     ]
     run = made.runs[0]
-    many = replace(run, version=replace(run.version, classes=classes), test=pa.Table.from_pylist(rows))
+    many = replace(
+        run, version=replace(run.version, classes=classes), test=pa.Table.from_pylist(rows)
+    )
     page = run_page("Many classes", made.dataset, many)
     assert "Confusion matrix" not in page
     table = page.partition("What it confuses most on test")[2].partition("</table>")[0]
     pairs = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
-    assert pairs == [["kind 0", "kind 1", "3"], ["kind 5", "kind 2", "2"], ["kind 7", "kind 8", "1"]]
+    assert pairs == [
+        ["kind 0", "kind 1", "3"],
+        ["kind 5", "kind 2", "2"],
+        ["kind 7", "kind 8", "1"],
+    ]

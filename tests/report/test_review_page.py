@@ -51,7 +51,9 @@ def queue_of(folder: Path, count: int, missing: int = 0) -> ReviewQueue:
     rows = []
     for number in range(count):
         path = folder / f"{number}.jpg"
-        etag = next((info.etag for info in open_store(str(folder)).walk() if info.name == path.name), "gone")
+        etag = next(
+            (info.etag for info in open_store(str(folder)).walk() if info.name == path.name), "gone"
+        )
         rows.append(
             {
                 "uri": str(path),
@@ -65,7 +67,9 @@ def queue_of(folder: Path, count: int, missing: int = 0) -> ReviewQueue:
             }
         )
     table = pa.Table.from_pylist(rows, schema=PREDICTIONS)
-    return ReviewQueue(model="models@1-x", classes=[NASTY, "rust"], threshold=0.5, table=table, below=1234)
+    return ReviewQueue(
+        model="models@1-x", classes=[NASTY, "rust"], threshold=0.5, table=table, below=1234
+    )
 
 
 def test_the_page_shows_pictures_and_keeps_names_text(tmp_path: Path) -> None:
@@ -86,10 +90,14 @@ def test_the_page_shows_pictures_and_keeps_names_text(tmp_path: Path) -> None:
 def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("afinar.report.review.PICTURES", 4)
     page = Page(review_page(queue_of(tmp_path, 6)))
-    assert [card["data-uri"] for card in page.cards] == [str(tmp_path / f"{number}.jpg") for number in range(4)]
+    assert [card["data-uri"] for card in page.cards] == [
+        str(tmp_path / f"{number}.jpg") for number in range(4)
+    ]
 
 
-def test_a_picture_that_changed_since_is_not_shown_for_the_one_that_was_labelled(tmp_path: Path) -> None:
+def test_a_picture_that_changed_since_is_not_shown_for_the_one_that_was_labelled(
+    tmp_path: Path,
+) -> None:
     queue = queue_of(tmp_path, 2)
     (tmp_path / "0.jpg").write_bytes(jpeg(99, (200, 100)))
     page = Page(review_page(queue))
@@ -101,8 +109,19 @@ def test_pictures_in_a_bucket_are_shown(bucket: str) -> None:
     store = open_store(bucket)
     store.put_if_absent("a scan.jpg", jpeg(1))
     (info,) = store.walk()
-    row = {"uri": info.uri, "etag": info.etag, "label": "rust", "score": 0.4, "top_labels": [], "top_scores": []}
+    row = {
+        "uri": info.uri,
+        "etag": info.etag,
+        "label": "rust",
+        "score": 0.4,
+        "top_labels": [],
+        "top_scores": [],
+    }
     table = pa.Table.from_pylist([row], schema=PREDICTIONS)
-    page = Page(review_page(ReviewQueue(model="m@1-x", classes=["rust"], threshold=0.5, table=table, below=1)))
+    page = Page(
+        review_page(
+            ReviewQueue(model="m@1-x", classes=["rust"], threshold=0.5, table=table, below=1)
+        )
+    )
     assert [card["data-uri"] for card in page.cards] == [f"{bucket}/a scan.jpg"]
     assert len(page.images) == 1

@@ -86,7 +86,9 @@ def _open(root: str, ref: ObjectRef, folder: Path) -> None:
 def test_several_processes_fetch_an_object_once(store: RemoteStore, tmp_path: Path) -> None:
     ref = put(store, 7)
     context = get_context("spawn")
-    workers = [context.Process(target=_open, args=(store.root, ref, tmp_path / "cache")) for _ in range(4)]
+    workers = [
+        context.Process(target=_open, args=(store.root, ref, tmp_path / "cache")) for _ in range(4)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -95,7 +97,9 @@ def test_several_processes_fetch_an_object_once(store: RemoteStore, tmp_path: Pa
     assert store.reads() == 1
 
 
-def test_a_copy_that_is_replaced_after_its_check_is_not_read(store: RemoteStore, tmp_path: Path) -> None:
+def test_a_copy_that_is_replaced_after_its_check_is_not_read(
+    store: RemoteStore, tmp_path: Path
+) -> None:
     ref = put(store, 7)
     for _ in range(2):  # fetched, then found
         with open_verified(store, ref, Cache(tmp_path / "cache")) as file:

@@ -70,17 +70,19 @@ OPERATIONS: dict[str, Callable[[Store, str], Any]] = {
     "walk": lambda store, name: list(store.walk(name)),
     "get": lambda store, name: store.get(name),
     "get_unverified": lambda store, name: store.get_unverified(name),
-    "look_up": lambda store, name: store.look_up(name),
+    "stat": lambda store, name: store.stat(name),
     "open_local": lambda store, name: (store.open_local(name) or open(os.devnull)).close(),  # noqa: SIM115, PTH123
     "put_if_absent": lambda store, name: store.put_if_absent(name, b"forged"),
     "new_object": lambda store, name: write_pieces(store, name, f"{name}/new", large=False),
     "publish": lambda store, name: write_pieces(store, "shards", name, large=False),
     "new_large_object": lambda store, name: write_pieces(store, name, f"{name}/new", large=True),
     "publish large": lambda store, name: write_pieces(store, "shards", name, large=True),
-    "will_read": lambda store, name: store.will_read(name),
+    "prefetch": lambda store, name: store.prefetch(name),
     "delete": lambda store, name: store.delete(name),
     "sweep": lambda store, name: store.sweep(-1),
-    "delete what a walk lists": lambda store, name: [store.delete(info.name) for info in list(store.walk())],
+    "delete what a walk lists": lambda store, name: [
+        store.delete(info.name) for info in list(store.walk())
+    ],
 }
 
 
@@ -141,7 +143,12 @@ def test_no_operation_on_a_bucket_reaches_what_lies_beside_its_prefix(bucket: st
     before = {(info.name, info.etag) for info in beside.walk()}
 
     @given(NAMES, st.sampled_from(sorted(OPERATIONS)))
-    @settings(max_examples=1000, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(
+        max_examples=1000,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
     def attack(name: str, operation: str) -> None:
         with suppress(StorageError):
             answer = OPERATIONS[operation](open_store(f"{bucket}/store"), name)
@@ -151,12 +158,16 @@ def test_no_operation_on_a_bucket_reaches_what_lies_beside_its_prefix(bucket: st
 
     attack()
     assert next(attacks) >= 1000
-    outside = {info.name for info in open_reader(bucket).walk() if not info.name.startswith("store/")}
+    outside = {
+        info.name for info in open_reader(bucket).walk() if not info.name.startswith("store/")
+    }
     assert outside == {"beside/precious", "beside/x"}
     assert {(info.name, info.etag) for info in beside.walk()} == before
 
 
-@pytest.mark.parametrize("operation", sorted(OPERATIONS.keys() - {"sweep", "delete what a walk lists", "will_read"}))
+@pytest.mark.parametrize(
+    "operation", sorted(OPERATIONS.keys() - {"sweep", "delete what a walk lists", "prefetch"})
+)
 def test_every_operation_refuses_a_name_that_leads_out(location: str, operation: str) -> None:
     store = open_store(location)
     for name in REFUSED:
@@ -173,8 +184,8 @@ def test_links_below_a_root_are_refused_with_a_sentence(tmp_path: Path) -> None:
     root = plant(tmp_path / "world")
     store = open_store(str(root))
     for name in ("file", "link/precious", "shards/beside/precious", "up/beside/precious"):
-        for operation in ("get", "open_local", "put_if_absent", "delete", "look_up"):
-            if name == "file" and operation in {"put_if_absent", "look_up", "delete"}:
+        for operation in ("get", "open_local", "put_if_absent", "delete", "stat"):
+            if name == "file" and operation in {"put_if_absent", "stat", "delete"}:
                 continue
             with pytest.raises(UnsafePathError, match="is a symbolic link"):
                 OPERATIONS[operation](store, name)
@@ -182,7 +193,7 @@ def test_links_below_a_root_are_refused_with_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UnsafePathError, match="not a regular file"):
         store.delete("file")
     with pytest.raises(NotFoundError):
-        store.look_up("file")
+        store.stat("file")
     assert [info.name for info in store.walk()] == ["shards/x"]
 
 

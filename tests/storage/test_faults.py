@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from afinar.errors import ForbiddenError, IntegrityError, NotFoundError, RequestError, StorageError
 from afinar.storage import s3, s3_clients
-from afinar.storage.commit import latest, new_owner, publish, require_put_if_absent
+from afinar.storage.commit import latest, new_owner, probe_conditional_put, publish
 from afinar.storage.objects import get_object, put_object
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
@@ -41,7 +41,9 @@ def store(bucket: str, fault_proxy: FaultProxy, impatient: None) -> Store:
 
 
 @pytest.mark.parametrize("kind", ["500", "503", "reset", "truncate", "stall", "hang"])
-def test_a_reply_that_fails_once_or_twice_is_asked_for_again(store: Store, fault_proxy: FaultProxy, kind: str) -> None:
+def test_a_reply_that_fails_once_or_twice_is_asked_for_again(
+    store: Store, fault_proxy: FaultProxy, kind: str
+) -> None:
     store.put_if_absent("a", BODY)
     (listed,) = store.walk()
     fault_proxy.set(Fault(kind, match="^GET .*/a", times=2, delay_s=5))
@@ -69,7 +71,11 @@ def test_a_store_that_is_gone_ends_every_call(store: Store, fault_proxy: FaultPr
     store.put_if_absent("a", BODY)
     fault_proxy.set(Fault("reset"))
     started = time.monotonic()
-    for call in (lambda: list(store.walk()), lambda: store.put_if_absent("b", BODY), lambda: store.delete("a")):
+    for call in (
+        lambda: list(store.walk()),
+        lambda: store.put_if_absent("b", BODY),
+        lambda: store.delete("a"),
+    ):
         with pytest.raises(StorageError):
             call()
     with pytest.raises(RequestError, match="cannot reach"):
@@ -79,7 +85,9 @@ def test_a_store_that_is_gone_ends_every_call(store: Store, fault_proxy: FaultPr
     assert time.monotonic() - started < 40
 
 
-def test_a_silent_server_ends_a_put(store: Store, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_server_ends_a_put(
+    store: Store, fault_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.put_if_absent("a", BODY)
     fault_proxy.set(Fault("hang", delay_s=30))
     monkeypatch.setattr(s3_clients, "DEADLINE_S", 0.2)
@@ -99,7 +107,9 @@ def test_a_listing_survives_faults(store: Store, fault_proxy: FaultProxy, kind: 
 
 
 @pytest.mark.parametrize("status", ["404", "403"])
-def test_what_will_not_get_better_is_not_retried(store: Store, fault_proxy: FaultProxy, status: str) -> None:
+def test_what_will_not_get_better_is_not_retried(
+    store: Store, fault_proxy: FaultProxy, status: str
+) -> None:
     store.put_if_absent("a", BODY)
     fault_proxy.set(Fault("403", match="^GET .*/a"))
     expected, name = (ForbiddenError, "a") if status == "403" else (NotFoundError, "b")
@@ -108,7 +118,9 @@ def test_what_will_not_get_better_is_not_retried(store: Store, fault_proxy: Faul
     assert fault_proxy.requests() == 1
 
 
-def test_a_wrong_secret_is_forbidden_and_not_printed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_secret_is_forbidden_and_not_printed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.put_if_absent("a", BODY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     with pytest.raises(ForbiddenError) as caught:
@@ -143,7 +155,9 @@ def test_a_flipped_bit_is_noticed_and_read_again(store: Store, fault_proxy: Faul
     assert fault_proxy.requests() == 2
 
 
-def test_a_committed_object_is_read_once_more_before_it_is_given_up(store: Store, fault_proxy: FaultProxy) -> None:
+def test_a_committed_object_is_read_once_more_before_it_is_given_up(
+    store: Store, fault_proxy: FaultProxy
+) -> None:
     ref = put_object(store, "shards/{hash}", memoryview(BODY), 1)
     fault_proxy.set(Fault("flip", times=1))
     assert get_object(store, ref) == BODY
@@ -162,18 +176,20 @@ def test_a_lost_reply_publishes_once(store: Store, fault_proxy: FaultProxy) -> N
 
 def test_the_probe_is_not_misled_by_a_lost_reply(store: Store, fault_proxy: FaultProxy) -> None:
     fault_proxy.set(Fault("lost_reply", match="^PUT", times=1))
-    require_put_if_absent(store)
+    probe_conditional_put(store)
     fault_proxy.set(Fault("lost_reply", match="^PUT", times=1, after=1))
-    require_put_if_absent(store)
+    probe_conditional_put(store)
 
 
 def test_a_store_without_conditions_is_refused(store: Store, fault_proxy: FaultProxy) -> None:
     fault_proxy.set(Fault("unconditional", conditional=True))
     with pytest.raises(RequestError, match="If-None-Match"):
-        require_put_if_absent(store)
-    fault_proxy.set(Fault("lost_reply", match="^PUT", times=1), Fault("unconditional", conditional=True))
+        probe_conditional_put(store)
+    fault_proxy.set(
+        Fault("lost_reply", match="^PUT", times=1), Fault("unconditional", conditional=True)
+    )
     with pytest.raises(RequestError, match="If-None-Match"):
-        require_put_if_absent(store)
+        probe_conditional_put(store)
 
 
 def test_a_conflict_is_asked_again_and_not_for_ever(
@@ -193,7 +209,9 @@ def test_a_conflict_is_asked_again_and_not_for_ever(
 def test_many_readers_at_once_survive_a_bad_network(
     bucket: str, fault_proxy: FaultProxy, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(s3_clients, "READ_ATTEMPTS", 10)  # a quarter of all replies fail: four in a row will, for one
+    monkeypatch.setattr(
+        s3_clients, "READ_ATTEMPTS", 10
+    )  # a quarter of all replies fail: four in a row will, for one
     store = open_store(f"{bucket}/store")
     bodies = {f"{number}": bytes([number]) * 50_000 for number in range(100)}
     with ThreadPoolExecutor(16) as pool:
@@ -201,7 +219,16 @@ def test_many_readers_at_once_survive_a_bad_network(
         listed = {info.name: info.etag for info in store.walk()}
         kinds = ("500", "503", "reset", "truncate", "flip")
         fault_proxy.set(*(Fault(kind, share=0.05) for kind in kinds))
-        assert dict(zip(listed, pool.map(lambda name: store.get(name, listed[name]), listed), strict=True)) == bodies
+        assert (
+            dict(
+                zip(
+                    listed,
+                    pool.map(lambda name: store.get(name, listed[name]), listed),
+                    strict=True,
+                )
+            )
+            == bodies
+        )
     assert len(fault_proxy.faults()) == len(kinds)
     assert fault_proxy.requests() <= 180
 

@@ -9,22 +9,29 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from afinar.errors import ChangedError, ForbiddenError, IntegrityError, NotFoundError, RequestError, StorageError
+from afinar.errors import (
+    ChangedError,
+    ForbiddenError,
+    IntegrityError,
+    NotFoundError,
+    RequestError,
+    StorageError,
+)
 from afinar.storage.cache import Cache, open_verified
 from afinar.storage.commit import (
     UnitMarker,
+    append_version,
     commit_unit,
     committed_units,
     latest,
+    probe_conditional_put,
     publish,
-    publish_next,
     read_marker,
-    require_put_if_absent,
 )
-from afinar.storage.etags import BodyCheck
+from afinar.storage.etags import EtagVerifier
 from afinar.storage.objects import ObjectRef, ObjectWriter, get_object, put_object
-from afinar.storage.open import normalise, open_reader, open_store
-from afinar.storage.parallel_listing import Walk
+from afinar.storage.open import normalize_uri, open_reader, open_store
+from afinar.storage.parallel_listing import ParallelLister
 from afinar.storage.store import Buffer, ObjectInfo, Store
 
 
@@ -76,8 +83,15 @@ def test_names_are_taken_as_they_are(store: Store) -> None:
 
 
 def test_a_deep_and_a_wide_tree_are_listed_whole(store: Store) -> None:
-    names = [f"{a}/{b}/{c}/{number}" for a in "xy" for b in "ab" for c in "ij" for number in range(3)]
-    names += [f"wide/{number:04d}" for number in range(1050)] + ["top", ".hidden/x", "x/.hidden/x", "x/a/.hidden"]
+    names = [
+        f"{a}/{b}/{c}/{number}" for a in "xy" for b in "ab" for c in "ij" for number in range(3)
+    ]
+    names += [f"wide/{number:04d}" for number in range(1050)] + [
+        "top",
+        ".hidden/x",
+        "x/.hidden/x",
+        "x/a/.hidden",
+    ]
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(lambda name: store.put_if_absent(name, b""), names))
     found = [info.name for info in store.walk()]
@@ -100,7 +114,9 @@ def test_a_second_put_changes_nothing(store: Store) -> None:
 
 def test_of_sixteen_writers_one_wins(store: Store) -> None:
     with ThreadPoolExecutor(16) as pool:
-        won = list(pool.map(lambda number: store.put_if_absent("race", str(number).encode()), range(16)))
+        won = list(
+            pool.map(lambda number: store.put_if_absent("race", str(number).encode()), range(16))
+        )
     assert won.count(True) == 1
     assert store.get("race") == str(won.index(True)).encode()
 
@@ -123,7 +139,7 @@ def test_a_missing_object_is_not_found(store: Store) -> None:
 
 
 def test_the_probe_accepts_a_store_that_enforces_put_if_absent(store: Store) -> None:
-    require_put_if_absent(store)
+    probe_conditional_put(store)
     assert list(store.walk("probes")) == []
 
 
@@ -136,15 +152,17 @@ def test_a_store_that_overwrites_is_refused(tmp_path: Path) -> None:
             return super().put_if_absent(name, data)
 
     with pytest.raises(RequestError, match="If-None-Match"):
-        require_put_if_absent(Overwriting(str(tmp_path)))
+        probe_conditional_put(Overwriting(str(tmp_path)))
 
 
 def test_versions_are_numbered_and_belong_to_one_owner(store: Store) -> None:
     assert latest(store, "manifests") is None
     assert publish(store, "manifests", 1, {"n": 1}, "me")
-    assert publish(store, "manifests", 1, {"n": 1}, "me"), "a lost reply answers 'taken' to our own retry"
+    assert publish(store, "manifests", 1, {"n": 1}, "me"), (
+        "a lost reply answers 'taken' to our own retry"
+    )
     assert not publish(store, "manifests", 1, {"n": 2}, "you")
-    assert publish_next(store, "manifests", lambda number, _: {"n": number}, "you") == 2
+    assert append_version(store, "manifests", lambda number, _: {"n": number}, "you") == 2
     found = latest(store, "manifests")
     assert found is not None
     assert (found[0], found[1]["n"]) == (2, 2)
@@ -153,7 +171,9 @@ def test_versions_are_numbered_and_belong_to_one_owner(store: Store) -> None:
 def test_twenty_publishers_get_twenty_versions(store: Store) -> None:
     with ThreadPoolExecutor(10) as pool:
         owners = [f"owner-{number}" for number in range(10)]
-        numbers = list(pool.map(lambda owner: publish_next(store, "v", lambda n, _: {"n": n}, owner), owners))
+        numbers = list(
+            pool.map(lambda owner: append_version(store, "v", lambda n, _: {"n": n}, owner), owners)
+        )
     assert sorted(numbers) == list(range(1, 11))
 
 
@@ -182,12 +202,12 @@ def test_bytes_that_are_not_the_committed_ones_are_refused(store: Store, tmp_pat
 
 def test_locations_are_written_one_way(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert normalise("pictures/") == str(tmp_path / "pictures")
-    assert normalise("file:///data") == "/data"
-    assert normalise("s3://bucket/a/") == "s3://bucket/a"
+    assert normalize_uri("pictures/") == str(tmp_path / "pictures")
+    assert normalize_uri("file:///data") == "/data"
+    assert normalize_uri("s3://bucket/a/") == "s3://bucket/a"
     for wrong in ("gs://bucket/a", "s3://", "  "):
         with pytest.raises(RequestError):
-            normalise(wrong)
+            normalize_uri(wrong)
 
 
 def test_which_way_to_a_picture_is_listed_does_not_depend_on_threads(tmp_path: Path) -> None:
@@ -198,18 +218,30 @@ def test_which_way_to_a_picture_is_listed_does_not_depend_on_threads(tmp_path: P
     outside.mkdir()
     (outside / "q.jpg").write_bytes(b"1")
     (outside / "back").symlink_to(tmp_path)
-    for link, target in {"a": tmp_path / "z", "b": tmp_path / "y" / "deep", "d": outside, "c": outside}.items():
+    for link, target in {
+        "a": tmp_path / "z",
+        "b": tmp_path / "y" / "deep",
+        "d": outside,
+        "c": outside,
+    }.items():
         (tmp_path / link).symlink_to(target)
     (tmp_path / "file").symlink_to(outside / "q.jpg")
     (tmp_path / "broken").symlink_to(outside / "nothing")
     for _ in range(20):
         listed = {info.name: info.etag for info in open_reader(str(tmp_path)).walk()}
-        assert sorted(listed) == ["broken", "c/q.jpg", "file", "x/deep/p.jpg", "y/deep/p.jpg", "z/deep/p.jpg"]
+        assert sorted(listed) == [
+            "broken",
+            "c/q.jpg",
+            "file",
+            "x/deep/p.jpg",
+            "y/deep/p.jpg",
+            "z/deep/p.jpg",
+        ]
         assert listed["broken"] == "unreadable"
 
 
 def test_an_error_in_one_thread_ends_the_walk() -> None:
-    def visit(number: int, walk: Walk[int]) -> Iterator[list[ObjectInfo]]:
+    def visit(number: int, walk: ParallelLister[int]) -> Iterator[list[ObjectInfo]]:
         if number == 500:
             raise ForbiddenError("five hundred")
         for below in (2 * number, 2 * number + 1):
@@ -218,11 +250,11 @@ def test_an_error_in_one_thread_ends_the_walk() -> None:
         yield [ObjectInfo(str(number), "", 0, "")] * 10
 
     with pytest.raises(ForbiddenError, match="five hundred"):
-        list(Walk(visit, 8).pages([1]))
+        list(ParallelLister(visit, 8).pages([1]))
 
 
 def test_etags_that_are_no_md5s_cost_three_double_readings() -> None:
-    check, readings = BodyCheck(), 0
+    check, readings = EtagVerifier(), 0
 
     def fetch() -> tuple[bytes, str]:
         nonlocal readings
@@ -236,11 +268,14 @@ def test_etags_that_are_no_md5s_cost_three_double_readings() -> None:
 def test_of_altered_bodies_none_is_believed() -> None:
     etag = hashlib.md5(b"body", usedforsecurity=False).hexdigest()
     bodies = iter([b"bodx", b"bodz", b"body"])
-    assert BodyCheck().read("s3://b/k", lambda: (next(bodies), f'"{etag}"')) == b"body"
+    assert EtagVerifier().read("s3://b/k", lambda: (next(bodies), f'"{etag}"')) == b"body"
     altered = iter(range(100))
     with pytest.raises(StorageError, match="s3://b/k"):
-        BodyCheck().read("s3://b/k", lambda: (bytes([next(altered)]), etag))
-    assert BodyCheck().read("s3://b/k", lambda: (b"of several parts", f"{etag}-3")) == b"of several parts"
+        EtagVerifier().read("s3://b/k", lambda: (bytes([next(altered)]), etag))
+    assert (
+        EtagVerifier().read("s3://b/k", lambda: (b"of several parts", f"{etag}-3"))
+        == b"of several parts"
+    )
 
 
 def test_a_link_to_a_folder_is_followed_once(tmp_path: Path) -> None:
@@ -251,7 +286,9 @@ def test_a_link_to_a_folder_is_followed_once(tmp_path: Path) -> None:
     assert [info.name for info in source.walk()] == ["real/a.jpg"]
 
 
-def test_a_large_object_is_published_whole_and_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_object_is_published_whole_and_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("afinar.storage.s3._PIECE_BYTES", 5 * 2**20)
     pieces = [bytes([number]) * 2**20 for number in range(13)]
     name = "large/whole.bin"

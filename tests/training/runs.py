@@ -38,7 +38,9 @@ def _worker(rank: int, size: int, port: int, configuration: TrainConfig) -> None
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
+    )
     train(plan_training(configuration, "run"), Group())
     dist.destroy_process_group()
 
@@ -55,7 +57,9 @@ def run_on(workers: int, configuration: TrainConfig, target: Path) -> TrainOutco
 
 def audited(folder: Path) -> list[dict[str, Any]]:
     """What all workers wrote into an audit folder: one record per worker and step, in the order of steps."""
-    lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    lines = [
+        line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()
+    ]
     return sorted(map(json.loads, lines), key=lambda one: (one["step"], one["rank"]))
 
 

@@ -7,29 +7,32 @@ import pytest
 import torch
 from afinar.config.checks import Augmentation, parse_augment
 from afinar.errors import RequestError
-from afinar.training.augment import Draw, affine, move, recolour
+from afinar.training.augment import SampleRng, affine, move, photometric
 from afinar.training.rng import uniform
 from torch import Tensor
 
 EVERYTHING = parse_augment(
-    "flip,flip-vertical,rotate:40,shift:0.2,zoom:0.2,shear:10,brightness:0.3,contrast:0.3,saturation:0.3", "full"
+    "flip,flip-vertical,rotate:40,shift:0.2,zoom:0.2,shear:10,brightness:0.3,contrast:0.3,saturation:0.3",
+    "full",
 )
 
 
 def pictures(count: int, side: int = 32) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    )
 
 
-def drawn_for(keys: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> Draw:
+def drawn_for(keys: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> SampleRng:
     return lambda what: torch.from_numpy(uniform(keys, 0, 0, what).astype(np.float32))
 
 
-def constant(values: dict[str, float], count: int = 1) -> Draw:
+def constant(values: dict[str, float], count: int = 1) -> SampleRng:
     return lambda what: torch.full((count,), values.get(what, 0.5))
 
 
-def augmented(images: Tensor, what: Augmentation, draw: Draw) -> Tensor:
-    return move(recolour(images, what, draw).permute(0, 3, 1, 2).float(), what, draw)
+def augmented(images: Tensor, what: Augmentation, draw: SampleRng) -> Tensor:
+    return move(photometric(images, what, draw).permute(0, 3, 1, 2).float(), what, draw)
 
 
 def test_a_picture_is_augmented_alike_in_any_batch() -> None:
@@ -44,8 +47,8 @@ def test_flips_are_mirrors() -> None:
     images = pictures(1)
     for name, axis in (("flip", 2), ("flip_vertical", 1)):
         what = Augmentation(**{name: True})
-        assert torch.equal(recolour(images, what, constant({name: 0.1})), images.flip(axis))
-        assert torch.equal(recolour(images, what, constant({name: 0.9})), images)
+        assert torch.equal(photometric(images, what, constant({name: 0.1})), images.flip(axis))
+        assert torch.equal(photometric(images, what, constant({name: 0.9})), images)
 
 
 def test_a_quarter_turn_is_a_quarter_turn() -> None:
@@ -58,7 +61,9 @@ def test_a_quarter_turn_is_a_quarter_turn() -> None:
 
 def test_a_shift_moves_by_its_share_of_the_side_and_repeats_the_border() -> None:
     images = pictures(1).permute(0, 3, 1, 2).float()
-    moved = move(images, Augmentation(shift=0.25), constant({"shift_x": 1.0}))  # by a quarter of 32: 8 columns
+    moved = move(
+        images, Augmentation(shift=0.25), constant({"shift_x": 1.0})
+    )  # by a quarter of 32: 8 columns
     assert torch.allclose(moved[..., 8:], images[..., :-8], atol=1e-3)
     assert torch.allclose(moved[..., :8], images[..., :1].expand(-1, -1, -1, 8), atol=1e-3)
 
@@ -72,13 +77,15 @@ def test_zoom_enlarges_and_shrinks_about_the_middle() -> None:
 
 def test_colours() -> None:
     images = pictures(1)
-    brighter = recolour(images, Augmentation(brightness=0.5), constant({"brightness": 1.0}))
+    brighter = photometric(images, Augmentation(brightness=0.5), constant({"brightness": 1.0}))
     assert torch.allclose(brighter, (images * 1.5).clamp(0, 255))
-    grey = recolour(images, Augmentation(saturation=1.0), constant({"saturation": 0.0}))
-    assert torch.allclose(grey, grey[..., :1].expand_as(grey), atol=1e-3), "without saturation all is grey"
-    flat = recolour(images, Augmentation(contrast=1.0), constant({"contrast": 0.0}))
+    grey = photometric(images, Augmentation(saturation=1.0), constant({"saturation": 0.0}))
+    assert torch.allclose(grey, grey[..., :1].expand_as(grey), atol=1e-3), (
+        "without saturation all is grey"
+    )
+    flat = photometric(images, Augmentation(contrast=1.0), constant({"contrast": 0.0}))
     assert float(flat.std()) < 1e-3, "without contrast all is alike"
-    unchanged = recolour(images, EVERYTHING, constant({"flip": 0.9, "flip_vertical": 0.9}))
+    unchanged = photometric(images, EVERYTHING, constant({"flip": 0.9, "flip_vertical": 0.9}))
     assert torch.allclose(unchanged, images.float(), atol=1e-3)
 
 

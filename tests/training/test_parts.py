@@ -14,10 +14,10 @@ from afinar.dataset.reader import Dataset, open_dataset
 from afinar.ingest.driver import Ingest
 from afinar.storage.cache import Cache
 from afinar.training.loading import ShardWindows, load
-from afinar.training.optim import Descent, follow, rate_factor
+from afinar.training.optim import Optimizer, follow, lr_at_step
 from afinar.training.sampler import epoch_order, global_batches
 from afinar.training.timing import Account
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 from torch import nn
 
 from tests.conftest import many_pictures
@@ -25,12 +25,12 @@ from tests.storage.test_cache import RemoteStore
 
 
 def test_the_rate_rises_and_falls_as_asked() -> None:
-    cosine = [rate_factor("cosine", 0.2, step, 10) for step in range(10)]
+    cosine = [lr_at_step("cosine", 0.2, step, 10) for step in range(10)]
     assert cosine[:3] == [0.5, 1.0, 1.0]
     assert all(later < earlier for earlier, later in itertools.pairwise(cosine[2:]))
     assert cosine[6] == pytest.approx(0.5), "half way down"
-    assert [rate_factor("linear", 0.0, step, 4) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
-    assert {rate_factor("constant", 0.0, step, 4) for step in range(4)} == {1.0}
+    assert [lr_at_step("linear", 0.0, step, 4) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+    assert {lr_at_step("constant", 0.0, step, 4) for step in range(4)} == {1.0}
 
 
 def test_a_step_moves_each_group_by_its_share_of_the_rate() -> None:
@@ -42,18 +42,22 @@ def test_a_step_moves_each_group_by_its_share_of_the_rate() -> None:
         {"params": [module.bias], "weight_decay": 0.0, "factor": 0.5},
     ]
     config = TrainConfig(optimizer="adam", learning_rate=0.1, schedule="constant", warmup=0.0)
-    Descent(module, groups, config, steps=4).step(module(torch.ones(1, 1)).sum(), 0)
+    Optimizer(module, groups, config, steps=4).step(module(torch.ones(1, 1)).sum(), 0)
     assert module.weight.item() == pytest.approx(0.9)  # Adam's first step is the rate itself
     assert module.bias.item() == pytest.approx(0.95)
 
 
 def test_clipping_bounds_the_gradient() -> None:
     module = nn.Linear(1, 1, bias=False)
-    config = TrainConfig(optimizer="sgd", learning_rate=1.0, schedule="constant", warmup=0.0, clip_norm=0.5)
+    config = TrainConfig(
+        optimizer="sgd", learning_rate=1.0, schedule="constant", warmup=0.0, clip_norm=0.5
+    )
     groups = [{"params": [module.weight], "weight_decay": 0.0, "factor": 1.0}]
     before = module.weight.item()
-    Descent(module, groups, config, steps=4).step(100 * module(torch.ones(1, 1)).sum(), 0)
-    assert before - module.weight.item() == pytest.approx(0.5 * 1.9, rel=1e-4), "Nesterov adds 0.9 of the first step"
+    Optimizer(module, groups, config, steps=4).step(100 * module(torch.ones(1, 1)).sum(), 0)
+    assert before - module.weight.item() == pytest.approx(0.5 * 1.9, rel=1e-4), (
+        "Nesterov adds 0.9 of the first step"
+    )
 
 
 def test_averaged_weights_follow_and_counters_are_copied() -> None:
@@ -107,14 +111,31 @@ def test_shards_are_fetched_a_window_ahead_and_the_cache_stays_bounded(tmp_path:
         for number, batch in enumerate(batches):
             enter(number)
             np.testing.assert_array_equal(dataset.read(batch), local.read(batch))
-    fetched = [line for line in Path(store.root, "reads").read_text().splitlines() if line.startswith("shards/")]
+    fetched = [
+        line
+        for line in Path(store.root, "reads").read_text().splitlines()
+        if line.startswith("shards/")
+    ]
     assert sorted(fetched) == [ref.path for ref in local.shards], "each shard once"
-    kept = [path.stat().st_size for path in (tmp_path / "cache").iterdir() if not path.name.startswith("lock-")]
+    kept = [
+        path.stat().st_size
+        for path in (tmp_path / "cache").iterdir()
+        if not path.name.startswith("lock-")
+    ]
     assert sum(kept) <= 4 * largest
 
 
 def test_the_ledger_says_what_the_limit_is() -> None:
-    spent = {"first_batch_s": 0.1, "copy_s": 0.0, "augment_s": 0.0, "prepare_s": 0.1, "seconds": 10.0, "steps": 5}
+    spent = {
+        "first_batch_s": 0.1,
+        "copy_s": 0.0,
+        "augment_s": 0.0,
+        "prepare_s": 0.1,
+        "seconds": 10.0,
+        "steps": 5,
+    }
     assert "arithmetic is the limit" in Account(waiting_s=0.1, compute_s=9.0, **spent).limit  # type: ignore[arg-type]
-    assert Account(waiting_s=6.0, compute_s=3.0, **spent).limit.startswith("Waiting for data is the limit")  # type: ignore[arg-type]
-    assert Account(waiting_s=2.0, compute_s=7.0, **spent).limit.startswith("Waiting for data slows it")  # type: ignore[arg-type]
+    waits = Account(waiting_s=6.0, compute_s=3.0, **spent)  # type: ignore[arg-type]
+    assert waits.limit.startswith("Waiting for data is the limit")
+    slowed = Account(waiting_s=2.0, compute_s=7.0, **spent)  # type: ignore[arg-type]
+    assert slowed.limit.startswith("Waiting for data slows it")

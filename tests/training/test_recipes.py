@@ -28,7 +28,7 @@ from afinar.training.distributed import Group
 from afinar.training.publish import publish
 from afinar.training.task import plan_training
 from afinar.training.worker import train
-from afinar.units.work import InlineExecutor
+from afinar.units.executor import InlineExecutor
 from safetensors.torch import save_file
 
 from tests.models.test_network import RECIPES, by_hand, dense
@@ -52,9 +52,13 @@ def fabric(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("fabric")
     for name in ("global", "nominal"):
         (folder / "pictures" / name).mkdir(parents=True)
-        for path in sorted((Path(conformal_clip_data.textile_simulated_root()) / name).iterdir())[:EACH]:
+        for path in sorted((Path(conformal_clip_data.textile_simulated_root()) / name).iterdir())[
+            :EACH
+        ]:
             shutil.copy2(path, folder / "pictures" / name)
-    config = IngestConfig(source=str(folder / "pictures"), dataset=str(folder / "dataset"), size=150)
+    config = IngestConfig(
+        source=str(folder / "pictures"), dataset=str(folder / "dataset"), size=150
+    )
     summary = Ingest(config, InlineExecutor()).run()
     assert summary.samples == 2 * EACH
     return str(folder / "dataset")
@@ -66,7 +70,14 @@ def random_weights(config: TrainConfig, folder: Path) -> str:
     cut = check_cut(config.backbone, config.cut, size)
     torch.manual_seed(0)
     network, _ = build_network(
-        Architecture(backbone=config.backbone, cut=cut, head="linear", input_size=size, classes=2, pool=config.pool)
+        Architecture(
+            backbone=config.backbone,
+            cut=cut,
+            head="linear",
+            input_size=size,
+            classes=2,
+            pool=config.pool,
+        )
     )
     path = folder / f"{config.backbone}.safetensors"
     save_file(network.backbone.state_dict(), path)
@@ -95,12 +106,20 @@ print(json.dumps(model(np.load(sys.argv[2])).tolist()))
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in COURSES]
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in COURSES],
 )
-def test_a_courses_recipe_trains_and_is_the_same_in_another_process(name: str, fabric: str, tmp_path: Path) -> None:
+def test_a_courses_recipe_trains_and_is_the_same_in_another_process(
+    name: str, fabric: str, tmp_path: Path
+) -> None:
     changed: dict[str, Any] = {**COURSES[name], "batch_size": 16}
     config = TrainConfig(
-        **{**load_recipe(TrainConfig, str(RECIPES / name)), "dataset": fabric, "models": str(tmp_path / "m"), **changed}
+        **{
+            **load_recipe(TrainConfig, str(RECIPES / name)),
+            "dataset": fabric,
+            "models": str(tmp_path / "m"),
+            **changed,
+        }
     )
     if config.weights != "none":
         config = replace(config, weights=random_weights(config, tmp_path))
@@ -121,5 +140,7 @@ def test_a_courses_recipe_trains_and_is_the_same_in_another_process(name: str, f
     elsewhere = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     here = open_model(spec)(images)
     np.testing.assert_allclose(here.sum(axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(np.array(elsewhere), here, atol=1e-6)  # float32: threads may sum in another order
+    np.testing.assert_allclose(
+        np.array(elsewhere), here, atol=1e-6
+    )  # float32: threads may sum in another order
     shutil.rmtree(tmp_path / "m")  # half a gigabyte of VGG16

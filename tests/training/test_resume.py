@@ -11,10 +11,10 @@ import pytest
 from afinar.config.jobs import TrainConfig
 from afinar.errors import IntegrityError, RequestError, ShortfallError
 from afinar.storage.open import open_store
-from afinar.training.checkpoint import Cursor
+from afinar.training.checkpoint import TrainState
 from afinar.training.distributed import Group
 from afinar.training.publish import TrainOutcome, finish, publish
-from afinar.training.sample_log import Audit
+from afinar.training.sample_log import SampleLog
 from afinar.training.sampler import Rows
 from afinar.training.task import plan_training
 from afinar.training.worker import train
@@ -29,15 +29,15 @@ class CutOffError(Exception):
 
 def cut_off_at(step: int, configuration: TrainConfig, patch: pytest.MonkeyPatch) -> None:
     """Train until `step` has been taken, and no further."""
-    write = Audit.write
+    write = SampleLog.write
 
-    def deadly(self: Audit, cursor: Cursor, rows: Rows) -> None:
+    def deadly(self: SampleLog, cursor: TrainState, rows: Rows) -> None:
         write(self, cursor, rows)
         if cursor.step == step:
             raise CutOffError
 
     with patch.context() as inner:
-        inner.setattr(Audit, "write", deadly)
+        inner.setattr(SampleLog, "write", deadly)
         with pytest.raises(CutOffError):
             run(configuration)
 
@@ -59,7 +59,13 @@ OPTIONS: list[dict[str, Any]] = [
         "precision": "bfloat16",
     },
     {"optimizer": "rmsprop", "clip_norm": 1.0, "label_smoothing": 0.1, "class_weights": "balanced"},
-    {"optimizer": "adam", "backbone": "efficientnet_lite0", "regime": "last:2", "weights": "imagenet", "epochs": 1},
+    {
+        "optimizer": "adam",
+        "backbone": "efficientnet_lite0",
+        "regime": "last:2",
+        "weights": "imagenet",
+        "epochs": 1,
+    },
 ]
 
 
@@ -68,14 +74,24 @@ def test_a_training_cut_off_in_mid_epoch_ends_bit_for_bit_as_the_undisturbed(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     """Dropout, averaged weights, momentum and BatchNorm's statistics included."""
-    plain = config(trained, tmp_path / "calm", checkpoint_steps=3, audit=str(tmp_path / "calm-audit"), **options)
+    plain = config(
+        trained,
+        tmp_path / "calm",
+        checkpoint_steps=3,
+        audit=str(tmp_path / "calm-audit"),
+        **options,
+    )
     undisturbed = run(plain)
-    disturbed = dataclasses.replace(plain, models=str(tmp_path / "cut"), audit=str(tmp_path / "cut-audit"))
+    disturbed = dataclasses.replace(
+        plain, models=str(tmp_path / "cut"), audit=str(tmp_path / "cut-audit")
+    )
     cut_off_at(5, disturbed, monkeypatch)
     assert without_times(run(disturbed)) == without_times(undisturbed)
 
     calm, cut = steps_of(tmp_path / "calm-audit"), steps_of(tmp_path / "cut-audit")
-    assert {step: sorted(set(rows)) for step, rows in cut.items()} == calm, "the same samples in the same steps"
+    assert {step: sorted(set(rows)) for step, rows in cut.items()} == calm, (
+        "the same samples in the same steps"
+    )
     replayed = [step for step in cut if len(cut[step]) > len(calm[step])]
     assert replayed == [4, 5], "what came after the checkpoint at step 3, and nothing else"
 
@@ -84,7 +100,10 @@ def test_each_epoch_has_every_sample_once(trained: Trained, tmp_path: Path) -> N
     run(config(trained, tmp_path / "models", epochs=2, audit=str(tmp_path / "audit")))
     steps = steps_of(tmp_path / "audit")
     half = len(steps) // 2
-    first, second = ([row for step in part for row in steps[step]] for part in (list(steps)[:half], list(steps)[half:]))
+    first, second = (
+        [row for step in part for row in steps[step]]
+        for part in (list(steps)[:half], list(steps)[half:])
+    )
     assert len(set(first)) == len(first)
     assert sorted(first) == sorted(second)
     assert first != second
@@ -97,7 +116,9 @@ def test_a_training_goes_on_with_another_number_of_workers(
     plain = config(trained, tmp_path / "calm", backbone="squeezenet1_1", cut="features.5", epochs=2, batch_size=9,
                    checkpoint_steps=2, audit=str(tmp_path / "calm-audit"))  # fmt: skip
     undisturbed = run(plain)
-    disturbed = dataclasses.replace(plain, models=str(tmp_path / "cut"), audit=str(tmp_path / "cut-audit"))
+    disturbed = dataclasses.replace(
+        plain, models=str(tmp_path / "cut"), audit=str(tmp_path / "cut-audit")
+    )
     cut_off_at(5, disturbed, monkeypatch)
     outcome = run_on(3, disturbed, tmp_path / "cut")
     for row, other in zip(undisturbed.history, outcome.history, strict=True):
@@ -107,7 +128,9 @@ def test_a_training_goes_on_with_another_number_of_workers(
     assert {step: sorted(set(rows)) for step, rows in cut.items()} == calm
 
 
-def test_a_run_that_ended_without_being_published_is_published_once(trained: Trained, tmp_path: Path) -> None:
+def test_a_run_that_ended_without_being_published_is_published_once(
+    trained: Trained, tmp_path: Path
+) -> None:
     configuration = config(trained, tmp_path, epochs=1)
     task = plan_training(configuration, "first")
     outcome = train(task, Group())
@@ -120,20 +143,27 @@ def test_a_run_that_ended_without_being_published_is_published_once(trained: Tra
     assert plan_training(configuration, "third").run == "third", "what is published is finished"
 
 
-def test_checkpoints_leave_the_best_epochs_behind_and_nothing_else(trained: Trained, tmp_path: Path) -> None:
+def test_checkpoints_leave_the_best_epochs_behind_and_nothing_else(
+    trained: Trained, tmp_path: Path
+) -> None:
     configuration = config(trained, tmp_path, epochs=4, keep_best=2, checkpoint_steps=2)
     task = plan_training(configuration, "run")
     outcome = train(task, Group())
     finish(task, outcome)
     finish(task, outcome)  # as when a job was killed in the middle of it
-    left = {f"runs/run/checkpoints/{path.name}" for path in (tmp_path / "runs" / "run" / "checkpoints").iterdir()}
+    left = {
+        f"runs/run/checkpoints/{path.name}"
+        for path in (tmp_path / "runs" / "run" / "checkpoints").iterdir()
+    }
     ranked = sorted(outcome.history, key=lambda row: (-row["val"]["top1"], row["val"]["loss"]))
     assert [one["epoch"] for one in outcome.best] == [row["epoch"] for row in ranked[:2]]
     assert left == {one["path"] for one in outcome.best}
     assert not list((tmp_path / "unfinished").iterdir())
 
 
-def test_the_best_epoch_is_what_is_evaluated_and_patience_ends_a_training(trained: Trained, tmp_path: Path) -> None:
+def test_the_best_epoch_is_what_is_evaluated_and_patience_ends_a_training(
+    trained: Trained, tmp_path: Path
+) -> None:
     outcome = run(config(trained, tmp_path, epochs=30, patience=2, learning_rate=3e-3))
     ranked = sorted(outcome.history, key=lambda row: (-row["val"]["top1"], row["val"]["loss"]))
     assert len(outcome.history) < 30
@@ -160,7 +190,7 @@ def test_a_new_version_of_the_dataset_is_a_new_training(
 ) -> None:
     from afinar.config.jobs import IngestConfig
     from afinar.ingest.driver import Ingest
-    from afinar.units.work import InlineExecutor
+    from afinar.units.executor import InlineExecutor
 
     pictures = make_archive(tmp_path / "pictures", 30)
     ingest = IngestConfig(source=str(pictures), dataset=str(tmp_path / "dataset"), size=64)
@@ -176,7 +206,9 @@ def test_a_new_version_of_the_dataset_is_a_new_training(
     assert [row["epoch"] for row in train(task, Group()).history] == [1, 2, 3], "from its beginning"
 
 
-def test_a_damaged_checkpoint_is_refused(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_checkpoint_is_refused(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     configuration = config(trained, tmp_path, checkpoint_steps=2)
     cut_off_at(3, configuration, monkeypatch)
     for path in (tmp_path / "runs" / "run" / "checkpoints").glob("*.safetensors"):
@@ -191,7 +223,7 @@ def test_a_damaged_checkpoint_is_refused(trained: Trained, tmp_path: Path, monke
 def test_a_damaged_shard_ends_the_training_and_publishes_nothing(tmp_path: Path) -> None:
     from afinar.config.jobs import IngestConfig
     from afinar.ingest.driver import Ingest
-    from afinar.units.work import InlineExecutor
+    from afinar.units.executor import InlineExecutor
 
     pictures = make_archive(tmp_path / "pictures", 30)
     dataset = str(tmp_path / "dataset")
@@ -211,9 +243,16 @@ def test_a_damaged_shard_ends_the_training_and_publishes_nothing(tmp_path: Path)
 def test_a_class_without_training_samples_is_refused(tmp_path: Path) -> None:
     from afinar.config.jobs import IngestConfig
     from afinar.ingest.driver import Ingest
-    from afinar.units.work import InlineExecutor
+    from afinar.units.executor import InlineExecutor
 
-    folders = ("train/moss", "train/rust", "validation/moss", "validation/rust", "test/moss", "test/slate")
+    folders = (
+        "train/moss",
+        "train/rust",
+        "validation/moss",
+        "validation/rust",
+        "test/moss",
+        "test/slate",
+    )
     for number, folder in enumerate(folders):
         (tmp_path / "pictures" / folder).mkdir(parents=True)
         for position in range(6):
@@ -221,7 +260,8 @@ def test_a_class_without_training_samples_is_refused(tmp_path: Path) -> None:
             (tmp_path / "pictures" / folder / f"{position}.jpg").write_bytes(picture)
     dataset = str(tmp_path / "dataset")
     Ingest(
-        IngestConfig(source=str(tmp_path / "pictures"), dataset=dataset, size=64, split="folder"), InlineExecutor()
+        IngestConfig(source=str(tmp_path / "pictures"), dataset=dataset, size=64, split="folder"),
+        InlineExecutor(),
     ).run()
     with pytest.raises(RequestError, match="no training sample of slate"):
         run(config(Trained(tmp_path, dataset, ""), tmp_path / "models"))

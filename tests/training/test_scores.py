@@ -24,7 +24,9 @@ from tests.servers import free_port
 Sample = tuple[Tensor, Tensor]
 
 
-def drawn(samples: int, classes: int, seed: int, absent: tuple[int, ...] = (), sharpness: float = 1.0) -> Sample:
+def drawn(
+    samples: int, classes: int, seed: int, absent: tuple[int, ...] = (), sharpness: float = 1.0
+) -> Sample:
     """Logits, and targets drawn from their softmax, so that they are calibrated; classes without samples."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(samples, classes, generator=generator, dtype=torch.float64)
@@ -47,7 +49,10 @@ CASES: dict[str, Callable[[], Sample]] = {
     "two classes": lambda: drawn(50, 2, 2),
     "two samples": lambda: drawn(2, 3, 3),  # of three workers one has none
     "only one class is true": lambda: drawn(17, 2, 4, absent=(0,)),
-    "tied and certain": lambda: (torch.tensor([[30.0, 0.0]] * 5 + [[0.0, 0.0]] * 4), torch.tensor([0, 1, 0] * 3)),
+    "tied and certain": lambda: (
+        torch.tensor([[30.0, 0.0]] * 5 + [[0.0, 0.0]] * 4),
+        torch.tensor([0, 1, 0] * 3),
+    ),
 }
 
 
@@ -77,7 +82,9 @@ def _worker(rank: int, size: int, port: int, folder: str) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
+    )
     Path(folder, str(rank)).write_text(json.dumps(computed(Group()), allow_nan=False))
     dist.destroy_process_group()
 
@@ -88,16 +95,25 @@ def alone() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=[1, 2, 3])
-def on_workers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def on_workers(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
     """What each of so many workers got."""
     folder = tmp_path_factory.mktemp("scores")
     spawn: Callable[..., Any] = start_processes
-    spawn(_worker, args=(request.param, free_port(), str(folder)), nprocs=request.param, start_method="spawn")
+    spawn(
+        _worker,
+        args=(request.param, free_port(), str(folder)),
+        nprocs=request.param,
+        start_method="spawn",
+    )
     return [json.loads((folder / str(rank)).read_text()) for rank in range(request.param)]
 
 
 def flat(one: dict[str, Any]) -> dict[str, Any]:
-    return {name: -1.0 if value is None else value for name, value in one.items() if name != "recall"}
+    return {
+        name: -1.0 if value is None else value for name, value in one.items() if name != "recall"
+    }
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -136,7 +152,10 @@ def test_scores_are_those_of_scikit_learn(case: str, alone: dict[str, Any]) -> N
     assert ours["top1"] == sk.accuracy_score(true, guessed)
     assert ours["macro_f1"] == pytest.approx(sk.f1_score(true, guessed, average="macro"), rel=1e-12)
     recall = sk.recall_score(true, guessed, labels=labels, average=None, zero_division=np.nan)
-    theirs = {name: None if math.isnan(one) else one for name, one in zip(names(logits), recall, strict=True)}
+    theirs = {
+        name: None if math.isnan(one) else one
+        for name, one in zip(names(logits), recall, strict=True)
+    }
     assert ours["recall"] == pytest.approx(theirs)
     if len(labels) >= 6:
         assert ours["top5"] == sk.top_k_accuracy_score(true, chances, k=5, labels=labels)
@@ -155,11 +174,18 @@ def test_classes_that_do_not_occur(alone: dict[str, Any]) -> None:
     logits, targets = CASES["classes without samples"]()
     ours = alone["classes without samples"]["score"]
     assert (8 in logits.argmax(dim=1), 9 in logits.argmax(dim=1)) == (True, False)
-    assert [name for name, recall in ours["recall"].items() if recall is None] == ["class 8", "class 9"]
+    assert [name for name, recall in ours["recall"].items() if recall is None] == [
+        "class 8",
+        "class 9",
+    ]
     theirs = multiclass_f1_score(logits, targets, num_classes=10, average="macro")
     assert ours["macro_f1"] == pytest.approx(float(theirs), abs=1e-6)
-    over_all_ten = sk.f1_score(targets, logits.argmax(dim=1), labels=range(10), average="macro", zero_division=0)
-    assert ours["macro_f1"] == pytest.approx(over_all_ten * 10 / 9), "the class that is nowhere is left out"
+    over_all_ten = sk.f1_score(
+        targets, logits.argmax(dim=1), labels=range(10), average="macro", zero_division=0
+    )
+    assert ours["macro_f1"] == pytest.approx(over_all_ten * 10 / 9), (
+        "the class that is nowhere is left out"
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -14,7 +14,13 @@ from tensorboardX.proto.event_pb2 import Event
 ROW: dict[str, Any] = {
     "epoch": 3,
     "train": {"loss": 0.5},
-    "val": {"loss": 0.625, "top1": 0.75, "top5": None, "recall": {"moss": 1.0, "rust/red": 0.5}, "samples": 12},
+    "val": {
+        "loss": 0.625,
+        "top1": 0.75,
+        "top5": None,
+        "recall": {"moss": 1.0, "rust/red": 0.5},
+        "samples": 12,
+    },
     "ledger": {"limit": "The processor is the limit.", "waiting_s": 2.5},
     "seconds": 9,
     "stopped": True,

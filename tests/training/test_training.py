@@ -29,7 +29,9 @@ from tests.conftest import Trained
 from tests.training.runs import config, run, run_on, steps_of
 
 
-@given(st.integers(1, 300), st.integers(2, 40), st.integers(1, 5), st.integers(0, 3), st.integers(1, 9))
+@given(
+    st.integers(1, 300), st.integers(2, 40), st.integers(1, 5), st.integers(0, 3), st.integers(1, 9)
+)
 def test_the_workers_shares_are_the_epoch_exactly_once(
     samples: int, batch: int, workers: int, epoch: int, window: int
 ) -> None:
@@ -38,7 +40,9 @@ def test_the_workers_shares_are_the_epoch_exactly_once(
     assert sorted(order) == list(range(samples))
     assert (np.diff(windows) >= 0).all()
     for number in np.unique(windows):
-        assert len(np.unique(shards[order[windows == number]])) <= window, "what is shuffled together fits the window"
+        assert len(np.unique(shards[order[windows == number]])) <= window, (
+            "what is shuffled together fits the window"
+        )
     batches = global_batches(order, batch)
     assert max(map(len, batches)) <= batch
     assert max(map(len, batches)) - min(map(len, batches)) <= 1
@@ -60,7 +64,11 @@ def test_order_and_draws_are_functions_of_seed_and_epoch_alone() -> None:
     assert np.abs(np.histogram(drawn, 20, (0, 1))[0] - 1000).max() < 150, "evenly spread"
     assert abs(np.corrcoef(drawn, uniform(keys, 0, 1, "flip"))[0, 1]) < 0.03
     np.testing.assert_array_equal(uniform(keys[7:9], 0, 0, "flip"), drawn[7:9])
-    for other in (uniform(keys, 1, 0, "flip"), uniform(keys, 0, 1, "flip"), uniform(keys, 0, 0, "zoom")):
+    for other in (
+        uniform(keys, 1, 0, "flip"),
+        uniform(keys, 0, 1, "flip"),
+        uniform(keys, 0, 0, "zoom"),
+    ):
         assert (other != drawn).mean() > 0.99
 
 
@@ -70,14 +78,17 @@ def test_a_small_network_learns_its_classes(trained: Trained, tmp_path: Path) ->
     assert outcome.history[-1]["train"]["loss"] < outcome.history[0]["train"]["loss"]
     assert outcome.params_trainable == outcome.params_total
     table = from_parquet(open_store(str(tmp_path)).get("runs/run/test.parquet"))
-    right = np.array(table.column("label").to_pylist()) == np.array(table.column("predicted").to_pylist())
+    right = np.array(table.column("label").to_pylist()) == np.array(
+        table.column("predicted").to_pylist()
+    )
     assert right.mean() == pytest.approx(outcome.metrics["test"]["top1"])
     assert read_outcome(plan_training(config(trained, tmp_path), "run")) == outcome
 
 
 def test_the_same_seed_gives_the_same_weights(trained: Trained, tmp_path: Path) -> None:
     one, two, other = (
-        run(config(trained, tmp_path / name, epochs=2, seed=seed)) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+        run(config(trained, tmp_path / name, epochs=2, seed=seed))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert one.weights == two.weights
     assert one.weights != other.weights
@@ -92,7 +103,9 @@ def published_and_initial(task: TrainTask, outcome: TrainOutcome) -> tuple[State
     assert source is not None
     load_weights(source, whole, network.backbone)
     prefix = "backbone."
-    ours = {name.removeprefix(prefix): one for name, one in published.items() if name.startswith(prefix)}
+    ours = {
+        name.removeprefix(prefix): one for name, one in published.items() if name.startswith(prefix)
+    }
     return ours, network.backbone.state_dict()
 
 
@@ -100,7 +113,13 @@ def published_and_initial(task: TrainTask, outcome: TrainOutcome) -> tuple[State
 def test_frozen_means_bit_identical(trained: Trained, tmp_path: Path, augment: str) -> None:
     """BatchNorm's statistics included, with features computed once and with every batch through the network."""
     configuration = config(
-        trained, tmp_path, backbone="efficientnet_lite0", regime="frozen", weights="imagenet", epochs=1, augment=augment
+        trained,
+        tmp_path,
+        backbone="efficientnet_lite0",
+        regime="frozen",
+        weights="imagenet",
+        epochs=1,
+        augment=augment,
     )
     task = plan_training(configuration, "run")
     outcome = train(task, Group())
@@ -118,7 +137,12 @@ def moved(task: TrainTask, outcome: TrainOutcome) -> set[str]:
 
 def test_full_moves_weights_and_statistics(trained: Trained, tmp_path: Path) -> None:
     configuration = config(
-        trained, tmp_path, backbone="efficientnet_lite0", regime="full", weights="imagenet", epochs=1
+        trained,
+        tmp_path,
+        backbone="efficientnet_lite0",
+        regime="full",
+        weights="imagenet",
+        epochs=1,
     )
     task = plan_training(configuration, "run")
     kinds = {name.rpartition(".")[2] for name in moved(task, train(task, Group()))}
@@ -128,7 +152,12 @@ def test_full_moves_weights_and_statistics(trained: Trained, tmp_path: Path) -> 
 def test_the_last_stages_move_and_none_before_them(trained: Trained, tmp_path: Path) -> None:
     """On two workers, whose BatchNorm statistics are averaged: what is frozen must not even be rounded."""
     configuration = config(
-        trained, tmp_path, backbone="efficientnet_lite0", regime="last:2", weights="imagenet", epochs=1
+        trained,
+        tmp_path,
+        backbone="efficientnet_lite0",
+        regime="last:2",
+        weights="imagenet",
+        epochs=1,
     )
     outcome = run_on(2, configuration, tmp_path)
     changed = moved(plan_training(configuration, "run"), outcome)
@@ -141,7 +170,11 @@ def test_any_number_of_workers_computes_what_one_does(trained: Trained, tmp_path
     plain = config(trained, tmp_path, backbone="squeezenet1_1", cut="features.5", epochs=3, batch_size=9,
                    class_weights="balanced", label_smoothing=0.1)  # fmt: skip
     one, *others = (
-        run_on(workers, replace(plain, audit=str(tmp_path / f"audit-{workers}")), tmp_path / str(workers))
+        run_on(
+            workers,
+            replace(plain, audit=str(tmp_path / f"audit-{workers}")),
+            tmp_path / str(workers),
+        )
         for workers in (1, 2, 3)
     )
     assert len(steps_of(tmp_path / "audit-1")) >= 20
@@ -153,10 +186,23 @@ def test_any_number_of_workers_computes_what_one_does(trained: Trained, tmp_path
         assert steps_of(tmp_path / f"audit-{number}") == steps_of(tmp_path / "audit-1")
 
 
-def test_with_batchnorm_samples_and_steps_are_the_same_on_two_workers(trained: Trained, tmp_path: Path) -> None:
-    plain = config(trained, tmp_path, backbone="mobilenet_v3_small", epochs=1, batch_size=12, class_weights="balanced")
+def test_with_batchnorm_samples_and_steps_are_the_same_on_two_workers(
+    trained: Trained, tmp_path: Path
+) -> None:
+    plain = config(
+        trained,
+        tmp_path,
+        backbone="mobilenet_v3_small",
+        epochs=1,
+        batch_size=12,
+        class_weights="balanced",
+    )
     one, two = (
-        run_on(workers, replace(plain, audit=str(tmp_path / f"audit-{workers}")), tmp_path / str(workers))
+        run_on(
+            workers,
+            replace(plain, audit=str(tmp_path / f"audit-{workers}")),
+            tmp_path / str(workers),
+        )
         for workers in (1, 2)
     )
     assert steps_of(tmp_path / "audit-1") == steps_of(tmp_path / "audit-2")

@@ -54,7 +54,9 @@ def _with_defaults(kind: type[C], defaults: dict[str, Any]) -> type:
         bare: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
         if bare in {str, str | None}:
             bare = Annotated[bare, tyro.conf.arg(metavar=name.upper())]
-        namespace["__annotations__"][name] = Annotated[bare, tyro.conf.Positional] if positional else bare
+        namespace["__annotations__"][name] = (
+            Annotated[bare, tyro.conf.Positional] if positional else bare
+        )
         if name in defaults:
             namespace[name] = defaults[name]
         elif kind.__dataclass_fields__[name].default is not dataclasses.MISSING:

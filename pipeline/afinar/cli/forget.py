@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.deferred_executor import LazyRay
+from afinar.cli.deferred_executor import DeferredExecutor
 from afinar.cli.run_folder import as_json, table
 from afinar.config.checks import check_forget
 from afinar.config.jobs import ForgetConfig
@@ -24,7 +24,7 @@ def run(config: ForgetConfig) -> dict[str, Any]:
     """Erase."""
     from afinar.ingest.forget import Forget
 
-    return as_json(Forget(config, LazyRay(config)).run())
+    return as_json(Forget(config, DeferredExecutor(config)).run())
 
 
 def describe(summary: dict[str, Any]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.deferred_executor import LazyRay
-from afinar.cli.run_folder import as_json, counted, new_run, record_run, table
+from afinar.cli.deferred_executor import DeferredExecutor
+from afinar.cli.run_folder import as_json, format_counts, new_run, record_run, table
 from afinar.config.checks import check_ingest
 from afinar.config.jobs import IngestConfig
-from afinar.units.work import limiting_stage
+from afinar.units.progress import limiting_stage
 
 EXAMPLE = "afinar ingest pictures/ dataset/ --size 224 --split 0.7,0.15,0.15"
 
@@ -25,7 +25,7 @@ def run(config: IngestConfig) -> dict[str, Any]:
     """Bring the dataset up to date."""
     from afinar.ingest.driver import Ingest
 
-    ingest = Ingest(config, LazyRay(config))
+    ingest = Ingest(config, DeferredExecutor(config))
     summary = as_json(ingest.run())
     if not any(note.startswith("nothing to do") for note in summary["notes"]):
         record_run(config.dataset, new_run(), config, summary)
@@ -41,11 +41,17 @@ def describe(summary: dict[str, Any]) -> str:
             f"{summary['listed']} = {summary['added']} added + {summary['changed']} changed + "
             f"{summary['unchanged']} unchanged + {summary['rejects']} rejected",
         ),
-        ("samples", f"{summary['samples']} ({counted(summary['splits'])})"),
-        ("since", f"{summary['removed']} removed, {summary['relabelled']} relabelled, {summary['renamed']} renamed"),
+        ("samples", f"{summary['samples']} ({format_counts(summary['splits'])})"),
+        (
+            "since",
+            f"{summary['removed']} removed, {summary['relabelled']} relabelled, {summary['renamed']} renamed",
+        ),
         ("classes", ", ".join(summary["classes"]) or "none"),
-        ("rejects", counted(summary["rejects_by_reason"])),
-        ("time", f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s{_limit(summary)}"),
+        ("rejects", format_counts(summary["rejects_by_reason"])),
+        (
+            "time",
+            f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s{_limit(summary)}",
+        ),
     ]
     if summary["version"] == 1:
         rows = [row for row in rows if row[0] != "since"]

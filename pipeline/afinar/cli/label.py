@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.deferred_executor import LazyRay
-from afinar.cli.run_folder import as_json, counted, new_run, record_run, table
+from afinar.cli.deferred_executor import DeferredExecutor
+from afinar.cli.run_folder import as_json, format_counts, new_run, record_run, table
 from afinar.config.checks import check_label
 from afinar.config.jobs import LabelConfig
 from afinar.errors import ShortfallError
-from afinar.units.work import say
 
 if TYPE_CHECKING:
     from afinar.labelling.driver import Labelling
     from afinar.predictions.review_queue import ReviewQueue
+
+logger = logging.getLogger(__name__)
 
 EXAMPLE = """afinar label archive/ predictions/ --model models/@champion
   afinar label archive/scan.jpg - --model models/@champion"""
@@ -36,24 +38,28 @@ def run(config: LabelConfig) -> dict[str, Any]:
     from afinar.labelling.driver import Labelling
     from afinar.labelling.estimate import read_forecast
 
-    job = Labelling(config, LazyRay(config), _gallery)
+    job = Labelling(config, DeferredExecutor(config), _gallery)
     forecast = read_forecast(config.forecast, job) if config.forecast else None
     try:
         job.run()
     except ShortfallError:
-        if report := _record(config, job).get("report"):  # over its reject budget it has labelled all the same
-            say(f"the run's report: {report}")
+        if report := _record(config, job).get(
+            "report"
+        ):  # over its reject budget it has labelled all the same
+            logger.info(f"the run's report: {report}")
         raise
     return _record(config, job, forecast)
 
 
-def _record(config: LabelConfig, labelling: Labelling, forecast: dict[str, Any] | None = None) -> dict[str, Any]:
+def _record(
+    config: LabelConfig, labelling: Labelling, forecast: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Leave the run's folder with its report, where the run published anything; the summary."""
-    from afinar.labelling.estimate import how_wrong
+    from afinar.labelling.estimate import forecast_error
 
     summary = as_json(labelling.summary) if labelling.summary else {}
     if forecast:
-        summary["forecast"] = how_wrong(forecast, summary)
+        summary["forecast"] = forecast_error(forecast, summary)
     if labelling.account and summary:
         from afinar.report.labelling import LabelRun, label_page
         from afinar.storage.open import open_store
@@ -89,14 +95,16 @@ def describe(summary: dict[str, Any]) -> str:
             f"{summary['listed']} = {summary['labelled']} labelled + {summary['rejected']} rejected + "
             f"{summary['skipped']} skipped",
         ),
-        ("labels", counted(summary["labels"])),
-        ("rejects", counted(summary["rejects_by_reason"])),
+        ("labels", format_counts(summary["labels"])),
+        ("rejects", format_counts(summary["rejects_by_reason"])),
         *_on_request(summary),
         ("time", f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"),
         *([("report", summary["report"])] if summary["report"] else []),
     ]
     if "forecast" in summary:
-        rows.append(("forecast", "{seconds:.1f} s: the run took {error:+.0%}".format(**summary["forecast"])))
+        rows.append(
+            ("forecast", "{seconds:.1f} s: the run took {error:+.0%}".format(**summary["forecast"]))
+        )
     return "\n".join([table(rows), *summary["notes"]])
 
 
@@ -105,10 +113,14 @@ def _on_request(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if summary["single"]:
         rows.append(("single file", summary["single"]))
     if summary["review"]:
-        rows.append(("to review", f"{summary['abstained']} pictures: {summary['review']}/index.html"))
+        rows.append(
+            ("to review", f"{summary['abstained']} pictures: {summary['review']}/index.html")
+        )
     return rows
 
 
 def _describe_one(summary: dict[str, Any]) -> str:
     found = [(one["label"], f"{one['score']:7.2%}") for one in summary["predictions"]]
-    return "\n".join([table([("picture", summary["picture"]), ("model", summary["model"])]), "", table(found)])
+    return "\n".join(
+        [table([("picture", summary["picture"]), ("model", summary["model"])]), "", table(found)]
+    )

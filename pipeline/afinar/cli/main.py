@@ -13,6 +13,7 @@ from typing import Any, Protocol, TextIO
 
 from afinar.config.jobs import JobConfig
 from afinar.errors import AfinarError
+from afinar.logs import configure_logging
 
 COMMANDS = {
     "ingest": "turn a folder or an s3:// prefix of pictures into an Arrow dataset",
@@ -25,7 +26,9 @@ COMMANDS = {
     "submit": "run one of the jobs on a Ray cluster and follow it",
 }
 
-EXIT_CODES = "Exit codes: 0 done, 1 the job ran and fell short, 2 the request is wrong, 130 interrupted."
+EXIT_CODES = (
+    "Exit codes: 0 done, 1 the job ran and fell short, 2 the request is wrong, 130 interrupted."
+)
 
 
 class Command(Protocol):
@@ -47,6 +50,7 @@ class Command(Protocol):
 def main(words: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = sys.argv[1:] if words is None else words
+    configure_logging()
     if not words or words[0] in {"-h", "--help"}:
         print(_overview())  # noqa: T201
         return 0
@@ -62,14 +66,16 @@ def _run(name: str, words: list[str]) -> int:
     try:
         config = command.configure(words)
         as_json = bool(getattr(config, "json", False))  # a recipe may ask for it
-        with _own_stdout() as stdout:
+        with redirect_stdout() as stdout:
             summary = command.run(config)
             print(json.dumps(summary) if as_json else command.describe(summary), file=stdout)
         return int(summary.get("exit_code", 0))
     except AfinarError as error:
         _complain(str(error), error.exit_code, as_json)
         return error.exit_code
-    except SystemExit as usage:  # the parser has said on stderr what is wrong, or shown the help on stdout
+    except (
+        SystemExit
+    ) as usage:  # the parser has said on stderr what is wrong, or shown the help on stdout
         if as_json and usage.code:
             _complain("the words of the command are wrong", 2, as_json)
         raise
@@ -89,7 +95,7 @@ def _complain(sentence: str, exit_code: int, as_json: bool) -> None:
 
 
 @contextmanager
-def _own_stdout() -> Iterator[TextIO]:
+def redirect_stdout() -> Iterator[TextIO]:
     """Keep stdout for the summary: whatever else is printed, by Ray's workers too, goes to stderr."""
     sys.stdout.flush()
     saved = os.dup(1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.run_folder import as_json, counted, size, table
+from afinar.cli.run_folder import as_json, format_counts, size, table
 from afinar.config.checks import check_ingest, check_label
 from afinar.config.jobs import IngestConfig, LabelConfig
 from afinar.errors import RequestError
-from afinar.units.work import duration
+from afinar.units.progress import format_duration
 
 EXAMPLE = "afinar plan ingest s3://bucket/pictures s3://bucket/dataset --size 224 --workers 64"
 LABEL_EXAMPLE = "afinar plan label s3://bucket/scans s3://bucket/predictions --model models/@champion --workers 64"
@@ -51,12 +51,24 @@ def describe(summary: dict[str, Any]) -> str:
     """The summary for a person."""
     shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["stages"].items())
     rows = [
-        ("listed", f"{summary['listed']} pictures in {duration(summary['listing_seconds'])}"),
-        ("to read", f"{summary['to_read']} in {summary['units']} units, {size(summary['bytes_read'])}"),
+        (
+            "listed",
+            f"{summary['listed']} pictures in {format_duration(summary['listing_seconds'])}",
+        ),
+        (
+            "to read",
+            f"{summary['to_read']} in {summary['units']} units, {size(summary['bytes_read'])}",
+        ),
         ("to write", f"about {size(summary['bytes_written'])}"),
-        ("requests", counted(summary["requests"])),
-        ("time", f"about {duration(summary['seconds'])} with {summary['workers']} workers as fast as this one"),
+        ("requests", format_counts(summary["requests"])),
+        (
+            "time",
+            f"about {format_duration(summary['seconds'])} with {summary['workers']} workers as fast as this one",
+        ),
         ("rate", f"{summary['images_per_second']:.0f} pictures/s; {shares}"),
-        ("sample", f"{summary['sampled']} pictures; rejected: {counted(summary['sample_rejects'])}"),
+        (
+            "sample",
+            f"{summary['sampled']} pictures; rejected: {format_counts(summary['sample_rejects'])}",
+        ),
     ]
     return "\n".join([table(rows), *summary["notes"]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from afinar.cli.run_folder import counted, table
+from afinar.cli.run_folder import format_counts, table
 from afinar.config.jobs import StatusConfig
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ def look(config: StatusConfig, store: Store) -> dict[str, Any]:
     from afinar.units.plan import stored_plans
 
     number, record = current_record(store)
-    summary: dict[str, Any] = {"predictions": store.root, "version": number, "current": record["current"]}
+    summary: dict[str, Any] = {
+        "predictions": store.root,
+        "version": number,
+        "current": record["current"],
+    }
     if config.gc:
         withdrawn, removed = collect(store, config.keep, config.drop_plans)
         summary |= {"withdrawn": withdrawn, "removed": removed}
@@ -31,7 +35,11 @@ def look(config: StatusConfig, store: Store) -> dict[str, Any]:
     ]
     if config.verify:
         read, damage = verify(store, record)
-        summary |= {"verified": read, "damaged": [asdict(found) for found in damage], "exit_code": int(bool(damage))}
+        summary |= {
+            "verified": read,
+            "damaged": [asdict(found) for found in damage],
+            "exit_code": int(bool(damage)),
+        }
     return summary
 
 
@@ -41,16 +49,34 @@ def describe(summary: dict[str, Any]) -> str:
     for one in summary["partitions"]:
         current = " (newest)" if one["partition"] == summary["current"] else ""
         rows += [
-            (one["partition"], f"{one['rows']} pictures labelled, {one['rejects']} rejected{current}"),
+            (
+                one["partition"],
+                f"{one['rows']} pictures labelled, {one['rejects']} rejected{current}",
+            ),
             ("  model", one["model"]),
             ("  sources", ", ".join(one["sources"])),
-            ("  last run", counted(one["last_run"])),
+            ("  last run", format_counts(one["last_run"])),
         ]
     for plan in summary["plans"]:
-        rows.append(("unfinished", f"{plan['plan']}: {plan['committed']} of {plan['units']} units committed"))
+        rows.append(
+            (
+                "unfinished",
+                f"{plan['plan']}: {plan['committed']} of {plan['units']} units committed",
+            )
+        )
     if "removed" in summary:
-        rows.append(("removed", f"{len(summary['removed'])} objects; manifests withdrawn: {summary['withdrawn']}"))
+        rows.append(
+            (
+                "removed",
+                f"{len(summary['removed'])} objects; manifests withdrawn: {summary['withdrawn']}",
+            )
+        )
     if "verified" in summary:
-        rows.append(("verified", f"{summary['verified']} objects, {len(summary['damaged'])} damaged"))
-    rows += [("damaged", f"{one['error']} ({', '.join(one['partitions'])})") for one in summary.get("damaged", [])]
+        rows.append(
+            ("verified", f"{summary['verified']} objects, {len(summary['damaged'])} damaged")
+        )
+    rows += [
+        ("damaged", f"{one['error']} ({', '.join(one['partitions'])})")
+        for one in summary.get("damaged", [])
+    ]
     return table(rows)

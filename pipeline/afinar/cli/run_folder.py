@@ -29,7 +29,7 @@ def as_json(summary: Any) -> dict[str, Any]:
     return dataclasses.asdict(summary)
 
 
-def counted(counts: dict[str, int]) -> str:
+def format_counts(counts: dict[str, int]) -> str:
     """ "a 3, b 1" """
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 

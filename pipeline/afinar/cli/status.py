@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from afinar.cli import predictions_status
 from afinar.cli.arguments import parse
-from afinar.cli.run_folder import counted, size, table
+from afinar.cli.run_folder import format_counts, size, table
 from afinar.config.checks import check_status
 from afinar.config.jobs import StatusConfig
 
@@ -40,15 +40,23 @@ def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:
     kept = manifests(store)
     summary: dict[str, Any] = {"dataset": store.root}
     if config.gc:
-        withdrawn = {manifest.version for manifest in kept[: -config.keep]} if config.keep else set()
+        withdrawn = (
+            {manifest.version for manifest in kept[: -config.keep]} if config.keep else set()
+        )
         dropped = drop_plans(store, kept[-1].version) if config.drop_plans else []
         summary |= {"withdrawn": sorted(withdrawn), "removed": dropped + collect(store, withdrawn)}
         kept = [manifest for manifest in kept if manifest.version not in withdrawn]
     summary |= {"versions": [_version(manifest) for manifest in kept], **_head(kept[-1])}
-    summary["plans"] = [_plan(store, plan.name, plan.units) for plan in open_plans(store, kept[-1].version)]
+    summary["plans"] = [
+        _plan(store, plan.name, plan.units) for plan in open_plans(store, kept[-1].version)
+    ]
     if config.verify:
         read, damage = verify(store, kept)
-        summary |= {"verified": read, "damaged": [asdict(found) for found in damage], "exit_code": int(bool(damage))}
+        summary |= {
+            "verified": read,
+            "damaged": [asdict(found) for found in damage],
+            "exit_code": int(bool(damage)),
+        }
         if damage:
             return summary  # what the damaged objects say of the shards is not to be trusted
     return summary | _shards(store, kept[-1])
@@ -107,25 +115,43 @@ def describe(summary: dict[str, Any]) -> str:
         ("dataset", summary["dataset"]),
         ("source", summary["source"]),
         ("stored", f"{view['size']} x {view['size']} px, {view['fit']}, {view['store']}"),
-        ("classes", counted(summary["labels"])),
-        ("splits", counted(summary["splits"])),
-        ("repeats", counted(summary["repeats"])),
-        ("rejects", counted(summary["rejects_by_reason"])),
+        ("classes", format_counts(summary["labels"])),
+        ("splits", format_counts(summary["splits"])),
+        ("repeats", format_counts(summary["repeats"])),
+        ("rejects", format_counts(summary["rejects_by_reason"])),
     ]
     if "shards" in summary:
         rows.append(
-            ("shards", f"{summary['shards']}, {size(summary['shard_bytes'])}, {summary['dead_rows']} rows dead")
+            (
+                "shards",
+                f"{summary['shards']}, {size(summary['shard_bytes'])}, {summary['dead_rows']} rows dead",
+            )
         )
     for plan in summary["plans"]:
-        rows.append(("unfinished", f"{plan['plan']}: {plan['committed']} of {plan['units']} units committed"))
+        rows.append(
+            (
+                "unfinished",
+                f"{plan['plan']}: {plan['committed']} of {plan['units']} units committed",
+            )
+        )
     if "removed" in summary:
-        rows.append(("removed", f"{len(summary['removed'])} objects; versions withdrawn: {summary['withdrawn']}"))
+        rows.append(
+            (
+                "removed",
+                f"{len(summary['removed'])} objects; versions withdrawn: {summary['withdrawn']}",
+            )
+        )
     if "verified" in summary:
-        rows.append(("verified", f"{summary['verified']} objects, {len(summary['damaged'])} damaged"))
-    rows += [("damaged", f"{found['error']} (versions {found['versions']})") for found in summary.get("damaged", [])]
+        rows.append(
+            ("verified", f"{summary['verified']} objects, {len(summary['damaged'])} damaged")
+        )
+    rows += [
+        ("damaged", f"{found['error']} (versions {found['versions']})")
+        for found in summary.get("damaged", [])
+    ]
     versions = [
         f"  {entry['version']:>4}  {entry['created']}  {entry['samples']:>9} samples  {entry['rejects']:>6} rejects  "
-        f"{entry['classes']:>4} classes  {counted(entry['splits'])}"
+        f"{entry['classes']:>4} classes  {format_counts(entry['splits'])}"
         for entry in summary["versions"]
     ]
     return "\n".join([table(rows), "versions", *versions])

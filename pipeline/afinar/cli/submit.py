@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import logging
 import shlex
 import shutil
 import sys
@@ -18,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 from afinar.cli.run_folder import table
 from afinar.config.jobs import NAMED_WEIGHTS, POSITIONAL, JobConfig
 from afinar.errors import RequestError
-from afinar.units.work import say
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
+
+logger = logging.getLogger(__name__)
 
 _WARM_UP_S = 60.0
 SUBMITTABLE = ("ingest", "train", "label")
@@ -45,7 +47,9 @@ def configure(words: list[str]) -> SubmitConfig:
         epilog="Example: afinar submit --address http://HEAD:8265 -- ingest s3://bucket/pictures s3://bucket/dataset",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--address", help="dashboard of the cluster; default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS")
+    parser.add_argument(
+        "--address", help="dashboard of the cluster; default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
+    )
     ours, job = _at_dashes(words)
     known, unknown = parser.parse_known_args(ours)
     if unknown or not job or job[0] not in SUBMITTABLE:
@@ -83,11 +87,13 @@ def run(config: SubmitConfig) -> dict[str, Any]:
     try:
         client = JobSubmissionClient(config.address)
     except (ConnectionError, RuntimeError) as error:
-        raise RequestError(f"no Ray Jobs API answers: {error}. Check --address, such as http://HEAD:8265.") from error
+        raise RequestError(
+            f"no Ray Jobs API answers: {error}. Check --address, such as http://HEAD:8265."
+        ) from error
     with tempfile.TemporaryDirectory(prefix="afinar-submit-") as folder:
         words, environment = _with_recipe(config, Path(folder))
         job = _submit(client, shlex.join(["afinar", *words]), environment)
-    say(f"submitted {job}")
+    logger.info(f"submitted {job}")
     try:
         while not client.get_job_status(job).is_terminal():
             _follow(client, job)
@@ -136,10 +142,16 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
     try:
         asyncio.run(show())
     except (RuntimeError, OSError) as error:
-        say(f"the log's connection broke ({error}); following again")
+        logger.info(f"the log's connection broke ({error}); following again")
     time.sleep(1)
 
 
 def describe(summary: dict[str, Any]) -> str:
     """How it ended."""
-    return table([("job", summary["job"]), ("status", summary["status"]), ("exit code", str(summary["exit_code"]))])
+    return table(
+        [
+            ("job", summary["job"]),
+            ("status", summary["status"]),
+            ("exit code", str(summary["exit_code"])),
+        ]
+    )

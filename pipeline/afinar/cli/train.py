@@ -69,7 +69,9 @@ def _write_report(config: TrainConfig, version: ModelVersion) -> None:
     learned = version.lineage["dataset"]
     dataset = open_dataset(learned["uri"], version=learned["version"])
     page = run_page(
-        f"{version.architecture.backbone}, {version.regime}: model {version.id}", dataset, read_run(store, version)
+        f"{version.architecture.backbone}, {version.regime}: model {version.id}",
+        dataset,
+        read_run(store, version),
     )
     store.put_if_absent(f"{version.lineage['run']}/report.html", page.encode())
 
@@ -86,10 +88,18 @@ def describe(summary: dict[str, Any]) -> str:
             f"{network['backbone']} cut at {network['cut']}, {network['head']} head, {network['input_size']} px",
         ),
         ("weights", summary["weights"] or "random"),
-        ("parameters", f"{summary['params_total']:,}, of which {summary['params_trainable']:,} trained"),
+        (
+            "parameters",
+            f"{summary['params_total']:,}, of which {summary['params_trainable']:,} trained",
+        ),
     ]
     for split, score in summary["metrics"].items():
-        rows.append((split, f"top-1 {score['top1']:.1%}, loss {score['loss']:.3f}, macro F1 {score['macro_f1']:.3f}"))
+        rows.append(
+            (
+                split,
+                f"top-1 {score['top1']:.1%}, loss {score['loss']:.3f}, macro F1 {score['macro_f1']:.3f}",
+            )
+        )
     rows += [
         ("report", summary["report"]),
         (
@@ -118,9 +128,19 @@ def _nodes_and_totals(summary: dict[str, Any]) -> str:
         shape = " x ".join(map(str, node["shape"]))
         stage = node["stage"] or "behind the cut"
         mark = "  <- cut" if node["node"] == summary["cut"] else ""
-        rows.append((node["node"], shape, f"{node['parameters']:,}" if node["parameters"] else "", stage + mark))
+        rows.append(
+            (
+                node["node"],
+                shape,
+                f"{node['parameters']:,}" if node["parameters"] else "",
+                stage + mark,
+            )
+        )
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}" for row in rows]
+    lines = [
+        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}"
+        for row in rows
+    ]
     total, trained = summary["params_total"], summary["params_trainable"]
     facts = [
         ("network", f"{summary['backbone']} cut at {summary['cut']}, {summary['input_size']} px"),

@@ -17,7 +17,9 @@ def parse_split(split: str) -> tuple[float, float, float] | None:
     try:
         train, validation, test = (float(part) for part in split.split(","))
     except ValueError:
-        raise RequestError(f"--split {split!r}: give three shares, such as 0.7,0.15,0.15, or `folder`") from None
+        raise RequestError(
+            f"--split {split!r}: give three shares, such as 0.7,0.15,0.15, or `folder`"
+        ) from None
     shares = (train, validation, test)
     if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
         raise RequestError(f"--split {split!r}: shares must not be negative and must sum to 1")
@@ -36,9 +38,16 @@ def parse_extensions(extensions: str) -> tuple[str, ...] | None:
 
 def check_ingest(config: IngestConfig) -> None:
     """Refuse what the request alone shows to be wrong."""
-    _require(config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count")
-    _require(8 <= config.size <= 4096, f"--size {config.size}: give a side between 8 and 4096 pixels")
-    _require(0 <= config.max_reject_rate <= 1, f"--max-reject-rate {config.max_reject_rate}: give a share, 0 to 1")
+    _require(
+        config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count"
+    )
+    _require(
+        8 <= config.size <= 4096, f"--size {config.size}: give a side between 8 and 4096 pixels"
+    )
+    _require(
+        0 <= config.max_reject_rate <= 1,
+        f"--max-reject-rate {config.max_reject_rate}: give a share, 0 to 1",
+    )
     parse_split(config.split)
     parse_extensions(config.extensions)
     if config.labels not in {"folder", "none"}:
@@ -66,8 +75,13 @@ def check_train(config: TrainConfig) -> None:
         _require(value >= least, f"--{name.replace('_', '-')} {value}: give at least {least}")
     for name in ("dropout", "warmup", "label_smoothing", "ema"):
         value = getattr(config, name)
-        _require(0 <= value < 1, f"--{name.replace('_', '-')} {value}: give a share from 0 to below 1")
-    _require(0 < config.layer_decay <= 1, f"--layer-decay {config.layer_decay}: give a factor above 0, at most 1")
+        _require(
+            0 <= value < 1, f"--{name.replace('_', '-')} {value}: give a share from 0 to below 1"
+        )
+    _require(
+        0 < config.layer_decay <= 1,
+        f"--layer-decay {config.layer_decay}: give a factor above 0, at most 1",
+    )
     _require(
         not config.min_workers or config.min_workers <= config.workers,
         f"--min-workers {config.min_workers}: give --workers too, at least as many",
@@ -97,7 +111,9 @@ def trainable_stages(regime: str) -> int | None:
         return 0
     kind, _, count = regime.partition(":")
     if kind != "last" or not count.isdecimal() or int(count) < 1:
-        raise RequestError(f"--regime {regime!r}: choose frozen, last:N (such as last:2), full or scratch")
+        raise RequestError(
+            f"--regime {regime!r}: choose frozen, last:N (such as last:2), full or scratch"
+        )
     return int(count)
 
 
@@ -148,7 +164,11 @@ def parse_augment(spec: str, regime: str) -> Augmentation:
             value = math.nan
         if limit is None or not 0 < value <= limit:
             known = ", ".join(
-                ["flip", "flip-vertical", *(f"{one}:0-{most:g}" for one, most in _AUGMENT_LIMITS.items())]
+                [
+                    "flip",
+                    "flip-vertical",
+                    *(f"{one}:0-{most:g}" for one, most in _AUGMENT_LIMITS.items()),
+                ]
             )
             raise RequestError(f"--augment {part!r}: choose from {known}, or `none`")
         found[key] = value
@@ -157,23 +177,41 @@ def parse_augment(spec: str, regime: str) -> Augmentation:
 
 def check_label(config: LabelConfig) -> None:
     """Refuse what the request alone shows to be wrong."""
-    _require(config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count")
+    _require(
+        config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count"
+    )
     _require(config.top_k >= 1, f"--top-k {config.top_k}: give at least 1")
     _require(config.batch_size >= 0, f"--batch-size {config.batch_size}: give a count, or 0")
-    _require(config.unit_timeout_s > 0, f"--unit-timeout-s {config.unit_timeout_s:g}: give seconds above 0")
-    _require(0 <= config.abstain_below <= 1, f"--abstain-below {config.abstain_below}: give a probability, 0 to 1")
+    _require(
+        config.unit_timeout_s > 0,
+        f"--unit-timeout-s {config.unit_timeout_s:g}: give seconds above 0",
+    )
+    _require(
+        0 <= config.abstain_below <= 1,
+        f"--abstain-below {config.abstain_below}: give a probability, 0 to 1",
+    )
     for name in ("scores", "features", "abstain_below", "single"):
         asked = config.predictions == "-" and getattr(config, name)
-        _require(not asked, f"--{name.replace('_', '-')} needs a place for predictions: `-` only prints classes")
-    _require("@" in config.model, f"--model {config.model!r}: write MODELS@champion or MODELS@VERSION")
+        _require(
+            not asked,
+            f"--{name.replace('_', '-')} needs a place for predictions: `-` only prints classes",
+        )
+    _require(
+        "@" in config.model, f"--model {config.model!r}: write MODELS@champion or MODELS@VERSION"
+    )
     parse_extensions(config.extensions)
 
 
 def check_status(config: StatusConfig) -> None:
     """Refuse what the request alone shows to be wrong."""
     _require(config.keep >= 0, f"--keep {config.keep}: give a count of versions, or 0 for all")
-    _require(config.gc or not config.keep, f"--keep {config.keep} withdraws versions: give --gc with it")
-    _require(config.gc or not config.drop_plans, "--drop-plans removes unfinished plans: give --gc with it")
+    _require(
+        config.gc or not config.keep, f"--keep {config.keep} withdraws versions: give --gc with it"
+    )
+    _require(
+        config.gc or not config.drop_plans,
+        "--drop-plans removes unfinished plans: give --gc with it",
+    )
 
 
 def check_forget(config: ForgetConfig) -> None:

@@ -28,7 +28,9 @@ def find_recipe(recipe: str) -> Path:
     if path.exists() or recipe.removesuffix(".toml") not in shipped:
         if not path.exists() and path.name == recipe and path.suffix != ".toml":
             near = difflib.get_close_matches(recipe, shipped, n=1) or sorted(shipped)
-            raise RequestError(f"there is no recipe {recipe!r}: give a TOML file, or a name such as {', '.join(near)}")
+            raise RequestError(
+                f"there is no recipe {recipe!r}: give a TOML file, or a name such as {', '.join(near)}"
+            )
         return path
     return shipped[recipe.removesuffix(".toml")]
 
@@ -50,7 +52,11 @@ def load_recipe(kind: type[C], path: str) -> dict[str, Any]:
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(sorted(known))}"
+            hint = (
+                f"; did you mean {near[0]!r}?"
+                if near
+                else f"; known keys: {', '.join(sorted(known))}"
+            )
             raise RequestError(f"the recipe {path} has an unknown key {key!r}{hint}")
     return _structured(kind, values, path)
 

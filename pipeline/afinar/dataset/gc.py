@@ -13,7 +13,7 @@ from afinar.storage.commit import latest, read_version, versions
 from afinar.storage.objects import ObjectRef, get_object
 from afinar.storage.store import Store
 from afinar.units.plan import StoredPlan, stored_plans
-from afinar.units.work import Meter
+from afinar.units.progress import ProgressReporter
 
 _READS: Final = 8  # of shards at once
 _DELETES: Final = 16
@@ -27,7 +27,9 @@ def manifests(store: Store) -> list[Manifest]:
     for number in versions(store, FOLDER):
         record = read_version(store, FOLDER, number)
         if record.get("format") != FORMAT:
-            raise RequestError(f"{store.root} holds {record.get('format', 'something else')}, not a dataset")
+            raise RequestError(
+                f"{store.root} holds {record.get('format', 'something else')}, not a dataset"
+            )
         found.append(Manifest.from_dict(record))
     if not found:
         raise RequestError(f"{store.root} holds no dataset")
@@ -55,12 +57,17 @@ def verify(store: Store, kept: list[Manifest]) -> tuple[int, list[Damage]]:
     for manifest in kept:
         for ref in [manifest.objects, *_listed_objects(store, manifest)]:
             needed_by.setdefault(ref, []).append(manifest.version)
-    return len(needed_by), [Damage(ref.path, error, needed_by[ref]) for ref, error in damaged(store, needed_by)]
+    return len(needed_by), [
+        Damage(ref.path, error, needed_by[ref]) for ref, error in damaged(store, needed_by)
+    ]
 
 
 def damaged(store: Store, refs: Collection[ObjectRef]) -> list[tuple[ObjectRef, str]]:
     """Read these objects and compare their hashes; those that are not what was committed, with what is wrong."""
-    with ThreadPoolExecutor(_READS) as pool, Meter("verify", len(refs), "objects") as meter:
+    with (
+        ThreadPoolExecutor(_READS) as pool,
+        ProgressReporter("verify", len(refs), "objects") as meter,
+    ):
         errors = []
         for error in pool.map(lambda ref: _error_of(store, ref), refs):
             errors.append(error)
@@ -103,7 +110,7 @@ def drop_plans(store: Store, current: int) -> list[str]:
     return dropped
 
 
-def garbage(store: Store, withdrawn: set[int]) -> list[str]:
+def find_unreferenced(store: Store, withdrawn: set[int]) -> list[str]:
     """Objects that neither a kept version names nor a job under way may still need.
 
     A stored plan of the coming version is its job's lease: while it stands, nothing of that version goes. The order of
@@ -122,13 +129,15 @@ def garbage(store: Store, withdrawn: set[int]) -> list[str]:
 def _is_leased(name: str, leased: set[int]) -> bool:
     if name.split("/", maxsplit=1)[0] in {"shards", "facts", "units", "plans"}:
         return plan_version(name) in leased
-    return bool(leased)  # index, rejects, lists: named by content alone, so that whose they are cannot be told
+    return bool(
+        leased
+    )  # index, rejects, lists: named by content alone, so that whose they are cannot be told
 
 
 def collect(store: Store, withdrawn: set[int]) -> list[str]:
     """Withdraw versions, then remove what nothing needs; the names that were removed."""
     withdraw(store, withdrawn)
-    return remove(store, garbage(store, withdrawn))
+    return remove(store, find_unreferenced(store, withdrawn))
 
 
 def withdraw(store: Store, numbers: set[int]) -> None:

@@ -87,7 +87,10 @@ def list_objects(store: Store, manifest: Manifest) -> list[tuple[str, ObjectRef]
     """All objects of a version with their kinds: "shard", "index" or "rejects"."""
     table = from_parquet(get_object(store, manifest.objects))
     return [
-        (row["kind"], ObjectRef(path=row["path"], rows=row["rows"], bytes=row["bytes"], sha256=row["sha256"]))
+        (
+            row["kind"],
+            ObjectRef(path=row["path"], rows=row["rows"], bytes=row["bytes"], sha256=row["sha256"]),
+        )
         for row in table.to_pylist()
     ]
 

@@ -68,7 +68,9 @@ class Dataset:
     def shard_numbers(self) -> NDArray[np.int64]:
         """For each row of `index`, which of `shards` holds its pixels."""
         names = pa.array([ref.path for ref in self.shards], self.index.schema.field("shard").type)
-        numbers: NDArray[np.int64] = pc.index_in(self.index.column("shard"), names).to_numpy().astype(np.int64)
+        numbers: NDArray[np.int64] = (
+            pc.index_in(self.index.column("shard"), names).to_numpy().astype(np.int64)
+        )
         return numbers
 
     @cached_property
@@ -86,7 +88,9 @@ class Dataset:
         images = np.empty((len(wanted), self.view.size, self.view.size, 3), dtype=np.uint8)
         shards = self.shard_numbers[wanted]
         places = self._places[wanted].tolist()
-        for position in np.argsort(shards, kind="stable").tolist():  # shard by shard, for a small cache's sake
+        for position in np.argsort(
+            shards, kind="stable"
+        ).tolist():  # shard by shard, for a small cache's sake
             images[position] = self._map(int(shards[position])).picture(places[position])
         return images
 
@@ -101,7 +105,9 @@ class Dataset:
         where its bytes are not those that were committed.
         """
         if path not in self._named:
-            raise StorageError(f"{self.store.uri(path)} is no shard of version {self.manifest.version}")
+            raise StorageError(
+                f"{self.store.uri(path)} is no shard of version {self.manifest.version}"
+            )
         return self._open(self._named[path])
 
     @cached_property
@@ -121,8 +127,12 @@ class Dataset:
         mapped = self._open(self.shards[shard])
         with self._mapping:
             self._mapped[shard] = mapped
-            while self.is_remote and self._mapped_bytes() > max(self._cache.bytes, 2 * self.shards[shard].bytes):
-                self._mapped.popitem(last=False)  # an evicted file takes space for as long as it is mapped
+            while self.is_remote and self._mapped_bytes() > max(
+                self._cache.bytes, 2 * self.shards[shard].bytes
+            ):
+                self._mapped.popitem(
+                    last=False
+                )  # an evicted file takes space for as long as it is mapped
         return mapped
 
     def _mapped_bytes(self) -> int:
@@ -134,7 +144,11 @@ class Dataset:
 
 
 def open_dataset(
-    uri: str, *, version: int | None = None, cache: Path | None = None, cache_bytes: int = DEFAULT_BYTES
+    uri: str,
+    *,
+    version: int | None = None,
+    cache: Path | None = None,
+    cache_bytes: int = DEFAULT_BYTES,
 ) -> Dataset:
     """Open a version of the dataset at `uri` (a folder or s3://BUCKET/PREFIX), the current one by default.
 
@@ -147,5 +161,7 @@ def open_dataset(
     except StorageError as error:
         raise RequestError(f"cannot read {store.root}: {error}") from error
     if manifest is None:
-        raise RequestError(f"{store.root} holds no dataset: make one with `afinar ingest SOURCE {uri}`")
+        raise RequestError(
+            f"{store.root} holds no dataset: make one with `afinar ingest SOURCE {uri}`"
+        )
     return Dataset(store, manifest, Cache(cache, cache_bytes))

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from afinar.config.jobs import StoreKind
 
-FACTS: Final = pa.schema(
+OUTCOMES: Final = pa.schema(
     [
         ("uri", pa.large_string()),
         ("etag", pa.large_string()),
@@ -63,5 +63,16 @@ def shard_schema(size: int, store: StoreKind) -> pa.Schema:
 
     `image` is uint8 [size, size, 3] in a `pixels` store, the bytes of a JPEG file in a `jpeg` store.
     """
-    image = pa.fixed_shape_tensor(pa.uint8(), (size, size, 3)) if store == "pixels" else pa.large_binary()
-    return pa.schema([("sample_id", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("image", image)])
+    image = (
+        pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))
+        if store == "pixels"
+        else pa.large_binary()
+    )
+    return pa.schema(
+        [
+            ("sample_id", pa.string()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            ("image", image),
+        ]
+    )

@@ -20,7 +20,9 @@ from afinar.storage.objects import ObjectRef, ObjectWriter
 from afinar.storage.store import Store
 
 FOLDER: Final = "shards"
-_BATCH_BYTES: Final = 8 * 2**20  # of pixels: stays in a processor's cache between decoding, hashing and writing
+_BATCH_BYTES: Final = (
+    8 * 2**20
+)  # of pixels: stays in a processor's cache between decoding, hashing and writing
 
 
 def batch_rows(view: StoredView) -> int:
@@ -61,7 +63,9 @@ class MappedShard:
         chunks = pa.ipc.open_file(pa.py_buffer(data)).read_all().column("image").chunks
         self._starts = np.cumsum([0, *(len(chunk) for chunk in chunks)]).tolist()
         # A numpy view of each batch for pixels; the files themselves for a `jpeg` store.
-        self._chunks = [chunk.to_numpy_ndarray() for chunk in chunks] if view.store == "pixels" else chunks
+        self._chunks = (
+            [chunk.to_numpy_ndarray() for chunk in chunks] if view.store == "pixels" else chunks
+        )
         self._pixels = view.store == "pixels"
 
     def picture(self, row: int) -> Pixels:

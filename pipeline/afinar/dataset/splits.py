@@ -73,7 +73,7 @@ class Repeats:
     """Pictures whose content carries more than one label."""
 
 
-def hold_out_repeats(samples: pa.Table) -> tuple[pa.ChunkedArray, Repeats]:
+def exclude_duplicates(samples: pa.Table) -> tuple[pa.ChunkedArray, Repeats]:
     """Take out of every split what would spoil a measurement: `samples` has sample_id, label and split.
 
     Of a content in several splits only the copies in the safest one stay: what a network is tested on it must not have
@@ -82,7 +82,9 @@ def hold_out_repeats(samples: pa.Table) -> tuple[pa.ChunkedArray, Repeats]:
     members = _repeated(samples.column("sample_id"))
     repeated = pa.array([row for rows in members for row in rows], pa.int64())
     label_of, split_of = (
-        dict(zip(repeated.to_pylist(), samples.column(name).take(repeated).to_pylist(), strict=True))
+        dict(
+            zip(repeated.to_pylist(), samples.column(name).take(repeated).to_pylist(), strict=True)
+        )
         for name in ("label", "split")
     )
     held_out = two_labels = 0
@@ -108,7 +110,11 @@ def _repeated(sample_ids: pa.ChunkedArray) -> list[list[int]]:
     """Rows of each content that occurs more than once."""
     counts = pc.value_counts(sample_ids)
     several = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-    rows = pc.indices_nonzero(pc.is_in(sample_ids, several)) if len(several) else pa.array([], pa.uint64())
+    rows = (
+        pc.indices_nonzero(pc.is_in(sample_ids, several))
+        if len(several)
+        else pa.array([], pa.uint64())
+    )
     members: dict[str, list[int]] = defaultdict(list)
     for row, sample_id in zip(rows.to_pylist(), sample_ids.take(rows).to_pylist(), strict=True):
         members[sample_id].append(row)

@@ -35,7 +35,9 @@ class RunResult:
     def hits(self) -> NDArray[np.bool_]:
         """Which test samples were right, in sample order."""
         test = self.test.sort_by("sample_id")
-        pairs = zip(test.column("label").to_pylist(), test.column("predicted").to_pylist(), strict=True)
+        pairs = zip(
+            test.column("label").to_pylist(), test.column("predicted").to_pylist(), strict=True
+        )
         return np.array([label == predicted for label, predicted in pairs], dtype=np.bool_)
 
     @property
@@ -89,7 +91,9 @@ def _beats(one: RunResult, other: RunResult) -> Verdict:
     numbers = f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}) on {len(one.hits)} test pictures"
     if gap.low > 0:
         return Verdict(True, f"Transfer ({one.name}) beats training from scratch by {numbers}.")
-    return Verdict(False, f"Transfer ({one.name}) does not beat training from scratch beyond doubt: {numbers}.")
+    return Verdict(
+        False, f"Transfer ({one.name}) does not beat training from scratch beyond doubt: {numbers}."
+    )
 
 
 def _beats_guessing(run: RunResult) -> Verdict:

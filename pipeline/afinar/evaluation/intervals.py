@@ -68,7 +68,9 @@ class ConfidenceBin:
         return self.confidence - self.hits / self.samples
 
 
-def reliability(scores: NDArray[np.floating[Any]], hits: NDArray[np.bool_], bins: int = 15) -> list[ConfidenceBin]:
+def reliability(
+    scores: NDArray[np.floating[Any]], hits: NDArray[np.bool_], bins: int = 15
+) -> list[ConfidenceBin]:
     """Predictions by their confidence, in `bins` equal intervals (a, b], empty ones left out (Guo et al. 2017)."""
     scores = scores.astype(np.float64)
     places = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], scores)

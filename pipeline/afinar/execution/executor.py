@@ -10,16 +10,18 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayError
 
-from afinar.execution.actor_pool import Pool
-from afinar.execution.failures import unwrapped
+from afinar.execution.actor_pool import ActorPool
+from afinar.execution.failures import root_cause
 from afinar.execution.metrics import JobMetrics
 from afinar.execution.session import cluster_cores, cluster_gpus, ray_session
-from afinar.units.work import Care
+from afinar.units.executor import RetryPolicy
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_AHEAD = 2  # units queued per worker: one running, one waiting, so that no worker idles between units
+_AHEAD = (
+    2  # units queued per worker: one running, one waiting, so that no worker idles between units
+)
 _MESSAGES = 3  # attempts at a message to an actor that lives; one that died is replaced by the pool
 _ATTEMPTS = 10  # a unit whose worker dies, or whose message is lost, is run again this often; units are idempotent
 
@@ -28,7 +30,11 @@ class RayExecutor:
     """Executor on a Ray cluster; connects on first use, so a job with nothing to do starts nothing."""
 
     def __init__(
-        self, address: str | None, workers: int = 0, feeds: bool = False, metrics: JobMetrics | None = None
+        self,
+        address: str | None,
+        workers: int = 0,
+        feeds: bool = False,
+        metrics: JobMetrics | None = None,
     ) -> None:
         """Use `workers` processes, 0 for one per core of the cluster (per GPU for work with state).
 
@@ -45,22 +51,31 @@ class RayExecutor:
             yield from self._counted(_bounded(remote.remote, tasks, limit))
 
     def run_with_state(
-        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
+        self,
+        make_work: Callable[[], Callable[[Task], Result]],
+        tasks: Iterable[Task],
+        care: RetryPolicy[Task] | None = None,
     ) -> Iterator[Result]:
         """A pool of Ray actors, each with one GPU where the cluster has any, else one core.
 
         They are fed where that leaves a core for it; a Ray of our own has all cores for that, however few the workers.
         """
-        care = care or Care()
-        with ray_session(self._address, 0 if care.feed else self._workers):
+        care = care or RetryPolicy()
+        with ray_session(self._address, 0 if care.preprocessing else self._workers):
             gpus = cluster_gpus()
             tasks = iter(tasks)
-            first = list(islice(tasks, self._workers or gpus or cluster_cores()))  # no more actors than units
-            kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_task_retries=_MESSAGES)(_Worker)
+            first = list(
+                islice(tasks, self._workers or gpus or cluster_cores())
+            )  # no more actors than units
+            kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_task_retries=_MESSAGES)(
+                _Worker
+            )
             if not (gpus or self._feeds) or cluster_cores() <= len(first):
-                care = replace(care, feed=None)
+                care = replace(care, preprocessing=None)
             lost = self._metrics.retried if self._metrics else lambda: None
-            pool = Pool(lambda: kind.remote(make_work), len(first), chain(first, tasks), care, lost)
+            pool = ActorPool(
+                lambda: kind.remote(make_work), len(first), chain(first, tasks), care, lost
+            )
             yield from self._counted(pool.results())
 
     def _counted(self, results: Iterator[Result]) -> Iterator[Result]:
@@ -101,4 +116,4 @@ def _result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayError as error:
-        raise unwrapped(error) from error
+        raise root_cause(error) from error

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Final
 
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from afinar.errors import AfinarError, StorageError
 
-LOST: Final = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
+WORKER_DIED: Final = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 """A worker is gone; its work may be right."""
 
 
-def lost_block(error: BaseException) -> bool:
+def is_preprocessing_loss(error: BaseException) -> bool:
     """Whether a worker met this as it waited for what another was to prepare."""
-    return isinstance(error, RayTaskError) and isinstance(error.cause, LOST)
+    return isinstance(error, RayTaskError) and isinstance(error.cause, WORKER_DIED)
 
 
-def unwrapped(error: BaseException) -> Exception:
+def root_cause(error: BaseException) -> Exception:
     """The AfinarError at the bottom of an error of Ray's; else the task's own error, or that a worker was lost."""
     seen: BaseException | None = error
     for _ in range(10):
@@ -26,6 +32,6 @@ def unwrapped(error: BaseException) -> Exception:
         seen = getattr(seen, "cause", None) or seen.__cause__
     if isinstance(seen, AfinarError):
         return seen
-    if isinstance(error, LOST):
+    if isinstance(error, WORKER_DIED):
         return StorageError(f"a worker was lost and could not be replaced: {error}")
     return error if isinstance(error, Exception) else RuntimeError(str(error))

@@ -6,6 +6,7 @@ the agent every ten seconds. Prometheus sees the names with `ray_` before them a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +15,8 @@ from urllib.parse import quote
 
 from ray.util.metrics import Counter
 
-from afinar.units.work import say
+logger = logging.getLogger(__name__)
+
 
 Result = TypeVar("Result")
 
@@ -80,12 +82,14 @@ def ascii_tag(value: str) -> str:
 
     `/data/José` becomes `/data/Jos%C3%A9`. What is ASCII, `%` included, stays as it is.
     """
-    return "".join(letter if letter.isascii() else quote(letter, errors="surrogatepass") for letter in value)
+    return "".join(
+        letter if letter.isascii() else quote(letter, errors="surrogatepass") for letter in value
+    )
 
 
 @cache
 def _report_once(sentence: str) -> None:
-    say(sentence)
+    logger.info(sentence)
 
 
 @cache

@@ -18,7 +18,8 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.autoscaler.sdk import request_resources
 
 from afinar.errors import RequestError
-from afinar.units.work import say
+
+logger = logging.getLogger(__name__)
 
 _NAMESPACE = "afinar"
 _TOKEN_VARIABLES: Final = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
@@ -35,7 +36,9 @@ def ray_session(address: str | None, cores: int = 0, dashboard: bool = False) ->
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the future default; Ray warns without it
+    os.environ.setdefault(
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
+    )  # the future default; Ray warns without it
     target = address or os.environ.get("RAY_ADDRESS") or "local"
     with _local_ray(cores, dashboard) if target == "local" else _connection(target):
         yield
@@ -43,11 +46,13 @@ def ray_session(address: str | None, cores: int = 0, dashboard: bool = False) ->
 
 @contextlib.contextmanager
 def _connection(target: str) -> Iterator[None]:
-    say(f"connecting to Ray at {target}")
+    logger.info(f"connecting to Ray at {target}")
     try:
         ray.init(target, namespace=_NAMESPACE, logging_level=logging.WARNING)
     except ConnectionError as error:
-        raise RequestError(f"no Ray cluster answers at {target}: {error}. Check --address or RAY_ADDRESS.") from error
+        raise RequestError(
+            f"no Ray cluster answers at {target}: {error}. Check --address or RAY_ADDRESS."
+        ) from error
     try:
         yield
     finally:
@@ -62,7 +67,7 @@ def _local_ray(cores: int, dashboard: bool) -> Iterator[None]:
     only, every request needs a random token that is in the environment of our processes and nowhere else, and Ray's
     files (logs, sockets) lie in a folder of mode 0700, which is removed with the block unless it raises.
     """
-    say("starting a local Ray")
+    logger.info("starting a local Ray")
     folder = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
     with _own_token():
         with _loopback():
@@ -78,7 +83,7 @@ def _local_ray(cores: int, dashboard: bool) -> Iterator[None]:
         try:
             yield
         except Exception:
-            say(f"Ray's logs of this run are in {folder}")
+            logger.info(f"Ray's logs of this run are in {folder}")
             raise
         finally:
             ray.shutdown()
@@ -95,7 +100,9 @@ def _own_token() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _TOKEN_VARIABLES}
     for name in _TOKEN_VARIABLES:
         os.environ.pop(name, None)
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # no mode is given: a local Ray turns authentication on
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(
+        32
+    )  # no mode is given: a local Ray turns authentication on
     AuthenticationTokenLoader.instance().reset_cache()
     try:
         yield
@@ -139,23 +146,25 @@ def _resources() -> dict[str, float]:
     return resources
 
 
-def request_room(bundle: Mapping[str, float], count: int, address: str | None, timeout_s: float, poll_s: float) -> bool:
+def wait_for_resources(
+    bundle: Mapping[str, float], count: int, address: str | None, timeout_s: float, poll_s: float
+) -> bool:
     """Whether the cluster has room for `count` bundles of resources; one that may grow is asked to, and waited for."""
     deadline = time.monotonic() + (timeout_s if address or "RAY_ADDRESS" in os.environ else 0.0)
-    if has_room(bundle, count):
+    if fits(bundle, count):
         return True
     request_resources(bundles=[dict(bundle)] * count)
     try:
         while time.monotonic() < deadline:
             time.sleep(poll_s)
-            if has_room(bundle, count):
+            if fits(bundle, count):
                 return True
         return False
     finally:
         request_resources(bundles=[])
 
 
-def has_room(bundle: Mapping[str, float], count: int) -> bool:
+def fits(bundle: Mapping[str, float], count: int) -> bool:
     """Whether the cluster's nodes, taken or free, can hold so many bundles; each lies on one node."""
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     room = [

@@ -16,12 +16,21 @@ import ray.train
 from ray.exceptions import RayError
 from ray.train import RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.v2.api.config import FailureConfig, ScalingConfig  # ray.train's own names, with their types
+from ray.train.v2.api.config import (
+    FailureConfig,
+    ScalingConfig,
+)  # ray.train's own names, with their types
 
 from afinar.config.jobs import TrainConfig
 from afinar.errors import AfinarError, RequestError, ShortfallError, StorageError
-from afinar.execution.failures import unwrapped
-from afinar.execution.session import cluster_cores, cluster_gpus, has_room, ray_session, request_room
+from afinar.execution.failures import root_cause
+from afinar.execution.session import (
+    cluster_cores,
+    cluster_gpus,
+    fits,
+    ray_session,
+    wait_for_resources,
+)
 from afinar.models.registry.versions import ModelVersion
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
@@ -48,7 +57,9 @@ def train_on_ray(task: TrainTask) -> tuple[ModelVersion, TrainOutcome, float]:
         _run_workers(task)
         outcome = read_outcome(task)
     if outcome is None:
-        raise ShortfallError(f"the workers of run {task.run} ended without an outcome: look into Ray's logs")
+        raise ShortfallError(
+            f"the workers of run {task.run} ended without an outcome: look into Ray's logs"
+        )
     seconds = time.monotonic() - started
     return publish(task, outcome, seconds), outcome, seconds
 
@@ -60,16 +71,19 @@ def _run_workers(task: TrainTask) -> None:
     with ray_session(config.address, config.workers * config.cores_per_worker, dashboard=True):
         scaling = _scaling(config)
         os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it shows every line twice
-        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")  # a lost worker is noticed sooner than in 2 s
         os.environ.setdefault(
-            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(min(_GROUP_START_S, config.start_timeout_s))
+            "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1"
+        )  # a lost worker is noticed sooner than in 2 s
+        os.environ.setdefault(
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S",
+            str(min(_GROUP_START_S, config.start_timeout_s)),
         )
         trainer = TorchTrainer(
             _worker,
             train_loop_config={"task": task},
             scaling_config=scaling,
             torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
-            run_config=_bookkeeping(task),
+            run_config=_run_config(task),
         )
         with _deadline(store, task.run, scaling, config):
             _fit(trainer, store, task.run)
@@ -79,25 +93,31 @@ def _run_workers(task: TrainTask) -> None:
 
 
 @contextmanager
-def _deadline(store: Store, run: str, scaling: ScalingConfig, config: TrainConfig) -> Iterator[None]:
+def _deadline(
+    store: Store, run: str, scaling: ScalingConfig, config: TrainConfig
+) -> Iterator[None]:
     """End a training whose cluster has shrunk below the fewest workers and does not grow again in time.
 
     Ray Train itself would wait without end for an elastic group.
     """
-    fewest = min(scaling.num_workers) if isinstance(scaling.num_workers, tuple) else scaling.num_workers
+    fewest = (
+        min(scaling.num_workers) if isinstance(scaling.num_workers, tuple) else scaling.num_workers
+    )
     bundle: dict[str, float] = dict(scaling.resources_per_worker)  # type: ignore[arg-type]
     over = threading.Event()
 
     def watch() -> None:
         missing_since: float | None = None
         while not over.wait(_WATCH_S):
-            if has_room(bundle, fewest):
+            if fits(bundle, fewest):
                 missing_since = None
                 continue
             missing_since = missing_since or time.monotonic()
             if time.monotonic() - missing_since > config.start_timeout_s:
                 sentence = f"the cluster has had no room for {fewest} workers for {config.start_timeout_s:.0f} s"
-                record_failure(store, run, ShortfallError(f"{sentence}; the same command goes on when it has"))
+                record_failure(
+                    store, run, ShortfallError(f"{sentence}; the same command goes on when it has")
+                )
                 _thread.interrupt_main()
                 return
 
@@ -120,14 +140,18 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
     gpus, cores = cluster_gpus(), cluster_cores()
     workers = config.workers or gpus or min(2, cores)
     fewest = config.min_workers or workers
-    each = config.cores_per_worker or (1 if gpus else _even_share(workers, cores))
+    each = config.cores_per_worker or (1 if gpus else _cpus_per_worker(workers, cores))
     bundle = {"CPU": each, **({"GPU": 1} if gpus else {})}
-    if not request_room(bundle, fewest, config.address, config.start_timeout_s, _ROOM_POLL_S):
+    if not wait_for_resources(bundle, fewest, config.address, config.start_timeout_s, _ROOM_POLL_S):
         have = f"{cluster_cores()} cores and {cluster_gpus()} GPUs"
         wanted = f"--workers {fewest} of {each} cores each"
         if config.address is None and "RAY_ADDRESS" not in os.environ:
-            raise RequestError(f"{wanted}: this machine has {have}; give fewer, or the --address of a cluster")
-        raise ShortfallError(f"{wanted}: the cluster, with {have}, did not give them in {config.start_timeout_s:.0f} s")
+            raise RequestError(
+                f"{wanted}: this machine has {have}; give fewer, or the --address of a cluster"
+            )
+        raise ShortfallError(
+            f"{wanted}: the cluster, with {have}, did not give them in {config.start_timeout_s:.0f} s"
+        )
     return ScalingConfig(
         num_workers=(fewest, workers) if fewest < workers else workers,
         use_gpu=bool(gpus),
@@ -136,12 +160,14 @@ def _scaling(config: TrainConfig) -> ScalingConfig:
     )
 
 
-def _even_share(workers: int, cores: int) -> int:
+def _cpus_per_worker(workers: int, cores: int) -> int:
     """The most cores that each of so many workers can have, nodes being of whatever size."""
-    return next((each for each in range(cores // workers, 1, -1) if has_room({"CPU": each}, workers)), 1)
+    return next(
+        (each for each in range(cores // workers, 1, -1) if fits({"CPU": each}, workers)), 1
+    )
 
 
-def _bookkeeping(task: TrainTask) -> RunConfig:
+def _run_config(task: TrainTask) -> RunConfig:
     """Ray Train's own files go beside ours into the run's folder, which every node reaches as it reaches the models."""
     config = task.config
     # A new name each time: what Ray Train would take up of an interrupted run is ours to take up.
@@ -172,16 +198,22 @@ def _worker(config: dict[str, Any]) -> None:
     _use_own_cores()
     group = Group(get_device())
     try:
-        train(task, group)  # reports nothing to Ray Train: that costs 2 s each time, and the run's folder has it all
+        train(
+            task, group
+        )  # reports nothing to Ray Train: that costs 2 s each time, and the run's folder has it all
     except AfinarError as error:
-        if type(error) is StorageError:  # a store that was out of reach may be back for the next attempt
+        if (
+            type(error) is StorageError
+        ):  # a store that was out of reach may be back for the next attempt
             raise
         record_failure(store, task.run, error)
         # All workers come to a shortfall at once; of other errors the rest may know nothing, and are to be ended.
         if group.size > 1 and not isinstance(error, ShortfallError):
             raise
     except Exception as error:
-        error.add_note(f"on rank {group.rank}\n{traceback.format_exc()}")  # Ray Train keeps a thousand characters of it
+        error.add_note(
+            f"on rank {group.rank}\n{traceback.format_exc()}"
+        )  # Ray Train keeps a thousand characters of it
         error.failed_at = time.time()  # type: ignore[attr-defined]  # travels with it: the first failure has the earliest
         raise
 
@@ -198,7 +230,7 @@ def _fit(trainer: TorchTrainer, store: Store, run: str) -> None:
         trainer.fit()
     except (RayError, ray.train.TrainingFailedError) as error:
         known = read_failure(store, run)
-        failed = unwrapped(error) if isinstance(error, RayError) else _first_failure(error)
+        failed = root_cause(error) if isinstance(error, RayError) else _first_failure(error)
         raise (known or failed) from error
 
 
@@ -208,7 +240,7 @@ def _first_failure(error: Exception) -> Exception:
     A worker that was killed has no time of failure, and comes before those whose connections to it broke.
     """
     failures: dict[int, Exception] = getattr(error, "worker_failures", {})
-    own = [unwrapped(failures[rank]) for rank in sorted(failures)]
+    own = [root_cause(failures[rank]) for rank in sorted(failures)]
     own.sort(key=lambda one: getattr(one, "failed_at", -math.inf))
     if not own:
         cause = getattr(error, "controller_failure", error)

@@ -17,7 +17,7 @@ _WORTH: Final = 4000  # pictures: trying costs fifty on a CPU
 _SLOWER: Final = 1.1  # than the best so far: larger ones will be too
 
 
-def usual_batch(predictor: Predictor, pictures: int) -> int:
+def choose_batch_size(predictor: Predictor, pictures: int) -> int:
     """Pictures per forward pass for a job of that many."""
     if pictures < _WORTH:
         return forward_batch(predictor.device)

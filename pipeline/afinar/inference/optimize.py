@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 
 import torch
 from torch import fx, nn
@@ -10,10 +11,18 @@ from torch.fx.experimental.optimization import fuse
 
 from afinar.config.jobs import Precision
 from afinar.models.networks.network import Network
-from afinar.models.networks.precision import is_half
-from afinar.models.registry.golden import FLOAT32_TOLERANCE, Golden, agrees_reduced, difference, require_answers, score
+from afinar.models.networks.precision import use_bfloat16
+from afinar.models.registry.golden import (
+    FLOAT32_TOLERANCE,
+    Golden,
+    assert_matches_golden,
+    difference,
+    matches_within_tolerance,
+    score,
+)
 from afinar.pictures.preprocessing import InputView
-from afinar.units.work import say
+
+logger = logging.getLogger(__name__)
 
 
 def fast(network: Network, golden: Golden, view: InputView, precision: Precision) -> Network:
@@ -28,18 +37,23 @@ def fast(network: Network, golden: Golden, view: InputView, precision: Precision
     if difference(golden, score(folded, golden.images, view)) <= FLOAT32_TOLERANCE:
         network = folded
     else:
-        require_answers(golden, network, view)
+        assert_matches_golden(golden, network, view)
     device = next(network.parameters()).device
-    if not (is_half(precision, device) or (precision == "auto" and _pays_without_tiles(network, device))):
+    if not (
+        use_bfloat16(precision, device)
+        or (precision == "auto" and _bf16_pays_on_avx512(network, device))
+    ):
         return network
     half = copy.deepcopy(network).to(torch.bfloat16)
-    if agrees_reduced(golden, score(half, golden.images, view)):
+    if matches_within_tolerance(golden, score(half, golden.images, view)):
         return half
-    say("note: in bfloat16 the golden samples get other answers: this model labels in float32")
+    logger.info(
+        "note: in bfloat16 the golden samples get other answers: this model labels in float32"
+    )
     return network
 
 
-def _pays_without_tiles(network: Network, device: torch.device) -> bool:
+def _bf16_pays_on_avx512(network: Network, device: torch.device) -> bool:
     """Whether AVX-512's bfloat16 is faster: twice for dense convolutions, not at all for depthwise ones."""
     if device.type != "cpu" or not torch.cpu._is_avx512_bf16_supported():
         return False

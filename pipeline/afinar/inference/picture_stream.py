@@ -15,15 +15,15 @@ from afinar.dataset.reader import Dataset
 from afinar.dataset.shards import MappedShard
 from afinar.errors import PictureError, Reason
 from afinar.pictures.decode import Pixels, decode
-from afinar.pictures.fetching import Listed, PictureReader
+from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.jpeg import decode_stored, encode_stored
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
 from afinar.sources.uri_list import MISSING
-from afinar.storage.multi_store import Anywhere
+from afinar.storage.multi_store import MultiStore
 from afinar.storage.objects import sha256
 from afinar.storage.store import Reader
-from afinar.units.work import Stages
+from afinar.units.progress import PhaseTimer
 
 
 class Picture(NamedTuple):
@@ -40,7 +40,7 @@ class Pictures(ABC):
     """Where a worker's pictures come from."""
 
     @abstractmethod
-    def read(self, entries: Sequence[Entry], stages: Stages) -> AbstractContextManager[Seen]:
+    def read(self, entries: Sequence[Entry], stages: PhaseTimer) -> AbstractContextManager[Seen]:
         """Within the block, each entry's picture in the entries' order, or why there is none.
 
         Time is counted as `fetch` and `decode`. The iterator raises StorageError when it is the store that fails.
@@ -59,7 +59,7 @@ class Block:
 
 def make_block(pictures: Pictures, entries: Sequence[Entry]) -> Block:
     """Prepare some pictures."""
-    stages = Stages()
+    stages = PhaseTimer()
     with pictures.read(entries, stages) as seen:
         found = list(seen)
     images = [one.image for one in found if isinstance(one, Picture)]
@@ -67,11 +67,11 @@ def make_block(pictures: Pictures, entries: Sequence[Entry]) -> Block:
     return Block(np.stack(images) if images else np.empty(0, np.uint8), outcomes, stages.seconds)
 
 
-def seen_in(blocks: Iterable[Block], stages: Stages) -> Seen:
+def seen_in(blocks: Iterable[Block], stages: PhaseTimer) -> Seen:
     """The pictures of blocks, one after the other; waiting for them counts as `feed`."""
     coming = iter(blocks)
     while True:
-        with stages.timed("feed"):
+        with stages.phase("feed"):
             block = next(coming, None)
         if block is None:
             return
@@ -87,27 +87,33 @@ class Files(Pictures):
         self._store, self._view = store, view
 
     @contextmanager
-    def read(self, entries: Sequence[Entry], stages: Stages) -> Iterator[Seen]:
+    def read(self, entries: Sequence[Entry], stages: PhaseTimer) -> Iterator[Seen]:
         """See Pictures."""
-        listed = (Listed(entry.name, entry.etag, entry.size) for entry in entries)
+        listed = (PictureRef(entry.name, entry.etag, entry.size) for entry in entries)
         with PictureReader(self._store).read_ahead(listed) as reads:
             yield (_decoded(_next(reads, stages), self._view, stages) for _ in entries)
 
 
-class FilesAnywhere(Pictures):
+class UriPictures(Pictures):
     """Files of any store, decoded. What was not there when it was looked up is not asked for."""
 
     def __init__(self, view: StoredView) -> None:
         self._view = view
 
     @contextmanager
-    def read(self, entries: Sequence[Entry], stages: Stages) -> Iterator[Seen]:
+    def read(self, entries: Sequence[Entry], stages: PhaseTimer) -> Iterator[Seen]:
         """See Pictures."""
-        there = [Listed(entry.uri, entry.etag, entry.size) for entry in entries if entry.etag != MISSING]
-        places = Anywhere(remote=any(picture.name.startswith("s3://") for picture in there))
+        there = [
+            PictureRef(entry.uri, entry.etag, entry.size)
+            for entry in entries
+            if entry.etag != MISSING
+        ]
+        places = MultiStore(remote=any(picture.name.startswith("s3://") for picture in there))
         with PictureReader(places).read_ahead(there) as reads:
             yield (
-                _NOT_THERE if entry.etag == MISSING else _decoded(_next(reads, stages), self._view, stages)
+                _NOT_THERE
+                if entry.etag == MISSING
+                else _decoded(_next(reads, stages), self._view, stages)
                 for entry in entries
             )
 
@@ -115,15 +121,17 @@ class FilesAnywhere(Pictures):
 _NOT_THERE: Final = PictureError(Reason.MISSING, "no such object when the list was looked up")
 
 
-def _next(reads: Iterator[bytes | PictureError], stages: Stages) -> bytes | PictureError:
-    with stages.timed("fetch"):
+def _next(reads: Iterator[bytes | PictureError], stages: PhaseTimer) -> bytes | PictureError:
+    with stages.phase("fetch"):
         return next(reads)
 
 
-def _decoded(data: bytes | PictureError, view: StoredView, stages: Stages) -> Picture | PictureError:
+def _decoded(
+    data: bytes | PictureError, view: StoredView, stages: PhaseTimer
+) -> Picture | PictureError:
     if isinstance(data, PictureError):
         return data
-    with stages.timed("decode"):
+    with stages.phase("decode"):
         try:
             return Picture(decode(data, view).image, sha256(data))
         except PictureError as error:
@@ -143,15 +151,15 @@ class Rows(Pictures):
         self._mapped: tuple[str, MappedShard] | None = None
 
     @contextmanager
-    def read(self, entries: Sequence[Entry], stages: Stages) -> Iterator[Seen]:
+    def read(self, entries: Sequence[Entry], stages: PhaseTimer) -> Iterator[Seen]:
         """See Pictures."""
         yield (self._picture(entry, stages) for entry in entries)
 
-    def _picture(self, entry: Entry, stages: Stages) -> Picture:
+    def _picture(self, entry: Entry, stages: PhaseTimer) -> Picture:
         assert entry.shard is not None and entry.row is not None and entry.sample_id is not None
-        with stages.timed("fetch"):
+        with stages.phase("fetch"):
             shard = self._shard(entry.shard)
-        with stages.timed("decode"):
+        with stages.phase("decode"):
             image = shard.picture(entry.row)
             if self._through_jpeg:
                 image = decode_stored(encode_stored(image))

@@ -13,7 +13,7 @@ from afinar.config.jobs import Precision
 from afinar.inference.optimize import fast
 from afinar.models.networks.network import prepare
 from afinar.models.registry.bundle import load_network
-from afinar.models.registry.golden import decoded_again, get_golden, require_answers
+from afinar.models.registry.golden import assert_matches_golden, get_golden, redecode
 from afinar.models.registry.versions import ModelVersion, find_model
 from afinar.pictures.decode import decode
 from afinar.storage.store import Store
@@ -23,19 +23,25 @@ class Predictor:
     """Batch callable: uint8 images in, scores out."""
 
     def __init__(
-        self, store: Store, version: ModelVersion, device: str = "cpu", precision: Precision | None = None
+        self,
+        store: Store,
+        version: ModelVersion,
+        device: str = "cpu",
+        precision: Precision | None = None,
     ) -> None:
         """Load the network and replay its golden samples. Raises ModelError when the answers differ.
 
         With a `precision` it is made as fast as the golden samples allow; without one it is left as it was published.
         """
         self.version = version
-        torch.backends.cudnn.allow_tf32 = False  # its error is of the order that the golden samples allow
+        torch.backends.cudnn.allow_tf32 = (
+            False  # its error is of the order that the golden samples allow
+        )
         self.device = torch.device(device)
         network = load_network(store, version).to(self.device)
-        golden = decoded_again(get_golden(store, version.golden), version.stored_view)
+        golden = redecode(get_golden(store, version.golden), version.stored_view)
         if precision is None:
-            require_answers(golden, network, version.input_view)
+            assert_matches_golden(golden, network, version.input_view)
         else:
             network = fast(network, golden, version.input_view, precision)
         self.network = network
@@ -58,11 +64,15 @@ class Predictor:
         What the classifier receives is what comes back: pooled to one row a picture.
         """
         with torch.inference_mode():
-            inputs = prepare(torch.from_numpy(images).to(self.device), self.version.input_view).to(self._dtype)
+            inputs = prepare(torch.from_numpy(images).to(self.device), self.version.input_view).to(
+                self._dtype
+            )
             activations = self.network.features(inputs)
             logits = self.network.classifier(activations).float() / self.version.temperature
             scores: NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
-            found: NDArray[np.float32] | None = activations.float().cpu().numpy() if features else None
+            found: NDArray[np.float32] | None = (
+                activations.float().cpu().numpy() if features else None
+            )
         return scores, found
 
     def predict(self, pictures: Sequence[str | Path | NDArray[np.uint8]]) -> list[dict[str, float]]:
@@ -72,12 +82,16 @@ class Predictor:
         """
         view = self.version.stored_view
         images = [
-            picture if isinstance(picture, np.ndarray) else decode(Path(picture).read_bytes(), view).image
+            picture
+            if isinstance(picture, np.ndarray)
+            else decode(Path(picture).read_bytes(), view).image
             for picture in pictures
         ]
         if not images:
             return []
-        return [dict(zip(self.classes, map(float, row), strict=True)) for row in self(np.stack(images))]
+        return [
+            dict(zip(self.classes, map(float, row), strict=True)) for row in self(np.stack(images))
+        ]
 
 
 def best_classes(scores: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:

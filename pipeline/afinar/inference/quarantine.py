@@ -17,14 +17,16 @@ ATTEMPTS: Final = "attempts"
 _DEATHS: Final = 2
 
 
-class Suspects:
+class BadInputTracker:
     """Word left by earlier attempts at a unit, and by this one. The first attempt neither leaves nor reads any."""
 
     def __init__(self, store: Store, unit: str, attempt: int) -> None:
         self._store, self._folder, self.attempt = store, f"{ATTEMPTS}/{unit}", attempt
         self._left = [info.name for info in store.walk(self._folder)] if attempt else []
         deaths = Counter(int(name.rsplit("/", 1)[1].split("-")[0]) for name in self._left)
-        self.convicted = frozenset(position for position, count in deaths.items() if count >= _DEATHS)
+        self.quarantined = frozenset(
+            position for position, count in deaths.items() if count >= _DEATHS
+        )
         """Positions in the unit of pictures that are not to be touched again."""
 
     @contextmanager

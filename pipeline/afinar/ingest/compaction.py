@@ -28,7 +28,7 @@ Place = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Survivors:
+class LiveRows:
     """The rows of one shard that live, in their order."""
 
     shard: ObjectRef
@@ -42,7 +42,7 @@ class CompactTask:
     unit: str
     dataset: str
     view: StoredView
-    sources: tuple[Survivors, ...]
+    sources: tuple[LiveRows, ...]
 
     @property
     def pictures(self) -> int:
@@ -50,34 +50,47 @@ class CompactTask:
         return sum(len(source.rows) for source in self.sources)
 
 
-def worn_shards(index: pa.Table, shards: list[ObjectRef]) -> list[Survivors]:
+def shards_to_compact(index: pa.Table, shards: list[ObjectRef]) -> list[LiveRows]:
     """Shards of which more than a fifth is dead, with what lives in them."""
     count = count_live(index)
-    worn = [ref for ref in shards if ref.path in count and ref.rows - count[ref.path] > MAX_DEAD * ref.rows]
+    worn = [
+        ref
+        for ref in shards
+        if ref.path in count and ref.rows - count[ref.path] > MAX_DEAD * ref.rows
+    ]
     live = live_rows(index, {ref.path for ref in worn})
-    return [Survivors(ref, tuple(sorted(live[ref.path]))) for ref in sorted(worn, key=lambda ref: ref.path)]
+    return [
+        LiveRows(ref, tuple(sorted(live[ref.path])))
+        for ref in sorted(worn, key=lambda ref: ref.path)
+    ]
 
 
 def count_live(index: pa.Table) -> dict[str, int]:
     """Rows that an index names, by shard. Copies of a picture may name the same one."""
     places = index.select(["shard", "row"]).group_by(["shard", "row"]).aggregate([])
     counts = pc.value_counts(places.column("shard"))
-    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+    return dict(
+        zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
+    )
 
 
 def live_rows(index: pa.Table, shards: set[str]) -> dict[str, set[int]]:
     """The rows of these shards that an index names."""
     named = index.filter(pc.is_in(index.column("shard"), pa.array(sorted(shards), pa.string())))
     live: dict[str, set[int]] = defaultdict(set)
-    for shard, row in zip(named.column("shard").to_pylist(), named.column("row").to_pylist(), strict=True):
+    for shard, row in zip(
+        named.column("shard").to_pylist(), named.column("row").to_pylist(), strict=True
+    ):
         live[shard].add(row)
     return live
 
 
-def plan_compaction(worn: list[Survivors], dataset: str, version: int, view: StoredView) -> list[CompactTask]:
+def plan_compaction(
+    worn: list[LiveRows], dataset: str, version: int, view: StoredView
+) -> list[CompactTask]:
     """Put what lives in worn shards together, in new shards of the usual size: a pure function of its arguments."""
     max_rows = shard_pictures(view)
-    groups: list[list[Survivors]] = []
+    groups: list[list[LiveRows]] = []
     room = 0
     for survivors in worn:
         if not groups or len(survivors.rows) > room:
@@ -86,12 +99,14 @@ def plan_compaction(worn: list[Survivors], dataset: str, version: int, view: Sto
         groups[-1].append(survivors)
         room -= len(survivors.rows)
     return [
-        CompactTask(unit=f"{version:08d}-{_digest(group)}", dataset=dataset, view=view, sources=tuple(group))
+        CompactTask(
+            unit=f"{version:08d}-{_digest(group)}", dataset=dataset, view=view, sources=tuple(group)
+        )
         for group in groups
     ]
 
 
-def _digest(group: list[Survivors]) -> str:
+def _digest(group: list[LiveRows]) -> str:
     digest = hashlib.sha256(b"compact")
     for survivors in group:
         digest.update(f"\n{survivors.shard.path}:{survivors.rows}".encode())
@@ -113,7 +128,7 @@ def compact(task: CompactTask) -> CompactTask:
     return task
 
 
-def relocate(index: pa.Table, tasks: list[CompactTask], markers: list[UnitMarker]) -> pa.Table:
+def remap_index(index: pa.Table, tasks: list[CompactTask], markers: list[UnitMarker]) -> pa.Table:
     """The index with the rows of worn shards where compaction put them."""
     moved: dict[Place, Place] = {}
     for task, marker in zip(tasks, markers, strict=True):
@@ -122,11 +137,18 @@ def relocate(index: pa.Table, tasks: list[CompactTask], markers: list[UnitMarker
     worn = pa.array(sorted({shard for shard, _ in moved}), pa.string())
     affected = pc.indices_nonzero(pc.is_in(index.column("shard"), worn))
     old = index.select(["shard", "row"]).take(affected)
-    new = [moved[place] for place in zip(old.column("shard").to_pylist(), old.column("row").to_pylist(), strict=True)]
+    new = [
+        moved[place]
+        for place in zip(
+            old.column("shard").to_pylist(), old.column("row").to_pylist(), strict=True
+        )
+    ]
     mask = np.zeros(len(index), dtype=bool)
     mask[affected.to_numpy()] = True
     for name, values in (("shard", [shard for shard, _ in new]), ("row", [row for _, row in new])):
         kind = INDEX.field(name)
-        column = pc.replace_with_mask(index.column(name).combine_chunks(), pa.array(mask), pa.array(values, kind.type))
+        column = pc.replace_with_mask(
+            index.column(name).combine_chunks(), pa.array(mask), pa.array(values, kind.type)
+        )
         index = index.set_column(INDEX.get_field_index(name), kind, column)
     return index

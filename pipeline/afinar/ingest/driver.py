@@ -6,6 +6,7 @@ looks at the source again, so that what changed meanwhile becomes the next versi
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,31 +14,54 @@ from typing import Any
 import pyarrow as pa
 
 from afinar.config.jobs import IngestConfig, fingerprint
-from afinar.dataset.manifest import Manifest, current_manifest, get_objects, now_utc, publish_manifest, read_rows
-from afinar.dataset.schema import FACTS, INDEX
+from afinar.dataset.manifest import (
+    Manifest,
+    current_manifest,
+    get_objects,
+    now_utc,
+    publish_manifest,
+    read_rows,
+)
+from afinar.dataset.schema import INDEX, OUTCOMES
 from afinar.errors import NotFoundError, RequestError, ShortfallError
-from afinar.ingest.compaction import plan_compaction, relocate, worn_shards
-from afinar.ingest.plan import ShardTask, forget_plan_name, join_facts, make_plan, plan_name
+from afinar.ingest.compaction import plan_compaction, remap_index, shards_to_compact
+from afinar.ingest.plan import ShardTask, forget_plan_name, join_outcomes, make_plan, plan_name
 from afinar.ingest.publishing import (
     TRANSIENT,
     compact_shards,
     get_all,
-    known_facts,
+    parent_outcomes,
     put_table,
     put_version_objects,
 )
-from afinar.ingest.source import look_at_source
-from afinar.ingest.version import Content, changes_between, class_notes, content_of, counts_of, repeat_notes
+from afinar.ingest.source import list_source
+from afinar.ingest.version import (
+    Content,
+    changes_between,
+    class_notes,
+    content_of,
+    counts_of,
+    repeat_notes,
+)
 from afinar.ingest.worker import build_shard
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources.listing import classes_of
 from afinar.sources.listing import fingerprint as listing_fingerprint
 from afinar.storage.arrow import from_parquet
-from afinar.storage.commit import UnitMarker, committed_units, new_owner, read_markers, require_put_if_absent
+from afinar.storage.commit import (
+    UnitMarker,
+    committed_units,
+    new_owner,
+    probe_conditional_put,
+    read_markers,
+)
 from afinar.storage.objects import ObjectRef
-from afinar.storage.open import normalise, open_store
-from afinar.units.plan import interrupted_plan, open_pictures, store_plan, unit_names, units_of
-from afinar.units.work import Executor, Meter, say
+from afinar.storage.open import normalize_uri, open_store
+from afinar.units.executor import Executor
+from afinar.units.plan import count_pending, interrupted_plan, iter_units, store_plan, unit_names
+from afinar.units.progress import ProgressReporter
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 20  # at publishing on top of rivals
 
@@ -72,7 +96,7 @@ class IngestSummary:
     notes: list[str] = field(default_factory=list)
 
 
-class _OvertakenError(ShortfallError):
+class VersionConflictError(ShortfallError):
     """Another ingest published this version's number first."""
 
 
@@ -82,7 +106,7 @@ class Ingest:
     def __init__(self, config: IngestConfig, executor: Executor) -> None:
         self.config = config
         self.executor = executor
-        self.source, self.dataset = normalise(config.source), normalise(config.dataset)
+        self.source, self.dataset = normalize_uri(config.source), normalize_uri(config.dataset)
         self.store = open_store(self.dataset)
         self.view = StoredView(size=config.size, fit=config.fit, store=config.store)
         self.owner = new_owner()
@@ -96,7 +120,7 @@ class Ingest:
             "group": config.group,
         }
         self.recipe_id = fingerprint([self.recipe, self.view.as_dict()])[:8]
-        self._work = _Work()
+        self._work = RunStats()
 
     def run(self) -> IngestSummary:
         """Bring the dataset up to date with its source and say what was done."""
@@ -126,24 +150,26 @@ class Ingest:
             try:
                 self._build(plan, parent)
                 summary = self._publish(name, plan, parent)
-            except _OvertakenError:
-                say("another job published first; building on its version")
+            except VersionConflictError:
+                logger.info("another job published first; building on its version")
                 continue
             except NotFoundError:
                 if current_manifest(self.store) == parent:
                     raise
-                say("another job published first and cleaned up; building on its version")
+                logger.info("another job published first and cleaned up; building on its version")
                 continue
             except ShortfallError as shortfall:
                 if not resumed:
                     raise  # the plan stays: with a larger budget it is published as it is
-                say(f"the plan of the interrupted run is dropped: {shortfall}")
+                logger.info(f"the plan of the interrupted run is dropped: {shortfall}")
                 self.store.delete(name)
                 continue
             if not resumed:
                 return summary
-            say("the interrupted run is complete; looking at the source again")
-        raise ShortfallError(f"{_ATTEMPTS} other ingests into {self.dataset} published first: run the command again")
+            logger.info("the interrupted run is complete; looking at the source again")
+        raise ShortfallError(
+            f"{_ATTEMPTS} other ingests into {self.dataset} published first: run the command again"
+        )
 
     def _check_parent(self, parent: Manifest | None) -> None:
         if parent is not None and parent.source["uri"] != self.source:
@@ -154,15 +180,15 @@ class Ingest:
 
     def _plan(self, name: str, parent: Manifest | None) -> pa.Table | None:
         """Make and store the plan of the next version; None when the current one needs no successor."""
-        listing, self._work.notes = look_at_source(self.config)
+        listing, self._work.notes = list_source(self.config)
         known = self._known(parent)
         if parent and self._is_current(parent, listing) and not self._retries(parent):
             return None
         if parent and parent.preprocessing != self.view.as_dict():
-            say(
+            logger.info(
                 f"the preprocessing is not version {parent.version}'s: a new lineage begins, every picture is read anew"
             )
-        require_put_if_absent(self.store)
+        probe_conditional_put(self.store)
         version = parent.version + 1 if parent else 1
         plan = store_plan(self.store, name, make_plan(listing, known, self.view, version))
         if any(info.name == forget_plan_name(version) for info in self.store.walk("plans")):
@@ -179,8 +205,8 @@ class Ingest:
 
     def _known(self, parent: Manifest | None) -> pa.Table:
         if parent is None:
-            return FACTS.empty_table()
-        return known_facts(self.store, parent, self.view)
+            return OUTCOMES.empty_table()
+        return parent_outcomes(self.store, parent, self.view)
 
     def _is_current(self, parent: Manifest, listing: pa.Table) -> bool:
         return (
@@ -197,8 +223,8 @@ class Ingest:
         units = unit_names(plan)
         done = committed_units(self.store) & set(units) if units else set()
         if done:
-            say(f"{len(done)} of {len(units)} units are already committed")
-        pictures = open_pictures(plan, done)
+            logger.info(f"{len(done)} of {len(units)} units are already committed")
+        pictures = count_pending(plan, done)
         if not pictures:
             return
         forgotten = tuple(parent.forgotten) if parent else ()
@@ -211,17 +237,22 @@ class Ingest:
                 entries=entries,
                 forgotten=forgotten,
             )
-            for unit, entries in units_of(plan, self.source, done)
+            for unit, entries in iter_units(plan, self.source, done)
         )
-        with Meter("ingest", pictures) as meter:
+        with ProgressReporter("ingest", pictures) as meter:
             for result in self.executor.run(build_shard, tasks):
                 meter.add(result.pictures, result.rejects, result.stages)
                 self._work.count(result.pictures, result.stages)
 
     def _publish(self, name: str, plan: pa.Table, parent: Manifest | None) -> IngestSummary:
         markers = read_markers(self.store, unit_names(plan))
-        fresh = [from_parquet(data) for data in get_all(self.store, [marker.objects["facts"] for marker in markers])]
-        facts = join_facts(plan, self._known(parent), pa.concat_tables([FACTS.empty_table(), *fresh]))
+        fresh = [
+            from_parquet(data)
+            for data in get_all(self.store, [marker.objects["facts"] for marker in markers])
+        ]
+        facts = join_outcomes(
+            plan, self._known(parent), pa.concat_tables([OUTCOMES.empty_table(), *fresh])
+        )
         content = content_of(plan, facts, self.config)
         try:
             self._check_budget(content)
@@ -240,22 +271,33 @@ class Ingest:
             return self._unchanged(parent)
         summary = self._summary(manifest, content, plan, parent)
         if not publish_manifest(self.store, manifest, self.owner):
-            raise _OvertakenError(f"version {manifest.version} of {self.dataset} is another ingest's")
+            raise VersionConflictError(
+                f"version {manifest.version} of {self.dataset} is another ingest's"
+            )
         return summary
 
-    def _compact(self, index: pa.Table, shards: list[ObjectRef], version: int) -> tuple[pa.Table, list[ObjectRef]]:
+    def _compact(
+        self, index: pa.Table, shards: list[ObjectRef], version: int
+    ) -> tuple[pa.Table, list[ObjectRef]]:
         """Rewrite shards of which too much is dead; the index and the shards it names afterwards."""
-        tasks = plan_compaction(worn_shards(index, shards), self.dataset, version, self.view)
+        tasks = plan_compaction(shards_to_compact(index, shards), self.dataset, version, self.view)
         if tasks:
             markers = compact_shards(self.store, self.executor, tasks)
-            index = relocate(index, tasks, markers)
+            index = remap_index(index, tasks, markers)
             shards = shards + [marker.objects["shard"] for marker in markers]
             self._work.compacted += sum(len(task.sources) for task in tasks)
         named = set(index.column("shard").unique().to_pylist())
-        return index, [ref for ref in {ref.path: ref for ref in shards}.values() if ref.path in named]
+        return index, [
+            ref for ref in {ref.path: ref for ref in shards}.values() if ref.path in named
+        ]
 
     def _manifest(
-        self, version: int, content: Content, plan: pa.Table, shards: list[ObjectRef], parent: Manifest | None
+        self,
+        version: int,
+        content: Content,
+        plan: pa.Table,
+        shards: list[ObjectRef],
+        parent: Manifest | None,
     ) -> Manifest:
         same_lineage = parent is not None and parent.preprocessing == self.view.as_dict()
         return Manifest(
@@ -276,13 +318,19 @@ class Ingest:
         over = content.unusable > self.config.max_reject_rate * content.listed
         if over or not len(content.index):
             table = put_table(self.store, "rejects", content.rejects)
-            words = f", over --max-reject-rate {self.config.max_reject_rate:g}" if over else ": nothing would be left"
+            words = (
+                f", over --max-reject-rate {self.config.max_reject_rate:g}"
+                if over
+                else ": nothing would be left"
+            )
             raise ShortfallError(
                 f"{content.unusable} of {content.listed} pictures were rejected{words}; no version was published. "
                 f"Their reasons: {self.store.uri(table.path)}"
             )
 
-    def _summary(self, manifest: Manifest, content: Content, plan: pa.Table, parent: Manifest | None) -> IngestSummary:
+    def _summary(
+        self, manifest: Manifest, content: Content, plan: pa.Table, parent: Manifest | None
+    ) -> IngestSummary:
         before = read_rows(self.store, parent, "index", INDEX) if parent else INDEX.empty_table()
         changes = changes_between(before, plan, content.index)
         summary = _summary_of(manifest, self.dataset)
@@ -293,20 +341,26 @@ class Ingest:
             summary.vanished_classes = sorted(set(parent.classes) - set(manifest.classes))
             summary.notes += class_notes(summary.new_classes, summary.vanished_classes)
             if manifest.lineage == manifest.version:
-                summary.notes.append(f"version {manifest.version} begins a new lineage: the preprocessing changed")
+                summary.notes.append(
+                    f"version {manifest.version} begins a new lineage: the preprocessing changed"
+                )
         summary.notes += repeat_notes(content.repeats)
-        assert summary.listed == summary.added + summary.changed + summary.unchanged + summary.rejects
+        assert (
+            summary.listed == summary.added + summary.changed + summary.unchanged + summary.rejects
+        )
         return summary
 
     def _unchanged(self, parent: Manifest) -> IngestSummary:
         summary = _summary_of(parent, self.dataset)
         summary.unchanged = summary.samples
-        summary.notes.append(f"nothing to do: version {parent.version} already holds this source as it is")
+        summary.notes.append(
+            f"nothing to do: version {parent.version} already holds this source as it is"
+        )
         return summary
 
 
 @dataclass
-class _Work:
+class RunStats:
     """What one run did, over all versions that it published."""
 
     units: int = 0

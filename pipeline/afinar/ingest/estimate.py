@@ -11,17 +11,17 @@ import pyarrow.compute as pc
 
 from afinar.config.jobs import IngestConfig
 from afinar.dataset.manifest import current_manifest
-from afinar.dataset.schema import FACTS
+from afinar.dataset.schema import OUTCOMES
 from afinar.ingest.plan import make_plan
-from afinar.ingest.publishing import known_facts
-from afinar.ingest.source import look_at_source
-from afinar.ingest.worker import Images, make_images, what_became_of
-from afinar.pictures.fetching import Listed, PictureReader
+from afinar.ingest.publishing import parent_outcomes
+from afinar.ingest.source import list_source
+from afinar.ingest.worker import BatchBuilder, make_images, process_picture
+from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
 from afinar.storage.objects import sha256
-from afinar.storage.open import normalise, open_reader, open_store
-from afinar.units.estimate import Forecast, Sample, draw, lists, shares
+from afinar.storage.open import normalize_uri, open_reader, open_store
+from afinar.units.estimate import Forecast, Sample, list_requests, sample_pending, time_fractions
 from afinar.units.plan import unit_names
 
 _PUTS_PER_UNIT: Final = 3  # shard, facts, marker
@@ -38,15 +38,15 @@ class IngestForecast(Forecast):
 def forecast_ingest(config: IngestConfig) -> IngestForecast:
     """Look at the source, and at a sample of what would be read; writes nothing."""
     started = time.monotonic()
-    source, store = normalise(config.source), open_store(config.dataset)
+    source, store = normalize_uri(config.source), open_store(config.dataset)
     view = StoredView(size=config.size, fit=config.fit, store=config.store)
-    listing, notes = look_at_source(config)
+    listing, notes = list_source(config)
     parent = current_manifest(store) if store.exists() else None
-    known = known_facts(store, parent, view) if parent else FACTS.empty_table()
+    known = parent_outcomes(store, parent, view) if parent else OUTCOMES.empty_table()
     plan = make_plan(listing, known, view, parent.version + 1 if parent else 1)
     listing_s = time.monotonic() - started
     work = plan.filter(pc.is_valid(plan.column("unit")))
-    sample = _Sample(source, view, draw(work, source))
+    sample = _Sample(source, view, sample_pending(work, source))
     workers = config.workers or os.cpu_count() or 1
     units, to_read = len(unit_names(plan)), len(work)
     seconds = sample.seconds_each * to_read / workers
@@ -62,11 +62,11 @@ def forecast_ingest(config: IngestConfig) -> IngestForecast:
         listing_seconds=round(listing_s, 2),
         seconds=round(listing_s + seconds, 1),
         images_per_second=round(to_read / seconds, 1) if seconds else 0.0,
-        stages=shares(sample.stages),
+        stages=time_fractions(sample.stages),
         bytes_read=pc.sum(work.column("size")).as_py() or 0,
         bytes_written=round(sample.bytes_each * to_read),
         requests={
-            "LIST": lists(len(listing)),
+            "LIST": list_requests(len(listing)),
             "GET": to_read,
             "PUT": units * _PUTS_PER_UNIT + (_PUTS_PER_VERSION if to_read else 0),
         },
@@ -80,22 +80,22 @@ class _Sample(Sample):
     def __init__(self, source: str, view: StoredView, entries: list[Entry]) -> None:
         super().__init__(len(entries))
         images = make_images(view)
-        listed = (Listed(entry.name, entry.etag, entry.size) for entry in entries)
+        listed = (PictureRef(entry.name, entry.etag, entry.size) for entry in entries)
         with PictureReader(open_reader(source)).read_ahead(listed) as reads:
             for entry in entries:
-                with self.stages.timed("fetch"):
+                with self.stages.phase("fetch"):
                     data = next(reads)
-                with self.stages.timed("decode"):
-                    self._count(what_became_of(entry, data, images, frozenset()))
+                with self.stages.phase("decode"):
+                    self._count(process_picture(entry, data, images, frozenset()))
                 if images.is_full:
                     self._write(images)
         self._write(images)
 
-    def _write(self, images: Images) -> None:
+    def _write(self, images: BatchBuilder) -> None:
         """What a shard's writer does, but for the store: that is not to be touched."""
         if not images.count:
             return
-        with self.stages.timed("write"):
+        with self.stages.phase("write"):
             data = images.take_batch().serialize()
             sha256(memoryview(data))
         self.bytes += data.size

@@ -18,9 +18,9 @@ from afinar.config.jobs import ForgetConfig
 from afinar.dataset.gc import collect, manifests, open_plans
 from afinar.dataset.manifest import Manifest, get_objects, now_utc, publish_manifest, read_rows
 from afinar.dataset.schema import INDEX, REJECTS
-from afinar.dataset.splits import hold_out_repeats
+from afinar.dataset.splits import exclude_duplicates
 from afinar.errors import Reason, RequestError, ShortfallError
-from afinar.ingest.compaction import Survivors, count_live, live_rows, plan_compaction, relocate
+from afinar.ingest.compaction import LiveRows, count_live, live_rows, plan_compaction, remap_index
 from afinar.ingest.plan import forget_plan_name
 from afinar.ingest.publishing import compact_shards, put_version_objects
 from afinar.ingest.version import Content, counts_of
@@ -28,9 +28,9 @@ from afinar.pictures.preprocessing import StoredView
 from afinar.sources.listing import classes_of
 from afinar.storage.commit import new_owner
 from afinar.storage.objects import ObjectRef
-from afinar.storage.open import normalise, open_store
+from afinar.storage.open import normalize_uri, open_store
+from afinar.units.executor import Executor
 from afinar.units.plan import PLAN, store_plan
-from afinar.units.work import Executor
 
 _DETAIL = "erased on request"
 _BEYOND_REACH = (
@@ -57,7 +57,7 @@ class Forget:
     """One erasure from one dataset."""
 
     def __init__(self, config: ForgetConfig, executor: Executor) -> None:
-        self.dataset, self.executor = normalise(config.dataset), executor
+        self.dataset, self.executor = normalize_uri(config.dataset), executor
         self.store = open_store(self.dataset)
         self.wanted = config.uris
 
@@ -81,16 +81,25 @@ class Forget:
                     f"{self.dataset} --gc --drop-plans`; then forget"
                 )
         contents, missing = self._contents(kept)
-        summary = ForgetSummary(dataset=self.dataset, version=current.version, contents=len(contents))
+        summary = ForgetSummary(
+            dataset=self.dataset, version=current.version, contents=len(contents)
+        )
         worn = self._worn(current)
         if missing and not worn:
             self._collect(lease, set())  # an erasure that was killed may have got so far
-            raise RequestError(f"no version of {self.dataset} holds {min(missing)}: nothing was erased")
-        summary.notes += [f"no version that is kept names {uri}; all dead rows are erased" for uri in sorted(missing)]
+            raise RequestError(
+                f"no version of {self.dataset} holds {min(missing)}: nothing was erased"
+            )
+        summary.notes += [
+            f"no version that is kept names {uri}; all dead rows are erased"
+            for uri in sorted(missing)
+        ]
         if worn or not contents <= set(current.forgotten) or self._is_in(current, contents):
             self._publish_without(current, contents, summary)
         if contents or summary.version > current.version:
-            summary.versions_withdrawn = [manifest.version for manifest in kept if manifest.version < summary.version]
+            summary.versions_withdrawn = [
+                manifest.version for manifest in kept if manifest.version < summary.version
+            ]
         summary.objects_removed = self._collect(lease, set(summary.versions_withdrawn))
         summary.notes.append(_BEYOND_REACH)
         return summary
@@ -110,7 +119,9 @@ class Forget:
         missing = set(uris)
         for manifest in kept:
             index = read_rows(self.store, manifest, "index", INDEX)
-            found = index.filter(pc.is_in(index.column("uri"), pa.array(sorted(uris), pa.large_string())))
+            found = index.filter(
+                pc.is_in(index.column("uri"), pa.array(sorted(uris), pa.large_string()))
+            )
             contents |= set(found.column("sample_id").to_pylist())
             missing -= set(found.column("uri").to_pylist())
         rejects = read_rows(self.store, kept[-1], "rejects", REJECTS)
@@ -125,21 +136,31 @@ class Forget:
     def _worn(self, manifest: Manifest) -> list[ObjectRef]:
         """Shards with a dead row."""
         live = count_live(read_rows(self.store, manifest, "index", INDEX))
-        return [ref for ref in get_objects(self.store, manifest, "shard") if live.get(ref.path, 0) < ref.rows]
+        return [
+            ref
+            for ref in get_objects(self.store, manifest, "shard")
+            if live.get(ref.path, 0) < ref.rows
+        ]
 
-    def _publish_without(self, current: Manifest, contents: set[str], summary: ForgetSummary) -> None:
+    def _publish_without(
+        self, current: Manifest, contents: set[str], summary: ForgetSummary
+    ) -> None:
         """Publish the next version: the current one without these contents and without a dead row."""
         index = read_rows(self.store, current, "index", INDEX)
         erased = _rows_of(index, contents)
         left = index.filter(pc.invert(_is_of(index, contents)))
         if not len(left):
-            raise ShortfallError(f"nothing would be left of {self.dataset}: remove the whole of it instead")
-        touched = set(erased.column("shard").to_pylist()) | {ref.path for ref in self._worn(current)}
+            raise ShortfallError(
+                f"nothing would be left of {self.dataset}: remove the whole of it instead"
+            )
+        touched = set(erased.column("shard").to_pylist()) | {
+            ref.path for ref in self._worn(current)
+        }
         version = current.version + 1
         left, shards = self._rewrite(left, current, touched, version)
         rejects = read_rows(self.store, current, "rejects", REJECTS)
         rejects = pa.concat_tables([rejects, _as_rejects(erased)]).sort_by("uri")
-        content = Content(left, rejects, hold_out_repeats(left)[1])
+        content = Content(left, rejects, exclude_duplicates(left)[1])
         manifest = replace(
             current,
             version=version,
@@ -151,7 +172,9 @@ class Forget:
             forgotten=sorted({*current.forgotten, *contents}),
         )
         if not publish_manifest(self.store, manifest, new_owner()):
-            raise ShortfallError(f"another job published version {version} of {self.dataset} first: run forget again")
+            raise ShortfallError(
+                f"another job published version {version} of {self.dataset} first: run forget again"
+            )
         summary.version, summary.shards_rewritten = version, len(touched)
         summary.pictures = len(erased)
 
@@ -161,13 +184,17 @@ class Forget:
         """Copy what lives in the touched shards into new ones."""
         shards = get_objects(self.store, current, "shard")
         live = live_rows(index, touched)
-        worn = [Survivors(ref, tuple(sorted(live[ref.path]))) for ref in shards if ref.path in live]
+        worn = [LiveRows(ref, tuple(sorted(live[ref.path]))) for ref in shards if ref.path in live]
         stays = [ref for ref in shards if ref.path not in touched]
-        tasks = plan_compaction(worn, self.dataset, version, StoredView.from_dict(current.preprocessing))
+        tasks = plan_compaction(
+            worn, self.dataset, version, StoredView.from_dict(current.preprocessing)
+        )
         if not tasks:
             return index, stays
         markers = compact_shards(self.store, self.executor, tasks)
-        return relocate(index, tasks, markers), stays + [marker.objects["shard"] for marker in markers]
+        return remap_index(index, tasks, markers), stays + [
+            marker.objects["shard"] for marker in markers
+        ]
 
 
 def _is_of(index: pa.Table, contents: set[str]) -> pa.ChunkedArray:
@@ -181,4 +208,6 @@ def _rows_of(index: pa.Table, contents: set[str]) -> pa.Table:
 def _as_rejects(rows: pa.Table) -> pa.Table:
     reasons = pa.array([str(Reason.FORGOTTEN)] * len(rows), pa.string())
     details = pa.array([_DETAIL] * len(rows), pa.string())
-    return pa.Table.from_arrays([*rows.select(["uri", "etag", "label"]).columns, reasons, details], schema=REJECTS)
+    return pa.Table.from_arrays(
+        [*rows.select(["uri", "etag", "label"]).columns, reasons, details], schema=REJECTS
+    )

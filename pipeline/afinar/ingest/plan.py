@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.dataset.schema import FACTS
+from afinar.dataset.schema import OUTCOMES
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
-from afinar.storage.arrow import joined
-from afinar.units.plan import even_sizes, plan_units, settled
+from afinar.storage.arrow import concat_columns
+from afinar.units.plan import even_sizes, is_up_to_date, plan_units
 
 _SHARD_BYTES: Final = 128 * 2**20
 _JPEG_BYTES_PER_PIXEL: Final = 1.0  # of noise at quality 95; photographs take a half to a third
@@ -48,14 +48,18 @@ def make_plan(listing: pa.Table, known: pa.Table, view: StoredView, version: int
     the next one, and so that it can be told whose plan an object belongs to. A picture that may be a known one under
     another name or change mark says which: if the content proves it, nothing is decoded.
     """
-    is_settled = settled(listing, known)
-    plan = plan_units(listing, is_settled, f"{view.key()}:{version}", partial(even_sizes, shard_pictures(view)))
+    is_settled = is_up_to_date(listing, known)
+    plan = plan_units(
+        listing, is_settled, f"{view.key()}:{version}", partial(even_sizes, shard_pictures(view))
+    )
     samples = known.filter(pc.is_valid(known.column("sample_id")))
     if not len(samples) or plan.column("unit").null_count == len(plan):
         return _versioned(plan, version)
     at = pc.if_else(is_settled, pa.scalar(None, pa.int32()), _likely(plan, samples))
     for name in ("sample_id", "shard", "row"):
-        plan = plan.set_column(plan.column_names.index(name), plan.schema.field(name), samples.column(name).take(at))
+        plan = plan.set_column(
+            plan.column_names.index(name), plan.schema.field(name), samples.column(name).take(at)
+        )
     return _versioned(plan, version)
 
 
@@ -75,7 +79,7 @@ def _likely(plan: pa.Table, samples: pa.Table) -> pa.ChunkedArray:
 
 def _mark_and_name(table: pa.Table) -> pa.ChunkedArray:
     name = pc.replace_substring_regex(table.column("uri"), "^.*/", "")
-    return joined(table.column("etag"), name, separator="\t")
+    return concat_columns(table.column("etag"), name, separator="\t")
 
 
 def plan_name(version: int, recipe_id: str) -> str:
@@ -88,7 +92,7 @@ def forget_plan_name(version: int) -> str:
     return plan_name(version, "forget")
 
 
-def standing_facts(index: pa.Table, rejects: pa.Table, retried: set[str]) -> pa.Table:
+def known_outcomes(index: pa.Table, rejects: pa.Table, retried: set[str]) -> pa.Table:
     """What a version knows about its pictures, as FACTS; rejects whose reason is in `retried` are unknown."""
     tried = pc.is_in(rejects.column("reason"), pa.array(sorted(retried), pa.string()))
     return pa.concat_tables([_as_facts(index), _as_facts(rejects.filter(pc.invert(tried)))])
@@ -96,13 +100,15 @@ def standing_facts(index: pa.Table, rejects: pa.Table, retried: set[str]) -> pa.
 
 def _as_facts(table: pa.Table) -> pa.Table:
     columns = [
-        table.column(field.name) if field.name in table.column_names else pa.nulls(len(table), field.type)
-        for field in FACTS
+        table.column(field.name)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in OUTCOMES
     ]
-    return pa.Table.from_arrays(columns, schema=FACTS)
+    return pa.Table.from_arrays(columns, schema=OUTCOMES)
 
 
-def join_facts(plan: pa.Table, known: pa.Table, fresh: pa.Table) -> pa.Table:
+def join_outcomes(plan: pa.Table, known: pa.Table, fresh: pa.Table) -> pa.Table:
     """What became of every listed picture: FACTS' columns, row for row with the plan.
 
     Planned pictures take what their unit found, the others what was known. Raises AssertionError for a picture of which

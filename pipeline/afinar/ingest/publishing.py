@@ -8,16 +8,17 @@ from typing import Final
 import pyarrow as pa
 
 from afinar.dataset.manifest import Manifest, put_objects, read_rows
-from afinar.dataset.schema import FACTS, INDEX, REJECTS
+from afinar.dataset.schema import INDEX, OUTCOMES, REJECTS
 from afinar.errors import Reason
 from afinar.ingest.compaction import CompactTask, compact
-from afinar.ingest.plan import standing_facts
+from afinar.ingest.plan import known_outcomes
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.arrow import to_parquet
 from afinar.storage.commit import UnitMarker, committed_units, read_markers
 from afinar.storage.objects import ObjectRef, get_object, put_object
 from afinar.storage.store import Store
-from afinar.units.work import Executor, Meter
+from afinar.units.executor import Executor
+from afinar.units.progress import ProgressReporter
 
 TRANSIENT: Final = {str(reason) for reason in Reason if reason.transient}
 """Reasons for which the next run tries a picture again."""
@@ -26,19 +27,19 @@ _INDEX_ROWS: Final = 1_000_000
 _READS: Final = 16  # of small objects at once: latency, not work
 
 
-def known_facts(store: Store, parent: Manifest, view: StoredView) -> pa.Table:
+def parent_outcomes(store: Store, parent: Manifest, view: StoredView) -> pa.Table:
     """What the parent version knows of its pictures; nothing where its preprocessing was another."""
     if parent.preprocessing != view.as_dict():
-        return FACTS.empty_table()
+        return OUTCOMES.empty_table()
     index = read_rows(store, parent, "index", INDEX)
-    return standing_facts(index, read_rows(store, parent, "rejects", REJECTS), TRANSIENT)
+    return known_outcomes(index, read_rows(store, parent, "rejects", REJECTS), TRANSIENT)
 
 
 def compact_shards(store: Store, executor: Executor, tasks: list[CompactTask]) -> list[UnitMarker]:
     """Carry out compaction, skipping what an earlier run committed; its markers, in order."""
     done = committed_units(store)
     left = [task for task in tasks if task.unit not in done]
-    with Meter("compact", sum(task.pictures for task in left)) as meter:
+    with ProgressReporter("compact", sum(task.pictures for task in left)) as meter:
         for task in executor.run(compact, left):
             meter.add(task.pictures)
     return read_markers(store, (task.unit for task in tasks))
@@ -50,7 +51,9 @@ def get_all(store: Store, refs: list[ObjectRef]) -> list[bytes]:
         return list(pool.map(lambda ref: get_object(store, ref), refs))
 
 
-def put_version_objects(store: Store, index: pa.Table, rejects: pa.Table, shards: list[ObjectRef]) -> ObjectRef:
+def put_version_objects(
+    store: Store, index: pa.Table, rejects: pa.Table, shards: list[ObjectRef]
+) -> ObjectRef:
     """Write a version's index and rejects, and the list of all its objects."""
     objects = [("shard", ref) for ref in shards]
     slices = [index.slice(start, _INDEX_ROWS) for start in range(0, len(index), _INDEX_ROWS)]

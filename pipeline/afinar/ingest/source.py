@@ -9,18 +9,20 @@ from afinar.config.jobs import IngestConfig
 from afinar.errors import RequestError
 from afinar.sources.annotations import annotate
 from afinar.sources.listing import classes_of, list_pictures
-from afinar.storage.open import normalise
+from afinar.storage.open import normalize_uri
 
 
-def look_at_source(config: IngestConfig) -> tuple[pa.Table, list[str]]:
+def list_source(config: IngestConfig) -> tuple[pa.Table, list[str]]:
     """List and annotate the source; the listing, and what a person should know of it.
 
     Raises RequestError where it could not serve: no pictures, tables that contradict themselves, one class only.
     """
-    source = normalise(config.source)
+    source = normalize_uri(config.source)
     listing = list_pictures(source, parse_extensions(config.extensions))
     by_folder = parse_split(config.split) is None
-    done = annotate(listing, source, labels=config.labels, split_by_folder=by_folder, group=config.group)
+    done = annotate(
+        listing, source, labels=config.labels, split_by_folder=by_folder, group=config.group
+    )
     classes = classes_of(done.listing)
     if config.labels != "none" and len(classes) < 2:
         found = (

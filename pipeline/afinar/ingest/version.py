@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from afinar.config.checks import parse_split
 from afinar.config.jobs import IngestConfig
 from afinar.dataset.schema import INDEX, REJECTS
-from afinar.dataset.splits import Repeats, assign_splits, hold_out_repeats, shares_of_folders
+from afinar.dataset.splits import Repeats, assign_splits, exclude_duplicates, shares_of_folders
 from afinar.errors import Reason
 from afinar.sources.entry import SPLITS
 
@@ -32,7 +32,9 @@ class Content:
     @property
     def unusable(self) -> int:
         """Rejects that speak against the source: what was erased on request does not."""
-        return pc.sum(pc.not_equal(self.rejects.column("reason"), str(Reason.FORGOTTEN))).as_py() or 0
+        return (
+            pc.sum(pc.not_equal(self.rejects.column("reason"), str(Reason.FORGOTTEN))).as_py() or 0
+        )
 
 
 def content_of(listing: pa.Table, facts: pa.Table, config: IngestConfig) -> Content:
@@ -42,13 +44,18 @@ def content_of(listing: pa.Table, facts: pa.Table, config: IngestConfig) -> Cont
         rows = rows.append_column(facts.schema.field(name), facts.column(name))
     rejects = rows.filter(pc.is_valid(rows.column("reason"))).select(REJECTS.names).cast(REJECTS)
     samples = rows.filter(pc.is_valid(rows.column("shard")))
-    assert len(samples) + len(rejects) == len(listing), "every listed picture is a sample or a reject"
+    assert len(samples) + len(rejects) == len(listing), (
+        "every listed picture is a sample or a reject"
+    )
     shares = parse_split(config.split)
     splits = assign_splits(
-        samples, shares or shares_of_folders(listing.column("split")), config.seed, carve=shares is None
+        samples,
+        shares or shares_of_folders(listing.column("split")),
+        config.seed,
+        carve=shares is None,
     )
     samples = _with_split(samples, splits)
-    splits, repeats = hold_out_repeats(samples)
+    splits, repeats = exclude_duplicates(samples)
     index = _with_split(samples, splits).select(INDEX.names).cast(INDEX).combine_chunks()
     return Content(index, rejects.combine_chunks(), repeats)
 
@@ -74,7 +81,9 @@ def counts_of(content: Content) -> dict[str, Any]:
 
 def _counted(column: pa.ChunkedArray) -> dict[str, int]:
     counts = pc.value_counts(column.drop_null())
-    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+    return dict(
+        zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +104,9 @@ def changes_between(before: pa.Table, listing: pa.Table, now: pa.Table) -> Chang
     old = before.take(at)
     there = pc.is_valid(at)
     same = pc.equal(old.column("sample_id"), now.column("sample_id"))
-    labels = pc.not_equal(pc.fill_null(old.column("label"), ""), pc.fill_null(now.column("label"), ""))
+    labels = pc.not_equal(
+        pc.fill_null(old.column("label"), ""), pc.fill_null(now.column("label"), "")
+    )
     vanished = before.filter(pc.invert(pc.is_in(before.column("uri"), listing.column("uri"))))
     fresh = now.filter(pc.invert(there))
     return Changes(
@@ -118,9 +129,13 @@ def repeat_notes(repeats: Repeats) -> list[str]:
     if repeats.duplicates:
         notes.append(f"{repeats.duplicates} pictures are exact copies of another")
     if repeats.held_out:
-        notes.append(f"{repeats.held_out} copies are in no split: the same picture is in a safer one (test first)")
+        notes.append(
+            f"{repeats.held_out} copies are in no split: the same picture is in a safer one (test first)"
+        )
     if repeats.two_labels:
-        notes.append(f"{repeats.two_labels} pictures are in no split: the same content carries two labels")
+        notes.append(
+            f"{repeats.two_labels} pictures are in no split: the same content carries two labels"
+        )
     return notes
 
 

@@ -10,12 +10,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from afinar.dataset.schema import FACTS, shard_schema
+from afinar.dataset.schema import OUTCOMES, shard_schema
 from afinar.dataset.shards import ShardWriter, batch_rows
 from afinar.errors import PictureError, Reason
 from afinar.ingest.plan import ShardTask
 from afinar.pictures.decode import Pixels, decode_into, decode_to_jpeg
-from afinar.pictures.fetching import Listed, PictureReader
+from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
@@ -23,7 +23,7 @@ from afinar.storage.commit import UnitMarker, commit_unit
 from afinar.storage.objects import ObjectRef, put_object, sha256
 from afinar.storage.open import open_reader, open_store
 from afinar.storage.store import Store
-from afinar.units.work import Stages
+from afinar.units.progress import PhaseTimer
 
 Fact: TypeAlias = dict[str, Any]  # of FACTS, without what is null
 
@@ -41,20 +41,29 @@ class UnitResult:
 def build_shard(task: ShardTask) -> UnitResult:
     """Carry out one unit of an ingest. Running it twice changes nothing that was published."""
     source, dataset = open_reader(task.source), open_store(task.dataset)
-    stages, forgotten = Stages(), frozenset(task.forgotten)
+    stages, forgotten = PhaseTimer(), frozenset(task.forgotten)
     facts: list[Fact] = []
-    listed = (Listed(entry.name, entry.etag, entry.size) for entry in task.entries)
-    with ShardWriter(dataset, task.view) as writer, PictureReader(source).read_ahead(listed) as reads:
+    listed = (PictureRef(entry.name, entry.etag, entry.size) for entry in task.entries)
+    with (
+        ShardWriter(dataset, task.view) as writer,
+        PictureReader(source).read_ahead(listed) as reads,
+    ):
         images = make_images(task.view)
         for entry in task.entries:
-            with stages.timed("fetch"):
+            with stages.phase("fetch"):
                 data = next(reads)
-            with stages.timed("decode"):
-                facts.append({"uri": entry.uri, "etag": entry.etag, **what_became_of(entry, data, images, forgotten)})
+            with stages.phase("decode"):
+                facts.append(
+                    {
+                        "uri": entry.uri,
+                        "etag": entry.etag,
+                        **process_picture(entry, data, images, forgotten),
+                    }
+                )
             if images.is_full:
-                with stages.timed("write"):
+                with stages.phase("write"):
                     writer.write(images.take_batch())
-        with stages.timed("write"):
+        with stages.phase("write"):
             if images.count:
                 writer.write(images.take_batch())
             _commit(dataset, task.unit, writer, facts)
@@ -62,7 +71,9 @@ def build_shard(task: ShardTask) -> UnitResult:
     return UnitResult(task.unit, len(task.entries), rejects, stages.seconds)
 
 
-def what_became_of(entry: Entry, data: bytes | PictureError, images: Images, forgotten: frozenset[str]) -> Fact:
+def process_picture(
+    entry: Entry, data: bytes | PictureError, images: BatchBuilder, forgotten: frozenset[str]
+) -> Fact:
     """Where the picture lies: where it was known to lie, if its content proves that, else where it is put now."""
     if isinstance(data, PictureError):
         return _reject(data)
@@ -82,7 +93,7 @@ def _reject(error: PictureError) -> Fact:
     return {"reason": str(error.reason), "detail": error.detail}
 
 
-class Images(ABC):
+class BatchBuilder(ABC):
     """A batch of pictures as they are decoded; emptied again and again, so that memory stays as it is."""
 
     def __init__(self, view: StoredView) -> None:
@@ -116,7 +127,9 @@ class Images(ABC):
             self._column(),
         ]
         self._sample_ids, self._sizes = [], []
-        return pa.RecordBatch.from_arrays(columns, schema=shard_schema(self.view.size, self.view.store))
+        return pa.RecordBatch.from_arrays(
+            columns, schema=shard_schema(self.view.size, self.view.store)
+        )
 
     @abstractmethod
     def _decode(self, data: bytes) -> tuple[int, int]:
@@ -127,7 +140,7 @@ class Images(ABC):
         """The `image` column, in the order of adding."""
 
 
-class _Pixels(Images):
+class PixelBatch(BatchBuilder):
     """uint8 [n, size, size, 3], decoded into the place where they are written from."""
 
     def __init__(self, view: StoredView) -> None:
@@ -139,8 +152,12 @@ class _Pixels(Images):
 
     def _column(self) -> pa.Array:
         size, count = self.view.size, self.count
-        flat = pa.FixedSizeListArray.from_arrays(pa.array(self._images[:count].reshape(-1)), size * size * 3)
-        return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), (size, size, 3)), flat)
+        flat = pa.FixedSizeListArray.from_arrays(
+            pa.array(self._images[:count].reshape(-1)), size * size * 3
+        )
+        return pa.ExtensionArray.from_storage(
+            pa.fixed_shape_tensor(pa.uint8(), (size, size, 3)), flat
+        )
 
 
 _thread = threading.local()
@@ -154,7 +171,7 @@ def _memory(shape: tuple[int, ...]) -> Pixels:
     return held
 
 
-class _Jpegs(Images):
+class JpegBatch(BatchBuilder):
     """JPEG files at the stored size."""
 
     def __init__(self, view: StoredView) -> None:
@@ -171,9 +188,9 @@ class _Jpegs(Images):
         return pa.array(files, pa.large_binary())
 
 
-def make_images(view: StoredView) -> Images:
+def make_images(view: StoredView) -> BatchBuilder:
     """An empty batch."""
-    return _Pixels(view) if view.store == "pixels" else _Jpegs(view)
+    return PixelBatch(view) if view.store == "pixels" else JpegBatch(view)
 
 
 def _commit(dataset: Store, unit: str, writer: ShardWriter, facts: list[Fact]) -> None:
@@ -183,6 +200,8 @@ def _commit(dataset: Store, unit: str, writer: ShardWriter, facts: list[Fact]) -
         for fact in facts:
             if "row" in fact and "shard" not in fact:
                 fact["shard"] = objects["shard"].path
-    table = pa.Table.from_pylist(facts, schema=FACTS)
-    objects["facts"] = put_object(dataset, f"facts/{unit}-{{hash}}.parquet", to_parquet(table), len(facts))
+    table = pa.Table.from_pylist(facts, schema=OUTCOMES)
+    objects["facts"] = put_object(
+        dataset, f"facts/{unit}-{{hash}}.parquet", to_parquet(table), len(facts)
+    )
     commit_unit(dataset, UnitMarker(unit=unit, objects=objects))

@@ -6,6 +6,7 @@ source again.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -17,13 +18,26 @@ import pyarrow.compute as pc
 
 from afinar.config.jobs import LabelConfig, fingerprint
 from afinar.errors import NotFoundError, ShortfallError
-from afinar.labelling.run_report import Account, Tally, brought_up, previous, read_tally
+from afinar.labelling.run_report import (
+    Account,
+    Tally,
+    find_baseline,
+    read_tally,
+    update_source_stats,
+)
 from afinar.labelling.source import open_source
-from afinar.labelling.tasks import UNIT_PICTURES, LabelSpec, LabelTask, deadline_s, feed_of, make_labeller
+from afinar.labelling.tasks import (
+    UNIT_PICTURES,
+    LabelSpec,
+    LabelTask,
+    deadline_s,
+    make_labeller,
+    preprocessing_for,
+)
 from afinar.models.registry.versions import find_model
-from afinar.predictions.columns import extras_of, partition_name
-from afinar.predictions.current import Standing, read_standing
-from afinar.predictions.exports import OnRequest
+from afinar.predictions.columns import optional_columns, partition_name
+from afinar.predictions.current import PublishedRows, read_published_rows
+from afinar.predictions.exports import Exports
 from afinar.predictions.gc import sweep
 from afinar.predictions.manifest import (
     FOLDER,
@@ -33,29 +47,32 @@ from afinar.predictions.manifest import (
     object_folder,
     put_parts,
 )
-from afinar.predictions.review_queue import Gallery
+from afinar.predictions.review_queue import PageRenderer
 from afinar.storage.commit import (
     Record,
     committed_units,
     new_owner,
+    probe_conditional_put,
     publish,
     read_markers,
-    require_put_if_absent,
 )
-from afinar.storage.open import normalise, open_store
+from afinar.storage.open import normalize_uri, open_store
+from afinar.units.executor import Executor, RetryPolicy
 from afinar.units.plan import (
+    count_pending,
     interrupted_plan,
     is_stored,
-    open_pictures,
+    is_up_to_date,
+    iter_units,
     plan_units,
     retire_plan,
-    settled,
     store_plan,
     tapered_sizes,
     unit_names,
-    units_of,
 )
-from afinar.units.work import Care, Executor, Meter, say
+from afinar.units.progress import ProgressReporter
+
+logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 20  # at publishing on top of rivals
 
@@ -89,9 +106,11 @@ class LabelSummary:
 class Labelling:
     """One labelling into one prediction folder."""
 
-    def __init__(self, config: LabelConfig, executor: Executor, gallery: Gallery | None = None) -> None:
+    def __init__(
+        self, config: LabelConfig, executor: Executor, gallery: PageRenderer | None = None
+    ) -> None:
         self.config, self.executor, self.gallery = config, executor, gallery
-        self.out = normalise(config.predictions)
+        self.out = normalize_uri(config.predictions)
         self.store = open_store(self.out)
         models, self.version = find_model(config.model)
         self.model = f"{models.root}@{self.version.id}"
@@ -114,10 +133,10 @@ class Labelling:
         summary: LabelSummary | None = None
         name = f"plans/{self.identity}.parquet"
         while True:
-            state = read_standing(self.store, self.partition)
+            state = read_published_rows(self.store, self.partition)
             plan = interrupted_plan(self.store, name)
             if plan is not None and not self.source.still_has(plan):
-                say("it names what is gone from its source; planning anew")
+                logger.info("it names what is gone from its source; planning anew")
                 retire_plan(self.store, name, plan)
                 plan = None
             resumed = plan is not None
@@ -130,14 +149,16 @@ class Labelling:
             units, read = units + run, read + pictures
             published = self._publish(plan, name)
             if published is None:
-                say("another run of the same command has published this; looking at the source again")
+                logger.info(
+                    "another run of the same command has published this; looking at the source again"
+                )
                 continue
             summary = published
             retire_plan(self.store, name, plan)
             self._sweep()
             if not resumed:
                 break
-            say("the interrupted run is complete; looking at the source again")
+            logger.info("the interrupted run is complete; looking at the source again")
         summary.notes += self.notes
         summary.units_run, summary.read = units, read
         summary.seconds = round(time.monotonic() - started, 3)
@@ -149,29 +170,33 @@ class Labelling:
         return summary
 
     def _make_on_request(self, summary: LabelSummary) -> None:
-        made = OnRequest(
+        made = Exports(
             store=self.store, partition=self.partition, config=self.config, classes=self.version.classes,
             gallery=self.gallery,
         ).make()  # fmt: skip
         summary.single, summary.review, summary.abstained = made.single, made.review, made.abstained
         summary.notes += made.notes
 
-    def _nothing(self, plan: pa.Table, state: Standing) -> LabelSummary:
+    def _nothing(self, plan: pa.Table, state: PublishedRows) -> LabelSummary:
         summary = self._summary(plan, state, {}, {})
-        summary.notes.append(f"nothing to do: {self.version.id} has labelled every picture of this source")
+        summary.notes.append(
+            f"nothing to do: {self.version.id} has labelled every picture of this source"
+        )
         return summary
 
-    def planned(self, state: Standing) -> pa.Table:
+    def planned(self, state: PublishedRows) -> pa.Table:
         """The source as it is now, and what of it is to be labelled beside what stands. Writes nothing."""
         listing, self.notes = self.source.listing()
         known = state.known(self.config.retry_rejects)
         identity = f"{self.model}:{self.partition}:{state.number + 1}"
-        return plan_units(listing, settled(listing, known), identity, partial(tapered_sizes, UNIT_PICTURES))
+        return plan_units(
+            listing, is_up_to_date(listing, known), identity, partial(tapered_sizes, UNIT_PICTURES)
+        )
 
-    def _plan(self, name: str, state: Standing) -> pa.Table:
+    def _plan(self, name: str, state: PublishedRows) -> pa.Table:
         plan = self.planned(state)
         if plan.column("unit").null_count < len(plan):
-            require_put_if_absent(self.store)
+            probe_conditional_put(self.store)
             return store_plan(self.store, name, plan)
         return plan
 
@@ -179,16 +204,24 @@ class Labelling:
         """Run the plan's units that no earlier run committed; how many those were, and their pictures."""
         units, done = unit_names(plan), committed_units(self.store)
         left = sum(unit not in done for unit in units)
-        pictures = open_pictures(plan, done)
+        pictures = count_pending(plan, done)
         if left < len(units):
-            say(f"{len(units) - left} of {len(units)} units are already committed")
+            logger.info(f"{len(units) - left} of {len(units)} units are already committed")
         if not left:
             return 0, 0
-        tasks = (LabelTask(unit, entries) for unit, entries in units_of(plan, self.source.root, done))
-        feed = feed_of(self.source, self.version.stored_view)
-        care = Care(deadline_s=partial(deadline_s, self.config.unit_timeout_s), again=LabelTask.again, feed=feed)
-        with Meter("label", pictures) as meter:
-            for result in self.executor.run_with_state(partial(make_labeller, self.spec(pictures)), tasks, care):
+        tasks = (
+            LabelTask(unit, entries) for unit, entries in iter_units(plan, self.source.root, done)
+        )
+        preprocessing = preprocessing_for(self.source, self.version.stored_view)
+        care = RetryPolicy(
+            deadline_s=partial(deadline_s, self.config.unit_timeout_s),
+            next_attempt=LabelTask.next_attempt,
+            preprocessing=preprocessing,
+        )
+        with ProgressReporter("label", pictures) as meter:
+            for result in self.executor.run_with_state(
+                partial(make_labeller, self.spec(pictures)), tasks, care
+            ):
                 meter.add(result.pictures, result.rejects, result.stages)
                 for name, seconds in result.stages.items():
                     self._stages[name] = self._stages.get(name, 0.0) + seconds
@@ -199,7 +232,7 @@ class Labelling:
         return LabelSpec(
             source=self.source, predictions=self.out, partition=self.partition, model=self.model,
             top_k=self.config.top_k, batch_size=self.config.batch_size,
-            precision=self.config.precision, pictures=pictures, extras=extras_of(self.config),
+            precision=self.config.precision, pictures=pictures, extras=optional_columns(self.config),
         )  # fmt: skip
 
     def _publish(self, plan: pa.Table, name: str) -> LabelSummary | None:
@@ -210,7 +243,11 @@ class Labelling:
         units = unit_names(plan)
         try:
             markers = read_markers(self.store, units)
-            new = [Part(kind, marker.unit, ref) for marker in markers for kind, ref in marker.objects.items()]
+            new = [
+                Part(kind, marker.unit, ref)
+                for marker in markers
+                for kind, ref in marker.objects.items()
+            ]
             tally = read_tally(self.store, new)
         except NotFoundError:
             if is_stored(self.store, name, plan):
@@ -218,14 +255,16 @@ class Labelling:
             return None
         fresh = plan.filter(pc.is_valid(plan.column("unit"))).column("uri")
         for _ in range(_ATTEMPTS):
-            state = read_standing(self.store, self.partition)
-            if not is_stored(self.store, name, plan):  # looked at after the state: what comes later makes ours lose
+            state = read_published_rows(self.store, self.partition)
+            if not is_stored(
+                self.store, name, plan
+            ):  # looked at after the state: what comes later makes ours lose
                 return None
             gone = Tally()
             kept = state.parts_without(self.store, fresh, units[0], gone.add_answers)
             summary = self._summary(plan, state, tally.answers.labels, tally.reasons)
             account = self._account(state, tally)
-            accounts = brought_up(
+            accounts = update_source_stats(
                 self._entry(state),
                 self.source.uri,
                 state.number + 1,
@@ -233,19 +272,23 @@ class Labelling:
                 gone.answers,
                 tally.answers,
             )
-            if self._publish_manifest(state, sorted(kept + new, key=lambda part: part.ref.path), summary, accounts):
+            if self._publish_manifest(
+                state, sorted(kept + new, key=lambda part: part.ref.path), summary, accounts
+            ):
                 self.account = account
                 return summary
-        raise ShortfallError(f"{_ATTEMPTS} other labellings of {self.out} published first: run the same command again")
+        raise ShortfallError(
+            f"{_ATTEMPTS} other labellings of {self.out} published first: run the same command again"
+        )
 
-    def _entry(self, state: Standing) -> Record | None:
+    def _entry(self, state: PublishedRows) -> Record | None:
         entry: Record | None = (state.record or {}).get("partitions", {}).get(self.partition)
         return entry
 
-    def _account(self, state: Standing, tally: Tally) -> Account:
+    def _account(self, state: PublishedRows, tally: Tally) -> Account:
         """This run's account with one publication more; it is compared with what it first found."""
         if self.account is None:
-            return Account(tally, previous(state.record, self.partition, self.source.uri))
+            return Account(tally, find_baseline(state.record, self.partition, self.source.uri))
         return Account(self.account.tally.plus(tally), self.account.before)
 
     def _account_for(self, summary: LabelSummary) -> None:
@@ -255,7 +298,9 @@ class Labelling:
         summary.confidence, summary.drift = account.confidence(), asdict(drift)
         summary.notes += drift.sentences if drift.drifted else []
 
-    def _publish_manifest(self, state: Standing, parts: list[Part], summary: LabelSummary, accounts: Record) -> bool:
+    def _publish_manifest(
+        self, state: PublishedRows, parts: list[Part], summary: LabelSummary, accounts: Record
+    ) -> bool:
         entry = {
             "model": self.model,
             "source": self.source.uri,
@@ -286,7 +331,7 @@ class Labelling:
         sweep(self.store, [object_folder(kind, self.partition) for kind in SCHEMAS])
 
     def _summary(
-        self, plan: pa.Table, state: Standing, labels: dict[str, int], reasons: dict[str, int]
+        self, plan: pa.Table, state: PublishedRows, labels: dict[str, int], reasons: dict[str, int]
     ) -> LabelSummary:
         untouched = plan.filter(pc.is_null(plan.column("unit"))).column("uri")
         standing = state.rejects_among(untouched)

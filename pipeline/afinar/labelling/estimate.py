@@ -19,14 +19,14 @@ from afinar.config.jobs import LabelConfig
 from afinar.errors import RequestError, StorageError
 from afinar.labelling.driver import Labelling
 from afinar.labelling.tasks import LabelSpec
-from afinar.predictions.current import STANDING, Standing, read_standing
+from afinar.predictions.current import STANDING, PublishedRows, read_published_rows
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
-from afinar.storage.multi_store import Anywhere
-from afinar.storage.open import normalise
-from afinar.units.estimate import Forecast, Sample, shares
+from afinar.storage.multi_store import MultiStore
+from afinar.storage.open import normalize_uri
+from afinar.units.estimate import Forecast, Sample, time_fractions
+from afinar.units.executor import InlineExecutor
 from afinar.units.plan import unit_names
-from afinar.units.work import InlineExecutor
 
 _PUTS_PER_UNIT: Final = 2  # part, marker; and rejects, where it has any
 _PUTS_PER_VERSION: Final = 3  # plan, list, manifest
@@ -46,7 +46,11 @@ def forecast_label(config: LabelConfig) -> LabelForecast:
     started = time.monotonic()
     job = Labelling(config, InlineExecutor())
     there = job.store.exists()
-    state = read_standing(job.store, job.partition) if there else Standing(0, None, [], STANDING.empty_table())
+    state = (
+        read_published_rows(job.store, job.partition)
+        if there
+        else PublishedRows(0, None, [], STANDING.empty_table())
+    )
     plan = job.planned(state)
     work = plan.filter(pc.is_valid(plan.column("unit")))
     listing_s = time.monotonic() - started
@@ -68,10 +72,11 @@ def forecast_label(config: LabelConfig) -> LabelForecast:
         start_seconds=round(sample.start_s, 2),
         seconds=round(listing_s + sample.start_s + seconds, 1),
         images_per_second=round(to_read / seconds, 1) if seconds else 0.0,
-        stages=shares(sample.stages),
+        stages=time_fractions(sample.stages),
         bytes_read=pc.sum(work.column("size")).as_py() or 0,
         bytes_written=round(sample.bytes_each * to_read),
-        requests=job.source.requests(len(plan), work) | {"PUT": _puts(units, to_read, sample.reject_rate)},
+        requests=job.source.requests(len(plan), work)
+        | {"PUT": _puts(units, to_read, sample.reject_rate)},
         notes=job.notes,
     )
 
@@ -103,18 +108,26 @@ class _Sample(Sample):
         self.start_s = time.monotonic() - started
         self.workers_here = torch.cuda.device_count() or self.workers_here
         rows, rejects = labeller.answers(entries, self.stages)
-        with self.stages.timed("write"):  # but for the store: that is not to be touched
+        with self.stages.phase("write"):  # but for the store: that is not to be touched
             self.bytes = len(to_parquet(pa.Table.from_pylist(rows, schema=spec.extras.schema)))
         self.rejects.update(one["reason"] for one in rejects)
 
 
-_NEEDED: Final = ("source", "model", "to_read", "listing_seconds", "start_seconds", "seconds", "images_per_second")
+_NEEDED: Final = (
+    "source",
+    "model",
+    "to_read",
+    "listing_seconds",
+    "start_seconds",
+    "seconds",
+    "images_per_second",
+)
 
 
 def read_forecast(path: str, job: Labelling) -> dict[str, Any]:
     """What `afinar plan label --json` printed. Raises RequestError for another file, or the forecast of another job."""
     try:
-        forecast = json.loads(Anywhere(remote=False).get(normalise(path)))
+        forecast = json.loads(MultiStore(remote=False).get(normalize_uri(path)))
     except StorageError as error:
         raise RequestError(f"--forecast: cannot read {error}") from error
     except ValueError as error:
@@ -129,7 +142,7 @@ def read_forecast(path: str, job: Labelling) -> dict[str, Any]:
     return forecast
 
 
-def how_wrong(forecast: dict[str, Any], summary: dict[str, Any]) -> dict[str, float]:
+def forecast_error(forecast: dict[str, Any], summary: dict[str, Any]) -> dict[str, float]:
     """What was foreseen for the pictures that a run has read, `seconds`, and its `error`.
 
     An error of 0.1 says that the run took a tenth longer; Ray's start is in the run and not in the forecast. A run that
@@ -137,5 +150,10 @@ def how_wrong(forecast: dict[str, Any], summary: dict[str, Any]) -> dict[str, fl
     """
     foreseen = forecast["listing_seconds"]
     if summary["read"]:
-        foreseen += forecast["start_seconds"] + summary["read"] / max(forecast["images_per_second"], 1e-9)
-    return {"seconds": round(foreseen, 1), "error": round(summary["seconds"] / max(foreseen, 1e-9) - 1, 3)}
+        foreseen += forecast["start_seconds"] + summary["read"] / max(
+            forecast["images_per_second"], 1e-9
+        )
+    return {
+        "seconds": round(foreseen, 1),
+        "error": round(summary["seconds"] / max(foreseen, 1e-9) - 1, 3),
+    }

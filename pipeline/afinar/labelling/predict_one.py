@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from afinar.errors import ForbiddenError, NotFoundError, PictureError, Reason, RequestError, StorageError
+from afinar.errors import (
+    ForbiddenError,
+    NotFoundError,
+    PictureError,
+    Reason,
+    RequestError,
+    StorageError,
+)
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
-from afinar.storage.open import normalise, open_reader
+from afinar.storage.open import normalize_uri, open_reader
 
 
 def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
@@ -17,7 +24,7 @@ def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
     `{"picture", "model", "predictions": [{"label", "score"}]}`, best first. Raises RequestError where there is no such
     picture or model, PictureError for one that cannot be read or decoded.
     """
-    uri = normalise(picture)
+    uri = normalize_uri(picture)
     store, version = find_model(model)
     data = _read(uri)
     try:
@@ -32,7 +39,9 @@ def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
     return {
         "picture": uri,
         "model": f"{store.root}@{version.id}",
-        "predictions": [{"label": version.classes[number], "score": float(scores[number])} for number in best],
+        "predictions": [
+            {"label": version.classes[number], "score": float(scores[number])} for number in best
+        ],
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.labelling.stats import ENOUGH, Answers, Before, Drift, answers_of, drift
+from afinar.labelling.stats import ENOUGH, Answers, Baseline, Drift, answers_of, drift
 from afinar.predictions.manifest import Part
 from afinar.storage.arrow import from_parquet
 from afinar.storage.commit import Record
@@ -60,7 +60,7 @@ class Account:
     """What one run did, over all that it published, and what it is compared with."""
 
     tally: Tally = field(default_factory=Tally)
-    before: Before | None = None
+    before: Baseline | None = None
 
     def drift(self) -> Drift:
         """The comparison."""
@@ -69,7 +69,10 @@ class Account:
     def confidence(self) -> dict[str, Any]:
         """Mean and histogram of the run's scores, JSON-able; the mean is null of no answers."""
         mean = self.tally.answers.mean
-        return {"mean": None if mean is None else round(mean, 6), "histogram": list(self.tally.answers.histogram)}
+        return {
+            "mean": None if mean is None else round(mean, 6),
+            "histogram": list(self.tally.answers.histogram),
+        }
 
 
 def read_tally(store: Store, parts: list[Part]) -> Tally:
@@ -84,29 +87,36 @@ def read_tally(store: Store, parts: list[Part]) -> Tally:
     return tally
 
 
-def previous(record: Record | None, partition: str, source: str) -> Before | None:
+def find_baseline(record: Record | None, partition: str, source: str) -> Baseline | None:
     """What a run of `source` into a partition is compared with, from the manifest `record` that it found.
 
     The last run of this source and model, where it labelled enough pictures to compare; else all of the source's
     pictures that the model had labelled; else, for a model's first run, all that the model before it had labelled. None
     where the folder says nothing of the source.
     """
-    found = {name: _accounts(entry).get(source) for name, entry in (record or {}).get("partitions", {}).items()}
+    found = {
+        name: _accounts(entry).get(source)
+        for name, entry in (record or {}).get("partitions", {}).items()
+    }
     mine = found.pop(partition, None)
     if mine:
         last, standing = Answers.of_dict(mine["run"]), Answers.of_dict(mine["standing"])
         if last.pictures >= ENOUGH:
-            return Before(last, f"the previous run of this model ({last.pictures:,} pictures)")
-        return Before(standing, f"what this model had labelled before ({standing.pictures:,} pictures)")
+            return Baseline(last, f"the previous run of this model ({last.pictures:,} pictures)")
+        return Baseline(
+            standing, f"what this model had labelled before ({standing.pictures:,} pictures)"
+        )
     others = [(one["version"], name) for name, one in found.items() if one]
     if not others:
         return None
     _, newest = max(others)
     standing = Answers.of_dict((found[newest] or {})["standing"])
-    return Before(standing, f"what model {newest} had said ({standing.pictures:,} pictures)")
+    return Baseline(standing, f"what model {newest} had said ({standing.pictures:,} pictures)")
 
 
-def brought_up(entry: Record | None, source: str, version: int, run: Answers, gone: Answers, new: Answers) -> Record:
+def update_source_stats(
+    entry: Record | None, source: str, version: int, run: Answers, gone: Answers, new: Answers
+) -> Record:
     """The records of a partition's sources after a run, for its entry in manifest number `version`.
 
     `run` is what the run answered in all, `new` what it adds with this manifest, `gone` what it supersedes. Of pictures

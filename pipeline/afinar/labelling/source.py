@@ -24,9 +24,9 @@ from afinar.sources.entry import Entry
 from afinar.sources.listing import as_listing, list_pictures
 from afinar.sources.uri_list import list_named
 from afinar.storage.commit import latest
-from afinar.storage.open import normalise, open_reader, open_store
-from afinar.units.estimate import draw, lists
-from afinar.units.plan import units_of
+from afinar.storage.open import normalize_uri, open_reader, open_store
+from afinar.units.estimate import list_requests, sample_pending
+from afinar.units.plan import iter_units
 
 if TYPE_CHECKING:
     from afinar.inference.picture_stream import Pictures
@@ -58,7 +58,7 @@ class Source(ABC):
 
     def sample(self, work: pa.Table) -> list[Entry]:
         """Some of the pictures to be read, to measure how long one takes."""
-        return draw(work, self.root)
+        return sample_pending(work, self.root)
 
     @abstractmethod
     def open(self, view: StoredView) -> Pictures:
@@ -87,7 +87,7 @@ class Folder(Source):
 
     def requests(self, listed: int, work: pa.Table) -> dict[str, int]:
         """See Source."""
-        return {"LIST": lists(listed), "GET": len(work)}
+        return {"LIST": list_requests(listed), "GET": len(work)}
 
     def open(self, view: StoredView) -> Pictures:
         """See Source."""
@@ -110,9 +110,9 @@ class UriList(Source):
 
     def open(self, view: StoredView) -> Pictures:
         """See Source."""
-        from afinar.inference.picture_stream import FilesAnywhere
+        from afinar.inference.picture_stream import UriPictures
 
-        return FilesAnywhere(view)
+        return UriPictures(view)
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Shards(Source):
 
     def sample(self, work: pa.Table) -> list[Entry]:
         """See Source. One whole unit: pictures here and there would each cost a shard."""
-        return [entry for _, entries in islice(units_of(work, self.root), 1) for entry in entries]
+        return [entry for _, entries in islice(iter_units(work, self.root), 1) for entry in entries]
 
     def open(self, view: StoredView) -> Pictures:
         """See Source."""
@@ -168,7 +168,7 @@ def open_source(config: LabelConfig, view: StoredView) -> Source:
 
     Raises RequestError for a dataset whose pictures are stored in another way than a model with this `view` sees them.
     """
-    uri = normalise(config.source)
+    uri = normalize_uri(config.source)
     if _is_list(uri):
         return UriList(uri)
     version = _dataset_version(uri)
@@ -186,7 +186,10 @@ def _dataset_version(uri: str) -> int | None:
     store = open_store(uri)
     try:
         found = latest(store, FOLDER) if store.exists() else None
-    except (StorageError, ValueError):  # or no JSON: not ours. A store that does not answer is the listing's to tell.
+    except (
+        StorageError,
+        ValueError,
+    ):  # or no JSON: not ours. A store that does not answer is the listing's to tell.
         return None
     if found is None or not isinstance(found[1], dict) or found[1].get("format") != FORMAT:
         return None

@@ -70,17 +70,27 @@ class Answers:
     def plus(self, other: Answers) -> Answers:
         """These and others."""
         bins = tuple(one + more for one, more in zip(self.histogram, other.histogram, strict=True))
-        return Answers(_sorted(Counter(self.labels) + Counter(other.labels)), bins, self.score_sum + other.score_sum)
+        return Answers(
+            _sorted(Counter(self.labels) + Counter(other.labels)),
+            bins,
+            self.score_sum + other.score_sum,
+        )
 
     def minus(self, other: Answers) -> Answers:
         """These without others, as far as they are among these."""
-        bins = tuple(max(one - less, 0) for one, less in zip(self.histogram, other.histogram, strict=True))
+        bins = tuple(
+            max(one - less, 0) for one, less in zip(self.histogram, other.histogram, strict=True)
+        )
         rest = max(self.score_sum - other.score_sum, 0.0)
         return Answers(_sorted(Counter(self.labels) - Counter(other.labels)), bins, rest)
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able, as a manifest keeps it."""
-        return {"labels": self.labels, "histogram": list(self.histogram), "score_sum": round(self.score_sum, 6)}
+        return {
+            "labels": self.labels,
+            "histogram": list(self.histogram),
+            "score_sum": round(self.score_sum, 6),
+        }
 
     @classmethod
     def of_dict(cls, record: dict[str, Any]) -> Answers:
@@ -98,7 +108,7 @@ def answers_of(table: pa.Table) -> Answers:
 
 
 @dataclass(frozen=True)
-class Before:
+class Baseline:
     """What a run is compared with, and what that is called in a sentence."""
 
     answers: Answers
@@ -106,7 +116,7 @@ class Before:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shift:
+class DistributionShift:
     """By how much two distributions differ. `chance`: how often chance alone gives as much, None under the limit."""
 
     distance: float
@@ -122,14 +132,14 @@ class Drift:
     drifted: bool
     pictures: int
     pictures_before: int = 0
-    classes: Shift | None = None
-    confidence: Shift | None = None
+    classes: DistributionShift | None = None
+    confidence: DistributionShift | None = None
     mean: float | None = None
     mean_before: float | None = None
     sentences: list[str]
 
 
-def drift(before: Before | None, now: Answers) -> Drift:
+def drift(before: Baseline | None, now: Answers) -> Drift:
     """Compare a run's answers with those before it.
 
     Class shares by total variation, confidence by the earth mover's distance, both with a permutation test. Where the
@@ -149,21 +159,27 @@ def drift(before: Before | None, now: Answers) -> Drift:
     if min(now.pictures, then.pictures) < ENOUGH:
         return unknown
     names = sorted({*then.labels, *now.labels})
-    shares = [np.array([one.labels.get(name, 0) for name in names], np.int64) for one in (then, now)]
+    shares = [
+        np.array([one.labels.get(name, 0) for name in names], np.int64) for one in (then, now)
+    ]
     bins = [np.array(one.histogram, np.int64) for one in (then, now)]
     classes = shift(shares[0], shares[1], total_variation, SHARES_LIMIT)
     confidence = shift(bins[0], bins[1], earth_mover, CONFIDENCE_LIMIT)
     sentences = [_of_classes(classes, before, now), _of_confidence(confidence, before, now)]
     return replace(
-        unknown, drifted=classes.found or confidence.found, classes=classes, confidence=confidence, sentences=sentences
+        unknown,
+        drifted=classes.found or confidence.found,
+        classes=classes,
+        confidence=confidence,
+        sentences=sentences,
     )
 
 
-def shift(before: Counts, now: Counts, distance: Distance, limit: float) -> Shift:
+def shift(before: Counts, now: Counts, distance: Distance, limit: float) -> DistributionShift:
     """How far apart two histograms int64 [n] over the same bins are; found if over the limit and not by chance."""
     far = float(distance(before / before.sum(), now / now.sum()))
-    chance = chance_of(before, now, distance) if far >= limit else None
-    return Shift(
+    chance = permutation_p_value(before, now, distance) if far >= limit else None
+    return DistributionShift(
         distance=round(far, 4), limit=limit, chance=chance, found=chance is not None and chance < CHANCE
     )  # fmt: skip
 
@@ -185,14 +201,16 @@ def earth_mover(one: Shares, other: Shares) -> Shares:
     return np.asarray(np.abs(np.cumsum(one - other, axis=-1)).sum(axis=-1) / one.shape[-1])
 
 
-def chance_of(before: Counts, now: Counts, distance: Distance) -> float:
+def permutation_p_value(before: Counts, now: Counts, distance: Distance) -> float:
     """How often two random halves of the same pictures, of these sizes, differ by as much; never zero.
 
     A permutation test, exact at any size and for any number of rare classes: Phipson & Smyth, "Permutation P-values
     should never be zero", Statistical Applications in Genetics and Molecular Biology 9, 2010. The same counts give the
     same answer.
     """
-    while before.sum() + now.sum() >= 10**9:  # numpy draws from fewer; of so many, chance explains nothing anyway
+    while (
+        before.sum() + now.sum() >= 10**9
+    ):  # numpy draws from fewer; of so many, chance explains nothing anyway
         before, now = before // 2, now // 2
     pooled, size = before + now, int(now.sum())
     far = distance(before / before.sum(), now / size) - 1e-12
@@ -200,19 +218,25 @@ def chance_of(before: Counts, now: Counts, distance: Distance) -> float:
     for done in range(0, _DRAWS, _DRAWS_AT_ONCE):
         count = min(_DRAWS_AT_ONCE, _DRAWS - done)
         drawn = generator.multivariate_hypergeometric(pooled, size, count, method="marginals")
-        as_far += int(np.count_nonzero(distance((pooled - drawn) / before.sum(), drawn / size) >= far))
+        as_far += int(
+            np.count_nonzero(distance((pooled - drawn) / before.sum(), drawn / size) >= far)
+        )
     return (1 + as_far) / (1 + _DRAWS)
 
 
-def _of_classes(found: Shift, before: Before, now: Answers) -> str:
+def _of_classes(found: DistributionShift, before: Baseline, now: Answers) -> str:
     what = f"{found.distance:.1%} of the pictures would have to change class for the two to agree"
     if not found.found:
-        return f"Class shares are as in {before.words}: {what}, {_quiet(found, f'{found.limit:.0%}')}."
-    moved = ", ".join(f"{name} {then:.1%} → {share:.1%}" for name, then, share in _most_moved(before.answers, now))
+        return (
+            f"Class shares are as in {before.words}: {what}, {_quiet(found, f'{found.limit:.0%}')}."
+        )
+    moved = ", ".join(
+        f"{name} {then:.1%} → {share:.1%}" for name, then, share in _most_moved(before.answers, now)
+    )
     return f"Class shares differ from {before.words}: {what}, over the limit of {found.limit:.0%}. Most moved: {moved}."
 
 
-def _of_confidence(found: Shift, before: Before, now: Answers) -> str:
+def _of_confidence(found: DistributionShift, before: Baseline, now: Answers) -> str:
     means = f"its mean was {before.answers.mean:.1%} and is {now.mean:.1%}"
     what = f"it moved by {100 * found.distance:.1f} points, "
     limit = f"{100 * found.limit:.0f}"
@@ -221,18 +245,17 @@ def _of_confidence(found: Shift, before: Before, now: Answers) -> str:
     return f"Confidence is as in {before.words}: {what}{_quiet(found, limit)}; {means}."
 
 
-def _quiet(found: Shift, limit: str) -> str:
+def _quiet(found: DistributionShift, limit: str) -> str:
     if found.chance is None:
         return f"under the limit of {limit}"
-    return (
-        f"over the limit of {limit}, but with so few pictures chance alone gives as much in {found.chance:.1%} of cases"
-    )
+    return f"over the limit of {limit}, but with so few pictures chance alone gives as much in {found.chance:.1%} of cases"
 
 
 def _most_moved(before: Answers, now: Answers) -> list[tuple[str, float, float]]:
     names = {*before.labels, *now.labels}
     rows = [
-        (name, before.labels.get(name, 0) / before.pictures, now.labels.get(name, 0) / now.pictures) for name in names
+        (name, before.labels.get(name, 0) / before.pictures, now.labels.get(name, 0) / now.pictures)
+        for name in names
     ]
     return sorted(rows, key=lambda row: (-abs(row[2] - row[1]), row[0]))[:_MOVED]
 

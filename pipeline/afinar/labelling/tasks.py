@@ -10,11 +10,13 @@ from typing import Any, Final
 from afinar.config.jobs import Precision
 from afinar.labelling.source import Source
 from afinar.pictures.preprocessing import StoredView
-from afinar.predictions.columns import PLAIN, Extras
+from afinar.predictions.columns import NO_OPTIONAL_COLUMNS, OptionalColumns
 from afinar.sources.entry import Entry
-from afinar.units.work import Feed
+from afinar.units.executor import Preprocessing
 
-UNIT_PICTURES: Final = 512  # at most: what a killed worker costs, a few seconds to a minute of one core
+UNIT_PICTURES: Final = (
+    512  # at most: what a killed worker costs, a few seconds to a minute of one core
+)
 _LEAST_S: Final = 60.0  # of a deadline, unless it is set to less
 _BLOCK: Final = 64  # pictures: 10 MB at 224 px; a unit has eight of them under way at once
 
@@ -32,7 +34,7 @@ class LabelSpec:
     batch_size: int
     precision: Precision
     pictures: int
-    extras: Extras = PLAIN
+    extras: OptionalColumns = NO_OPTIONAL_COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class LabelTask:
     entries: tuple[Entry, ...]
     attempt: int = 0
 
-    def again(self) -> LabelTask:
+    def next_attempt(self) -> LabelTask:
         """The unit once more."""
         return replace(self, attempt=self.attempt + 1)
 
@@ -70,13 +72,15 @@ def make_labeller(spec: LabelSpec) -> Callable[[LabelTask], UnitResult]:
     return Labeller(spec)
 
 
-def feed_of(source: Source, view: StoredView) -> Feed[LabelTask]:
+def preprocessing_for(source: Source, view: StoredView) -> Preprocessing[LabelTask]:
     """How pictures are seen by cores that feed a worker's GPU: in blocks of the stored view."""
 
     def blocks(task: LabelTask) -> list[Sequence[Entry]]:
-        return [task.entries[start : start + _BLOCK] for start in range(0, len(task.entries), _BLOCK)]
+        return [
+            task.entries[start : start + _BLOCK] for start in range(0, len(task.entries), _BLOCK)
+        ]
 
-    return Feed(blocks=blocks, prepare=partial(_prepared, source, view))
+    return Preprocessing(blocks=blocks, prepare=partial(_prepared, source, view))
 
 
 def _prepared(source: Source, view: StoredView, entries: Sequence[Entry]) -> Any:

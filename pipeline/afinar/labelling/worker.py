@@ -13,10 +13,10 @@ import pyarrow as pa
 import torch
 
 from afinar.errors import PictureError, Reason
-from afinar.inference.batch_size import usual_batch
+from afinar.inference.batch_size import choose_batch_size
 from afinar.inference.picture_stream import Block, Seen, seen_in
 from afinar.inference.predictor import Predictor, best_classes
-from afinar.inference.quarantine import Suspects
+from afinar.inference.quarantine import BadInputTracker
 from afinar.labelling.tasks import LabelSpec, LabelTask, UnitResult
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import Pixels
@@ -27,13 +27,14 @@ from afinar.storage.commit import UnitMarker, commit_unit
 from afinar.storage.objects import put_object
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
-from afinar.units.work import Stages
+from afinar.units.progress import PhaseTimer
 
 Rows = list[dict[str, Any]]
 
 
 _KILLER: Final = PictureError(
-    Reason.KILLED_WORKER, "two workers died, or were stuck, at this picture: it was not touched again"
+    Reason.KILLED_WORKER,
+    "two workers died, or were stuck, at this picture: it was not touched again",
 )
 
 
@@ -45,7 +46,7 @@ class Labeller:
         torch.set_num_threads(1)  # each worker has one core
         self.spec = spec
         self.predictor = Predictor(*find_model(spec.model), device=device, precision=spec.precision)
-        self.batch_size = spec.batch_size or usual_batch(self.predictor, spec.pictures)
+        self.batch_size = spec.batch_size or choose_batch_size(self.predictor, spec.pictures)
         self.pictures = spec.source.open(self.predictor.version.stored_view)
         self.out = open_store(spec.predictions)
 
@@ -55,29 +56,35 @@ class Labeller:
         `blocks` hold its pictures where others prepare them. Where a worker was lost with the unit, this one goes
         picture by picture, to find one that kills it.
         """
-        stages = Stages()
-        suspects = Suspects(self.out, task.unit, task.attempt)
+        stages = PhaseTimer()
+        suspects = BadInputTracker(self.out, task.unit, task.attempt)
         if blocks is None:
             rows, rejects = self.answers(task.entries, stages, suspects)
         else:
             rows, rejects = self._score(task.entries, seen_in(blocks, stages), stages, suspects)
-        with stages.timed("write"):
+        with stages.phase("write"):
             self._commit(task.unit, rows, rejects)
         suspects.clear()
         return UnitResult(task.unit, len(task.entries), len(rejects), stages.seconds)
 
-    def answers(self, entries: Sequence[Entry], stages: Stages, suspects: Suspects | None = None) -> tuple[Rows, Rows]:
+    def answers(
+        self, entries: Sequence[Entry], stages: PhaseTimer, suspects: BadInputTracker | None = None
+    ) -> tuple[Rows, Rows]:
         """What the model says of these pictures, a row each, and a reject for each that it could not see."""
-        suspects = suspects or Suspects(self.out, "", 0)
-        left = [entry for number, entry in enumerate(entries) if number not in suspects.convicted]
+        suspects = suspects or BadInputTracker(self.out, "", 0)
+        left = [entry for number, entry in enumerate(entries) if number not in suspects.quarantined]
         with self.pictures.read(left, stages) as seen:
             return self._score(entries, seen, stages, suspects)
 
-    def _score(self, entries: Sequence[Entry], seen: Seen, stages: Stages, suspects: Suspects) -> tuple[Rows, Rows]:
+    def _score(
+        self, entries: Sequence[Entry], seen: Seen, stages: PhaseTimer, suspects: BadInputTracker
+    ) -> tuple[Rows, Rows]:
         """Rows and rejects of a unit; `seen` has every picture but the convicted."""
         rows: Rows = []
-        rejects: Rows = [_rejected(entries[number], _KILLER) for number in sorted(suspects.convicted)]
-        left = [number for number in range(len(entries)) if number not in suspects.convicted]
+        rejects: Rows = [
+            _rejected(entries[number], _KILLER) for number in sorted(suspects.quarantined)
+        ]
+        left = [number for number in range(len(entries)) if number not in suspects.quarantined]
         size = self.batch_size if suspects.attempt == 0 else 1
         for start in range(0, len(left), size):
             numbers = left[start : start + size]
@@ -87,12 +94,14 @@ class Labeller:
                     rows += self._rows(images, facts, stages)
         return rows, rejects
 
-    def _rows(self, images: list[Pixels], facts: Rows, stages: Stages) -> Rows:
-        with stages.timed("forward"):
+    def _rows(self, images: list[Pixels], facts: Rows, stages: PhaseTimer) -> Rows:
+        with stages.phase("forward"):
             scores, features = self.predictor.outputs(np.stack(images), self.spec.extras.features)
         extras = self.spec.extras.columns(scores, features)
         answers = (self._answer(one) for one in scores)
-        return [{**fact, **one, **more} for fact, one, more in zip(facts, answers, extras, strict=True)]
+        return [
+            {**fact, **one, **more} for fact, one, more in zip(facts, answers, extras, strict=True)
+        ]
 
     def _answer(self, scores: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, Any]:
         best = best_classes(scores, self.spec.top_k)
@@ -107,7 +116,10 @@ class Labeller:
 
     def _commit(self, unit: str, rows: Rows, rejects: Rows) -> None:
         objects = {}
-        for kind, found, schema in (("part", rows, self.spec.extras.schema), ("rejects", rejects, REJECTS)):
+        for kind, found, schema in (
+            ("part", rows, self.spec.extras.schema),
+            ("rejects", rejects, REJECTS),
+        ):
             if found:
                 name = f"{object_folder(kind, self.spec.partition)}/part-{unit}-{{hash}}.parquet"
                 data = to_parquet(pa.Table.from_pylist(found, schema=schema))
@@ -115,7 +127,7 @@ class Labeller:
         mine = UnitMarker(unit=unit, objects=objects)
         theirs = commit_unit(self.out, mine)
         if theirs != mine:
-            _withdraw(self.out, mine, theirs)
+            delete_own_parts(self.out, mine, theirs)
 
 
 def _sorted(entries: Sequence[Entry], seen: Seen, rejects: Rows) -> tuple[list[Pixels], Rows]:
@@ -134,10 +146,15 @@ def _sorted(entries: Sequence[Entry], seen: Seen, rejects: Rows) -> tuple[list[P
 
 
 def _rejected(entry: Entry, error: PictureError) -> dict[str, Any]:
-    return {"uri": entry.uri, "etag": entry.etag, "reason": str(error.reason), "detail": error.detail}
+    return {
+        "uri": entry.uri,
+        "etag": entry.etag,
+        "reason": str(error.reason),
+        "detail": error.detail,
+    }
 
 
-def _withdraw(store: Store, mine: UnitMarker, theirs: UnitMarker) -> None:
+def delete_own_parts(store: Store, mine: UnitMarker, theirs: UnitMarker) -> None:
     """A twin committed first: take back what a plain reader of the folder would see twice."""
     kept = {ref.path for ref in theirs.objects.values()}
     for ref in mine.objects.values():

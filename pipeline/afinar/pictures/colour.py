@@ -15,13 +15,15 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from afinar.errors import PictureError, Reason
 
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # TIFF tags
-_BLOCK: Final = 1 << 20  # samples scaled at a time: float64 of a whole 89-megapixel picture would be 0.7 GB
+_BLOCK: Final = (
+    1 << 20
+)  # samples scaled at a time: float64 of a whole 89-megapixel picture would be 0.7 GB
 
 # A PNG gives its transparent colour at the depth of the file, and Pillow its samples with 8 bits.
 _KEY_SCALE: Final = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
-def mend_key_colour(image: ImageFile.ImageFile) -> None:
+def rescale_png_transparency(image: ImageFile.ImageFile) -> None:
     """Bring the transparent colour of a PNG, as yet not loaded, to the depth that its samples will have."""
     key = image.info.get("transparency")
     if image.format != "PNG" or key is None or not image.tile:
@@ -96,6 +98,8 @@ def _to_eight_bits(samples: NDArray[Any], white: float) -> NDArray[np.uint8]:
     result = np.empty(samples.shape, dtype=np.uint8)
     rows = max(1, _BLOCK // max(1, samples.shape[1]))
     for top in range(0, len(samples), rows):
-        scaled = samples[top : top + rows] * np.float64(255.0 / white)  # float64, that no float32 overflows
+        scaled = samples[top : top + rows] * np.float64(
+            255.0 / white
+        )  # float64, that no float32 overflows
         result[top : top + rows] = np.clip(np.rint(scaled), 0, 255)
     return result

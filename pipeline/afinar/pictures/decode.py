@@ -20,7 +20,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
 from afinar.errors import PictureError, Reason
-from afinar.pictures.colour import mend_key_colour, to_rgb
+from afinar.pictures.colour import rescale_png_transparency, to_rgb
 from afinar.pictures.jpeg import decode_stored, encode_stored
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.resize import Pixels, write_square
@@ -41,7 +41,9 @@ Image.init()  # `formats=` knows only plugins that are loaded, and Pillow loads 
 # Pillow's remarks on odd files that it reads; limits are ours. Once for the process, because
 # `warnings.catch_warnings` around each picture is not safe where threads decode.
 warnings.filterwarnings("ignore", module=r"PIL\.")
-AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # one process per core decodes; a thread per core in each is too many
+AvifImagePlugin.DEFAULT_MAX_THREADS = (
+    1  # one process per core decodes; a thread per core in each is too many
+)
 
 # Pillow registers 43 formats, some of them thin wrappers over Ghostscript or barely tested.
 FORMATS: Final = (
@@ -75,7 +77,9 @@ class Limits:
     max_pixels: int = 89_478_485  # where Pillow itself starts to warn
     max_side: int = 50_000
     max_aspect: float = 50.0
-    max_slow_pixels: int = 2_000_000  # for what Pillow decodes in Python, at 1.4 to 2.8 s a megapixel
+    max_slow_pixels: int = (
+        2_000_000  # for what Pillow decodes in Python, at 1.4 to 2.8 s a megapixel
+    )
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -110,7 +114,9 @@ def decode(data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS) -> De
     return Decoded(image=image, width=width, height=height)
 
 
-def decode_into(data: bytes, view: StoredView, out: Pixels, limits: Limits = DEFAULT_LIMITS) -> tuple[int, int]:
+def decode_into(
+    data: bytes, view: StoredView, out: Pixels, limits: Limits = DEFAULT_LIMITS
+) -> tuple[int, int]:
     """As `decode`, into `out`, uint8 [size, size, 3]; returns the original's upright width and height.
 
     Raises PictureError; `out` then holds anything.
@@ -121,7 +127,9 @@ def decode_into(data: bytes, view: StoredView, out: Pixels, limits: Limits = DEF
     return width, height
 
 
-def decode_to_jpeg(data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS) -> EncodedPicture:
+def decode_to_jpeg(
+    data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS
+) -> EncodedPicture:
     """As `decode`, to the JPEG whose pixels `decode` gives with `view.store == "jpeg"`."""
     out = np.empty((view.size, view.size, 3), dtype=np.uint8)
     width, height = _decode_square(data, view, out, limits)
@@ -141,9 +149,11 @@ def _decode_square(data: bytes, view: StoredView, out: Pixels, limits: Limits) -
         # Decoding a JPEG at an eighth to a half of its size costs a fraction. A margin of two over the target
         # keeps the mean difference from a full decode at 0.3 to 0.5 of a level of 255; 1.5 lets it pass 1.
         image.draft(None, (2 * view.size, 2 * view.size))
-        mend_key_colour(image)
+        rescale_png_transparency(image)
         image.load()
-        _check_size(*image.size, limits)  # of an icon, the header tells one size and the picture may have another
+        _check_size(
+            *image.size, limits
+        )  # of an icon, the header tells one size and the picture may have another
         # Only now: Pillow turns a TIFF itself, and a PNG may state its orientation after its pixels.
         turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
         upright = image if turn is None else image.transpose(turn)
@@ -158,12 +168,18 @@ def _check_codec(image: ImageFile.ImageFile, limits: Limits) -> None:
     codec = image.tile[0][0] if image.tile else ""
     if codec in _IN_PYTHON and image.width * image.height > limits.max_slow_pixels:
         size = f"{image.width}x{image.height} pixels"
-        raise PictureError(Reason.TOO_MANY_PIXELS, f"{size}, limit {limits.max_slow_pixels} for the codec {codec}")
+        raise PictureError(
+            Reason.TOO_MANY_PIXELS, f"{size}, limit {limits.max_slow_pixels} for the codec {codec}"
+        )
 
 
 def _check_ending(image: ImageFile.ImageFile, data: bytes) -> None:
     """Refuse a JPEG that has no end marker: a copy broken off and filled with zeros decodes, grey below the break."""
-    if image.format == "JPEG" and image.fp is not None and data.rfind(_END_OF_IMAGE) < image.fp.tell():
+    if (
+        image.format == "JPEG"
+        and image.fp is not None
+        and data.rfind(_END_OF_IMAGE) < image.fp.tell()
+    ):
         raise PictureError(Reason.TRUNCATED, "no end marker after the start of the scan")
 
 
@@ -210,7 +226,9 @@ def _reason(error: Exception) -> Reason:
         return Reason.TOO_MANY_PIXELS
     words = str(error).lower()
     if isinstance(error, MemoryError) or "out of memory" in words:
-        return Reason.TOO_MUCH_MEMORY  # it may be the machine's fault: a run with more of it may try again
+        return (
+            Reason.TOO_MUCH_MEMORY
+        )  # it may be the machine's fault: a run with more of it may try again
     if "truncated" in words or "end of file" in words or "premature" in words:
         return Reason.TRUNCATED
     return Reason.CORRUPT

@@ -23,7 +23,7 @@ _ANNOUNCED: Final = 8  # files that the kernel is asked to read ahead
 _AHEAD_BYTES: Final = 256 * 2**20  # of pictures read and not yet decoded: bounds a worker's memory
 
 
-class Listed(NamedTuple):
+class PictureRef(NamedTuple):
     """A picture as listed: its object's name below the source, its change mark, its size in bytes."""
 
     name: str
@@ -43,7 +43,7 @@ class Readable(Protocol):
         """See Store."""
         ...
 
-    def will_read(self, name: str) -> None:
+    def prefetch(self, name: str) -> None:
         """See Store."""
         ...
 
@@ -57,9 +57,9 @@ class PictureReader:
 
     def __init__(self, store: Readable, limits: Limits = DEFAULT_LIMITS) -> None:
         self._store, self._limits = store, limits
-        self._out_of_reach = 0
+        self._consecutive_failures = 0
 
-    def read(self, picture: Listed) -> bytes:
+    def read(self, picture: PictureRef) -> bytes:
         """Read one picture.
 
         Raises PictureError with a reason that says what kept the bytes away; StorageError when that
@@ -68,7 +68,9 @@ class PictureReader:
         return self._judged(_fetch(self._store, self._limits, picture))
 
     @contextmanager
-    def read_ahead(self, pictures: Iterable[Listed]) -> Iterator[Iterator[bytes | PictureError]]:
+    def read_ahead(
+        self, pictures: Iterable[PictureRef]
+    ) -> Iterator[Iterator[bytes | PictureError]]:
         """Read pictures in their order, as many at once as the store rewards, ahead of whoever decodes them.
 
         Within the block the iterator yields what `read` returns or the PictureError it raises; it raises StorageError
@@ -84,17 +86,19 @@ class PictureReader:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _one_by_one(self, pictures: Iterable[Listed]) -> Iterator[bytes | PictureError]:
-        coming: deque[Listed] = deque()
+    def _one_by_one(self, pictures: Iterable[PictureRef]) -> Iterator[bytes | PictureError]:
+        coming: deque[PictureRef] = deque()
         for picture in pictures:
-            self._store.will_read(picture.name)
+            self._store.prefetch(picture.name)
             coming.append(picture)
             if len(coming) > _ANNOUNCED:
                 yield self._outcome(_fetch(self._store, self._limits, coming.popleft()))
         while coming:
             yield self._outcome(_fetch(self._store, self._limits, coming.popleft()))
 
-    def _at_once(self, pool: ThreadPoolExecutor, pictures: Iterable[Listed]) -> Iterator[bytes | PictureError]:
+    def _at_once(
+        self, pool: ThreadPoolExecutor, pictures: Iterable[PictureRef]
+    ) -> Iterator[bytes | PictureError]:
         under_way: deque[tuple[int, Future[bytes | PictureError]]] = deque()
         ahead = 0
         for picture in pictures:
@@ -102,7 +106,9 @@ class PictureReader:
                 size, read = under_way.popleft()
                 ahead -= size
                 yield self._outcome(read.result())
-            under_way.append((picture.size, pool.submit(_fetch, self._store, self._limits, picture)))
+            under_way.append(
+                (picture.size, pool.submit(_fetch, self._store, self._limits, picture))
+            )
             ahead += picture.size
         while under_way:
             yield self._outcome(under_way.popleft()[1].result())
@@ -118,12 +124,16 @@ class PictureReader:
 
     def _judged(self, outcome: bytes | PictureError) -> bytes:
         if not isinstance(outcome, PictureError):
-            self._out_of_reach = 0
+            self._consecutive_failures = 0
             return outcome
         if outcome.reason in {Reason.FORBIDDEN, Reason.UNREACHABLE}:
-            self._out_of_reach += 1
-            if self._out_of_reach >= _IN_A_ROW and not (outcome.reason == Reason.FORBIDDEN and self._may_list()):
-                raise StorageError(f"{_IN_A_ROW} pictures in a row could not be read, the last: {outcome}") from outcome
+            self._consecutive_failures += 1
+            if self._consecutive_failures >= _IN_A_ROW and not (
+                outcome.reason == Reason.FORBIDDEN and self._may_list()
+            ):
+                raise StorageError(
+                    f"{_IN_A_ROW} pictures in a row could not be read, the last: {outcome}"
+                ) from outcome
         raise outcome
 
     def _may_list(self) -> bool:
@@ -131,16 +141,18 @@ class PictureReader:
 
         Asked once for every twenty pictures.
         """
-        self._out_of_reach = 0
+        self._consecutive_failures = 0
         try:
             return self._store.exists()
         except StorageError:
             return False
 
 
-def _fetch(store: Readable, limits: Limits, picture: Listed) -> bytes | PictureError:
+def _fetch(store: Readable, limits: Limits, picture: PictureRef) -> bytes | PictureError:
     if picture.size > limits.max_bytes:
-        return PictureError(Reason.TOO_MANY_BYTES, f"{picture.size} bytes, limit {limits.max_bytes}")
+        return PictureError(
+            Reason.TOO_MANY_BYTES, f"{picture.size} bytes, limit {limits.max_bytes}"
+        )
     try:
         return _read(store, picture.name, picture.etag)
     except ChangedError as error:

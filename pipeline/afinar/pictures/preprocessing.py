@@ -62,4 +62,6 @@ class InputView:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> InputView:
         """Inverse of `as_dict`."""
-        return cls(input_size=record["input_size"], mean=tuple(record["mean"]), std=tuple(record["std"]))
+        return cls(
+            input_size=record["input_size"], mean=tuple(record["mean"]), std=tuple(record["std"])
+        )

@@ -46,7 +46,9 @@ def write_square(image: Image.Image, view: StoredView, out: Pixels) -> None:
         inner = max(1, round(width * scale)), max(1, round(height * scale))
         left, top = round((view.size - inner[0]) / 2), round((view.size - inner[1]) / 2)
         out[...] = view.background
-        out[top : top + inner[1], left : left + inner[0]] = resize(image, inner, (0, 0, width, height))
+        out[top : top + inner[1], left : left + inner[0]] = resize(
+            image, inner, (0, 0, width, height)
+        )
     else:
         out[...] = resize(image, (view.size, view.size), (0, 0, width, height))
 
@@ -82,5 +84,7 @@ def _pass(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
     """Resize along the one axis in which `box` (left, top, width, height) and `size` differ."""
     target = Image.new("RGB", size)
     options = RustResizeOptions().set_resize_alg(_CONVOLUTION, _CATMULL_ROM, 2).set_use_alpha(False)
-    RustResizer().resize_pil(PilImageWrapper(image), PilImageWrapper(target), options.set_crop_box(*box))
+    RustResizer().resize_pil(
+        PilImageWrapper(image), PilImageWrapper(target), options.set_crop_box(*box)
+    )
     return target

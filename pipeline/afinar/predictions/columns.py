@@ -16,7 +16,7 @@ _TOP_K: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extras:
+class OptionalColumns:
     """Columns that a row has on request, after those of PREDICTIONS.
 
     `abstained` boolean, where `abstain_below` is above 0: the answer's probability is below it, and the label no more
@@ -39,12 +39,16 @@ class Extras:
                 schema = schema.append(pa.field(name, pa.list_(pa.float32())))
         return schema
 
-    def columns(self, scores: NDArray[np.float32], features: NDArray[np.float32] | None) -> list[dict[str, Any]]:
+    def columns(
+        self, scores: NDArray[np.float32], features: NDArray[np.float32] | None
+    ) -> list[dict[str, Any]]:
         """The columns asked for of each picture; `scores` is [n, classes], `features` [n, width]."""
         rows: list[dict[str, Any]] = [{} for _ in scores]
         for row, one in zip(rows, scores, strict=True):
             if self.abstain_below:
-                row["abstained"] = not float(one.max()) >= self.abstain_below  # no number at all is no answer either
+                row["abstained"] = (
+                    not float(one.max()) >= self.abstain_below
+                )  # no number at all is no answer either
             if self.scores:
                 row["scores"] = one
         if self.features and features is not None:
@@ -53,13 +57,15 @@ class Extras:
         return rows
 
 
-PLAIN: Final = Extras()
+NO_OPTIONAL_COLUMNS: Final = OptionalColumns()
 """Nothing asked for."""
 
 
-def extras_of(config: LabelConfig) -> Extras:
+def optional_columns(config: LabelConfig) -> OptionalColumns:
     """What a request asks for."""
-    return Extras(abstain_below=float(config.abstain_below), scores=config.scores, features=config.features)
+    return OptionalColumns(
+        abstain_below=float(config.abstain_below), scores=config.scores, features=config.features
+    )
 
 
 def partition_name(version: str, config: LabelConfig) -> str:

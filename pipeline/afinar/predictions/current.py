@@ -22,13 +22,18 @@ _THREADS: Final = 8  # reading parts is mostly waiting for them
 _TRANSIENT: Final = pa.array([str(reason) for reason in Reason if reason.transient], pa.string())
 
 STANDING: Final = pa.schema(
-    [("uri", pa.large_string()), ("etag", pa.large_string()), ("reason", pa.string()), ("part", pa.int32())]
+    [
+        ("uri", pa.large_string()),
+        ("etag", pa.large_string()),
+        ("reason", pa.string()),
+        ("part", pa.int32()),
+    ]
 )
 """One picture that was looked at: why it was rejected, null where it is labelled, and the place of its part."""
 
 
 @dataclass(frozen=True)
-class Standing:
+class PublishedRows:
     """What the manifest of that `number` says of one partition. `rows` is STANDING."""
 
     number: int
@@ -40,16 +45,26 @@ class Standing:
         """uri and etag of pictures that need not be looked at again while they are unchanged."""
         reasons = self.rows.column("reason")
         labelled = pc.is_null(reasons)
-        stands = labelled if retry_rejects else pc.or_(labelled, pc.invert(pc.is_in(reasons, _TRANSIENT)))
+        stands = (
+            labelled
+            if retry_rejects
+            else pc.or_(labelled, pc.invert(pc.is_in(reasons, _TRANSIENT)))
+        )
         return self.rows.filter(stands).select(["uri", "etag"])
 
     def rejects_among(self, uris: pa.ChunkedArray) -> dict[str, int]:
         """How many of these pictures were rejected, by reason."""
         rejects = self.rows.filter(pc.is_valid(self.rows.column("reason")))
-        return counts(rejects.filter(pc.is_in(rejects.column("uri"), uris.combine_chunks())).column("reason"))
+        return counts(
+            rejects.filter(pc.is_in(rejects.column("uri"), uris.combine_chunks())).column("reason")
+        )
 
     def parts_without(
-        self, store: Store, uris: pa.ChunkedArray, unit: str, superseded: Callable[[pa.Table], None] = lambda rows: None
+        self,
+        store: Store,
+        uris: pa.ChunkedArray,
+        unit: str,
+        superseded: Callable[[pa.Table], None] = lambda rows: None,
     ) -> list[Part]:
         """The partition's parts without the rows of these pictures; those that lose some are written anew.
 
@@ -65,7 +80,7 @@ class Standing:
         return [part for part in kept if part is not None]
 
 
-def read_standing(store: Store, partition: str) -> Standing:
+def read_published_rows(store: Store, partition: str) -> PublishedRows:
     """Read what the newest manifest says of a partition."""
     found = latest(store, FOLDER)
     number, record = found if found else (0, None)
@@ -76,8 +91,10 @@ def read_standing(store: Store, partition: str) -> Standing:
     except NotFoundError:
         if versions(store, FOLDER)[-1:] == [number]:
             raise
-        return read_standing(store, partition)  # another labelling published, and removed what it superseded
-    return Standing(number, record, parts, pa.concat_tables([STANDING.empty_table(), *tables]))
+        return read_published_rows(
+            store, partition
+        )  # another labelling published, and removed what it superseded
+    return PublishedRows(number, record, parts, pa.concat_tables([STANDING.empty_table(), *tables]))
 
 
 def parts_of(store: Store, record: Record | None, partition: str) -> list[Part]:
@@ -97,11 +114,17 @@ def _rows(store: Store, part: Part, place: int) -> pa.Table:
     table = from_parquet(get_object(store, part.ref), columns)
     if part.kind != "rejects":
         table = table.append_column("reason", pa.nulls(len(table), pa.string()))
-    return table.append_column("part", pa.repeat(pa.scalar(place, pa.int32()), len(table))).cast(STANDING)
+    return table.append_column("part", pa.repeat(pa.scalar(place, pa.int32()), len(table))).cast(
+        STANDING
+    )
 
 
 def _without(
-    store: Store, part: Part, uris: pa.ChunkedArray, unit: str, superseded: Callable[[pa.Table], None]
+    store: Store,
+    part: Part,
+    uris: pa.ChunkedArray,
+    unit: str,
+    superseded: Callable[[pa.Table], None],
 ) -> Part | None:
     table = read_part(store, part)
     gone = pc.is_in(pc.cast(table.column("uri"), pa.large_string()), uris.combine_chunks())

@@ -8,17 +8,19 @@ from typing import Final
 from afinar.config.jobs import LabelConfig
 from afinar.errors import NotFoundError
 from afinar.predictions.manifest import FOLDER
-from afinar.predictions.part_reader import state_of
-from afinar.predictions.review_queue import Gallery, Reviewer, review_folder, sweep_reviews
+from afinar.predictions.part_reader import list_digest
+from afinar.predictions.review_queue import PageRenderer, Reviewer, review_folder, sweep_reviews
 from afinar.predictions.single_file import single_folder, sweep_single, write_single
 from afinar.storage.commit import Record, latest
 from afinar.storage.store import Store
 
-_ATTEMPTS: Final = 5  # each on top of one more rival's manifest; the last one's own run makes it in any case
+_ATTEMPTS: Final = (
+    5  # each on top of one more rival's manifest; the last one's own run makes it in any case
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Made:
+class ExportResult:
     """Where the single file and the review queue lie, "" where there is none, and how many rows are below the
     threshold."""
 
@@ -29,18 +31,18 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnRequest:
+class Exports:
     """What `config` asks for of one partition."""
 
     store: Store
     partition: str
     config: LabelConfig
     classes: list[str]
-    gallery: Gallery | None = None
+    gallery: PageRenderer | None = None
 
-    def make(self) -> Made:
+    def make(self) -> ExportResult:
         """Make what is asked for and missing, and remove what is superseded."""
-        made = Made()
+        made = ExportResult()
         for _ in range(_ATTEMPTS):
             entry = self._entry()
             if entry is None:
@@ -57,26 +59,31 @@ class OnRequest:
                 break
         return made
 
-    def _made(self, entry: Record) -> Made:
+    def _made(self, entry: Record) -> ExportResult:
         single = review = ""
         abstained = 0
         if self.config.single:
             single = self.store.uri(write_single(self.store, self.partition, entry))
         if self.config.abstain_below:
-            reviewer = Reviewer(self.store, self.partition, self.classes, self.config.abstain_below, self.gallery)
+            reviewer = Reviewer(
+                self.store, self.partition, self.classes, self.config.abstain_below, self.gallery
+            )
             folder, abstained = reviewer.write(entry)
             review = self.store.uri(folder)
-        return Made(single=single, review=review, abstained=abstained)
+        return ExportResult(single=single, review=review, abstained=abstained)
 
     def _sweep(self) -> tuple[list[str], str | None]:
         """Remove what is superseded, whoever made it; remarks, and the state that is current."""
         files = [info.name for info in self.store.walk(single_folder(self.partition))]
         reviews = [info.name for info in self.store.walk(review_folder(self.partition))]
-        entry = self._entry()  # read last: whatever was made meanwhile is of it, or of one still to come
+        entry = (
+            self._entry()
+        )  # read last: whatever was made meanwhile is of it, or of one still to come
         sweep_single(self.store, self.partition, entry, files)
         edited = sweep_reviews(self.store, self.partition, entry, reviews)
         return [
-            f"{self.store.uri(name)} was edited and stays: `afinar ingest … --labels` takes it" for name in edited
+            f"{self.store.uri(name)} was edited and stays: `afinar ingest … --labels` takes it"
+            for name in edited
         ], _state(entry)
 
     def _entry(self) -> Record | None:
@@ -86,4 +93,4 @@ class OnRequest:
 
 
 def _state(entry: Record | None) -> str | None:
-    return state_of(entry) if entry else None
+    return list_digest(entry) if entry else None

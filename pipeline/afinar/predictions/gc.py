@@ -18,7 +18,9 @@ from afinar.storage.objects import ObjectRef
 from afinar.storage.store import Store
 from afinar.units.plan import planned_units, stored_plans
 
-_OURS: Final = re.compile(r"/part-[^-/]+-[^-/]+\.parquet$")  # what a person left beside them is left alone
+_OURS: Final = re.compile(
+    r"/part-[^-/]+-[^-/]+\.parquet$"
+)  # what a person left beside them is left alone
 _FOLDERS: Final = tuple({object_folder(kind, "").split("/")[0]: None for kind in SCHEMAS})
 
 
@@ -42,7 +44,11 @@ def partitions(record: Record) -> list[dict[str, Any]]:
     """What each model has labelled: partition, model, sources, rows, rejects, and what its last run did."""
     kept = ("model", "rows", "rejects", "last_run")
     return [
-        {"partition": name, "sources": entry.get("sources", [entry["source"]]), **{key: entry[key] for key in kept}}
+        {
+            "partition": name,
+            "sources": entry.get("sources", [entry["source"]]),
+            **{key: entry[key] for key in kept},
+        }
         for name, entry in record["partitions"].items()
     ]
 
@@ -62,7 +68,9 @@ def verify(store: Store, record: Record) -> tuple[int, list[Damage]]:
     for name, entry in record["partitions"].items():
         for ref in [ObjectRef(**entry["objects"]), *_listed_objects(store, entry)]:
             needed_by.setdefault(ref, []).append(name)
-    return len(needed_by), [Damage(ref.path, error, needed_by[ref]) for ref, error in damaged(store, needed_by)]
+    return len(needed_by), [
+        Damage(ref.path, error, needed_by[ref]) for ref, error in damaged(store, needed_by)
+    ]
 
 
 def _listed_objects(store: Store, entry: Record) -> list[ObjectRef]:
@@ -84,7 +92,11 @@ def superseded(store: Store, folders: Iterable[str]) -> list[str]:
     busy = planned_units(store) if objects else set()
     found = latest(store, FOLDER)
     record = found[1] if found else None
-    named = {part.ref.path for name in (record or {}).get("partitions", {}) for part in parts_of(store, record, name)}
+    named = {
+        part.ref.path
+        for name in (record or {}).get("partitions", {})
+        for part in parts_of(store, record, name)
+    }
     return [name for name in objects if name not in named and unit_in(name) not in busy]
 
 

@@ -56,7 +56,12 @@ class Part:
 def put_parts(store: Store, parts: list[Part]) -> ObjectRef:
     """Write the list of a partition's objects. The unit is in an object's name."""
     rows = [{"kind": part.kind, **part.ref.as_dict()} for part in parts]
-    return put_object(store, "lists/{hash}.parquet", to_parquet(pa.Table.from_pylist(rows, schema=OBJECTS)), len(rows))
+    return put_object(
+        store,
+        "lists/{hash}.parquet",
+        to_parquet(pa.Table.from_pylist(rows, schema=OBJECTS)),
+        len(rows),
+    )
 
 
 def get_parts(store: Store, partition: Record) -> list[Part]:
@@ -97,7 +102,9 @@ class Predictions:
                 raise
             self._partition = entry  # a labelling published since, and removed what it superseded
             return self._rows(kind)
-        return pa.concat_tables([SCHEMAS[kind].empty_table(), *tables], promote_options="default").sort_by("uri")
+        return pa.concat_tables(
+            [SCHEMAS[kind].empty_table(), *tables], promote_options="default"
+        ).sort_by("uri")
 
     @property
     def table(self) -> pa.Table:
@@ -121,9 +128,13 @@ def open_predictions(uri: str, partition: str | None = None) -> Predictions:
     except StorageError as error:
         raise RequestError(f"cannot read {store.root}: {error}") from error
     if found is None:
-        raise RequestError(f"{store.root} holds no predictions: make them with `afinar label SOURCE {uri}`")
+        raise RequestError(
+            f"{store.root} holds no predictions: make them with `afinar label SOURCE {uri}`"
+        )
     partitions: dict[str, Any] = found[1]["partitions"]
     wanted = partition or found[1]["current"]
     if wanted not in partitions:
-        raise RequestError(f"{store.root} has no predictions of {wanted!r}, but of {', '.join(partitions)}")
+        raise RequestError(
+            f"{store.root} has no predictions of {wanted!r}, but of {', '.join(partitions)}"
+        )
     return Predictions(store, wanted, partitions[wanted])

@@ -22,13 +22,15 @@ from afinar.storage.store import Store
 _AHEAD: Final = 8  # parts in flight where reading is waiting; with features one takes 4 MB
 
 
-def state_of(partition: Record) -> str:
+def list_digest(partition: Record) -> str:
     """Sixteen digits that tell which rows a partition's entry in the manifest stands for: the name of its list."""
     path: str = partition["objects"]["path"]
     return path.rsplit("/", 1)[-1].removesuffix(".parquet")
 
 
-def part_tables(store: Store, partition: Record, columns: list[str] | None = None) -> Iterator[pa.Table]:
+def part_tables(
+    store: Store, partition: Record, columns: list[str] | None = None
+) -> Iterator[pa.Table]:
     """The partition's labelled rows, part by part, verified; a few parts are read ahead, never all of them."""
     parts = [part for part in get_parts(store, partition) if part.kind == "part"]
 

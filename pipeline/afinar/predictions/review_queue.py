@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from afinar.errors import NotFoundError
 from afinar.predictions.manifest import PREDICTIONS
-from afinar.predictions.part_reader import part_tables, state_of
+from afinar.predictions.part_reader import list_digest, part_tables
 from afinar.storage.arrow import from_parquet, to_parquet
 from afinar.storage.commit import Record
 from afinar.storage.store import Store
@@ -41,7 +41,7 @@ class ReviewQueue:
     below: int
 
 
-Gallery: TypeAlias = Callable[[ReviewQueue], str]
+PageRenderer: TypeAlias = Callable[[ReviewQueue], str]
 """Renders a queue as one HTML page. It is handed in: reports stand above labelling."""
 
 
@@ -53,22 +53,28 @@ class Reviewer:
     partition: str
     classes: list[str]
     threshold: float
-    gallery: Gallery | None = None
+    gallery: PageRenderer | None = None
 
     def write(self, entry: Record) -> tuple[str, int]:
         """Write the queue of a partition's entry in the manifest, unless that is done: its folder, and how many
         pictures are below the threshold. The page comes last; a form that people have begun to edit is left alone."""
-        folder = f"{review_folder(self.partition)}/{state_of(entry)}"
+        folder = f"{review_folder(self.partition)}/{list_digest(entry)}"
         there = {info.name.rsplit("/", 1)[-1] for info in self.store.walk(folder)}
         if {TABLE, FORM, PAGE if self.gallery else FORM} <= there:
             return folder, _count(self.store.get(f"{folder}/{TABLE}"))
-        table, below = least_certain(part_tables(self.store, entry, [*PREDICTIONS.names, "abstained"]), QUEUE)
+        table, below = least_certain(
+            part_tables(self.store, entry, [*PREDICTIONS.names, "abstained"]), QUEUE
+        )
         data = to_parquet(table.replace_schema_metadata({_BELOW: str(below)}))
         self.store.put_if_absent(f"{folder}/{TABLE}", data)
         self.store.put_if_absent(f"{folder}/{FORM}", corrections_form(table))
         if self.gallery:
             queue = ReviewQueue(
-                model=entry["model"], classes=self.classes, threshold=self.threshold, table=table, below=below
+                model=entry["model"],
+                classes=self.classes,
+                threshold=self.threshold,
+                table=table,
+                below=below,
             )
             self.store.put_if_absent(f"{folder}/{PAGE}", self.gallery(queue).encode())
         return folder, below
@@ -102,12 +108,14 @@ def corrections_form(table: pa.Table) -> bytes:
     return data
 
 
-def sweep_reviews(store: Store, partition: str, entry: Record | None, found: list[str]) -> list[str]:
+def sweep_reviews(
+    store: Store, partition: str, entry: Record | None, found: list[str]
+) -> list[str]:
     """Remove those `found` files of superseded queues that nobody has worked on; the edited forms that stay.
 
     `entry` was read after the files were listed. What we did not write is left alone.
     """
-    current = state_of(entry) if entry else None
+    current = list_digest(entry) if entry else None
     folders = {name.rsplit("/", 1)[0] for name in found}
     edited = []
     for folder in sorted(folders):
@@ -125,7 +133,11 @@ def sweep_reviews(store: Store, partition: str, entry: Record | None, found: lis
 
 
 def _lowest(tables: list[pa.Table], most: int) -> pa.Table:
-    return pa.concat_tables(tables).sort_by([("score", "ascending"), ("uri", "ascending")]).slice(0, most)
+    return (
+        pa.concat_tables(tables)
+        .sort_by([("score", "ascending"), ("uri", "ascending")])
+        .slice(0, most)
+    )
 
 
 def _count(data: bytes) -> int:

@@ -10,13 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from afinar.predictions.manifest import PREDICTIONS
-from afinar.predictions.part_reader import part_tables, state_of
+from afinar.predictions.part_reader import list_digest, part_tables
 from afinar.storage.commit import Record
 from afinar.storage.objects import ObjectWriter
 from afinar.storage.store import Store
 
 _GROUP_ROWS: Final = 2**17
-_GROUP_BYTES: Final = 64 * 2**20  # what is held in memory, whatever the archive: 8,000 rows with features of 2048
+_GROUP_BYTES: Final = (
+    64 * 2**20
+)  # what is held in memory, whatever the archive: 8,000 rows with features of 2048
 
 
 def single_folder(partition: str) -> str:
@@ -36,7 +38,9 @@ def write_single(store: Store, partition: str, entry: Record) -> str:
     groups = _row_groups(part_tables(store, entry))
     first = next(groups)
     with ObjectWriter(store, folder, large=True) as sink:
-        with pq.ParquetWriter(pa.PythonFile(sink, mode="w"), first.schema, compression="zstd") as writer:
+        with pq.ParquetWriter(
+            pa.PythonFile(sink, mode="w"), first.schema, compression="zstd"
+        ) as writer:
             for group in chain([first], groups):
                 writer.write_table(group, row_group_size=len(group) or None)
         sink.commit(name, entry["rows"])
@@ -52,7 +56,7 @@ def sweep_single(store: Store, partition: str, entry: Record | None, found: list
 
 
 def _file(entry: Record) -> str:
-    return f"predictions-{state_of(entry)}.parquet"
+    return f"predictions-{list_digest(entry)}.parquet"
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

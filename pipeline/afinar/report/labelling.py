@@ -8,7 +8,7 @@ from typing import Any
 from afinar.labelling.run_report import Account
 from afinar.labelling.stats import BINS, Answers
 from afinar.report.rendering import template
-from afinar.units.work import duration, limiting_stage
+from afinar.units.progress import format_duration, limiting_stage
 
 _WIDTH, _HEIGHT = 900, 220  # of the histogram, in the units of its drawing
 _TICKS = 5
@@ -42,14 +42,16 @@ def label_page(label: LabelRun) -> str:
         reasons=_reasons(label),
         stages=_stages(summary["stages"]),
         limit=limiting_stage(summary["stages"]),
-        time=duration(summary["seconds"]),
+        time=format_duration(summary["seconds"]),
         folder=f"{summary['predictions']}/parts/model={label.partition}",
         snippets=_snippets(summary["predictions"], label.partition),
     )
 
 
 def _numbers(summary: dict[str, Any], answers: Answers) -> list[tuple[str, str]]:
-    numbers = [(name, f"{summary[name]:,}") for name in ("listed", "labelled", "rejected", "skipped")]
+    numbers = [
+        (name, f"{summary[name]:,}") for name in ("listed", "labelled", "rejected", "skipped")
+    ]
     if answers.mean is not None:
         numbers.append(("mean confidence", f"{answers.mean:.1%}"))
     return [*numbers, ("pictures a second", f"{summary['images_per_second']:,.0f}")]
@@ -82,7 +84,11 @@ def _share(count: int, total: int) -> float:
 def _histogram(now: Answers, before: Answers | None) -> dict[str, Any]:
     """Places of the histogram's bars and of the line of the run before, in the drawing's units."""
     shares = [_share(count, now.pictures) for count in now.histogram]
-    old = [_share(count, before.pictures) for count in before.histogram] if before and before.pictures else []
+    old = (
+        [_share(count, before.pictures) for count in before.histogram]
+        if before and before.pictures
+        else []
+    )
     highest = max([*shares, *old]) or 1.0
     wide = _WIDTH / BINS
 
@@ -97,9 +103,22 @@ def _histogram(now: Answers, before: Answers | None) -> dict[str, Any]:
         }
         for place, share in enumerate(shares)
     ]  # fmt: skip
-    line = [f"{round((place + end) * wide, 2)},{y(share)}" for place, share in enumerate(old) for end in (0, 1)]
-    ticks = [(round(_WIDTH * tick / _TICKS, 2), f"{tick / _TICKS:.1f}") for tick in range(_TICKS + 1)]
-    return {"width": _WIDTH, "height": _HEIGHT, "bars": bars, "line": " ".join(line), "ticks": ticks, "top": highest}
+    line = [
+        f"{round((place + end) * wide, 2)},{y(share)}"
+        for place, share in enumerate(old)
+        for end in (0, 1)
+    ]
+    ticks = [
+        (round(_WIDTH * tick / _TICKS, 2), f"{tick / _TICKS:.1f}") for tick in range(_TICKS + 1)
+    ]
+    return {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "bars": bars,
+        "line": " ".join(line),
+        "ticks": ticks,
+        "top": highest,
+    }
 
 
 def _reasons(label: LabelRun) -> list[dict[str, Any]]:
@@ -114,7 +133,10 @@ def _reasons(label: LabelRun) -> list[dict[str, Any]]:
 
 def _stages(stages: dict[str, float]) -> list[dict[str, Any]]:
     total = sum(stages.values()) or 1.0
-    rows = [{"name": name, "seconds": seconds, "share": seconds / total} for name, seconds in stages.items()]
+    rows = [
+        {"name": name, "seconds": seconds, "share": seconds / total}
+        for name, seconds in stages.items()
+    ]
     return sorted(rows, key=lambda row: -row["share"])
 
 

@@ -16,7 +16,7 @@ from afinar.evaluation.comparison import RunResult, best_run, verdicts
 from afinar.evaluation.intervals import calibration_error, reliability
 from afinar.report.plots import confusion_matrix, curves, reliability_diagram, thumbnail
 from afinar.report.rendering import template
-from afinar.units.work import duration
+from afinar.units.progress import format_duration
 
 _PER_CLASS = 6
 _MISTAKES = 12
@@ -53,7 +53,9 @@ class LabelledArchive:
     mistakes: list[Tile] = field(default_factory=list)
 
 
-def comparison_page(title: str, dataset: Dataset, runs: list[RunResult], archive: LabelledArchive) -> str:
+def comparison_page(
+    title: str, dataset: Dataset, runs: list[RunResult], archive: LabelledArchive
+) -> str:
     """Render the report of a comparison of regimes and of the archive labelled with the best of them."""
     best = best_run(runs)
     return template("comparison.html.j2").render(
@@ -81,7 +83,8 @@ def run_page(title: str, dataset: Dataset, run: RunResult) -> str:
     """
     version, counts = run.version, run.confusion
     bins = reliability(
-        run.test.column("score").to_numpy(), pc.equal(run.test.column("label"), run.test.column("predicted")).to_numpy()
+        run.test.column("score").to_numpy(),
+        pc.equal(run.test.column("label"), run.test.column("predicted")).to_numpy(),
     )
     drawn = len(version.classes) <= _MATRIX_CLASSES
     ledger = _ledger(run.history)
@@ -102,7 +105,9 @@ def run_page(title: str, dataset: Dataset, run: RunResult) -> str:
         ledger=ledger,
         limit=ledger["limit"] if ledger else None,
         dataset=dataset.manifest,
-        configuration={name.replace("_", "-"): value for name, value in version.lineage["config"].items()},
+        configuration={
+            name.replace("_", "-"): value for name, value in version.lineage["config"].items()
+        },
     )
 
 
@@ -145,7 +150,11 @@ def _numbers(run: RunResult) -> list[tuple[str, str]]:
     ):  # fmt: skip
         if test.get(key) is not None:
             numbers.append((name, format(test[key], form)))
-    return [*numbers, ("epochs", str(metrics["epochs"])), ("trained in", duration(metrics["seconds"]))]
+    return [
+        *numbers,
+        ("epochs", str(metrics["epochs"])),
+        ("trained in", format_duration(metrics["seconds"])),
+    ]
 
 
 def _recalls(run: RunResult) -> list[dict[str, Any]]:
@@ -169,7 +178,10 @@ def _most_confused(counts: NDArray[np.int64], classes: list[str]) -> list[tuple[
     wrong = counts - np.diag(np.diag(counts))
     pairs = np.argwhere(wrong)
     pairs = pairs[np.argsort(-wrong[tuple(pairs.T)], kind="stable")][:_CONFUSED]
-    return [(classes[true], classes[predicted], int(wrong[true, predicted])) for true, predicted in pairs]
+    return [
+        (classes[true], classes[predicted], int(wrong[true, predicted]))
+        for true, predicted in pairs
+    ]
 
 
 def _ledger(history: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -179,7 +191,10 @@ def _ledger(history: list[dict[str, Any]]) -> dict[str, Any] | None:
         return None
     return {
         "columns": list(_LEDGER.values()),
-        "rows": [{"epoch": epoch, "seconds": [spent.get(name) for name in _LEDGER]} for epoch, spent in kept],
+        "rows": [
+            {"epoch": epoch, "seconds": [spent.get(name) for name in _LEDGER]}
+            for epoch, spent in kept
+        ],
         "limit": kept[-1][1].get("limit"),
     }
 
@@ -189,10 +204,21 @@ def _gallery(dataset: Dataset) -> dict[str, list[Tile]]:
     index = dataset.index.append_column("position", pa.array(range(len(dataset.index))))
     gallery = {}
     for name in dataset.classes:
-        chosen = index.filter(pc.equal(index.column("label"), name)).sort_by("sample_id").slice(0, _PER_CLASS)
+        chosen = (
+            index.filter(pc.equal(index.column("label"), name))
+            .sort_by("sample_id")
+            .slice(0, _PER_CLASS)
+        )
         images = dataset.read(chosen.column("position").to_pylist())
-        tiles = zip(images, chosen.column("uri").to_pylist(), chosen.column("split").to_pylist(), strict=True)
-        gallery[name] = [Tile(data_uri(thumbnail(image), "jpeg"), uri, split) for image, uri, split in tiles]
+        tiles = zip(
+            images,
+            chosen.column("uri").to_pylist(),
+            chosen.column("split").to_pylist(),
+            strict=True,
+        )
+        gallery[name] = [
+            Tile(data_uri(thumbnail(image), "jpeg"), uri, split) for image, uri, split in tiles
+        ]
     return gallery
 
 

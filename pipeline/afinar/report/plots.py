@@ -60,13 +60,17 @@ def curves(runs: list[RunResult]) -> bytes:
                 for split, line in (("train", "--"), ("val", "-")):
                     values = [row[split][key] * scale for row in run.history]
                     label = f"{run.name}, {'training' if split == 'train' else 'validation'}"
-                    axes.plot(epochs, values, line, color=colour, marker=marker, markersize=3, label=label)
+                    axes.plot(
+                        epochs, values, line, color=colour, marker=marker, markersize=3, label=label
+                    )
         loss.set(title="Loss (cross-entropy)", xlabel="epoch", ylim=(0, None))
         accuracy.set(title="Accuracy (top-1, %)", xlabel="epoch", ylim=(None, 101))
         for axes in (loss, accuracy):
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(alpha=0.25)
-        figure.legend(*loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+        figure.legend(
+            *loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+        )
         return _png(figure)
 
 
@@ -81,7 +85,14 @@ def confusion_matrix(counts: NDArray[np.int64], classes: list[str]) -> bytes:
         axes.set(xlabel="predicted", ylabel="true")
         for (row, column), count in np.ndenumerate(counts):
             dark = shares[row, column] > 0.5
-            axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black")
+            axes.text(
+                column,
+                row,
+                str(count),
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+            )
         return _png(figure)
 
 
@@ -90,7 +101,9 @@ def reliability_diagram(bins: list[ConfidenceBin]) -> bytes:
     confidence = np.array([one.confidence for one in bins])
     shares = [wilson(one.hits, one.samples) for one in bins]
     accuracy = np.array([one.value for one in shares])
-    spread = np.abs(np.array([[one.low for one in shares], [one.high for one in shares]]) - accuracy)
+    spread = np.abs(
+        np.array([[one.low for one in shares], [one.high for one in shares]]) - accuracy
+    )
     with _figure(9.6, 3.6, 2) as (figure, (right, count)):
         right.plot([0, 1], [0, 1], "--", color="#999999", label="as sure as it is right")
         right.errorbar(
@@ -103,7 +116,9 @@ def reliability_diagram(bins: list[ConfidenceBin]) -> bytes:
             capsize=2,
             label="test, 95 % interval",
         )
-        right.set(title="Share right by confidence", xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.05))
+        right.set(
+            title="Share right by confidence", xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.05)
+        )
         right.legend(frameon=False, loc="upper left")
         count.bar(confidence, [one.samples for one in bins], width=0.03, color=_COLOURS[0])
         count.set(title="Test pictures by confidence", xlabel="confidence", xlim=(0, 1.02))

@@ -14,5 +14,8 @@ def template(name: str) -> jinja2.Template:
         return files("afinar.report").joinpath(one).read_text(encoding="utf-8")
 
     return jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, loader=jinja2.FunctionLoader(text)
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        loader=jinja2.FunctionLoader(text),
     ).get_template(name)

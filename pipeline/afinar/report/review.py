@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from afinar.errors import PictureError, StorageError
 from afinar.pictures.decode import decode
-from afinar.pictures.fetching import Listed, PictureReader
+from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView
 from afinar.predictions.review_queue import FORM, TABLE, ReviewQueue
 from afinar.report.page import data_uri
@@ -23,7 +23,9 @@ PICTURES: Final = 200
 """Pictures on a page, the least certain of the queue: about 3 MB."""
 
 _GUESSES: Final = 5
-_VIEW: Final = StoredView(size=240, fit="pad", background=(238, 241, 244))  # the page's own grey: the whole picture
+_VIEW: Final = StoredView(
+    size=240, fit="pad", background=(238, 241, 244)
+)  # the page's own grey: the whole picture
 _AT_ONCE: Final = 4  # pictures in memory
 
 
@@ -46,7 +48,9 @@ def review_page(queue: ReviewQueue) -> str:
     return template("review.html.j2").render(
         title="Pictures to review",
         queue=queue,
-        candidates=[_candidate(row, image) for row, image in zip(rows, _thumbnails(rows), strict=True)],
+        candidates=[
+            _candidate(row, image) for row, image in zip(rows, _thumbnails(rows), strict=True)
+        ],
         table=TABLE,
         form=FORM,
     )
@@ -85,7 +89,9 @@ class _Pictures:
             return None
         root, name = _split(uri)
         try:
-            return thumbnail(decode(self._reader(root).read(Listed(name, etag, 0)), _VIEW).image)
+            return thumbnail(
+                decode(self._reader(root).read(PictureRef(name, etag, 0)), _VIEW).image
+            )
         except PictureError:
             return None
         except StorageError:

@@ -18,30 +18,39 @@ import pyarrow.parquet as pq
 from afinar.errors import NotFoundError, RequestError, StorageError
 from afinar.sources.entry import SPLITS
 from afinar.sources.listing import names_of
-from afinar.storage.arrow import joined
-from afinar.storage.open import normalise, open_reader
+from afinar.storage.arrow import concat_columns
+from afinar.storage.open import normalize_uri, open_reader
 
-_SPLIT_FOLDERS: Final = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation"} | {
-    "test": "test"
-}
+_SPLIT_FOLDERS: Final = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+} | {"test": "test"}
 
 
 @dataclass
-class Annotated:
+class AnnotatedListing:
     """A listing with its labels, given splits and groups; `notes` tell what did not fit."""
 
     listing: pa.Table
     notes: list[str] = field(default_factory=list)
 
 
-def annotate(listing: pa.Table, source: str, *, labels: str, split_by_folder: bool, group: str) -> Annotated:
+def annotate(
+    listing: pa.Table, source: str, *, labels: str, split_by_folder: bool, group: str
+) -> AnnotatedListing:
     """Fill in `label`, `split` and `group` of a listing.
 
     `labels` is "folder", "none", or the location of a table; `group` the location of a table, or "". Raises
     RequestError for a table that cannot be read or contradicts itself, and for folders that are no split.
     """
-    done = Annotated(listing)
-    folders = _folders(listing, source, 1 + split_by_folder) if split_by_folder or labels == "folder" else []
+    done = AnnotatedListing(listing)
+    folders = (
+        _folders(listing, source, 1 + split_by_folder)
+        if split_by_folder or labels == "folder"
+        else []
+    )
     if split_by_folder:
         _set(done, "split", _given_splits(folders[0], source))
     if labels == "folder":
@@ -57,9 +66,11 @@ def annotate(listing: pa.Table, source: str, *, labels: str, split_by_folder: bo
     return done
 
 
-def _set(done: Annotated, name: str, values: pa.ChunkedArray) -> None:
+def _set(done: AnnotatedListing, name: str, values: pa.ChunkedArray) -> None:
     table = done.listing
-    done.listing = table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
+    done.listing = table.set_column(
+        table.schema.get_field_index(name), table.schema.field(name), values
+    )
 
 
 def _folders(listing: pa.Table, source: str, depth: int) -> list[pa.ChunkedArray]:
@@ -70,7 +81,9 @@ def _folders(listing: pa.Table, source: str, depth: int) -> list[pa.ChunkedArray
     for level in range(depth):
         padded = pc.list_slice(parts, level, level + 1, return_fixed_size_list=True)
         folder = pc.cast(pc.list_element(padded, 0), pa.string())
-        found.append(pc.if_else(pc.greater(lengths, level + 1), folder, pa.scalar(None, pa.string())))
+        found.append(
+            pc.if_else(pc.greater(lengths, level + 1), folder, pa.scalar(None, pa.string()))
+        )
     return found
 
 
@@ -94,7 +107,7 @@ def read_table(flag: str, location: str, column: str) -> pa.Table:
 
     Raises RequestError, with `flag` in front, where there is none or it is not such a table.
     """
-    folder, _, name = normalise(location).rpartition("/")
+    folder, _, name = normalize_uri(location).rpartition("/")
     try:
         data = open_reader(folder or "/").get(name)
     except NotFoundError as error:
@@ -102,44 +115,64 @@ def read_table(flag: str, location: str, column: str) -> pa.Table:
     except StorageError as error:
         raise RequestError(f"{flag}: cannot read {error}") from error
     try:
-        table = pq.read_table(io.BytesIO(data)) if name.lower().endswith(".parquet") else _read_csv(data, column)
+        table = (
+            pq.read_table(io.BytesIO(data))
+            if name.lower().endswith(".parquet")
+            else _read_csv(data, column)
+        )
     except pa.ArrowInvalid as error:
         raise RequestError(f"{flag} {location} is not a readable table: {error}") from error
     for wanted in ("uri", column):
         if wanted not in table.column_names:
-            raise RequestError(f"{flag} {location} has no column {wanted!r}; it has {', '.join(table.column_names)}")
+            raise RequestError(
+                f"{flag} {location} has no column {wanted!r}; it has {', '.join(table.column_names)}"
+            )
     kept = [name for name in ("uri", column, "split") if name in table.column_names]
-    return pa.table({name: pc.cast(table.column(name), pa.large_string()) for name in dict.fromkeys(kept)})
+    return pa.table(
+        {name: pc.cast(table.column(name), pa.large_string()) for name in dict.fromkeys(kept)}
+    )
 
 
 def _read_csv(data: bytes, column: str) -> pa.Table:
     """Read as text throughout: a class called 007 or NA is what it says. Only an empty field is missing."""
     texts = {name: pa.string() for name in ("uri", column, "split")}
-    options = pyarrow.csv.ConvertOptions(column_types=texts, strings_can_be_null=True, null_values=[""])
+    options = pyarrow.csv.ConvertOptions(
+        column_types=texts, strings_can_be_null=True, null_values=[""]
+    )
     return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
 
 
 def _check_splits(splits: pa.ChunkedArray, location: str) -> None:
     odd = set(splits.unique().to_pylist()) - {*SPLITS, None}
     if odd:
-        raise RequestError(f"--labels {location}: the split {min(map(str, odd))!r} is none of {', '.join(SPLITS)}")
+        raise RequestError(
+            f"--labels {location}: the split {min(map(str, odd))!r} is none of {', '.join(SPLITS)}"
+        )
 
 
-def _look_up(done: Annotated, source: str, table: pa.Table, column: str, what: str) -> None:
+def _look_up(done: AnnotatedListing, source: str, table: pa.Table, column: str, what: str) -> None:
     """Set a column of the listing from a table that names pictures by whole or by relative uri.
 
     A row without a uri or without a value says nothing.
     """
-    table = table.filter(pc.and_(pc.is_valid(table.column("uri")), pc.is_valid(table.column(column))))
+    table = table.filter(
+        pc.and_(pc.is_valid(table.column("uri")), pc.is_valid(table.column(column)))
+    )
     whole = absolute(table.column("uri"), source)
     _require_one_answer(whole, table.column(column), what, column)
     listed = done.listing.column("uri")
     at = pc.index_in(listed, whole)
     _set(done, column, pc.cast(table.column(column).take(at), pa.string()))
-    unlisted = len(table) - pc.sum(pc.cast(pc.is_in(whole, listed), pa.int64())).as_py() if len(table) else 0
+    unlisted = (
+        len(table) - pc.sum(pc.cast(pc.is_in(whole, listed), pa.int64())).as_py()
+        if len(table)
+        else 0
+    )
     unnamed = at.null_count
     if unnamed:
-        done.notes.append(f"{unnamed} of {len(listed)} pictures are not in {what} and have no {column}")
+        done.notes.append(
+            f"{unnamed} of {len(listed)} pictures are not in {what} and have no {column}"
+        )
     if unlisted:
         done.notes.append(f"{unlisted} rows of {what} name no picture of {source}")
 
@@ -147,12 +180,20 @@ def _look_up(done: Annotated, source: str, table: pa.Table, column: str, what: s
 def absolute(uris: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
     """Whole URIs of a table's, which may be relative to `source`."""
     within = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "s3://"))
-    return pc.if_else(within, uris, joined(source.rstrip("/"), uris, separator="/"))
+    return pc.if_else(within, uris, concat_columns(source.rstrip("/"), uris, separator="/"))
 
 
-def _require_one_answer(uris: pa.ChunkedArray, values: pa.ChunkedArray, what: str, column: str) -> None:
-    pairs = pa.table({"uri": uris, "value": values}).group_by("uri").aggregate([("value", "count_distinct")])
+def _require_one_answer(
+    uris: pa.ChunkedArray, values: pa.ChunkedArray, what: str, column: str
+) -> None:
+    pairs = (
+        pa.table({"uri": uris, "value": values})
+        .group_by("uri")
+        .aggregate([("value", "count_distinct")])
+    )
     torn = pairs.filter(pc.greater(pairs.column("value_count_distinct"), 1))
     if len(torn):
         uri = torn.column("uri")[0].as_py()
-        raise RequestError(f"{what} gives {uri} more than one {column}; {len(torn)} pictures are so: give each one")
+        raise RequestError(
+            f"{what} gives {uri} more than one {column}; {len(torn)} pictures are so: give each one"
+        )

@@ -12,12 +12,14 @@ import pyarrow.compute as pc
 
 from afinar.errors import RequestError, StorageError
 from afinar.sources.entry import LISTING
-from afinar.storage.arrow import joined
+from afinar.storage.arrow import concat_columns
 from afinar.storage.open import open_reader
 from afinar.storage.store import ObjectInfo, Reader
 
 _LISTED: Final = pa.schema([LISTING.field(name) for name in ("uri", "etag", "size")])
-_CHUNK: Final = 65_536  # Python objects of this many pictures at a time: ten million would take gigabytes
+_CHUNK: Final = (
+    65_536  # Python objects of this many pictures at a time: ten million would take gigabytes
+)
 
 
 def list_pictures(source: str, extensions: tuple[str, ...] | None) -> pa.Table:
@@ -27,11 +29,17 @@ def list_pictures(source: str, extensions: tuple[str, ...] | None) -> pa.Table:
     picture.
     """
     store = open_reader(source)
-    taken = (info for info in _listed(store) if extensions is None or info.name.lower().endswith(extensions))
+    taken = (
+        info
+        for info in _listed(store)
+        if extensions is None or info.name.lower().endswith(extensions)
+    )
     listing = table_of(taken)
     if not len(listing):
         wanted = "files" if extensions is None else ", ".join(extensions)
-        raise RequestError(f"{store.root} holds no pictures ({wanted}): check the path, or --extensions")
+        raise RequestError(
+            f"{store.root} holds no pictures ({wanted}): check the path, or --extensions"
+        )
     return as_listing(listing.sort_by("uri"))
 
 
@@ -42,8 +50,12 @@ def table_of(infos: Iterable[ObjectInfo]) -> pa.Table:
 
 def as_listing(found: pa.Table) -> pa.Table:
     """LISTING of a table with the columns uri, etag and size; labels, splits and groups are null."""
-    unknown = [pa.nulls(len(found), field.type) for field in LISTING if field.name not in _LISTED.names]
-    return pa.Table.from_arrays([*(found.column(name) for name in _LISTED.names), *unknown], schema=LISTING)
+    unknown = [
+        pa.nulls(len(found), field.type) for field in LISTING if field.name not in _LISTED.names
+    ]
+    return pa.Table.from_arrays(
+        [*(found.column(name) for name in _LISTED.names), *unknown], schema=LISTING
+    )
 
 
 def _listed(store: Reader) -> Iterator[ObjectInfo]:
@@ -52,7 +64,9 @@ def _listed(store: Reader) -> Iterator[ObjectInfo]:
             raise RequestError(f"{store.root} does not exist: check the path of the pictures")
         yield from store.walk()
     except StorageError as error:
-        raise RequestError(f"cannot list {store.root}: {error}. Check the endpoint and the credentials.") from error
+        raise RequestError(
+            f"cannot list {store.root}: {error}. Check the endpoint and the credentials."
+        ) from error
 
 
 def _batches(infos: Iterable[ObjectInfo]) -> Iterator[pa.RecordBatch]:
@@ -73,22 +87,31 @@ def names_of(listing: pa.Table, source: str) -> pa.ChunkedArray:
 
 def classes_of(table: pa.Table) -> list[str]:
     """Labels that occur in a table with a `label` column, sorted."""
-    return sorted(label for label in table.column("label").unique().to_pylist() if label is not None)
+    return sorted(
+        label for label in table.column("label").unique().to_pylist() if label is not None
+    )
 
 
 def fingerprint(listing: pa.Table) -> str:
     """Digest of everything in a listing that a dataset depends on; how the table is cut into chunks is not part."""
     digest = hashlib.sha256()
     for start in range(0, len(listing), _CHUNK):
-        update_digest(digest, listing.slice(start, _CHUNK), ("uri", "etag", "label", "split", "group"))
+        update_digest(
+            digest, listing.slice(start, _CHUNK), ("uri", "etag", "label", "split", "group")
+        )
     return digest.hexdigest()
 
 
 def update_digest(digest: Any, rows: pa.Table, columns: tuple[str, ...]) -> None:
     """Feed rows into a hash, a line each, without a Python object per row."""
-    lines = joined(*(rows.column(name) for name in columns), "\n", separator="\t").combine_chunks()
+    lines = concat_columns(
+        *(rows.column(name) for name in columns), "\n", separator="\t"
+    ).combine_chunks()
     lines = lines if isinstance(lines, pa.Array) else pa.concat_arrays(lines.chunks)
     _, offsets, data = lines.buffers()
     if len(lines):
-        first, last = (pa.Array.from_buffers(pa.int64(), len(lines) + 1, [None, offsets])[at].as_py() for at in (0, -1))
+        first, last = (
+            pa.Array.from_buffers(pa.int64(), len(lines) + 1, [None, offsets])[at].as_py()
+            for at in (0, -1)
+        )
         digest.update(memoryview(data)[first:last])

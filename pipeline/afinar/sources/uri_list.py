@@ -19,14 +19,16 @@ import pyarrow.compute as pc
 from afinar.errors import ForbiddenError, NotFoundError, RequestError, StorageError
 from afinar.sources.annotations import absolute, read_table
 from afinar.sources.listing import as_listing, table_of
-from afinar.storage.multi_store import Anywhere
+from afinar.storage.multi_store import MultiStore
 from afinar.storage.open import open_reader
 from afinar.storage.store import ObjectInfo
 
 MISSING: Final = "missing"
 """Change mark of a picture that a list names and that is not there."""
 
-_UNREADABLE: Final = "unreadable"  # the mark of one that could not be looked up: its reading will say why
+_UNREADABLE: Final = (
+    "unreadable"  # the mark of one that could not be looked up: its reading will say why
+)
 _THREADS: Final = 32
 _CHUNK: Final = 8192  # pictures looked up at a time
 _PIECE: Final = 64  # of which one thread takes so many
@@ -56,7 +58,9 @@ def list_named(location: str) -> tuple[pa.Table, list[str]]:
             f"{len(named) - len(uris)} of {len(rows)} rows of {location} name a picture that an earlier row names"
         )
     if not len(uris):
-        raise RequestError(f"{location} names no picture: give a table with one in each row, in the column `uri`")
+        raise RequestError(
+            f"{location} names no picture: give a table with one in each row, in the column `uri`"
+        )
     found = _look_up(uris.sort())
     if missing := pc.sum(pc.equal(found.column("etag"), MISSING)).as_py():
         notes.append(f"{missing} of {len(found)} pictures of {location} do not exist")
@@ -67,21 +71,32 @@ def _normalised(uris: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
     """URIs as listings write them."""
     bare = pc.replace_substring_regex(uris, "^file://", "")
     is_object = pc.match_substring_regex(bare, "^s3://[^/]+/.")
-    odd = uris.filter(pc.and_(pc.match_substring_regex(bare, "^[A-Za-z][A-Za-z0-9+.-]*://"), pc.invert(is_object)))
+    odd = uris.filter(
+        pc.and_(pc.match_substring_regex(bare, "^[A-Za-z][A-Za-z0-9+.-]*://"), pc.invert(is_object))
+    )
     if len(odd):
-        raise RequestError(f"{location} names {odd[0].as_py()!r}: only files and s3://BUCKET/KEY are supported")
+        raise RequestError(
+            f"{location} names {odd[0].as_py()!r}: only files and s3://BUCKET/KEY are supported"
+        )
     whole = absolute(bare, location.rpartition("/")[0])
-    crooked = pc.and_(pc.starts_with(whole, "/"), pc.match_substring_regex(whole, r"//|/\.\.?(/|$)|/$"))
+    crooked = pc.and_(
+        pc.starts_with(whole, "/"), pc.match_substring_regex(whole, r"//|/\.\.?(/|$)|/$")
+    )
     if not pc.any(crooked).as_py():
         return whole
     table = pa.table({"uri": whole, "crooked": crooked})
-    return pa.chunked_array(map(_straightened, table.to_batches(max_chunksize=_CHUNK)), pa.large_string())
+    return pa.chunked_array(
+        map(_straightened, table.to_batches(max_chunksize=_CHUNK)), pa.large_string()
+    )
 
 
 def _straightened(batch: pa.RecordBatch) -> pa.Array:
     """Paths without `..` and the like, as a listing would name them."""
     uris, crooked = (column.to_pylist() for column in batch.columns)
-    paths = [f"/{os.path.normpath(uri).lstrip('/')}" if bent else uri for uri, bent in zip(uris, crooked, strict=True)]
+    paths = [
+        f"/{os.path.normpath(uri).lstrip('/')}" if bent else uri
+        for uri, bent in zip(uris, crooked, strict=True)
+    ]
     return pa.array(paths, pa.large_string())
 
 
@@ -99,19 +114,25 @@ def _look_up(uris: pa.Array) -> pa.Table:
 
 def _require_answers(remote: pa.Array) -> None:
     """Ask every bucket once: a wrong endpoint is found out in seconds. One that is not there has no pictures."""
-    for bucket in pc.replace_substring_regex(remote, "^s3://([^/]+)/.*", r"\1").unique().to_pylist():
+    for bucket in (
+        pc.replace_substring_regex(remote, "^s3://([^/]+)/.*", r"\1").unique().to_pylist()
+    ):
         try:
             open_reader(f"s3://{bucket}").exists()
         except ForbiddenError:
             continue  # who may not list a bucket may still read it
         except StorageError as error:
-            raise RequestError(f"cannot look pictures up: {error}. Check the endpoint and the credentials.") from error
+            raise RequestError(
+                f"cannot look pictures up: {error}. Check the endpoint and the credentials."
+            ) from error
 
 
 def _dense_folders(remote: pa.Array) -> list[tuple[str, int]]:
     """Folders of which a list names many pictures, and how many objects may be listed there."""
     counts = pc.value_counts(pc.replace_substring_regex(remote, "/[^/]*$", ""))
-    dense = counts.filter(pc.greater_equal(pc.struct_field(counts, "counts"), _LIST_FROM)).to_pylist()
+    dense = counts.filter(
+        pc.greater_equal(pc.struct_field(counts, "counts"), _LIST_FROM)
+    ).to_pylist()
     return [(one["values"], one["counts"] * _LIST_TIMES) for one in dense]
 
 
@@ -129,8 +150,10 @@ def _one_by_one(uris: pa.Array) -> Iterator[ObjectInfo]:
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(uris), _CHUNK):
             chunk = uris.slice(start, _CHUNK).to_pylist()
-            look = partial(_infos, Anywhere(remote=True), streak)
-            for infos in pool.map(look, [chunk[first : first + _PIECE] for first in range(0, len(chunk), _PIECE)]):
+            look = partial(_infos, MultiStore(remote=True), streak)
+            for infos in pool.map(
+                look, [chunk[first : first + _PIECE] for first in range(0, len(chunk), _PIECE)]
+            ):
                 yield from infos
 
 
@@ -149,16 +172,18 @@ class _Streak:
         with self._lock:
             self._count += 1
         if self._count >= _IN_A_ROW:
-            raise RequestError(f"cannot look pictures up: {error}. Check the endpoint and the credentials.") from error
+            raise RequestError(
+                f"cannot look pictures up: {error}. Check the endpoint and the credentials."
+            ) from error
 
 
-def _infos(places: Anywhere, streak: _Streak, uris: list[str]) -> list[ObjectInfo]:
+def _infos(places: MultiStore, streak: _Streak, uris: list[str]) -> list[ObjectInfo]:
     return [_info(places, uri, streak) for uri in uris]
 
 
-def _info(places: Anywhere, uri: str, streak: _Streak) -> ObjectInfo:
+def _info(places: MultiStore, uri: str, streak: _Streak) -> ObjectInfo:
     try:
-        info = places.look_up(uri)
+        info = places.stat(uri)
     except (NotFoundError, ForbiddenError) as error:
         info = ObjectInfo(uri, uri, 0, MISSING if isinstance(error, NotFoundError) else _UNREADABLE)
     except StorageError as error:

@@ -12,10 +12,12 @@ NULL: Final = "\0"
 """Stands for null where columns are joined; no uri, mark or label holds one."""
 
 
-def joined(*texts: Any, separator: str) -> pa.ChunkedArray:
+def concat_columns(*texts: Any, separator: str) -> pa.ChunkedArray:
     """Text columns joined row by row; plain strings stand for themselves in every row."""
     kind = pa.large_string()
-    parts = [pa.scalar(text, kind) if isinstance(text, str) else pc.cast(text, kind) for text in texts]
+    parts = [
+        pa.scalar(text, kind) if isinstance(text, str) else pc.cast(text, kind) for text in texts
+    ]
     return pc.binary_join_element_wise(
         *parts, pa.scalar(separator, kind), null_handling="replace", null_replacement=NULL
     )

@@ -46,15 +46,21 @@ class Cache:
         """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(
+                self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
         except OSError as error:
             raise RequestError(f"the cache {self.path} is a link or no folder: {_MEND}") from error
         try:
             status = os.fstat(descriptor)
             if status.st_uid != os.getuid():
-                raise RequestError(f"the cache {self.path} belongs to another user (uid {status.st_uid}): {_MEND}")
+                raise RequestError(
+                    f"the cache {self.path} belongs to another user (uid {status.st_uid}): {_MEND}"
+                )
             if mode := stat.S_IMODE(status.st_mode) & 0o077:
-                raise RequestError(f"other users may enter the cache {self.path} (mode has {mode:03o}): {_MEND}")
+                raise RequestError(
+                    f"other users may enter the cache {self.path} (mode has {mode:03o}): {_MEND}"
+                )
             yield descriptor
         finally:
             os.close(descriptor)
@@ -73,7 +79,9 @@ def open_verified(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
     try:
         file = store.open_local(ref.path)
     except NotFoundError:
-        raise NotFoundError(f"{store.uri(ref.path)} is gone, which a version names: restore it from a backup") from None
+        raise NotFoundError(
+            f"{store.uri(ref.path)} is gone, which a version names: restore it from a backup"
+        ) from None
     if file is None:
         return _open_copy(store, ref, cache)
     try:
@@ -96,7 +104,7 @@ def _open_copy(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
         file = _open_if_whole(folder, ref)
         if file is None:
             data = get_object(store, ref)
-            _make_room(folder, max(cache.bytes, 2 * len(data)) - len(data), ref.sha256)
+            _evict_lru(folder, max(cache.bytes, 2 * len(data)) - len(data), ref.sha256)
             file = _write_copy(folder, ref.sha256, data)
         return file
 
@@ -138,17 +146,23 @@ def _open(name: str, folder: int, flags: int) -> int:
 def _lock(folder: int, name: str) -> Iterator[None]:
     """Let one process of this machine in at a time, so that several that want one shard fetch it once."""
     with os.fdopen(_open(name, folder, os.O_RDWR | os.O_CREAT), "rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, by the death of its process too
+        fcntl.flock(
+            file, fcntl.LOCK_EX
+        )  # released when the file is closed, by the death of its process too
         yield
 
 
-def _make_room(folder: int, most: int, coming: str) -> None:
+def _evict_lru(folder: int, most: int, coming: str) -> None:
     """Remove the copies that were opened longest ago until the rest take at most `most` bytes."""
     found = []
     for name in os.listdir(folder):
         with suppress(FileNotFoundError):  # another process made room
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode) and name != coming and not name.startswith(("new-", "lock-")):
+            if (
+                stat.S_ISREG(status.st_mode)
+                and name != coming
+                and not name.startswith(("new-", "lock-"))
+            ):
                 found.append((status.st_mtime, status.st_size, name))
     total = sum(size for _, size, _ in found)
     for _, size, name in sorted(found):

@@ -46,7 +46,9 @@ def read_marker(store: Store, unit: str) -> UnitMarker:
     record = json.loads(store.get(marker_name(unit)))
     objects = {kind: ObjectRef(**ref) for kind, ref in record["objects"].items()}
     if record["unit"] != unit:
-        raise UnsafePathError(f"{store.uri(marker_name(unit))} is the marker of {record['unit']!r}: damaged or forged")
+        raise UnsafePathError(
+            f"{store.uri(marker_name(unit))} is the marker of {record['unit']!r}: damaged or forged"
+        )
     return UnitMarker(unit=unit, objects=objects)
 
 
@@ -75,7 +77,9 @@ def latest(store: Store, folder: str) -> tuple[int, Record] | None:
 def versions(store: Store, folder: str) -> list[int]:
     """Numbers of the records of `folder`, rising. What else lies there (a note, a backup copy) is left alone."""
     names = (info.name.removeprefix(f"{folder}/") for info in store.walk(folder))
-    return sorted(int(name.removesuffix(".json")) for name in names if _VERSION_NAME.fullmatch(name))
+    return sorted(
+        int(name.removesuffix(".json")) for name in names if _VERSION_NAME.fullmatch(name)
+    )
 
 
 def read_version(store: Store, folder: str, number: int) -> Record:
@@ -96,7 +100,9 @@ def publish(store: Store, folder: str, number: int, record: Record, owner: str) 
     return bool(read_version(store, folder, number).get("owner") == owner)
 
 
-def publish_next(store: Store, folder: str, make: Callable[[int, Record | None], Record], owner: str) -> int:
+def append_version(
+    store: Store, folder: str, make: Callable[[int, Record | None], Record], owner: str
+) -> int:
     """Publish what `make(number, previous record)` returns as the next version; make anew on a lost race."""
     for _ in range(20):
         current = latest(store, folder)
@@ -115,7 +121,7 @@ def new_owner() -> str:
     return uuid.uuid4().hex
 
 
-def require_put_if_absent(store: Store) -> None:
+def probe_conditional_put(store: Store) -> None:
     """Prove by a probe that the store is writable and refuses a second put of one name.
 
     Raises RequestError, since the remedy is another target.
@@ -127,7 +133,9 @@ def require_put_if_absent(store: Store) -> None:
         replaced = store.put_if_absent(name, b"second")
         kept = store.get(name)
     except StorageError as error:
-        raise RequestError(f"cannot write to {store.root}: {error}. Choose a target you may write to.") from error
+        raise RequestError(
+            f"cannot write to {store.root}: {error}. Choose a target you may write to."
+        ) from error
     finally:
         _forget(store, name)
     if replaced or kept != ours:

@@ -19,14 +19,14 @@ _READINGS = 5
 _STRANGERS = 3
 
 
-class BodyCheck:
+class EtagVerifier:
     """Remembers of one bucket whether its ETags are MD5s. Safe to share among threads."""
 
     def __init__(self) -> None:
-        self._proven = False  # whether an ETag of this bucket was its body's MD5
+        self._etag_is_md5 = False  # whether an ETag of this bucket was its body's MD5
         # How many objects in a row were not what their ETag says, though their readings agreed. Three, since a
         # single one may be an odd object in a bucket whose other ETags hold.
-        self._strangers = 0
+        self._mismatched_objects = 0
 
     def read(self, uri: str, fetch: Callable[[], tuple[bytes, str]]) -> bytes:
         """Call `fetch`, which returns the body of `uri` and its ETag, until the body can be trusted.
@@ -38,14 +38,16 @@ class BodyCheck:
         for _ in range(_READINGS):
             data, etag = fetch()
             claimed = _MD5.fullmatch(etag)
-            if claimed is None or self._strangers >= _STRANGERS:
+            if claimed is None or self._mismatched_objects >= _STRANGERS:
                 return data
             digest = hashlib.md5(data, usedforsecurity=False)
             if digest.hexdigest() == claimed[1]:
-                self._proven, self._strangers = True, 0
+                self._etag_is_md5, self._mismatched_objects = True, 0
                 return data
             seen[digest.digest()] += 1
-            if seen[digest.digest()] == (_READINGS if self._proven else 2):
-                self._strangers += 1
+            if seen[digest.digest()] == (_READINGS if self._etag_is_md5 else 2):
+                self._mismatched_objects += 1
                 return data
-        raise StorageError(f"{uri}: {_READINGS} readings gave {len(seen)} bodies; something alters them on the way")
+        raise StorageError(
+            f"{uri}: {_READINGS} readings gave {len(seen)} bodies; something alters them on the way"
+        )

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 
 from afinar.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
 
-READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO without a writer would block for ever
+READ_FLAGS = (
+    os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+)  # a FIFO without a writer would block for ever
 
 
 def etag_of(status: os.stat_result) -> str:
@@ -70,5 +72,7 @@ def translate_errors(path: str) -> Iterator[None]:
         raise ForbiddenError(f"{path}: {error.strerror}") from error
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StorageError(f"{path} could not be written: no space left there. Free some and run again.") from error
+            raise StorageError(
+                f"{path} could not be written: no space left there. Free some and run again."
+            ) from error
         raise StorageError(f"{path}: {error.strerror or error}") from error

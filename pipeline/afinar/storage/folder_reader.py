@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import TypeAlias
 
 from afinar.errors import ForbiddenError
-from afinar.storage.files import READ_FLAGS, as_text, etag_of, read_descriptor, require_regular, translate_errors
-from afinar.storage.parallel_listing import Walk
+from afinar.storage.files import (
+    READ_FLAGS,
+    as_text,
+    etag_of,
+    read_descriptor,
+    require_regular,
+    translate_errors,
+)
+from afinar.storage.parallel_listing import ParallelLister
 from afinar.storage.store import ObjectInfo, Reader
 
 THREADS = 16  # for folders on a network; on a local disk they cost a tenth more than one, and gain nothing
 PAGE = 500  # files looked at in one go
 
 _Folder: TypeAlias = tuple[str, str]  # path, name below the root with a trailing slash
-_Entries: TypeAlias = tuple[str, str, list[os.DirEntry[str]]]  # path and name of their folder, files in it
+_Entries: TypeAlias = tuple[
+    str, str, list[os.DirEntry[str]]
+]  # path and name of their folder, files in it
 
 
 class FolderReader(Reader):
@@ -40,7 +49,7 @@ class FolderReader(Reader):
         while roots:
             links: list[_Folder] = []
             for root in sorted(roots):
-                for page in Walk(partial(_visit, visited, links), THREADS).pages([root]):
+                for page in ParallelLister(partial(_visit, visited, links), THREADS).pages([root]):
                     yield from page
             roots = links
 
@@ -50,7 +59,7 @@ class FolderReader(Reader):
         with translate_errors(path):
             return read_descriptor(os.open(path, READ_FLAGS), path, etag)
 
-    def look_up(self, name: str) -> ObjectInfo:
+    def stat(self, name: str) -> ObjectInfo:
         """Look at one file; a folder or a pipe is none."""
         path = f"{self.root}/{name}"
         with translate_errors(path):
@@ -58,7 +67,7 @@ class FolderReader(Reader):
             require_regular(status, path)
         return ObjectInfo(name, self.uri(name), status.st_size, etag_of(status))
 
-    def will_read(self, name: str) -> None:
+    def prefetch(self, name: str) -> None:
         """Ask the kernel to begin reading. Threads that read ahead cost a quarter of a decode in switching."""
         with suppress(OSError):  # whoever reads it will find out, and say so
             descriptor = os.open(f"{self.root}/{name}", READ_FLAGS)
@@ -73,7 +82,10 @@ class FolderReader(Reader):
 
 
 def _visit(
-    visited: set[tuple[int, int]], links: list[_Folder], item: _Folder | _Entries, walk: Walk[_Folder | _Entries]
+    visited: set[tuple[int, int]],
+    links: list[_Folder],
+    item: _Folder | _Entries,
+    walk: ParallelLister[_Folder | _Entries],
 ) -> Iterator[list[ObjectInfo]]:
     """List one folder, or some of its files. Looking at files is handed out, since it is what waits on a network."""
     folder, name = item[0], item[1]
@@ -94,7 +106,7 @@ def _visit(
                     continue
                 files.append(entry)
                 if len(files) == PAGE:
-                    if walk.hungry:
+                    if walk.has_idle_threads:
                         walk.add((folder, name, files))
                     else:  # the others are busy; what is pending must not grow
                         yield _infos(folder, name, files)
@@ -127,5 +139,7 @@ def _infos(folder: str, name: str, entries: list[os.DirEntry[str]]) -> list[Obje
             found.append(ObjectInfo(name + file, f"{folder}/{file}", 0, "unreadable"))
             continue
         if stat.S_ISREG(status.st_mode):
-            found.append(ObjectInfo(name + file, f"{folder}/{file}", status.st_size, etag_of(status)))
+            found.append(
+                ObjectInfo(name + file, f"{folder}/{file}", status.st_size, etag_of(status))
+            )
     return found

@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias
 
 from afinar.errors import ForbiddenError, NotFoundError, RequestError, UnsafePathError
-from afinar.storage.files import READ_FLAGS, etag_of, read_descriptor, require_regular, translate_errors
+from afinar.storage.files import (
+    READ_FLAGS,
+    etag_of,
+    read_descriptor,
+    require_regular,
+    translate_errors,
+)
 from afinar.storage.folder_reader import PAGE, THREADS
 from afinar.storage.names import is_safe_name, split_name
-from afinar.storage.parallel_listing import Walk
+from afinar.storage.parallel_listing import ParallelLister
 from afinar.storage.store import Buffer, NewObject, ObjectInfo, Store
 
 _SCRATCH: Final = ".tmp-"
@@ -41,10 +47,12 @@ class LocalStore(Store):
         Raises ForbiddenError for a folder that cannot be entered: its objects would be missing unnoticed.
         """
         _parts(prefix)  # refuses a name that leads out
-        for page in Walk(self._visit, THREADS).pages([prefix]):
+        for page in ParallelLister(self._visit, THREADS).pages([prefix]):
             yield from page
 
-    def _visit(self, item: str | _Files, walk: Walk[str | _Files]) -> Iterator[list[ObjectInfo]]:
+    def _visit(
+        self, item: str | _Files, walk: ParallelLister[str | _Files]
+    ) -> Iterator[list[ObjectInfo]]:
         """List one folder, or look at some of its files, which is handed out since it is what waits on a network."""
         folder, files = (item, None) if isinstance(item, str) else item
         try:
@@ -60,7 +68,7 @@ class LocalStore(Store):
                         continue
                     files.append(name)
                     if len(files) == PAGE:
-                        if walk.hungry:
+                        if walk.has_idle_threads:
                             walk.add((folder, files))
                         else:  # the others are busy; what is pending must not grow
                             yield self._infos(descriptor, folder, files)
@@ -101,7 +109,7 @@ class LocalStore(Store):
                 raise
             return file
 
-    def look_up(self, name: str) -> ObjectInfo:
+    def stat(self, name: str) -> ObjectInfo:
         """Look at one file; a folder, a link or a pipe is none."""
         path = self.uri(name)
         with translate_errors(path), self._parent(name) as (folder, leaf):
@@ -125,10 +133,16 @@ class LocalStore(Store):
     def delete(self, name: str) -> None:
         """Remove a regular file. Raises UnsafePathError for a link, a folder or anything else."""
         path = self.uri(name)
-        with translate_errors(path), suppress(FileNotFoundError), self._parent(name) as (folder, leaf):
+        with (
+            translate_errors(path),
+            suppress(FileNotFoundError),
+            self._parent(name) as (folder, leaf),
+        ):
             status = os.stat(leaf, dir_fd=folder, follow_symlinks=False)
             if not stat.S_ISREG(status.st_mode):
-                raise UnsafePathError(f"{path} is not a regular file: afinar did not write it and leaves it alone")
+                raise UnsafePathError(
+                    f"{path} is not a regular file: afinar did not write it and leaves it alone"
+                )
             os.unlink(leaf, dir_fd=folder)
 
     def sweep(self, age_s: float) -> None:
@@ -156,9 +170,13 @@ class LocalStore(Store):
         root = Path(self.root)
         nearest = next(path for path in (root, *root.parents) if path.exists())
         if not nearest.is_dir():
-            raise RequestError(f"cannot write to {root}: {nearest} is a file. Choose another target.")
+            raise RequestError(
+                f"cannot write to {root}: {nearest} is a file. Choose another target."
+            )
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise RequestError(f"cannot write to {root}: no permission in {nearest}. Choose another target.")
+            raise RequestError(
+                f"cannot write to {root}: no permission in {nearest}. Choose another target."
+            )
 
     @contextmanager
     def _parent(self, name: str) -> Iterator[tuple[int, str]]:
@@ -179,7 +197,9 @@ class _NewFile(NewObject):
             self._folder = _open_folder(store.root, parts, create=True)
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                self._file = os.fdopen(os.open(self._name, flags, 0o666, dir_fd=self._folder), "wb", buffering=0)
+                self._file = os.fdopen(
+                    os.open(self._name, flags, 0o666, dir_fd=self._folder), "wb", buffering=0
+                )
             except OSError:
                 os.close(self._folder)
                 raise
@@ -197,7 +217,13 @@ class _NewFile(NewObject):
             self._file.close()
             with _folder(self._store.root, parts, create=True) as folder:
                 try:
-                    os.link(self._name, leaf, src_dir_fd=self._folder, dst_dir_fd=folder, follow_symlinks=False)
+                    os.link(
+                        self._name,
+                        leaf,
+                        src_dir_fd=self._folder,
+                        dst_dir_fd=folder,
+                        follow_symlinks=False,
+                    )
                 except FileExistsError:
                     return False
         return True
@@ -283,5 +309,7 @@ def _entries(folder: int, hidden: bool = False) -> list[tuple[str, bool]]:
         return [
             (entry.name, entry.is_dir(follow_symlinks=False))
             for entry in entries
-            if not entry.is_symlink() and (hidden or entry.name[0] != ".") and is_safe_name(entry.name)
+            if not entry.is_symlink()
+            and (hidden or entry.name[0] != ".")
+            and is_safe_name(entry.name)
         ]

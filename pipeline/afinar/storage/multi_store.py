@@ -6,7 +6,7 @@ from afinar.storage.open import open_reader
 from afinar.storage.store import ObjectInfo, Reader
 
 
-class Anywhere:
+class MultiStore:
     """Reads objects of any bucket and any folder; `remote` says whether some of them lie in buckets.
 
     Opens one store for each bucket and folder that it meets, and remembers it: make one for some objects, not for all.
@@ -30,15 +30,15 @@ class Anywhere:
         store, name = self._place(uri)
         return store.get(name, etag)
 
-    def look_up(self, uri: str) -> ObjectInfo:
+    def stat(self, uri: str) -> ObjectInfo:
         """As Store.look_up, of a normalised URI. The name in it is the URI."""
         store, name = self._place(uri)
-        return store.look_up(name)._replace(name=uri, uri=uri)
+        return store.stat(name)._replace(name=uri, uri=uri)
 
-    def will_read(self, uri: str) -> None:
+    def prefetch(self, uri: str) -> None:
         """As Store.will_read."""
         store, name = self._place(uri)
-        store.will_read(name)
+        store.prefetch(name)
 
     def exists(self) -> bool:
         """Whether every bucket met so far answers us. Raises StorageError where one does not."""
@@ -48,13 +48,13 @@ class Anywhere:
         return True
 
     def _place(self, uri: str) -> tuple[Reader, str]:
-        root, name = place_of(uri)
+        root, name = split_uri(uri)
         if root not in self._stores:
             self._stores[root] = open_reader(root)
         return self._stores[root], name
 
 
-def place_of(uri: str) -> tuple[str, str]:
+def split_uri(uri: str) -> tuple[str, str]:
     """Root of the store that holds the object of a normalised URI, and its name there: its bucket, or its folder."""
     if uri.startswith("s3://"):
         bucket, _, key = uri[len("s3://") :].partition("/")

@@ -27,7 +27,9 @@ def split_name(name: str) -> list[str]:
         raise UnsafePathError(f"{name!r} is not the name of an object: it is no text")
     parts = name.split("/")
     if "\0" in name or any(part in {"", ".", ".."} for part in parts) or not _is_unicode(name):
-        raise UnsafePathError(f"{name!r} is not the name of an object: it has an empty part, `.`, `..` or NUL")
+        raise UnsafePathError(
+            f"{name!r} is not the name of an object: it has an empty part, `.`, `..` or NUL"
+        )
     return parts
 
 
@@ -76,5 +78,7 @@ def check_sha256(value: object) -> str:
 
 def _check(value: object, pattern: re.Pattern[str], what: str) -> str:
     if not isinstance(value, str) or not pattern.fullmatch(value):
-        raise UnsafePathError(f"{str(value)[:200]!r} is not {what}; the record that holds it is damaged or forged")
+        raise UnsafePathError(
+            f"{str(value)[:200]!r} is not {what}; the record that holds it is damaged or forged"
+        )
     return value

@@ -9,7 +9,7 @@ from afinar.errors import RequestError
 from afinar.storage.store import Reader, Store
 
 
-def normalise(uri: str) -> str:
+def normalize_uri(uri: str) -> str:
     """Write a location one way: `s3://bucket/key` or an absolute path, no trailing slash.
 
     Raises RequestError for schemes that are neither.
@@ -32,7 +32,7 @@ def open_store(uri: str) -> Store:
 
     Costs no request; credentials come from the process's environment.
     """
-    root = normalise(uri)
+    root = normalize_uri(uri)
     if root.startswith("s3://"):
         from afinar.storage.s3 import S3Store  # 0.4 s of imports that a folder does not need
 
@@ -44,7 +44,7 @@ def open_store(uri: str) -> Store:
 
 def open_reader(uri: str) -> Reader:
     """Open what a user named to be read (pictures, a table, weights): links are followed and any name is taken."""
-    root = normalise(uri)
+    root = normalize_uri(uri)
     if root.startswith("s3://"):
         from afinar.storage.s3 import S3Reader  # 0.4 s of imports that a folder does not need
 

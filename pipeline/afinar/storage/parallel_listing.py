@@ -15,14 +15,16 @@ Page = list[ObjectInfo]
 _PAGES_AHEAD = 64  # of up to a thousand objects each: what a slow consumer makes us hold; more than any `threads`
 
 
-class Walk(Generic[Item]):
+class ParallelLister(Generic[Item]):
     """Pieces of a tree (a folder, a prefix, some entries), each listed by one of several threads.
 
     `visit(item, walk)` yields pages of objects and hands further pieces to `walk.add`. The last piece found is
     taken first, so that few are pending. Pages come in no order; an error in a thread is raised by `pages`.
     """
 
-    def __init__(self, visit: Callable[[Item, Walk[Item]], Iterator[Page]], threads: int) -> None:
+    def __init__(
+        self, visit: Callable[[Item, ParallelLister[Item]], Iterator[Page]], threads: int
+    ) -> None:
         self._visit, self._threads = visit, threads
         self._pending: list[Item] = []
         self._open = 0  # pieces pending or being visited
@@ -32,7 +34,7 @@ class Walk(Generic[Item]):
         self._pages: queue.Queue[Page | BaseException | None] = queue.Queue(_PAGES_AHEAD)
 
     @property
-    def hungry(self) -> bool:
+    def has_idle_threads(self) -> bool:
         """Whether there is less to do than there are threads."""
         return len(self._pending) < self._threads
 

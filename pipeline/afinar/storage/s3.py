@@ -21,23 +21,25 @@ from fsspec.asyn import sync
 
 from afinar.errors import NotFoundError, RequestError, StorageError
 from afinar.storage.names import is_safe_name, split_name
-from afinar.storage.parallel_listing import Walk
+from afinar.storage.parallel_listing import ParallelLister
 from afinar.storage.s3_clients import (
     Clients,
-    bounded,
+    call_with_deadline,
     clients,
     http_status,
     look_at_object,
     quoted,
     read_object,
     s3fs_client,
-    translated,
+    translate_errors,
 )
 from afinar.storage.s3_listing import ListingPage, page_of
 from afinar.storage.store import Buffer, NewObject, ObjectInfo, Reader, Store
 
 _SINGLE_PUT_BYTES = 2**32  # below this one request, so that If-None-Match covers the whole object
-_PIECE_BYTES = 32 * 2**20  # of an upload in pieces, four of them in flight; ten thousand make 320 GB
+_PIECE_BYTES = (
+    32 * 2**20
+)  # of an upload in pieces, four of them in flight; ten thousand make 320 GB
 _PUT_ATTEMPTS = 7
 _LISTERS = 16
 _LEVELS = 3  # of folders, looked through for ones to list at the same time
@@ -71,10 +73,10 @@ class S3Reader(Reader):
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """List recursively, folders at the same time; hidden names are left out as in a folder."""
         start = self._base + (f"{prefix.strip('/')}/" if prefix.strip("/") else "")
-        for page in Walk(self._visit, _LISTERS).pages([(start, _LEVELS)]):
+        for page in ParallelLister(self._visit, _LISTERS).pages([(start, _LEVELS)]):
             yield from page
 
-    def _visit(self, item: _Prefix, walk: Walk[_Prefix]) -> Iterator[list[ObjectInfo]]:
+    def _visit(self, item: _Prefix, walk: ParallelLister[_Prefix]) -> Iterator[list[ObjectInfo]]:
         """List one prefix: its own level, handing out the folders there, or where there are enough, all below it."""
         prefix, levels = item
         below: dict[str, None] = {}
@@ -86,13 +88,15 @@ class S3Reader(Reader):
             walk.add((folder, levels - 1 if len(shown) < _ENOUGH else 0))
 
     def _call(self, operation: str, **options: str) -> Any:
-        return bounded(self._fs, lambda: self._fs._call_s3(operation, Bucket=self._bucket, **options))
+        return call_with_deadline(
+            self._fs, lambda: self._fs._call_s3(operation, Bucket=self._bucket, **options)
+        )
 
     def _pages(self, prefix: str, **options: str) -> Iterator[ListingPage]:
         more: str | None = ""
         while more is not None:
             token = {"ContinuationToken": more} if more else {}
-            with translated(f"s3://{self._bucket}/{prefix}"):
+            with translate_errors(f"s3://{self._bucket}/{prefix}"):
                 response = self._call("list_objects_v2", Prefix=prefix, **options, **token)
             page = page_of(response)
             yield page
@@ -109,7 +113,7 @@ class S3Reader(Reader):
     def get(self, name: str, etag: str | None = None) -> bytes:
         """Read an object with one GET, conditional on `etag` where given."""
         uri = self.uri(name)
-        with translated(uri):
+        with translate_errors(uri):
             return self._clients.check.read(uri, lambda: self._fetch(name, etag))
 
     def _fetch(self, name: str, etag: str | None) -> tuple[bytes, str]:
@@ -127,19 +131,23 @@ class S3Reader(Reader):
         condition = {"IfMatch": quoted(etag)} if etag else {}
 
         async def read() -> tuple[bytes, str]:
-            response = await self._fs._call_s3("get_object", Bucket=self._bucket, Key=key, **condition)
+            response = await self._fs._call_s3(
+                "get_object", Bucket=self._bucket, Key=key, **condition
+            )
             async with response["Body"] as body:
                 return await body.read(), response["ETag"]
 
         for _ in range(2):
-            with suppress(ClientPayloadError):  # a body that breaks off: s3fs and botocore retry requests only
+            with suppress(
+                ClientPayloadError
+            ):  # a body that breaks off: s3fs and botocore retry requests only
                 return cast("tuple[bytes, str]", sync(self._fs.loop, read))
         return cast("tuple[bytes, str]", sync(self._fs.loop, read))
 
-    def look_up(self, name: str) -> ObjectInfo:
+    def stat(self, name: str) -> ObjectInfo:
         """Look at one object with one HEAD."""
         key, reader = self._key(name), self._clients.reader
-        with translated(self.uri(name)):
+        with translate_errors(self.uri(name)):
             if reader is not None and key.strip("/") == key:
                 with suppress(ValueError):  # a key that obstore refuses
                     size, etag = look_at_object(reader, key)
@@ -151,7 +159,7 @@ class S3Reader(Reader):
         """Whether the bucket answers these credentials: a wrong endpoint is found out in seconds, not retried."""
         quick = s3fs_client(attempts=2, connect_s=2, read_s=3)
         try:
-            with translated(self.root):
+            with translate_errors(self.root):
                 quick.call_s3("list_objects_v2", Bucket=self._bucket, Prefix=self._base, MaxKeys=1)
         except NotFoundError:
             return False
@@ -173,7 +181,7 @@ class S3Store(S3Reader, Store):
 
     def get_unverified(self, name: str) -> bytes:
         """Read an object without holding it against its ETag."""
-        with translated(self.uri(name)):
+        with translate_errors(self.uri(name)):
             return self._fetch(name, None)[0]
 
     def put_if_absent(self, name: str, data: Buffer) -> bool:
@@ -189,15 +197,17 @@ class S3Store(S3Reader, Store):
                 if status == 412 or (status is None and isinstance(error, FileExistsError)):
                     return False
                 if status != 409:
-                    with translated(self.uri(name)):
+                    with translate_errors(self.uri(name)):
                         raise
-            time.sleep(random.uniform(0.5, 1) * 0.05 * 2**attempt)  # 3 to 6 s in all, and rivals drift apart
+            time.sleep(
+                random.uniform(0.5, 1) * 0.05 * 2**attempt
+            )  # 3 to 6 s in all, and rivals drift apart
         raise StorageError(f"{self.uri(name)}: the store kept answering 409 to a conditional put")
 
     def _put(self, name: str, data: Buffer) -> None:
         options = {"mode": "create", "chunksize": _SINGLE_PUT_BYTES}
         path = f"{self._bucket}/{self._key(name)}"
-        bounded(self._fs, lambda: self._fs._pipe_file(path, data, **options), len(data))
+        call_with_deadline(self._fs, lambda: self._fs._pipe_file(path, data, **options), len(data))
 
     def new_large_object(self, folder: str) -> NewObject:
         """Begin an object that grows on this machine's disk and is uploaded piece by piece."""
@@ -212,17 +222,19 @@ class S3Store(S3Reader, Store):
         options = {"chunksize": _PIECE_BYTES, "max_concurrency": 4, "mode": "create"}
         key = f"{self._bucket}/{self._key(name)}"
         try:
-            bounded(self._fs, lambda: self._fs._put_file(str(path), key, **options), path.stat().st_size)
+            call_with_deadline(
+                self._fs, lambda: self._fs._put_file(str(path), key, **options), path.stat().st_size
+            )
         except (OSError, ClientError, BotoCoreError) as error:
             if http_status(error) == 412 or isinstance(error, FileExistsError):
                 return False
-            with translated(self.uri(name)):
+            with translate_errors(self.uri(name)):
                 raise
         return True
 
     def delete(self, name: str) -> None:
         """Remove an object."""
-        with translated(self.uri(name)):
+        with translate_errors(self.uri(name)):
             self._call("delete_object", Key=self._key(name))
 
     def require_target(self) -> None:
@@ -230,9 +242,13 @@ class S3Store(S3Reader, Store):
         try:
             there = self.exists()
         except StorageError as error:
-            raise RequestError(f"cannot reach {error}. Check the endpoint and the credentials.") from error
+            raise RequestError(
+                f"cannot reach {error}. Check the endpoint and the credentials."
+            ) from error
         if not there:
-            raise RequestError(f"{self.root}: there is no such bucket. Make it, or choose another target.")
+            raise RequestError(
+                f"{self.root}: there is no such bucket. Make it, or choose another target."
+            )
 
 
 class _OnDisk(NewObject):

@@ -25,11 +25,16 @@ import s3fs
 from aiohttp import ClientPayloadError
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 from fsspec.asyn import sync
-from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.exceptions import (
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import S3Store as ObstoreS3
 
 from afinar.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
-from afinar.storage.etags import BodyCheck
+from afinar.storage.etags import EtagVerifier
 from afinar.storage.s3_listing import parse_fast
 
 if TYPE_CHECKING:
@@ -57,13 +62,16 @@ def s3fs_client(attempts: int, connect_s: float, read_s: float) -> Any:
         "max_pool_connections": 64,
     }
     client = s3fs.S3FileSystem(
-        config_kwargs=limits, use_listings_cache=False, default_cache_type="none", skip_instance_cache=True
+        config_kwargs=limits,
+        use_listings_cache=False,
+        default_cache_type="none",
+        skip_instance_cache=True,
     )
     client.retries = 1  # botocore's are enough: s3fs would multiply them
     return client
 
 
-def bounded(fs: Any, call: Callable[[], Awaitable[Any]], size_bytes: int = 0) -> Any:
+def call_with_deadline(fs: Any, call: Callable[[], Awaitable[Any]], size_bytes: int = 0) -> Any:
     """Run an asynchronous call of `fs` here, within its deadline.
 
     aiohttp has no time limit for a server that stops reading a body, and would wait for ever.
@@ -90,7 +98,7 @@ class Clients:
 
     fs: Any
     reader: ObstoreS3 | None
-    check: BodyCheck = field(default_factory=BodyCheck)
+    check: EtagVerifier = field(default_factory=EtagVerifier)
 
 
 def clients(bucket: str) -> Clients:
@@ -102,7 +110,7 @@ def clients(bucket: str) -> Clients:
 @lru_cache(maxsize=16)
 def _clients(bucket: str, _environment: frozenset[tuple[str, str]], process: int) -> Clients:
     fs = s3fs_client(WRITE_ATTEMPTS, CONNECT_S, WRITE_S)
-    with translated(f"s3://{bucket}"):
+    with translate_errors(f"s3://{bucket}"):
         fs.connect()
         parse_fast(fs.s3)
         _send_bodies_at_once(fs)
@@ -113,7 +121,7 @@ def _clients(bucket: str, _environment: frozenset[tuple[str, str]], process: int
 def _reader(fs: Any, bucket: str) -> ObstoreS3 | None:
     if ((fs.s3.meta.config.s3 or {}).get("addressing_style")) == "virtual":
         return None  # the bucket stands in the host name there; rare enough to leave to s3fs
-    endpoint, region = _whereabouts(fs, bucket)
+    endpoint, region = _resolve_endpoint(fs, bucket)
     session = botocore.session.get_session()
     client: ClientConfig = {
         "allow_http": endpoint.startswith("http://"),
@@ -126,7 +134,11 @@ def _reader(fs: Any, bucket: str) -> ObstoreS3 | None:
     retry: RetryConfig = {
         "max_retries": READ_ATTEMPTS - 1,
         "retry_timeout": timedelta(seconds=RETRY_S),
-        "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=4), "base": 2},
+        "backoff": {
+            "init_backoff": timedelta(seconds=0.1),
+            "max_backoff": timedelta(seconds=4),
+            "base": 2,
+        },
     }
     return ObstoreS3(
         bucket,
@@ -139,7 +151,7 @@ def _reader(fs: Any, bucket: str) -> ObstoreS3 | None:
     )
 
 
-def _whereabouts(fs: Any, bucket: str) -> tuple[str, str]:
+def _resolve_endpoint(fs: Any, bucket: str) -> tuple[str, str]:
     """Endpoint and region to read from. AWS redirects to a bucket's own region, which boto follows and obstore not."""
     endpoint: str = fs.s3.meta.endpoint_url
     region: str = fs.s3.meta.region_name or "us-east-1"
@@ -204,11 +216,18 @@ def http_status(error: BaseException | None) -> int | None:
     return None
 
 
-_RAISED = (OSError, ClientError, BotoCoreError, BaseError, ClientPayloadError, *s3fs.core.S3_RETRYABLE_ERRORS)
+_RAISED = (
+    OSError,
+    ClientError,
+    BotoCoreError,
+    BaseError,
+    ClientPayloadError,
+    *s3fs.core.S3_RETRYABLE_ERRORS,
+)
 
 
 @contextmanager
-def translated(uri: str) -> Iterator[None]:
+def translate_errors(uri: str) -> Iterator[None]:
     """Turn what either client raises into this project's errors about `uri`."""
     try:
         yield
@@ -226,7 +245,9 @@ def translated(uri: str) -> Iterator[None]:
         if status == 404 or isinstance(error, FileNotFoundError):
             raise NotFoundError(f"{uri}: no such object") from error
         said = f"{uri}: {_words(error)}"
-        if status in {401, 403} or isinstance(error, PermissionError | PermissionDeniedError | UnauthenticatedError):
+        if status in {401, 403} or isinstance(
+            error, PermissionError | PermissionDeniedError | UnauthenticatedError
+        ):
             raise ForbiddenError(said) from error
         raise StorageError(said) from error
 

@@ -34,7 +34,9 @@ def page_of(response: dict[str, Any]) -> ListingPage:
     return page
 
 
-def _parse(response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object) -> None:
+def _parse(
+    response_dict: dict[str, Any], customized_response_dict: dict[str, Any], **_: object
+) -> None:
     if response_dict["status_code"] != 200:
         return
     try:
@@ -50,12 +52,22 @@ def _page(root: Element) -> ListingPage:
     space = root.tag[: root.tag.index("}") + 1] if root.tag[0] == "{" else ""
     key, size, etag, prefix = (f"{space}{name}" for name in ("Key", "Size", "ETag", "Prefix"))
     objects = [
-        (entry.findtext(key, ""), int(entry.findtext(size, "0")), entry.findtext(etag, "").strip('"'))
+        (
+            entry.findtext(key, ""),
+            int(entry.findtext(size, "0")),
+            entry.findtext(etag, "").strip('"'),
+        )
         for entry in root.iterfind(f"{space}Contents")
     ]
     prefixes = [below.findtext(prefix, "") for below in root.iterfind(f"{space}CommonPrefixes")]
-    if root.findtext(f"{space}EncodingType") == "url":  # botocore asks for it: XML cannot hold every character
+    if (
+        root.findtext(f"{space}EncodingType") == "url"
+    ):  # botocore asks for it: XML cannot hold every character
         objects = [(unquote_plus(name), size_bytes, mark) for name, size_bytes, mark in objects]
         prefixes = [unquote_plus(name) for name in prefixes]
-    more = root.findtext(f"{space}NextContinuationToken") if root.findtext(f"{space}IsTruncated") == "true" else None
+    more = (
+        root.findtext(f"{space}NextContinuationToken")
+        if root.findtext(f"{space}IsTruncated") == "true"
+        else None
+    )
     return ListingPage(objects, prefixes, more)

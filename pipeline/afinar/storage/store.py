@@ -48,7 +48,7 @@ class Reader(ABC):
     """
 
     parallel_reads: ClassVar[int] = 1
-    """Useful number of concurrent reads per process. 1: read sequentially after calling `will_read`."""
+    """Useful number of concurrent reads per process. 1: read sequentially after calling `prefetch`."""
     is_remote: ClassVar[bool] = False
     """True if objects do not lie in this machine's file system."""
 
@@ -75,13 +75,13 @@ class Reader(ABC):
         """
 
     @abstractmethod
-    def look_up(self, name: str) -> ObjectInfo:
+    def stat(self, name: str) -> ObjectInfo:
         """Return what a listing would say of one object, hidden ones included.
 
         Raises NotFoundError, ForbiddenError, or StorageError after bounded retries.
         """
 
-    def will_read(self, name: str) -> None:  # noqa: B027  (a store may well have no use for it)
+    def prefetch(self, name: str) -> None:  # noqa: B027  (a store may well have no use for it)
         """Announce that `name` is about to be read, so that its bytes may come while something else is done."""
 
     @abstractmethod

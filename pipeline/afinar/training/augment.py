@@ -15,13 +15,13 @@ from torch.nn import functional as F
 
 from afinar.config.checks import Augmentation
 
-Draw = Callable[[str], Tensor]
+SampleRng = Callable[[str], Tensor]
 """Name of a quantity → float32 [n] in [0, 1), one number per picture."""
 
 _GREY: Final = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-def recolour(images: Tensor, what: Augmentation, draw: Draw) -> Tensor:
+def photometric(images: Tensor, what: Augmentation, draw: SampleRng) -> Tensor:
     """Mirror, and change brightness, contrast and saturation.
 
     uint8 [n, s, s, 3] → the same, or float32 in 0..255 where colours changed.
@@ -44,7 +44,7 @@ def moves(what: Augmentation) -> bool:
     return any((what.rotate, what.shift, what.zoom, what.shear))
 
 
-def move(images: Tensor, what: Augmentation, draw: Draw) -> Tensor:
+def move(images: Tensor, what: Augmentation, draw: SampleRng) -> Tensor:
     """Rotate, shear, zoom and shift by one bilinear resampling; what comes in from outside repeats the border.
 
     float32 [n, 3, s, s] → the same.
@@ -54,7 +54,7 @@ def move(images: Tensor, what: Augmentation, draw: Draw) -> Tensor:
     return moved.contiguous(memory_format=torch.channels_last)
 
 
-def affine(what: Augmentation, draw: Draw) -> Tensor:
+def affine(what: Augmentation, draw: SampleRng) -> Tensor:
     """float32 [n, 2, 3]: where in the picture, from -1 to 1, each place of the result is taken from."""
     angle = torch.deg2rad(_about_zero(what.rotate, draw("rotate")))
     lean = torch.tan(torch.deg2rad(_about_zero(what.shear, draw("shear"))))

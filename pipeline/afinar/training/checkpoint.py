@@ -23,7 +23,7 @@ Tensors = dict[str, Tensor]
 
 
 @dataclass(kw_only=True)
-class Cursor:
+class TrainState:
     """Position and score of a training; JSON-able.
 
     `batch` batches of `epoch` (both from 0) are done, `step` steps in all; `sums` are those of the epoch begun.
@@ -44,7 +44,7 @@ class Checkpoints:
     def __init__(self, store: Store, run: str, fingerprint: str) -> None:
         self._store, self._folder, self._fingerprint = store, f"runs/{run}/checkpoints", fingerprint
 
-    def save(self, cursor: Cursor, weights: ObjectRef, state: Tensors) -> None:
+    def save(self, cursor: TrainState, weights: ObjectRef, state: Tensors) -> None:
         """Commit a checkpoint, then remove what it supersedes."""
         record: dict[str, Any] = {
             "format": FORMAT,
@@ -59,7 +59,9 @@ class Checkpoints:
         if versions(self._store, self._folder)[-1] > cursor.step:
             return  # another job runs this very training, and is ahead: what it left is not for us to remove
         needed = {name, *(record[kind]["path"] for kind in ("weights", "state"))}
-        self._sweep(needed | {one["weights"]["path"] for one in (*cursor.best, *record["cursor"]["best"])})
+        self._sweep(
+            needed | {one["weights"]["path"] for one in (*cursor.best, *record["cursor"]["best"])}
+        )
 
     def put(self, tensors: Tensors) -> ObjectRef:
         """Write tensors, named by their content."""
@@ -71,7 +73,7 @@ class Checkpoints:
         """Read tensors back, verified."""
         return safetensors.torch.load(get_object(self._store, ObjectRef(**ref)))
 
-    def newest(self) -> tuple[Cursor, Tensors, Tensors] | None:
+    def newest(self) -> tuple[TrainState, Tensors, Tensors] | None:
         """Cursor, weights and state of the newest checkpoint; None before the first.
 
         Raises ShortfallError for a checkpoint of another training, IntegrityError for a damaged one.
@@ -90,7 +92,11 @@ class Checkpoints:
                 f"{where} is a checkpoint of another training (another dataset version, configuration or "
                 f"initial weights): remove {self._folder} to begin anew"
             )
-        return Cursor(**record["cursor"]), self.get(record["weights"]), self.get(record["state"])
+        return (
+            TrainState(**record["cursor"]),
+            self.get(record["weights"]),
+            self.get(record["state"]),
+        )
 
     def _sweep(self, needed: set[str]) -> None:
         for info in list(self._store.walk(self._folder)):

@@ -12,7 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 # torch 2.15 renamed the option and warns at the old name; torch 2.11 knows only the old one.
 _OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
-_BUFFERS_STAY: Any = {"forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False}
+_BUFFERS_STAY: Any = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OPTIONS else "broadcast_buffers": False
+}
 
 
 class Group:
@@ -20,9 +22,9 @@ class Group:
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
         self.device = torch.device(device)
-        joined = dist.is_available() and dist.is_initialized()
-        self.rank = dist.get_rank() if joined else 0
-        self.size = dist.get_world_size() if joined else 1
+        concat_columns = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if concat_columns else 0
+        self.size = dist.get_world_size() if concat_columns else 1
 
     @property
     def leads(self) -> bool:
@@ -61,7 +63,12 @@ class Group:
         names = [name for name, layer in module.named_modules() if layer.training]
         for one in dict.fromkeys((module, *others)):
             layers = (one.get_submodule(name) for name in names)
-            moved = [value for layer in layers for value in layer.buffers(recurse=False) if value.is_floating_point()]
+            moved = [
+                value
+                for layer in layers
+                for value in layer.buffers(recurse=False)
+                if value.is_floating_point()
+            ]
             if moved:
                 mean = self.sum(torch.cat([value.flatten() for value in moved])) / self.size
                 parts = torch.split(mean, [value.numel() for value in moved])

@@ -22,7 +22,11 @@ def read_failure(store: Store, run: str) -> AfinarError | None:
     except NotFoundError:
         return None
     kind = getattr(errors, record["kind"], AfinarError)
-    return kind(record["sentence"]) if kind is not errors.PictureError else AfinarError(record["sentence"])
+    return (
+        kind(record["sentence"])
+        if kind is not errors.PictureError
+        else AfinarError(record["sentence"])
+    )
 
 
 def withdraw_failure(store: Store, run: str) -> None:

@@ -12,11 +12,11 @@ from afinar.config.checks import Augmentation
 from afinar.dataset.reader import Dataset
 from afinar.models.networks.network import Network, forward_batch, prepare
 from afinar.pictures.preprocessing import InputView
-from afinar.training.augment import move, moves, recolour
+from afinar.training.augment import move, moves, photometric
 from afinar.training.distributed import Group
 from afinar.training.rng import sample_keys, uniform
 from afinar.training.sampler import Rows, share
-from afinar.training.timing import Ledger
+from afinar.training.timing import EpochTimer
 
 
 class Inputs(Protocol):
@@ -26,7 +26,7 @@ class Inputs(Protocol):
         """Collect what belongs to dataset rows, in host memory."""
         ...
 
-    def finish(self, gathered: Tensor, rows: Rows, epoch: int | None, ledger: Ledger) -> Tensor:
+    def finish(self, gathered: Tensor, rows: Rows, epoch: int | None, ledger: EpochTimer) -> Tensor:
         """The module's input on its device; augmented for `epoch`, as it is for None."""
         ...
 
@@ -35,7 +35,12 @@ class PixelInputs:
     """Pixels from memory-mapped shards, augmented per sample, in the network's input view."""
 
     def __init__(
-        self, dataset: Dataset, view: InputView, augment: Augmentation, seed: int, device: torch.device
+        self,
+        dataset: Dataset,
+        view: InputView,
+        augment: Augmentation,
+        seed: int,
+        device: torch.device,
     ) -> None:
         self._dataset, self._view, self._device = dataset, view, device
         self._augment, self._seed = augment, seed
@@ -46,7 +51,7 @@ class PixelInputs:
         images = torch.from_numpy(self._dataset.read(rows))
         return images.pin_memory() if self._device.type == "cuda" else images
 
-    def finish(self, gathered: Tensor, rows: Rows, epoch: int | None, ledger: Ledger) -> Tensor:
+    def finish(self, gathered: Tensor, rows: Rows, epoch: int | None, ledger: EpochTimer) -> Tensor:
         """float32 [n, 3, input_size, input_size]."""
         with ledger.measure("copy"):
             images = gathered.to(self._device, non_blocking=True)
@@ -59,7 +64,7 @@ class PixelInputs:
             return torch.from_numpy(drawn.astype(np.float32)).to(self._device, non_blocking=True)
 
         with ledger.measure("augment"):
-            images = recolour(images, self._augment, draw)
+            images = photometric(images, self._augment, draw)
         with ledger.measure("prepare"):
             inputs = prepare(images, self._view)
         if not moves(self._augment):
@@ -78,7 +83,7 @@ class FeatureInputs:
         self._place[rows] = np.arange(len(rows))
         table: Tensor | None = None
         mine = share(np.arange(len(rows)), group.rank, group.size)
-        unmeasured = Ledger(group.device)
+        unmeasured = EpochTimer(group.device)
         for part in np.array_split(mine, max(1, -(-len(mine) // forward_batch(group.device)))):
             with torch.inference_mode():
                 images = pixels.finish(pixels.gather(rows[part]), rows[part], None, unmeasured)
@@ -93,6 +98,6 @@ class FeatureInputs:
         """int64 [n]: places in the table of features."""
         return torch.from_numpy(self._place[rows])
 
-    def finish(self, gathered: Tensor, rows: Rows, epoch: int | None, ledger: Ledger) -> Tensor:
+    def finish(self, gathered: Tensor, rows: Rows, epoch: int | None, ledger: EpochTimer) -> Tensor:
         """float32 [n, features]."""
         return self._table[gathered.to(self._table.device)]

@@ -69,12 +69,16 @@ class ShardWindows:
         return cls(dataset, dataset.shard_numbers[rows], max(1, window_bytes // largest))
 
     @contextmanager
-    def ahead(self, order: Rows, windows: Rows, batches: Sequence[Rows]) -> Iterator[Callable[[int], None]]:
+    def ahead(
+        self, order: Rows, windows: Rows, batches: Sequence[Rows]
+    ) -> Iterator[Callable[[int], None]]:
         """What to call with a batch's number before it is read: it has the next window's shards fetched."""
         if not self.dataset.is_remote:
             yield lambda _: None
             return
-        last = windows[np.cumsum([len(one) for one in batches]) - 1]  # a batch's own window, the later one of two
+        last = windows[
+            np.cumsum([len(one) for one in batches]) - 1
+        ]  # a batch's own window, the later one of two
         asked: set[int] = set()
         with ThreadPoolExecutor(1) as pool:
 
@@ -83,7 +87,9 @@ class ShardWindows:
                 if coming not in asked:
                     asked.add(coming)
                     for shard in np.unique(self.shards[order[windows == coming]]).tolist():
-                        pool.submit(self.dataset.fetch, shard)  # should it fail, so does the reading, which says so
+                        pool.submit(
+                            self.dataset.fetch, shard
+                        )  # should it fail, so does the reading, which says so
 
             try:
                 yield enter

@@ -42,7 +42,9 @@ class Score:
     samples: int
 
 
-def score(logits: Tensor, targets: Tensor, classes: list[str], *, temperature: float = 1.0) -> Score:
+def score(
+    logits: Tensor, targets: Tensor, classes: list[str], *, temperature: float = 1.0
+) -> Score:
     """Score this worker's logits [m, classes] against class numbers int64 [m]; the same result on every worker.
 
     Shares may differ in length and be empty. Probabilities are those of logits divided by `temperature`.
@@ -67,7 +69,10 @@ def score(logits: Tensor, targets: Tensor, classes: list[str], *, temperature: f
         loss=loss,
         top1=sum(right) / samples,
         top5=sums["among_top"].item() / samples if len(classes) > TOP else None,
-        recall={name: hits / of if of else None for name, hits, of in zip(classes, right, of_class, strict=True)},
+        recall={
+            name: hits / of if of else None
+            for name, hits, of in zip(classes, right, of_class, strict=True)
+        },
         macro_f1=_macro_f1(right, of_class, sums["predictions"].tolist()),
         # A collective: every worker sees the same counts, so all take part or none does.
         auroc=float(area.compute()) if area is not None and all(of_class) else None,
@@ -123,14 +128,18 @@ def _ranking(logits: Tensor) -> Tensor:
 
 def _macro_f1(right: list[int], targets: list[int], predictions: list[int]) -> float:
     occurring = [
-        2 * hits / (of + guessed) for hits, of, guessed in zip(right, targets, predictions, strict=True) if of + guessed
+        2 * hits / (of + guessed)
+        for hits, of, guessed in zip(right, targets, predictions, strict=True)
+        if of + guessed
     ]
     return sum(occurring) / len(occurring)
 
 
 def _finite(loss: float) -> float:
     if not math.isfinite(loss):
-        raise ShortfallError("the network's answers are not finite numbers: train with a smaller --learning-rate")
+        raise ShortfallError(
+            "the network's answers are not finite numbers: train with a smaller --learning-rate"
+        )
     return loss
 
 

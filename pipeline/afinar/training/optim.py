@@ -26,7 +26,7 @@ def peak_rate(config: TrainConfig) -> float:
     return config.learning_rate or _RATES[config.optimizer][config.regime.partition(":")[0]]
 
 
-def rate_factor(schedule: Schedule, warmup: float, step: int, steps: int) -> float:
+def lr_at_step(schedule: Schedule, warmup: float, step: int, steps: int) -> float:
     """Share of the peak rate in `step` of `steps`: a linear rise over the share `warmup` of them, then the schedule.
 
     Cosine: Loshchilov and Hutter, arXiv 1608.03983.
@@ -35,17 +35,21 @@ def rate_factor(schedule: Schedule, warmup: float, step: int, steps: int) -> flo
     if step < warm:
         return (step + 1) / warm
     done = (step - warm) / max(1, steps - warm)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[schedule]
+    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
+        schedule
+    ]
 
 
-class Descent:
+class Optimizer:
     """One optimiser over parameter groups; its rate is a pure function of the step.
 
     Each group has `params`, `weight_decay` and `factor`, its own share of the rate. AdamW: arXiv 1711.05101. The
     average keeps `--ema` of itself in a step, and less in the first ones, so that it soon forgets the beginning.
     """
 
-    def __init__(self, module: nn.Module, groups: list[dict[str, Any]], config: TrainConfig, steps: int) -> None:
+    def __init__(
+        self, module: nn.Module, groups: list[dict[str, Any]], config: TrainConfig, steps: int
+    ) -> None:
         self._config, self._steps, self._rate = config, steps, peak_rate(config)
         self._module = module
         self._optimizer = _optimizer(config, groups)
@@ -53,7 +57,7 @@ class Descent:
 
     def step(self, loss: Tensor, step: int) -> None:
         """Follow the gradient of `loss` once, at the rate of `step`."""
-        factor = rate_factor(self._config.schedule, self._config.warmup, step, self._steps)
+        factor = lr_at_step(self._config.schedule, self._config.warmup, step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * factor * group["factor"]
         self._optimizer.zero_grad(set_to_none=True)
@@ -79,7 +83,9 @@ class Descent:
             if isinstance(value, Tensor)
         }
         if self._average is not None:
-            found |= {f"module.{name}": tensor for name, tensor in self._module.state_dict().items()}
+            found |= {
+                f"module.{name}": tensor for name, tensor in self._module.state_dict().items()
+            }
         return found
 
     def load(self, result: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -91,7 +97,9 @@ class Descent:
         per_parameter: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _below("optimizer.", state).items():
             number, _, key = name.partition(".")
-            per_parameter.setdefault(int(number), {})[key] = _laid_out_like(parameters[int(number)], tensor)
+            per_parameter.setdefault(int(number), {})[key] = _laid_out_like(
+                parameters[int(number)], tensor
+            )
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
 
@@ -111,7 +119,9 @@ def follow(average: nn.Module, module: nn.Module, keep: float) -> None:
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)
+    }
 
 
 def _optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:

@@ -56,7 +56,12 @@ class TrainOutcome:
 
 
 def write_outcome(
-    task: TrainTask, network: Network, dataset: Dataset, test: Samples, answers: Answers, outcome: TrainOutcome
+    task: TrainTask,
+    network: Network,
+    dataset: Dataset,
+    test: Samples,
+    answers: Answers,
+    outcome: TrainOutcome,
 ) -> None:
     """Write weights, golden samples, history and test predictions, and last the outcome that names them."""
     store = open_store(task.config.models)
@@ -66,7 +71,10 @@ def write_outcome(
     outcome.golden = golden.as_dict()
     history = "".join(json.dumps(row) + "\n" for row in outcome.history)
     store.put_if_absent(f"runs/{task.run}/history.jsonl", history.encode())
-    store.put_if_absent(f"runs/{task.run}/test.parquet", to_parquet(_test_table(dataset, test, task.classes, answers)))
+    store.put_if_absent(
+        f"runs/{task.run}/test.parquet",
+        to_parquet(_test_table(dataset, test, task.classes, answers)),
+    )
     store.put_if_absent(_OUTCOME.format(task.run), json.dumps(asdict(outcome), indent=1).encode())
 
 
@@ -92,7 +100,9 @@ def _test_table(dataset: Dataset, test: Samples, classes: list[str], answers: An
     return pa.table(
         {
             "row": pa.array(test.rows),
-            "sample_id": dataset.index.column("sample_id").take(pa.array(test.rows)).combine_chunks(),
+            "sample_id": dataset.index.column("sample_id")
+            .take(pa.array(test.rows))
+            .combine_chunks(),
             "label": pa.array(names[test.targets], pa.string()),
             "predicted": pa.array(names[answers.best.cpu().numpy()], pa.string()),
             "score": pa.array(answers.score.cpu().numpy()),

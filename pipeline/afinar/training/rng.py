@@ -19,7 +19,8 @@ def sample_keys(ids: pa.ChunkedArray) -> Keys:
     """uint64 [n]: the first 64 bits of each sample_id (hex)."""
     digits = pc.utf8_slice_codeunits(ids, 0, _KEY_DIGITS).cast(pa.binary(_KEY_DIGITS))
     text = b"".join(
-        bytes(chunk.buffers()[1])[_KEY_DIGITS * chunk.offset :][: _KEY_DIGITS * len(chunk)] for chunk in digits.chunks
+        bytes(chunk.buffers()[1])[_KEY_DIGITS * chunk.offset :][: _KEY_DIGITS * len(chunk)]
+        for chunk in digits.chunks
     )
     return np.frombuffer(bytes.fromhex(text.decode()), dtype=">u8").astype(np.uint64)
 
@@ -51,4 +52,7 @@ def generator(seed: int, epoch: int, what: str) -> np.random.Generator:
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Seed of what a network itself draws in one step (dropout): no generator's state need be kept to resume."""
-    return int.from_bytes(hashlib.sha256(f"step:{seed}:{step}:{rank}".encode()).digest()[:8], "big") >> 1
+    return (
+        int.from_bytes(hashlib.sha256(f"step:{seed}:{step}:{rank}".encode()).digest()[:8], "big")
+        >> 1
+    )

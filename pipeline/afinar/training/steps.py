@@ -16,14 +16,14 @@ from torch.nn import functional as F
 
 from afinar.errors import ShortfallError
 from afinar.models.networks.network import forward_batch
-from afinar.training.checkpoint import Cursor
+from afinar.training.checkpoint import TrainState
 from afinar.training.distributed import Group
 from afinar.training.inputs import Inputs
 from afinar.training.loading import load
-from afinar.training.optim import Descent
+from afinar.training.optim import Optimizer
 from afinar.training.rng import step_seed
 from afinar.training.sampler import Rows, share
-from afinar.training.timing import Ledger
+from afinar.training.timing import EpochTimer
 
 _LOOK_EVERY = 20
 
@@ -53,7 +53,11 @@ class Loss:
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Sum over samples."""
         return F.cross_entropy(
-            logits, targets, weight=self.class_weights, reduction="sum", label_smoothing=self.smoothing
+            logits,
+            targets,
+            weight=self.class_weights,
+            reduction="sum",
+            label_smoothing=self.smoothing,
         )
 
     def weight(self, samples: Samples, positions: Rows) -> Tensor | int:
@@ -64,7 +68,7 @@ class Loss:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stepper:
+class TrainStep:
     """What one step of training needs, the same in all of them.
 
     `threads` gather ahead. Every twenty steps, and every `checkpoint_steps`, the loss is looked at, which waits
@@ -74,7 +78,7 @@ class Stepper:
     model: nn.Module
     inputs: Inputs
     samples: Samples
-    descent: Descent
+    descent: Optimizer
     loss: Loss
     group: Group
     seed: int
@@ -83,7 +87,12 @@ class Stepper:
     checkpoint_steps: int
 
     def run(
-        self, batches: Sequence[Rows], cursor: Cursor, sums: Tensor, ledger: Ledger, enter: Callable[[int], None]
+        self,
+        batches: Sequence[Rows],
+        cursor: TrainState,
+        sums: Tensor,
+        ledger: EpochTimer,
+        enter: Callable[[int], None],
     ) -> Iterator[None]:
         """Train on global `batches` (positions in `samples`), each worker on its share, and yield after each step.
 
@@ -92,7 +101,10 @@ class Stepper:
         no longer finite; no step is yielded between that and the last look at it.
         """
         first = cursor.batch
-        mine = [(first + number, share(one, self.group.rank, self.group.size)) for number, one in enumerate(batches)]
+        mine = [
+            (first + number, share(one, self.group.rank, self.group.size))
+            for number, one in enumerate(batches)
+        ]
         with contextlib.closing(load(self._gather(enter), mine, self.threads)) as reading:
             for batch in batches:
                 with ledger.measure("waiting"):
@@ -112,7 +124,15 @@ class Stepper:
 
         return gather
 
-    def _step(self, batch: Rows, mine: Rows, gathered: Tensor, cursor: Cursor, sums: Tensor, ledger: Ledger) -> None:
+    def _step(
+        self,
+        batch: Rows,
+        mine: Rows,
+        gathered: Tensor,
+        cursor: TrainState,
+        sums: Tensor,
+        ledger: EpochTimer,
+    ) -> None:
         torch.manual_seed(step_seed(self.seed, cursor.step, self.group.rank))
         images = self.inputs.finish(gathered, self.samples.rows[mine], cursor.epoch, ledger)
         with ledger.measure("compute"):
@@ -122,17 +142,21 @@ class Stepper:
             losses = self.loss(logits.float(), targets)
             # DDP averages gradients over workers; times workers, over the weight of the global batch, makes
             # that a mean over its samples.
-            self.descent.step(losses * (self.group.size / self.loss.weight(self.samples, batch)), cursor.step)
-            sums += torch.stack([losses.detach().double(), (logits.argmax(dim=1) == targets).sum().double()])
+            self.descent.step(
+                losses * (self.group.size / self.loss.weight(self.samples, batch)), cursor.step
+            )
+            sums += torch.stack(
+                [losses.detach().double(), (logits.argmax(dim=1) == targets).sum().double()]
+            )
 
     def _targets(self, positions: Rows) -> Tensor:
         return self.samples.targets_on(self.group.device, positions)
 
-    def _looks(self, cursor: Cursor) -> bool:
+    def _looks(self, cursor: TrainState) -> bool:
         due = self.checkpoint_steps and cursor.step % self.checkpoint_steps == 0
         return bool(due or cursor.step % _LOOK_EVERY == 0)
 
-    def _require_finite(self, sums: Tensor, cursor: Cursor) -> None:
+    def _require_finite(self, sums: Tensor, cursor: TrainState) -> None:
         total = self.group.sum(sums[:1].clone())
         if not math.isfinite(float(total)):
             raise ShortfallError(
@@ -157,7 +181,7 @@ def predict(
     mine = share(np.arange(len(rows)), group.rank, group.size)
     size = forward_batch(group.device)
     parts = [mine[start : start + size] for start in range(0, len(mine), size)]
-    unmeasured = Ledger(group.device)
+    unmeasured = EpochTimer(group.device)
     found: list[Tensor] = []
     reading = load(lambda part: inputs.gather(rows[part]), parts, threads)
     with contextlib.closing(reading), torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from afinar.storage.store import Store
-from afinar.units.work import say
+
+logger = logging.getLogger(__name__)
 
 
 def event_file(row: dict[str, Any], run: str) -> bytes | None:
@@ -36,7 +38,9 @@ def put_event_file(store: Store, run: str, row: dict[str, Any]) -> None:
     """Put an epoch's event file into the run's folder, where TensorBoard finds it while the training goes on."""
     data = event_file(row, run)
     if data is not None:
-        store.put_if_absent(f"runs/{run}/tensorboard/events.out.tfevents.{row['epoch']:06d}.afinar", data)
+        store.put_if_absent(
+            f"runs/{run}/tensorboard/events.out.tfevents.{row['epoch']:06d}.afinar", data
+        )
 
 
 def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -49,4 +53,6 @@ def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 @cache
 def _note(run: str) -> None:
-    say(f"note: tensorboardX is not installed here, so {run} gets no TensorBoard files; history.jsonl has the numbers")
+    logger.info(
+        f"note: tensorboardX is not installed here, so {run} gets no TensorBoard files; history.jsonl has the numbers"
+    )

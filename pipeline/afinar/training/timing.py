@@ -15,7 +15,7 @@ Stage = Literal["waiting", "copy", "augment", "prepare", "compute", "checkpoint"
 _WORTH_SAYING: Final = 0.03
 
 
-class Ledger:
+class EpochTimer:
     """Seconds by stage. On a GPU they are the GPU's own, taken by events, so that measuring does not stop it.
 
     There `waiting` is what the GPU stood still for: a reader that is slow while it computes costs nothing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,7 @@ from afinar.config.checks import parse_augment, trainable_stages
 from afinar.config.jobs import TrainConfig, as_dict
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.models.networks.network import Network, build_network
-from afinar.models.networks.precision import is_half
+from afinar.models.networks.precision import use_bfloat16
 from afinar.models.networks.stages import freeze, parameter_groups, set_training
 from afinar.models.networks.weights import find_weights, load_weights
 from afinar.storage.open import open_store
@@ -24,15 +25,16 @@ from afinar.training.distributed import Group
 from afinar.training.inputs import FeatureInputs, Inputs, PixelInputs
 from afinar.training.loading import ShardWindows, readers
 from afinar.training.metrics import fit_temperature, score
-from afinar.training.optim import Descent
+from afinar.training.optim import Optimizer
 from afinar.training.publish import Answers, TrainOutcome, read_outcome, write_outcome
-from afinar.training.sample_log import Audit
+from afinar.training.sample_log import SampleLog
 from afinar.training.sampler import steps_per_epoch
-from afinar.training.steps import Loss, Samples, Stepper, predict
-from afinar.training.task import TrainTask, labelled_samples, require_enough
+from afinar.training.steps import Loss, Samples, TrainStep, predict
+from afinar.training.task import TrainTask, check_batch_split, labelled_samples
 from afinar.training.tensorboard import put_event_file
-from afinar.training.trainer import Fit
-from afinar.units.work import say
+from afinar.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 def train(task: TrainTask, group: Group) -> TrainOutcome:
@@ -46,30 +48,39 @@ def train(task: TrainTask, group: Group) -> TrainOutcome:
         return finished
     config = task.config
     torch.manual_seed(config.seed)
-    torch.backends.cudnn.allow_tf32 = False  # what is published in float32 has to be float32 on any machine
+    torch.backends.cudnn.allow_tf32 = (
+        False  # what is published in float32 has to be float32 on any machine
+    )
     window = config.window_mb * 2**20
     dataset = open_dataset(config.dataset, version=task.dataset_version, cache_bytes=2 * window)
     samples = labelled_samples(dataset, task)
-    require_enough(task, len(samples["train"]), group.size)
+    check_batch_split(task, len(samples["train"]), group.size)
     network = _initial_network(task, group)
     freeze(network, trainable_stages(config.regime))
     module, inputs = _inputs(task, network, dataset, samples, group)
     steps = config.epochs * steps_per_epoch(len(samples["train"]), config.batch_size)
-    descent = Descent(module, parameter_groups(network, config.weight_decay, config.layer_decay), config, steps)
+    descent = Optimizer(
+        module, parameter_groups(network, config.weight_decay, config.layer_decay), config, steps
+    )
     store = open_store(config.models)
-    stepper = Stepper(
+    stepper = TrainStep(
         model=_wrapped(module, config, group),
         inputs=inputs,
         samples=samples["train"],
         descent=descent,
-        loss=Loss(smoothing=config.label_smoothing, class_weights=_class_weights(task, samples["train"], group)),
+        loss=Loss(
+            smoothing=config.label_smoothing,
+            class_weights=_class_weights(task, samples["train"], group),
+        ),
         group=group,
         seed=config.seed,
-        precision=torch.bfloat16 if group.all(is_half(config.precision, group.device)) else torch.float32,
+        precision=torch.bfloat16
+        if group.all(use_bfloat16(config.precision, group.device))
+        else torch.float32,
         threads=readers(group.device.type, dataset.view.store == "jpeg"),
         checkpoint_steps=config.checkpoint_steps,
     )
-    fit = Fit(
+    fit = Trainer(
         config=config,
         classes=task.classes,
         module=module,
@@ -78,11 +89,13 @@ def train(task: TrainTask, group: Group) -> TrainOutcome:
         windows=ShardWindows.of(dataset, samples["train"].rows, window),
         validation=samples["validation"],
         checkpoints=Checkpoints(store, task.run, task.fingerprint),
-        audit=Audit(config.audit, task.run, group),
+        audit=SampleLog(config.audit, task.run, group),
         record=functools.partial(put_event_file, store, task.run),
     )
     if group.leads:
-        store.put_if_absent(f"runs/{task.run}/config.json", json.dumps(as_dict(config), indent=1).encode())
+        store.put_if_absent(
+            f"runs/{task.run}/config.json", json.dumps(as_dict(config), indent=1).encode()
+        )
     cursor = fit.run()
     outcome = TrainOutcome(
         history=cursor.history,
@@ -105,7 +118,7 @@ def _initial_network(task: TrainTask, group: Group) -> Network:
     source = find_weights("none" if config.regime == "scratch" else config.weights, config.backbone)
     if source is not None and group.leads:
         load_weights(source, whole, network.backbone)
-        say(f"weights: {source.description}")
+        logger.info(f"weights: {source.description}")
     network.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     group.agree(network)
     return network
@@ -122,9 +135,13 @@ def _inputs(
     if config.regime != "frozen" or augment.any:
         return network, pixels
     rows = np.concatenate([one.rows for one in samples.values()])
-    width = next(layer.in_features for layer in network.classifier.modules() if isinstance(layer, nn.Linear))
+    width = next(
+        layer.in_features for layer in network.classifier.modules() if isinstance(layer, nn.Linear)
+    )
     if 4 * width * len(rows) > config.window_mb * 2**20:
-        say(f"note: {len(rows)} x {width} features do not fit --window-mb {config.window_mb}: computed in every epoch")
+        logger.info(
+            f"note: {len(rows)} x {width} features do not fit --window-mb {config.window_mb}: computed in every epoch"
+        )
         return network, pixels
     return network.classifier, FeatureInputs(network, pixels, rows, group)
 
@@ -146,13 +163,19 @@ def _class_weights(task: TrainTask, train: Samples, group: Group) -> Tensor | No
 
 
 def _evaluate(
-    task: TrainTask, module: nn.Module, stepper: Stepper, samples: dict[str, Samples], outcome: TrainOutcome
+    task: TrainTask,
+    module: nn.Module,
+    stepper: TrainStep,
+    samples: dict[str, Samples],
+    outcome: TrainOutcome,
 ) -> Answers:
     """Fit the temperature on validation, then look at the test split, for the first and only time."""
     group, classes = stepper.group, task.classes
 
     def logits_of(split: Samples) -> tuple[Any, Tensor, Tensor]:
-        mine, logits = predict(module, stepper.inputs, split.rows, len(classes), group, stepper.threads)
+        mine, logits = predict(
+            module, stepper.inputs, split.rows, len(classes), group, stepper.threads
+        )
         return mine, logits, split.targets_on(logits.device, mine)
 
     _, logits, targets = logits_of(samples["validation"])
@@ -170,7 +193,9 @@ def _evaluate(
     return Answers(best.long(), sure)
 
 
-def _scores(logits: Tensor, targets: Tensor, classes: list[str], temperature: float) -> dict[str, Any]:
+def _scores(
+    logits: Tensor, targets: Tensor, classes: list[str], temperature: float
+) -> dict[str, Any]:
     """The split's metrics, and what the temperature makes of those that depend on it."""
     calibrated = score(logits, targets, classes, temperature=temperature)
     return {

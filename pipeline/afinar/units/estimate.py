@@ -12,8 +12,8 @@ from typing import Final
 import pyarrow as pa
 
 from afinar.sources.entry import Entry
-from afinar.units.plan import units_of
-from afinar.units.work import Stages
+from afinar.units.plan import iter_units
+from afinar.units.progress import PhaseTimer
 
 SAMPLE: Final = 200
 _PER_LIST: Final = 1000  # objects to one answer of S3
@@ -41,11 +41,11 @@ class Forecast:
     notes: list[str] = field(default_factory=list)
 
 
-def draw(work: pa.Table, source: str) -> list[Entry]:
+def sample_pending(work: pa.Table, source: str) -> list[Entry]:
     """A sample of a plan's open pictures that depends on them alone: those whose names hash lowest."""
     rows = sorted(row for _, row in heapq.nsmallest(SAMPLE, _hashed(work.column("uri"))))
     chosen = work.take(pa.array(rows, pa.int64()))
-    return [entry for _, entries in units_of(chosen, source) for entry in entries]
+    return [entry for _, entries in iter_units(chosen, source) for entry in entries]
 
 
 def _hashed(uris: pa.ChunkedArray) -> Iterator[tuple[bytes, int]]:
@@ -54,12 +54,12 @@ def _hashed(uris: pa.ChunkedArray) -> Iterator[tuple[bytes, int]]:
             yield hashlib.sha256(uri.encode()).digest(), row
 
 
-def lists(pictures: int) -> int:
+def list_requests(pictures: int) -> int:
     """Requests that listing so many pictures takes."""
     return -(-pictures // _PER_LIST)
 
 
-def shares(stages: Stages) -> dict[str, float]:
+def time_fractions(stages: PhaseTimer) -> dict[str, float]:
     """Share of each stage in the time."""
     total = sum(stages.seconds.values()) or 1.0
     return {name: round(seconds / total, 3) for name, seconds in stages.seconds.items()}
@@ -70,7 +70,7 @@ class Sample:
 
     def __init__(self, pictures: int) -> None:
         self.pictures, self.bytes = pictures, 0
-        self.stages = Stages()
+        self.stages = PhaseTimer()
         self.rejects: Counter[str] = Counter()
 
     @property

@@ -6,6 +6,7 @@ A plan is stored before its first unit runs, so that whoever comes after an inte
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +22,8 @@ from afinar.sources.listing import update_digest
 from afinar.storage.arrow import from_parquet, to_parquet
 from afinar.storage.names import check_identifier
 from afinar.storage.store import Store
-from afinar.units.work import say
+
+logger = logging.getLogger(__name__)
 
 PLAN: Final = pa.schema(
     [
@@ -42,13 +44,15 @@ Sizes = Callable[[int], list[int]]
 """How many pictures each unit gets, of so many in all."""
 
 
-def settled(listing: pa.Table, known: pa.Table) -> pa.ChunkedArray:
+def is_up_to_date(listing: pa.Table, known: pa.Table) -> pa.ChunkedArray:
     """Which pictures of a listing are in `known` under the same uri and etag: booleans."""
     at = pc.index_in(listing.column("uri"), known.column("uri"))
     return pc.fill_null(pc.equal(known.column("etag").take(at), listing.column("etag")), False)
 
 
-def plan_units(listing: pa.Table, is_settled: pa.ChunkedArray, identity: str, sizes: Sizes) -> pa.Table:
+def plan_units(
+    listing: pa.Table, is_settled: pa.ChunkedArray, identity: str, sizes: Sizes
+) -> pa.Table:
     """Assign every picture that is not settled to a unit; `sizes` says how large each is.
 
     A unit's name is a digest of its pictures and of `identity`, which holds everything else that
@@ -65,10 +69,14 @@ def plan_units(listing: pa.Table, is_settled: pa.ChunkedArray, identity: str, si
         start += size
     unit = pa.array(names, pa.string()).take(pa.array(units, mask=units < 0))
     known = [
-        listing.column(name) if name in listing.column_names else pa.nulls(len(listing), PLAN.field(name).type)
+        listing.column(name)
+        if name in listing.column_names
+        else pa.nulls(len(listing), PLAN.field(name).type)
         for name in ("sample_id", "shard", "row")
     ]
-    return pa.Table.from_arrays([*(listing.column(name) for name in LISTING.names), unit, *known], schema=PLAN)
+    return pa.Table.from_arrays(
+        [*(listing.column(name) for name in LISTING.names), unit, *known], schema=PLAN
+    )
 
 
 def even_sizes(largest: int, pictures: int) -> list[int]:
@@ -106,15 +114,20 @@ def _unit_name(marks: pa.Table, identity: str) -> str:
 def unit_names(plan: pa.Table) -> list[str]:
     """The plan's units, in order."""
     return [
-        check_identifier(unit, "the name of a unit") for unit in plan.column("unit").unique().drop_null().to_pylist()
+        check_identifier(unit, "the name of a unit")
+        for unit in plan.column("unit").unique().drop_null().to_pylist()
     ]
 
 
-def units_of(plan: pa.Table, source: str, done: set[str] | None = None) -> Iterator[tuple[str, tuple[Entry, ...]]]:
+def iter_units(
+    plan: pa.Table, source: str, done: set[str] | None = None
+) -> Iterator[tuple[str, tuple[Entry, ...]]]:
     """The plan's units in order, each with its pictures, without those in `done`; a picture's name is its whole uri
     where `source` is "". Lazy: an archive's entries as Python objects would take gigabytes."""
     names = unit_names(plan)
-    numbers = pc.fill_null(pc.index_in(plan.column("unit"), pa.array(names, pa.string())), -1).to_numpy()
+    numbers = pc.fill_null(
+        pc.index_in(plan.column("unit"), pa.array(names, pa.string())), -1
+    ).to_numpy()
     positions = np.flatnonzero(numbers >= 0)
     ends = np.flatnonzero(np.diff(numbers[positions], append=-1)) + 1
     start = 0
@@ -134,11 +147,14 @@ def _rows(plan: pa.Table, positions: NDArray[np.int64]) -> pa.Table:
 
 def _entries(rows: pa.Table, source: str) -> tuple[Entry, ...]:
     skip = len(source.rstrip("/")) + 1 if source else 0
-    columns = (rows.column(name).to_pylist() for name in ("uri", "etag", "size", "sample_id", "shard", "row"))
+    columns = (
+        rows.column(name).to_pylist()
+        for name in ("uri", "etag", "size", "sample_id", "shard", "row")
+    )
     return tuple(Entry(uri[skip:], uri, *rest) for uri, *rest in zip(*columns, strict=True))
 
 
-def open_pictures(plan: pa.Table, done: set[str]) -> int:
+def count_pending(plan: pa.Table, done: set[str]) -> int:
     """Pictures in units that are not done."""
     counts = pc.value_counts(plan.column("unit").drop_null())
     return sum(count["counts"] for count in counts.to_pylist() if count["values"] not in done)
@@ -150,7 +166,7 @@ def interrupted_plan(store: Store, name: str) -> pa.Table | None:
         plan = from_parquet(store.get(name))
     except NotFoundError:
         return None
-    say(f"resuming the plan that an earlier run left at {store.uri(name)}")
+    logger.info(f"resuming the plan that an earlier run left at {store.uri(name)}")
     return plan
 
 
@@ -187,7 +203,9 @@ def stored_plans(store: Store) -> Iterator[StoredPlan]:
     """Every plan that is stored."""
     for info in store.walk("plans"):
         try:
-            yield StoredPlan(info.name, frozenset(unit_names(from_parquet(store.get(info.name), ["unit"]))))
+            yield StoredPlan(
+                info.name, frozenset(unit_names(from_parquet(store.get(info.name), ["unit"])))
+            )
         except NotFoundError:
             continue  # carried out meanwhile
 

@@ -45,7 +45,9 @@ def pillow(data: bytes, view: StoredView) -> Pixels:
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) / 2, (height - side) / 2
-    square = image.resize((view.size, view.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))
+    square = image.resize(
+        (view.size, view.size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+    )
     return np.asarray(square)
 
 
@@ -55,10 +57,16 @@ DECODERS: dict[str, Decoder] = {"decode": ours, "decode_into": in_place, "pillow
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Rates in pictures per second by decoder, costs per picture in seconds, and how far the pixels differ."""
-    files = sorted(str(path) for path in Path(request["source"]).rglob("*.jpg"))[: request["pictures"]]
+    files = sorted(str(path) for path in Path(request["source"]).rglob("*.jpg"))[
+        : request["pictures"]
+    ]
     view = StoredView(size=request["size"], fit="crop")
     rates = {name: rate(name, files, view, request["cores"]) for name in DECODERS}
-    return {"rates": rates, "costs_s": costs_s(files, view, Path(request["out"])), "apart": apart(files[:100], view)}
+    return {
+        "rates": rates,
+        "costs_s": costs_s(files, view, Path(request["out"])),
+        "apart": apart(files[:100], view),
+    }
 
 
 def rate(name: str, files: list[str], view: StoredView, cores: int) -> float:
@@ -92,9 +100,14 @@ def _loop(name: str, files: list[str], view: StoredView, barrier: Any, answers: 
 def costs_s(files: list[str], view: StoredView, out: Path) -> dict[str, float]:
     """What ingest does per picture besides decoding: hash the file, hash the shard, write the shard."""
     pictures = [Path(file).read_bytes() for file in files[:500]]
-    shard = np.random.default_rng(0).integers(0, 256, len(pictures) * view.size**2 * 3, dtype=np.uint8).tobytes()
+    shard = (
+        np.random.default_rng(0)
+        .integers(0, 256, len(pictures) * view.size**2 * 3, dtype=np.uint8)
+        .tobytes()
+    )
     return {
-        "hash the file": _timed(lambda: [hashlib.sha256(data).hexdigest() for data in pictures]) / len(pictures),
+        "hash the file": _timed(lambda: [hashlib.sha256(data).hexdigest() for data in pictures])
+        / len(pictures),
         "hash the shard": _timed(lambda: hashlib.sha256(shard).hexdigest()) / len(pictures),
         "write the shard": _timed(lambda: _write(out, shard)) / len(pictures),
     }

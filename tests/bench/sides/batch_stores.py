@@ -25,7 +25,9 @@ Pixels = NDArray[np.uint8]
 def write_mds(stores: Path, pixels: Pixels) -> None:
     """MosaicML Streaming: arrays of a fixed shape, and JPEGs, both in shards of its default size."""
     shape = ",".join(str(side) for side in pixels.shape[1:])
-    with MDSWriter(out=str(stores / "mds-pixels"), columns={"image": f"ndarray:uint8:{shape}", "id": "int"}) as out:
+    with MDSWriter(
+        out=str(stores / "mds-pixels"), columns={"image": f"ndarray:uint8:{shape}", "id": "int"}
+    ) as out:
         for number, image in enumerate(pixels):
             out.write({"image": np.asarray(image), "id": number})
     with MDSWriter(out=str(stores / "mds-jpeg"), columns={"image": "jpeg", "id": "int"}) as out:
@@ -41,7 +43,11 @@ def write_tars(stores: Path, pixels: Pixels) -> None:
         for part, numbers in enumerate(np.array_split(np.arange(len(pixels)), FILES)):
             with webdataset.TarWriter(str(folder / f"{part:04d}.tar")) as out:
                 for number in numbers:
-                    data = jpeg_path(stores, number).read_bytes() if kind == "jpg" else np.asarray(pixels[number])
+                    data = (
+                        jpeg_path(stores, number).read_bytes()
+                        if kind == "jpg"
+                        else np.asarray(pixels[number])
+                    )
                     out.write({"__key__": f"{number:06d}", kind: data})
 
 

@@ -28,7 +28,11 @@ def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
     """`workers`, and batches that each prepares ahead."""
     size = request["size"]
     view = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
-    ahead = {"prefetch_factor": options["ahead"], "persistent_workers": True} if options["workers"] else {}
+    ahead = (
+        {"prefetch_factor": options["ahead"], "persistent_workers": True}
+        if options["workers"]
+        else {}
+    )
     loader: DataLoader[Any] = DataLoader(
         Numbered(request["source"], transform=view),
         batch_size=request["batch"],

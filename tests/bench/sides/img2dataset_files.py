@@ -25,12 +25,16 @@ def main(request: dict[str, Any]) -> list[float]:
     seconds = []
     for number, options in enumerate(request["options"]):
         out = Path(request["out"], str(number))
-        convert(urls, out, request, -(-len(addresses) // (request["cores"] * SHARDS_PER_CORE)), options)
+        convert(
+            urls, out, request, -(-len(addresses) // (request["cores"] * SHARDS_PER_CORE)), options
+        )
         seconds.append(_own_seconds(out))
     return seconds
 
 
-def convert(urls: Path, out: Path, request: dict[str, Any], per_shard: int, options: dict[str, Any]) -> None:
+def convert(
+    urls: Path, out: Path, request: dict[str, Any], per_shard: int, options: dict[str, Any]
+) -> None:
     """One call of its main entry point."""
     download(
         url_list=str(urls),
@@ -50,7 +54,9 @@ def convert(urls: Path, out: Path, request: dict[str, Any], per_shard: int, opti
 
 def _own_seconds(out: Path) -> float:
     statistics = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
-    return float(max(one["end_time"] for one in statistics) - min(one["start_time"] for one in statistics))
+    return float(
+        max(one["end_time"] for one in statistics) - min(one["start_time"] for one in statistics)
+    )
 
 
 if __name__ == "__main__":

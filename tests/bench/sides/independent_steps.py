@@ -20,7 +20,10 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(request["processes"])
     answers: Any = context.SimpleQueue()
-    processes = [context.Process(target=_loop, args=(request, barrier, answers)) for _ in range(request["processes"])]
+    processes = [
+        context.Process(target=_loop, args=(request, barrier, answers))
+        for _ in range(request["processes"])
+    ]
     for process in processes:
         process.start()
     rates = [answers.get() for _ in processes]

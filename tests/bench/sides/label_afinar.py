@@ -50,7 +50,9 @@ class WatchedExecutor:
     ) -> Iterator[Any]:
         """See Executor."""
         for result in self._executor.run_with_state(partial(Noting, make_work), tasks, *rest):
-            self.units.append((result.stages.pop(BEGAN), result.stages.pop(ENDED), int(result.stages.pop(WHO))))
+            self.units.append(
+                (result.stages.pop(BEGAN), result.stages.pop(ENDED), int(result.stages.pop(WHO)))
+            )
             yield result
 
 

@@ -31,13 +31,19 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(request["cores"])
     answers: Any = context.SimpleQueue()
-    processes = [context.Process(target=_costs, args=(request, barrier, answers)) for _ in range(request["cores"])]
+    processes = [
+        context.Process(target=_costs, args=(request, barrier, answers))
+        for _ in range(request["cores"])
+    ]
     for process in processes:
         process.start()
     costs = [answers.get() for _ in processes]
     for process in processes:
         process.join()
-    return {"decode": [cost["decode"] for cost in costs], "forward": [cost["forward"] for cost in costs]}
+    return {
+        "decode": [cost["decode"] for cost in costs],
+        "forward": [cost["forward"] for cost in costs],
+    }
 
 
 def _costs(request: dict[str, Any], barrier: Any, answers: Any) -> None:
@@ -56,7 +62,8 @@ def _costs(request: dict[str, Any], barrier: Any, answers: Any) -> None:
     }
     inputs = prepare(torch.from_numpy(images), version.input_view)
     forward = [
-        [name, batch, _forward_s(networks[name], inputs, batch, barrier)] for name, batch in request["candidates"]
+        [name, batch, _forward_s(networks[name], inputs, batch, barrier)]
+        for name, batch in request["candidates"]
     ]
     answers.put({"decode": decoding, "forward": forward})
 

@@ -40,7 +40,10 @@ def classifier(model: str, options: dict[str, Any]) -> Any:
             if batch.dtype == torch.uint8:
                 batch = self.classify.normalised(batch.permute(0, 3, 1, 2))
             labels, scores = self.classify(batch)
-            return [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
+            return [
+                {"label": label, "score": score}
+                for label, score in zip(labels, scores, strict=True)
+            ]
 
     return Model()
 
@@ -56,11 +59,17 @@ def infer(source: str, out: str, request: dict[str, Any], options: dict[str, Any
     else:
         image = image.resize(size, size)
     pictures = files.select(col("path"), image.alias("image"))
-    pictures.select(col("path"), classifier(request["model"], options).label(col("image"))).write_parquet(out)
+    pictures.select(
+        col("path"), classifier(request["model"], options).label(col("image"))
+    ).write_parquet(out)
 
 
 def _transform(image: Any, size: int) -> Any:
-    steps = [transforms.ToTensor(), transforms.Resize((size, size)), transforms.Normalize(MEAN, STD)]
+    steps = [
+        transforms.ToTensor(),
+        transforms.Resize((size, size)),
+        transforms.Normalize(MEAN, STD),
+    ]
     return transforms.Compose(steps)(image).numpy()
 
 

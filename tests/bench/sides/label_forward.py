@@ -20,14 +20,19 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     device = torch.device(request["device"])
     predictor = Predictor(*find_model(request["model"]), device=request["device"], precision="auto")
     size = predictor.version.input_view.input_size
-    rates = [_rate(predictor.network, batch, size, device, request["seconds"]) for batch in request["batches"]]
+    rates = [
+        _rate(predictor.network, batch, size, device, request["seconds"])
+        for batch in request["batches"]
+    ]
     dtype = str(next(predictor.network.parameters()).dtype).removeprefix("torch.")
     return {"rate": max(rates), "device": device_name(device), "dtype": dtype}
 
 
 def _rate(network: nn.Module, batch: int, size: int, device: torch.device, seconds: float) -> float:
     dtype = next(network.parameters()).dtype
-    images = torch.rand(batch, 3, size, size, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    images = torch.rand(batch, 3, size, size, device=device, dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
     with torch.inference_mode():
         for _ in range(3):
             network(images)

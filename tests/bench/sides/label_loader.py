@@ -50,4 +50,6 @@ def main(request: dict[str, Any]) -> list[list[float]]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"seconds": main(json.loads(sys.argv[1])), "version": torchvision.__version__}))
+    print(
+        json.dumps({"seconds": main(json.loads(sys.argv[1])), "version": torchvision.__version__})
+    )

@@ -27,7 +27,9 @@ def load(model: str) -> tuple[nn.Module, dict[str, Any]]:
     record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     architecture, view = record["architecture"], record["input_view"]
     assert (tuple(view["mean"]), tuple(view["std"])) == (MEAN, STD)
-    network: nn.Module = get_model(architecture["backbone"], weights=None, num_classes=architecture["classes"])
+    network: nn.Module = get_model(
+        architecture["backbone"], weights=None, num_classes=architecture["classes"]
+    )
     last = _LAST[architecture["backbone"]]
     state = load_file(models / record["weights"]["path"])
     network.load_state_dict({_theirs(name, last): tensor for name, tensor in state.items()})
@@ -53,7 +55,11 @@ class Classifier:
     def __call__(self, inputs: Tensor) -> tuple[list[str], list[float]]:
         """Of normalised pictures float32 [n, 3, size, size]."""
         with torch.inference_mode():
-            best = self.network(inputs.contiguous(memory_format=self._format)).softmax(dim=1).max(dim=1)
+            best = (
+                self.network(inputs.contiguous(memory_format=self._format))
+                .softmax(dim=1)
+                .max(dim=1)
+            )
         return [self.classes[number] for number in best.indices.tolist()], best.values.tolist()
 
     def normalised(self, images: Tensor) -> Tensor:
@@ -81,7 +87,9 @@ def measure_each(infer: Infer, request: dict[str, Any]) -> list[list[float]]:
     ]
 
 
-def _seconds(infer: Infer, source: str, out: Path, request: dict[str, Any], options: dict[str, Any]) -> float:
+def _seconds(
+    infer: Infer, source: str, out: Path, request: dict[str, Any], options: dict[str, Any]
+) -> float:
     started = time.monotonic()
     infer(source, str(out), request, options)
     return time.monotonic() - started

@@ -34,7 +34,11 @@ class Plain:
         if images.dtype == torch.uint8:
             images = self._classify.normalised(images.permute(0, 3, 1, 2))
         labels, scores = self._classify(images)
-        return {"path": batch["path"], "label": np.array(labels), "score": np.array(scores, dtype=np.float32)}
+        return {
+            "path": batch["path"],
+            "label": np.array(labels),
+            "score": np.array(scores, dtype=np.float32),
+        }
 
 
 class Ours:
@@ -63,12 +67,18 @@ def read(source: str, size: int, options: dict[str, Any]) -> ray.data.Dataset:
         return ray.data.read_images(
             source, size=(size, size), mode="RGB", include_paths=True, override_num_blocks=blocks
         )
-    pictures = ray.data.read_images(source, mode="RGB", include_paths=True, override_num_blocks=blocks)
+    pictures = ray.data.read_images(
+        source, mode="RGB", include_paths=True, override_num_blocks=blocks
+    )
     return pictures.map(partial(_transform, size=size))
 
 
 def _transform(row: dict[str, Any], size: int) -> dict[str, Any]:
-    steps = [transforms.ToTensor(), transforms.Resize((size, size)), transforms.Normalize(MEAN, STD)]
+    steps = [
+        transforms.ToTensor(),
+        transforms.Resize((size, size)),
+        transforms.Normalize(MEAN, STD),
+    ]
     return {"path": row["path"], "image": transforms.Compose(steps)(row["image"])}
 
 
@@ -76,7 +86,9 @@ def _decode(batch: dict[str, Any], size: int) -> dict[str, Any]:
     images = np.empty((len(batch["bytes"]), size, size, 3), dtype=np.uint8)
     for position, data in enumerate(batch["bytes"]):
         with Image.open(io.BytesIO(data)) as image:
-            images[position] = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+            images[position] = np.asarray(
+                image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+            )
     return {"path": batch["path"], "image": images}
 
 

@@ -25,9 +25,17 @@ class Pictures(streaming.StreamingDataset):  # type: ignore[misc]
 
 def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
     """`store`, `workers`, and batches that each worker prepares ahead."""
-    pictures = Pictures(local=f"{request['stores']}/{options['store']}", shuffle=True, batch_size=request["batch"])
-    ahead = {"prefetch_factor": options["ahead"], "persistent_workers": True} if options["workers"] else {}
-    loader: DataLoader[Any] = DataLoader(pictures, batch_size=request["batch"], num_workers=options["workers"], **ahead)
+    pictures = Pictures(
+        local=f"{request['stores']}/{options['store']}", shuffle=True, batch_size=request["batch"]
+    )
+    ahead = (
+        {"prefetch_factor": options["ahead"], "persistent_workers": True}
+        if options["workers"]
+        else {}
+    )
+    loader: DataLoader[Any] = DataLoader(
+        pictures, batch_size=request["batch"], num_workers=options["workers"], **ahead
+    )
 
     def epoch() -> Iterator[tuple[list[int], Any]]:
         for batch in loader:
@@ -38,7 +46,9 @@ def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
 
 def main(request: dict[str, Any]) -> list[dict[str, Any]]:
     """See `measure_each`."""
-    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # torch copies it at once
+    warnings.filterwarnings(
+        "ignore", message="The given NumPy array is not writable"
+    )  # torch copies it at once
     return measure_each(reader, request)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from afinar.dataset.schema import FACTS
+from afinar.dataset.schema import OUTCOMES
 from afinar.ingest.plan import make_plan
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources import listing
@@ -34,13 +34,19 @@ class SyntheticStore(Store):
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Numbers in the order of a full-period linear sequence, so that nothing arrives sorted."""
         count = self._pictures
-        step = next(number for number in range(int(count * 0.618) | 1, 2 * count + 2) if math.gcd(number, count) == 1)
+        step = next(
+            number
+            for number in range(int(count * 0.618) | 1, 2 * count + 2)
+            if math.gcd(number, count) == 1
+        )
         number = 0
         for _ in range(count):
             number = (number + step) % count
             name = f"collection-{number % 97:02d}/20{number % 25:02d}/box-{number % 1009:04d}/IMG_{number:010d}.jpg"
             mark = f"{(number * 0x9E3779B97F4A7C15F39CC0605CEDC835) % 2**128:032x}"
-            yield ObjectInfo(name=name, uri=f"{SOURCE}/{name}", size=60_000 + number % 40_000, etag=mark)
+            yield ObjectInfo(
+                name=name, uri=f"{SOURCE}/{name}", size=60_000 + number % 40_000, etag=mark
+            )
 
     def exists(self) -> bool:
         """It does."""
@@ -53,7 +59,7 @@ class SyntheticStore(Store):
         """No picture is read by planning."""
         raise AssertionError(name)
 
-    def look_up(self, name: str) -> ObjectInfo:
+    def stat(self, name: str) -> ObjectInfo:
         """Planning lists."""
         raise AssertionError(name)
 
@@ -79,7 +85,12 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     units = plan(Path(request["out"]))
     seconds = time.monotonic() - started
     assert walked == request["pictures"]
-    return {"seconds": seconds, "listing_s": listing_s, "units": units, "peak_bytes": _now_bytes("VmHWM")}
+    return {
+        "seconds": seconds,
+        "listing_s": listing_s,
+        "units": units,
+        "peak_bytes": _now_bytes("VmHWM"),
+    }
 
 
 def plan(out: Path) -> int:
@@ -87,7 +98,11 @@ def plan(out: Path) -> int:
     view = StoredView(size=256, fit="crop")
     found = listing.list_pictures(SOURCE, (".jpg",))
     found = annotate(found, SOURCE, labels="folder", split_by_folder=False, group="").listing
-    planned = store_plan(open_store(str(out)), "plans/00000001.parquet", make_plan(found, FACTS.empty_table(), view, 1))
+    planned = store_plan(
+        open_store(str(out)),
+        "plans/00000001.parquet",
+        make_plan(found, OUTCOMES.empty_table(), view, 1),
+    )
     assert len(planned) == len(found)
     return len(planned.column("unit").unique())
 

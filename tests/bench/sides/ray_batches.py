@@ -34,7 +34,9 @@ FORMS = {"parquet": parquet, "images": images}
 
 def collate(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     """Tensors; a JPEG's number is its name."""
-    numbers = batch["id"] if "id" in batch else np.array([int(Path(path).stem) for path in batch["path"]])
+    numbers = (
+        batch["id"] if "id" in batch else np.array([int(Path(path).stem) for path in batch["path"]])
+    )
     return {"id": torch.as_tensor(numbers), "image": torch.as_tensor(batch["image"])}
 
 

@@ -19,14 +19,20 @@ from PIL import Image, ImageOps
 def with_read_images(source: str, out: str, size: int, options: dict[str, Any]) -> None:
     """The documented way: one reader that decodes and resizes (it squashes)."""
     pictures = ray.data.read_images(
-        source, size=(size, size), mode="RGB", include_paths=True, override_num_blocks=options["blocks"]
+        source,
+        size=(size, size),
+        mode="RGB",
+        include_paths=True,
+        override_num_blocks=options["blocks"],
     )
     pictures.write_parquet(out)
 
 
 def with_map(source: str, out: str, size: int, options: dict[str, Any]) -> None:
     """Bytes in blocks of many files; decoded and cropped in batches of `batch`, or row by row where that is 0."""
-    files = ray.data.read_binary_files(source, include_paths=True, override_num_blocks=options["blocks"])
+    files = ray.data.read_binary_files(
+        source, include_paths=True, override_num_blocks=options["blocks"]
+    )
     if options["batch"]:
         images = files.map_batches(partial(_decode_batch, size=size), batch_size=options["batch"])
     else:
@@ -47,7 +53,9 @@ def _decode_row(row: dict[str, Any], size: int) -> dict[str, Any]:
 
 def _decode(data: bytes, size: int) -> Any:
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+        return np.asarray(
+            ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+        )
 
 
 FORMS = {"read_images": with_read_images, "map": with_map}

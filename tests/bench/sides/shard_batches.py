@@ -23,7 +23,9 @@ Rows = NDArray[np.int64]
 Batches = Iterator[tuple[list[int], Pixels]]
 
 
-def our_batches(dataset: Dataset, seed: int, epoch: int, batch_size: int) -> Iterator[tuple[Rows, Pixels]]:
+def our_batches(
+    dataset: Dataset, seed: int, epoch: int, batch_size: int
+) -> Iterator[tuple[Rows, Pixels]]:
     """The one place that knows how training reads: rows of the index, and their pixels."""
     windows = ShardWindows.of(dataset, np.arange(len(dataset.index)), TrainConfig.window_mb * 2**20)
     order, _ = epoch_order(windows.shards, seed, epoch, windows.size)
@@ -57,7 +59,10 @@ def gather(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
     return epoch
 
 
-FORMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Epoch]] = {"afinar": afinar, "gather": gather}
+FORMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Epoch]] = {
+    "afinar": afinar,
+    "gather": gather,
+}
 
 
 def main(request: dict[str, Any]) -> list[dict[str, Any]]:

@@ -27,7 +27,14 @@ def main(request: dict[str, Any]) -> None:
         dist.barrier()
     train(tasks[0], group)
     if group.leads:
-        print(json.dumps({"run": f"{request['models']}/runs/{request['run']}", "threads": torch.get_num_threads()}))
+        print(
+            json.dumps(
+                {
+                    "run": f"{request['models']}/runs/{request['run']}",
+                    "threads": torch.get_num_threads(),
+                }
+            )
+        )
     dist.barrier()
     dist.destroy_process_group()
 
@@ -35,7 +42,9 @@ def main(request: dict[str, Any]) -> None:
 def config_of(request: dict[str, Any]) -> TrainConfig:
     """Its flags are those of the command, `-` for `_`."""
     flags = {name.replace("-", "_"): value for name, value in request["flags"].items()}
-    return TrainConfig(dataset=request["dataset"], models=request["models"], workers=request["workers"], **flags)
+    return TrainConfig(
+        dataset=request["dataset"], models=request["models"], workers=request["workers"], **flags
+    )
 
 
 if __name__ == "__main__":

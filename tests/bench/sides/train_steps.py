@@ -51,7 +51,9 @@ class Watch:
         if epoch == 0 or within + 1 not in {SKIP, self._per_epoch}:
             return
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # what was asked for before this edge of the window is done by then
+            torch.cuda.synchronize(
+                self._device
+            )  # what was asked for before this edge of the window is done by then
         if within + 1 == SKIP:
             self._started = time.perf_counter()
         else:
@@ -102,7 +104,9 @@ def train_on_dataset(request: dict[str, Any]) -> list[dict[str, Any]]:
     every epoch, as with augmentation.
     """
     run = f"bench-{time.time_ns()}"
-    models = Path(request["models"], run)  # of its own: elsewhere it would take up the last run, which nobody published
+    models = Path(
+        request["models"], run
+    )  # of its own: elsewhere it would take up the last run, which nobody published
     config = TrainConfig(
         dataset=request["dataset"], models=str(models), backbone=request["backbone"],
         weights=_weights(request), regime=request["regime"], input_size=request["size"], epochs=request["epochs"],
@@ -127,7 +131,9 @@ def waited(history: list[dict[str, Any]]) -> float | None:
     ledgers = [row["ledger"] for row in history[1:] if "ledger" in row]
     if not ledgers:
         return None
-    return float(1 - sum(one["compute_s"] for one in ledgers) / sum(one["seconds"] for one in ledgers))
+    return float(
+        1 - sum(one["compute_s"] for one in ledgers) / sum(one["seconds"] for one in ledgers)
+    )
 
 
 def make_step(request: dict[str, Any]) -> Callable[[], Tensor]:
@@ -135,7 +141,9 @@ def make_step(request: dict[str, Any]) -> Callable[[], Tensor]:
     size, device = request["size"], torch.device(request["device"])
     cut = check_cut(request["backbone"], "auto", size)
     network, _ = build_network(
-        Architecture(backbone=request["backbone"], cut=cut, head="linear", input_size=size, classes=2)
+        Architecture(
+            backbone=request["backbone"], cut=cut, head="linear", input_size=size, classes=2
+        )
     )
     last = request.get("layout", "channels last") == "channels last"
     layout = torch.channels_last if last else torch.contiguous_format
@@ -143,7 +151,9 @@ def make_step(request: dict[str, Any]) -> Callable[[], Tensor]:
     frozen = request["regime"] == "frozen"
     trained = (network.eval().classifier if frozen else network).train()
     optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-4, fused=True)
-    images = torch.randint(0, 256, (request["batch"], size, size, 3), dtype=torch.uint8, device=device)
+    images = torch.randint(
+        0, 256, (request["batch"], size, size, 3), dtype=torch.uint8, device=device
+    )
     targets = torch.randint(0, 2, (request["batch"],), device=device)
     view, dtype = InputView(input_size=size, **VIEW), _DTYPES[request["precision"]]
 

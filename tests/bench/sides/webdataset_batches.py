@@ -17,7 +17,9 @@ BUFFER = 1000  # samples, as its examples have it
 
 def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
     """`kind` of file in the tars, `workers`, and batches that each worker prepares ahead."""
-    tars = sorted(str(path) for path in Path(request["stores"], f"tar-{options['kind']}").glob("*.tar"))
+    tars = sorted(
+        str(path) for path in Path(request["stores"], f"tar-{options['kind']}").glob("*.tar")
+    )
     pictures = (
         webdataset.WebDataset(tars, shardshuffle=len(tars))
         .shuffle(BUFFER)
@@ -25,8 +27,14 @@ def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
         .to_tuple("__key__", options["kind"])
         .batched(request["batch"])
     )
-    ahead = {"prefetch_factor": options["ahead"], "persistent_workers": True} if options["workers"] else {}
-    loader = webdataset.WebLoader(pictures, batch_size=None, num_workers=options["workers"], **ahead)
+    ahead = (
+        {"prefetch_factor": options["ahead"], "persistent_workers": True}
+        if options["workers"]
+        else {}
+    )
+    loader = webdataset.WebLoader(
+        pictures, batch_size=None, num_workers=options["workers"], **ahead
+    )
 
     def epoch() -> Iterator[tuple[list[int], Any]]:
         for keys, images in loader:

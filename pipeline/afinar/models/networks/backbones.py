@@ -28,7 +28,9 @@ def build_backbone(name: str, input_size: int) -> nn.Module:
     options: dict[str, Any] = {}
     if name in {"inception_v3", "googlenet"}:
         options = {"aux_logits": False, "init_weights": True}
-    elif name.startswith("vit_"):  # its position embeddings are as many as its weights were trained with
+    elif name.startswith(
+        "vit_"
+    ):  # its position embeddings are as many as its weights were trained with
         options = {"image_size": CATALOGUE[name].input_size}
     network: nn.Module = get_model(name, weights=None, **options)
     return network
@@ -46,7 +48,11 @@ def trace(network: nn.Module) -> tuple[fx.Graph, dict[str, fx.Node]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fx remarks on assertions that it drops
         graph: fx.Graph = tracer.trace(network)
-    names = {tracer.node_to_qualname[node]: node for node in graph.nodes if node in tracer.node_to_qualname}
+    names = {
+        tracer.node_to_qualname[node]: node
+        for node in graph.nodes
+        if node in tracer.node_to_qualname
+    }
     return graph, names
 
 
@@ -70,7 +76,9 @@ def cut_backbone(network: nn.Module, cut: str) -> tuple[fx.GraphModule, str]:
     graph.output(names[name])
     whole = fx.GraphModule(network, graph)
     whole.graph.eliminate_dead_code()
-    return fx.GraphModule(network, whole.graph), name  # built anew, it holds only what the graph still calls
+    return fx.GraphModule(
+        network, whole.graph
+    ), name  # built anew, it holds only what the graph still calls
 
 
 def default_cut(network: nn.Module, names: dict[str, fx.Node]) -> str:
@@ -79,7 +87,9 @@ def default_cut(network: nn.Module, names: dict[str, fx.Node]) -> str:
     Dropout before it stays part of the backbone, so that another classifier replaces only that layer. In
     eval mode, and so in features, it does nothing.
     """
-    last = [node for node in names.values() if node.op == "call_module" and _weighted(network, node)][-1]
+    last = [
+        node for node in names.values() if node.op == "call_module" and _weighted(network, node)
+    ][-1]
     node = last.all_input_nodes[0]
     return next(name for name, candidate in names.items() if candidate is node)
 
@@ -88,7 +98,7 @@ def _weighted(network: nn.Module, node: fx.Node) -> bool:
     return isinstance(network.get_submodule(str(node.target)), nn.Linear | nn.Conv2d)
 
 
-def weightless(name: str) -> torch.device:
+def meta_device_context(name: str) -> torch.device:
     """Context in which a backbone is built, and run, without memory for its weights, where it can be.
 
     RegNets compute with the values of tensors while they are built, which the meta device has none of.
@@ -98,6 +108,6 @@ def weightless(name: str) -> torch.device:
 
 def check_cut(name: str, cut: str, input_size: int) -> str:
     """Resolve a cut without allocating the network. Raises RequestError for an unknown one."""
-    with weightless(name):
+    with meta_device_context(name):
         network = build_backbone(name, input_size)
     return cut_backbone(network, cut)[1]

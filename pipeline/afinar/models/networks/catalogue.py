@@ -60,7 +60,9 @@ class BackboneInfo:
 
 
 CATALOGUE: Final[dict[str, BackboneInfo]] = {
-    **{name: BackboneInfo(name, _INPUT_SIZE.get(name, 224), "torchvision") for name in _TORCHVISION},
+    **{
+        name: BackboneInfo(name, _INPUT_SIZE.get(name, 224), "torchvision") for name in _TORCHVISION
+    },
     "efficientnet_lite0": BackboneInfo("efficientnet_lite0", 224, "afinar"),
     "small_cnn": BackboneInfo("small_cnn", 224, "afinar"),
 }

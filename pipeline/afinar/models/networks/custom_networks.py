@@ -78,14 +78,18 @@ def _replace_activations(module: nn.Module) -> None:
             _replace_activations(child)
 
 
-def in_forward_order(state: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+def remap_by_position(
+    state: dict[str, torch.Tensor], network: nn.Module
+) -> dict[str, torch.Tensor]:
     """Rename a state dict that lists its tensors in the network's own order under other names.
 
     Raises ValueError when the two do not correspond one to one.
     """
     counters = "num_batches_tracked"
     theirs = [tensor for name, tensor in state.items() if not name.endswith(counters)]
-    ours = {name: tensor for name, tensor in network.state_dict().items() if not name.endswith(counters)}
+    ours = {
+        name: tensor for name, tensor in network.state_dict().items() if not name.endswith(counters)
+    }
     renamed = dict(zip(ours, theirs, strict=True))
     for name, tensor in renamed.items():
         if tensor.shape != ours[name].shape:

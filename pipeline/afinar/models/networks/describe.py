@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from afinar.config.checks import trainable_stages
 from afinar.config.jobs import TrainConfig
-from afinar.models.networks.backbones import check_cut, trace, weightless
+from afinar.models.networks.backbones import check_cut, meta_device_context, trace
 from afinar.models.networks.catalogue import require_backbone
 from afinar.models.networks.network import build_network
 from afinar.models.networks.stages import freeze, node_stages
@@ -37,7 +37,7 @@ def describe_network(config: TrainConfig, classes: int) -> dict[str, Any]:
         dropout=config.dropout,
         output=config.output,
     )
-    with weightless(config.backbone), torch.no_grad():
+    with meta_device_context(config.backbone), torch.no_grad():
         network, whole = build_network(architecture)
         freeze(network, trainable_stages(config.regime))
         stages = {node.name: stage for node, stage in node_stages(network.backbone).items()}
@@ -53,7 +53,9 @@ def describe_network(config: TrainConfig, classes: int) -> dict[str, Any]:
         "nodes": nodes,
         "params_head": sum(head),
         "params_total": sum(parameter.numel() for parameter in parameters),
-        "params_trainable": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        "params_trainable": sum(
+            parameter.numel() for parameter in parameters if parameter.requires_grad
+        ),
     }
 
 
@@ -69,7 +71,9 @@ class _Shapes(fx.Interpreter):
         """One node's value, as usual."""
         value = super().run_node(n)
         follows = n.op == "placeholder" or any(one in self._pictures for one in n.all_input_nodes)
-        parts = value if isinstance(value, tuple | list) else (value,)  # a channel split has several
+        parts = (
+            value if isinstance(value, tuple | list) else (value,)
+        )  # a channel split has several
         if follows and any(isinstance(part, Tensor) for part in parts):
             self._pictures.add(n)
         if n in self._pictures and isinstance(value, Tensor):
@@ -85,12 +89,16 @@ def _nodes(whole: nn.Module, stages: dict[str, str], size: int) -> Iterator[dict
     ):  # pictures too small for what lies behind the cut
         shapes.run(torch.zeros(1, 3, size, size))
     counts = {name: parameter.numel() for name, parameter in whole.named_parameters()}
-    waiting: dict[fx.Node, int] = {}  # parameters that a node not listed hands on to the one that uses it
+    waiting: dict[
+        fx.Node, int
+    ] = {}  # parameters that a node not listed hands on to the one that uses it
     for name, node in names.items():
         own = sum(counts.pop(owned, 0) for owned in _owned(whole, node))
         own += sum(waiting.pop(one, 0) for one in node.all_input_nodes)
         shape = shapes.shapes.get(node.name, [])
-        if node.op == "placeholder" or len(shape) < 2 or shape[0] != 1:  # no row for each picture: no place to cut
+        if (
+            node.op == "placeholder" or len(shape) < 2 or shape[0] != 1
+        ):  # no row for each picture: no place to cut
             waiting[node] = own
             continue
         yield {"node": name, "shape": shape[1:], "stage": stages.get(node.name), "parameters": own}

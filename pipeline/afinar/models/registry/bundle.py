@@ -14,7 +14,9 @@ from afinar.storage.store import Store
 
 def put_weights(store: Store, network: Network) -> ObjectRef:
     """Write a network's weights as safetensors, named by their hash."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    state = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
     return put_by_hash(store, "weights/{}.safetensors", safetensors.torch.save(state), len(state))
 
 

@@ -27,7 +27,9 @@ from afinar.storage.store import Store
 
 COUNT: Final = 32
 REDUCED_TOLERANCE: Final = 0.02  # of a probability
-FLOAT32_TOLERANCE: Final = 1e-3  # relative to the largest logit: other processors sum in another order
+FLOAT32_TOLERANCE: Final = (
+    1e-3  # relative to the largest logit: other processors sum in another order
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def score(network: Network, images: NDArray[np.uint8], view: InputView) -> NDArr
     return logits
 
 
-def put_golden(store: Store, files: list[bytes], images: NDArray[np.uint8], logits: NDArray[np.float32]) -> ObjectRef:
+def put_golden(
+    store: Store, files: list[bytes], images: NDArray[np.uint8], logits: NDArray[np.float32]
+) -> ObjectRef:
     """Write golden samples, named by their hash."""
     count, size = images.shape[:2]
     kind = pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))
@@ -90,12 +94,15 @@ def get_golden(store: Store, ref: ObjectRef) -> Golden:
         table = reader.read_all()
     return Golden(
         files=table.column("file").to_pylist(),
-        images=table.column("image").combine_chunks().to_numpy_ndarray().copy(),  # torch wants to own its input
+        images=table.column("image")
+        .combine_chunks()
+        .to_numpy_ndarray()
+        .copy(),  # torch wants to own its input
         logits=np.array(table.column("logits").to_pylist(), dtype=np.float32),
     )
 
 
-def decoded_again(golden: Golden, stored: StoredView) -> Golden:
+def redecode(golden: Golden, stored: StoredView) -> Golden:
     """The golden samples with the images that their files give here. Raises ModelError when they are others."""
     images = golden.images.copy()
     for position, file in enumerate(golden.files):
@@ -110,7 +117,7 @@ def decoded_again(golden: Golden, stored: StoredView) -> Golden:
     return replace(golden, images=images)
 
 
-def require_answers(golden: Golden, network: Network, view: InputView) -> float:
+def assert_matches_golden(golden: Golden, network: Network, view: InputView) -> float:
     """The largest relative difference of a logit. Raises ModelError when it is more than rounding."""
     apart = difference(golden, score(network, golden.images, view))
     if not apart <= FLOAT32_TOLERANCE:
@@ -128,7 +135,7 @@ def difference(golden: Golden, logits: NDArray[np.float32]) -> float:
     return float(np.abs(logits - golden.logits).max(initial=0.0)) / scale
 
 
-def agrees_reduced(golden: Golden, logits: NDArray[np.float32]) -> bool:
+def matches_within_tolerance(golden: Golden, logits: NDArray[np.float32]) -> bool:
     """Whether answers in reduced precision are the golden ones: probabilities within 0.02, and the same class first
     where it leads by more than 0.04."""
     ours, theirs = _softmax(logits), _softmax(golden.logits)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from afinar.config.jobs import Head, Output, Pool
 from afinar.errors import NotFoundError, RequestError, StorageError, UnsafePathError
 from afinar.pictures.preprocessing import InputView, StoredView
-from afinar.storage.commit import Record, latest, new_owner, publish, publish_next, read_version
+from afinar.storage.commit import Record, append_version, latest, new_owner, publish, read_version
 from afinar.storage.names import check_identifier, check_model_id
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
@@ -76,7 +76,11 @@ class ModelVersion:
     def as_dict(self) -> dict[str, Any]:
         """JSON form."""
         nested = ("architecture", "stored_view", "input_view", "weights", "golden")
-        return {"format": FORMAT, **self.__dict__, **{name: getattr(self, name).as_dict() for name in nested}}
+        return {
+            "format": FORMAT,
+            **self.__dict__,
+            **{name: getattr(self, name).as_dict() for name in nested},
+        }
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ModelVersion:
@@ -108,7 +112,7 @@ def publish_model(store: Store, make: Callable[[int], ModelVersion]) -> ModelVer
         return published[number].as_dict()
 
     owner = new_owner()
-    number = publish_next(store, VERSIONS, record, owner)
+    number = append_version(store, VERSIONS, record, owner)
     if number == 1:
         publish(store, CHAMPION, 1, {"version": 1, "why": "the first version"}, owner)
     return published[number]
@@ -116,7 +120,7 @@ def publish_model(store: Store, make: Callable[[int], ModelVersion]) -> ModelVer
 
 def promote(store: Store, version: int, why: str) -> None:
     """Make `version` the champion."""
-    publish_next(store, CHAMPION, lambda _, __: {"version": version, "why": why}, new_owner())
+    append_version(store, CHAMPION, lambda _, __: {"version": version, "why": why}, new_owner())
 
 
 def find_model(spec: str) -> tuple[Store, ModelVersion]:
@@ -130,11 +134,15 @@ def find_model(spec: str) -> tuple[Store, ModelVersion]:
         number = _number(store, wanted)
         version = ModelVersion.from_dict(read_version(store, VERSIONS, number))
     except NotFoundError:
-        raise RequestError(f"{store.root} has no version {wanted!r}: it has {_have(store)}") from None
+        raise RequestError(
+            f"{store.root} has no version {wanted!r}: it has {_have(store)}"
+        ) from None
     except StorageError as error:
         raise RequestError(f"cannot read {store.root}: {error}") from error
     if "-" in wanted and wanted != version.id:
-        raise RequestError(f"{store.root} has no version {wanted!r}: version {number} is {version.id}")
+        raise RequestError(
+            f"{store.root} has no version {wanted!r}: version {number} is {version.id}"
+        )
     return store, version
 
 
@@ -144,7 +152,9 @@ def _number(store: Store, wanted: str) -> int:
         if champion is None and latest(store, VERSIONS) is not None:
             return 1  # its publisher died before it could say so
         if champion is None:
-            raise RequestError(f"{store.root} holds no model: make one with `afinar train DATASET {store.root}`")
+            raise RequestError(
+                f"{store.root} holds no model: make one with `afinar train DATASET {store.root}`"
+            )
         return int(champion[1]["version"])
     if not re.fullmatch(r"\d+(-[0-9a-f]{8})?", wanted):
         raise RequestError(f"--model …@{wanted}: write @champion, a version's number, or its id")
@@ -152,5 +162,7 @@ def _number(store: Store, wanted: str) -> int:
 
 
 def _have(store: Store) -> str:
-    numbers = sorted(int(info.name.split("/")[-1].removesuffix(".json")) for info in store.walk(VERSIONS))
+    numbers = sorted(
+        int(info.name.split("/")[-1].removesuffix(".json")) for info in store.walk(VERSIONS)
+    )
     return f"versions {', '.join(map(str, numbers))}" if numbers else "none yet"

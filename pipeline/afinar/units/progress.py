@@ -1,90 +1,35 @@
-"""Units of work and who runs them.
-
-Jobs decide what is to be done in plain Python and hand units to an Executor. Ray's stands in
-`afinar.execution`; `InlineExecutor` runs them here and now, for tests and machines without Ray.
-"""
+"""Progress of a job: seconds by phase of the work, a bar on a terminal, a line every ten seconds in a log."""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-Task = TypeVar("Task")
-Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Feed(Generic[Task]):
-    """How a unit's blocks are prepared elsewhere for the worker that needs them: `prepare` is applied to each of
-    `blocks(task)`, which come to the work, in order, as its second argument."""
-
-    blocks: Callable[[Task], list[Any]]
-    prepare: Callable[[Any], Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Care(Generic[Task]):
-    """What to do about a unit whose worker is lost, or works at it for longer than its `deadline_s`.
-
-    `again` makes of its task the one for the next attempt. `feed` is used where the work has silicon of its own, a GPU,
-    which is not to wait while cores prepare.
-    """
-
-    deadline_s: Callable[[Task], float] = lambda task: 3600.0
-    again: Callable[[Task], Task] = lambda task: task
-    feed: Feed[Task] | None = None
-
-
-class Executor(Protocol):
-    """Runs units of work, a bounded number at a time. Results come in the order they finish."""
-
-    def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """Apply a stateless function to every task."""
-        ...
-
-    def run_with_state(
-        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
-    ) -> Iterator[Result]:
-        """Apply work that is costly to make: `make_work` is called once per worker process."""
-        ...
-
-
-class InlineExecutor:
-    """Runs every task in this process, one after the other."""
-
-    def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """See Executor."""
-        return map(work, tasks)
-
-    def run_with_state(
-        self, make_work: Callable[[], Callable[[Task], Result]], tasks: Iterable[Task], care: Care[Task] | None = None
-    ) -> Iterator[Result]:
-        """See Executor."""
-        return map(make_work(), tasks)
-
-
-class Stages:
+class PhaseTimer:
     """Seconds that a unit spent in each of its stages: waiting for bytes, decoding, …"""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
+    def phase(self, stage: str) -> Iterator[None]:
         """Count the block's time for `stage`."""
         started = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
-class Meter:
+class ProgressReporter:
     """Progress on stderr: a bar on a terminal, a line every ten seconds in a log.
 
     Says the rate, the time left, the rejects so far, and what limits the work now.
@@ -102,7 +47,7 @@ class Meter:
             self._bar = _bar()
             self._task = self._bar.add_task(what, total=total, note="")
 
-    def __enter__(self) -> Meter:
+    def __enter__(self) -> ProgressReporter:
         if self._bar:
             self._bar.start()
         return self
@@ -123,7 +68,9 @@ class Meter:
         elif time.monotonic() - self._spoke > self.EVERY_S:
             self._spoke = time.monotonic()
             left_s = (self._total - self._done) / max(self._rate(), 1e-9)
-            say(f"{self._what}: {self._done} of {self._total} {self._unit}, {self._note()}, {duration(left_s)} left")
+            logger.info(
+                f"{self._what}: {self._done} of {self._total} {self._unit}, {self._note()}, {format_duration(left_s)} left"
+            )
 
     def _rate(self) -> float:
         return self._done / max(time.monotonic() - self._started, 1e-9)
@@ -146,7 +93,7 @@ def limiting_stage(stages: Mapping[str, float]) -> str | None:
     return f"{name} ({stages[name] / total:.0%})"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as people say them: "42 s", "7 min", "3 h 20 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -158,10 +105,11 @@ def _bar() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}", TimeRemainingColumn())
+    columns = (
+        "{task.description}",
+        BarColumn(),
+        MofNCompleteColumn(),
+        "{task.fields[note]}",
+        TimeRemainingColumn(),
+    )
     return Progress(*columns, console=Console(stderr=True))
-
-
-def say(sentence: str) -> None:
-    """One line for the person or the log watching a job, on stderr."""
-    print(sentence, file=sys.stderr, flush=True)  # noqa: T201
