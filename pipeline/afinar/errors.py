@@ -17,8 +17,6 @@ A bug is any other exception.
 
 from __future__ import annotations
 
-from enum import StrEnum
-
 
 class AfinarError(Exception):
     """Base of the tree. `exit_code` is what a job ends with when the error reaches the command line."""
@@ -62,49 +60,3 @@ class UnsafePathError(StorageError):
 
 class ModelError(AfinarError):
     """A published model answers its golden samples differently than on the day it was published."""
-
-
-class Reason(StrEnum):
-    """Why a picture was rejected: the closed set that reports, budgets and retries are written against."""
-
-    EMPTY = "empty"
-    UNIDENTIFIED = "unidentified"
-    TRUNCATED = "truncated"
-    CORRUPT = "corrupt"
-    TOO_MANY_BYTES = "too_many_bytes"
-    TOO_MANY_PIXELS = "too_many_pixels"
-    TOO_LONG_SIDE = "too_long_side"
-    TOO_ELONGATED = "too_elongated"
-    TOO_MUCH_MEMORY = "too_much_memory"
-    KILLED_WORKER = "killed_worker"
-    FORGOTTEN = "forgotten"
-    CHANGED_WHILE_READING = "changed_while_reading"
-    MISSING = "missing"
-    FORBIDDEN = "forbidden"
-    UNREACHABLE = "unreachable"
-
-    @property
-    def transient(self) -> bool:
-        """Whether the next run should try the same picture again."""
-        return self in {
-            Reason.CHANGED_WHILE_READING,
-            Reason.MISSING,
-            Reason.FORBIDDEN,
-            Reason.UNREACHABLE,
-            Reason.TOO_MUCH_MEMORY,
-        }
-
-
-class PictureError(AfinarError):
-    """One picture cannot be used.
-
-    `reason` is from the closed set, `detail` the decoder's or the store's own words.
-    """
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.reason}: {self.detail}"

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import s3fs
 from afinar import open_dataset, open_model, open_predictions
-from afinar.storage.commit import committed_units
+from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
 
 from tests.conftest import SCRIPTS, Trained, make_archive, many_pictures, run_afinar

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from afinar.errors import PictureError, Reason
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import PictureError, Reason
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from afinar.errors import PictureError, Reason
 from afinar.pictures.decode import FORMATS, Limits, decode
 from afinar.pictures.preprocessing import InputView, StoredView
+from afinar.pictures.rejects import PictureError, Reason
 from PIL import Image, ImageOps
 
 from tests.conftest import jpeg

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from afinar.errors import Reason
+from afinar.pictures.rejects import Reason
 
 from tests.pictures.pillow_images import FILES, pillow_images
 
@@ -22,7 +22,7 @@ LIMIT_BYTES = 2_000_000_000
 PROGRAM = """
 import json, re, sys, time
 from pathlib import Path
-from afinar.errors import PictureError
+from afinar.pictures.rejects import PictureError
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.decode import decode
 

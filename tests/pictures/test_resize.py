@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from afinar.config.jobs import Fit
+from afinar.config.ingest import Fit
 from afinar.pictures import resize as module
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView

@@ -6,10 +6,10 @@ import io
 
 import numpy as np
 import pytest
-from afinar.errors import PictureError, Reason
 from afinar.pictures.decode import decode, decode_into, decode_to_jpeg
 from afinar.pictures.jpeg import decode_stored, encode_stored
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import PictureError, Reason
 from PIL import Image
 
 from tests.pictures.files import photograph, saved

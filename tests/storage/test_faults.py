@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from afinar.errors import ForbiddenError, IntegrityError, NotFoundError, RequestError, StorageError
 from afinar.storage import s3, s3_clients
-from afinar.storage.commit import latest, new_owner, probe_conditional_put, publish
 from afinar.storage.objects import get_object, put_object
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.storage.versions import latest, new_owner, probe_conditional_put, publish
 
 from tests.faults import Fault, FaultProxy
 

@@ -18,21 +18,13 @@ from afinar.errors import (
     StorageError,
 )
 from afinar.storage.cache import Cache, open_verified
-from afinar.storage.commit import (
-    UnitMarker,
-    append_version,
-    commit_unit,
-    committed_units,
-    latest,
-    probe_conditional_put,
-    publish,
-    read_marker,
-)
 from afinar.storage.etags import EtagVerifier
+from afinar.storage.markers import UnitMarker, commit_unit, committed_units, read_marker
 from afinar.storage.objects import ObjectRef, ObjectWriter, get_object, put_object
 from afinar.storage.open import normalize_uri, open_reader, open_store
 from afinar.storage.parallel_listing import ParallelLister
 from afinar.storage.store import Buffer, ObjectInfo, Store
+from afinar.storage.versions import append_version, latest, probe_conditional_put, publish
 
 
 @pytest.fixture

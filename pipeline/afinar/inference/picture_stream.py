@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from afinar.dataset.reader import Dataset
 from afinar.dataset.shards import MappedShard
-from afinar.errors import PictureError, Reason
 from afinar.pictures.decode import Pixels, decode
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.jpeg import decode_stored, encode_stored
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import PictureError, Reason
 from afinar.sources.entry import Entry
 from afinar.sources.uri_list import MISSING
 from afinar.storage.multi_store import MultiStore

@@ -19,7 +19,7 @@ from afinar.dataset.shards import ShardWriter, batch_rows
 from afinar.ingest.plan import shard_pictures
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.arrow import from_ipc
-from afinar.storage.commit import UnitMarker, commit_unit
+from afinar.storage.markers import UnitMarker, commit_unit
 from afinar.storage.objects import ObjectRef, get_object
 from afinar.storage.open import open_store
 

@@ -9,19 +9,16 @@ import pyarrow as pa
 
 from afinar.dataset.manifest import Manifest, put_objects, read_rows
 from afinar.dataset.schema import INDEX, OUTCOMES, REJECTS
-from afinar.errors import Reason
 from afinar.ingest.compaction import CompactTask, compact
 from afinar.ingest.plan import known_outcomes
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import TRANSIENT
 from afinar.storage.arrow import to_parquet
-from afinar.storage.commit import UnitMarker, committed_units, read_markers
+from afinar.storage.markers import UnitMarker, committed_units, read_markers
 from afinar.storage.objects import ObjectRef, get_object, put_object
 from afinar.storage.store import Store
 from afinar.units.executor import Executor
 from afinar.units.progress import ProgressReporter
-
-TRANSIENT: Final = {str(reason) for reason in Reason if reason.transient}
-"""Reasons for which the next run tries a picture again."""
 
 _INDEX_ROWS: Final = 1_000_000
 _READS: Final = 16  # of small objects at once: latency, not work

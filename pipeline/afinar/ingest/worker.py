@@ -12,14 +12,14 @@ import pyarrow as pa
 
 from afinar.dataset.schema import OUTCOMES, shard_schema
 from afinar.dataset.shards import ShardWriter, batch_rows
-from afinar.errors import PictureError, Reason
 from afinar.ingest.plan import ShardTask
 from afinar.pictures.decode import Pixels, decode_into, decode_to_jpeg
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import PictureError, Reason
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
-from afinar.storage.commit import UnitMarker, commit_unit
+from afinar.storage.markers import UnitMarker, commit_unit
 from afinar.storage.objects import ObjectRef, put_object, sha256
 from afinar.storage.open import open_reader, open_store
 from afinar.storage.store import Store

@@ -5,16 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from afinar.errors import (
-    ForbiddenError,
-    NotFoundError,
-    PictureError,
-    Reason,
-    RequestError,
-    StorageError,
-)
+from afinar.errors import ForbiddenError, NotFoundError, RequestError, StorageError
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
+from afinar.pictures.rejects import PictureError, Reason
 from afinar.storage.open import normalize_uri, open_reader
 
 

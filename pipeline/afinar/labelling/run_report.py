@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 from afinar.labelling.stats import ENOUGH, Answers, Baseline, Drift, answers_of, drift
 from afinar.predictions.manifest import Part
 from afinar.storage.arrow import from_parquet
-from afinar.storage.commit import Record
 from afinar.storage.objects import get_object
 from afinar.storage.store import Store
+from afinar.storage.versions import Record
 
 _EXAMPLES = 5  # rejects of each reason that a report shows
 

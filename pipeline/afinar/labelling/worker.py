@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from afinar.errors import PictureError, Reason
 from afinar.inference.batch_size import choose_batch_size
 from afinar.inference.picture_stream import Block, Seen, seen_in
 from afinar.inference.predictor import Predictor, best_classes
@@ -20,10 +19,11 @@ from afinar.inference.quarantine import BadInputTracker
 from afinar.labelling.tasks import LabelSpec, LabelTask, UnitResult
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import Pixels
+from afinar.pictures.rejects import PictureError, Reason
 from afinar.predictions.manifest import REJECTS, object_folder
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
-from afinar.storage.commit import UnitMarker, commit_unit
+from afinar.storage.markers import UnitMarker, commit_unit
 from afinar.storage.objects import put_object
 from afinar.storage.open import open_store
 from afinar.storage.store import Store

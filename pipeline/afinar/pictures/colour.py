@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from afinar.errors import PictureError, Reason
+from afinar.pictures.rejects import PictureError, Reason
 
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # TIFF tags
 _BLOCK: Final = (

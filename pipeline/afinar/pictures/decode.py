@@ -19,10 +19,10 @@ from typing import Final
 import numpy as np
 from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
 
-from afinar.errors import PictureError, Reason
 from afinar.pictures.colour import rescale_png_transparency, to_rgb
 from afinar.pictures.jpeg import decode_stored, encode_stored
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import PictureError, Reason
 from afinar.pictures.resize import Pixels, write_square
 
 __all__ = [

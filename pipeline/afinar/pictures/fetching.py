@@ -8,15 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final, NamedTuple, Protocol
 
-from afinar.errors import (
-    ChangedError,
-    ForbiddenError,
-    NotFoundError,
-    PictureError,
-    Reason,
-    StorageError,
-)
+from afinar.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
 from afinar.pictures.decode import DEFAULT_LIMITS, Limits
+from afinar.pictures.rejects import PictureError, Reason
 
 _IN_A_ROW: Final = 20
 _ANNOUNCED: Final = 8  # files that the kernel is asked to read ahead

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from afinar.config.jobs import Fit, StoreKind, fingerprint
+from afinar.config.base import fingerprint
+from afinar.config.ingest import Fit, StoreKind
 
 DECODER = "pillow/2"
 """Changes whenever the same bytes would give other pixels, so that datasets of the old and new differ."""

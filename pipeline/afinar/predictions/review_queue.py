@@ -17,8 +17,8 @@ from afinar.errors import NotFoundError
 from afinar.predictions.manifest import PREDICTIONS
 from afinar.predictions.part_reader import list_digest, part_tables
 from afinar.storage.arrow import from_parquet, to_parquet
-from afinar.storage.commit import Record
 from afinar.storage.store import Store
+from afinar.storage.versions import Record
 
 QUEUE: Final = 100_000
 """Pictures in a queue, the least certain: more than people look at, and 60 MB in the driver. All that are below stay

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from afinar.predictions.manifest import PREDICTIONS
 from afinar.predictions.part_reader import list_digest, part_tables
-from afinar.storage.commit import Record
 from afinar.storage.objects import ObjectWriter
 from afinar.storage.store import Store
+from afinar.storage.versions import Record
 
 _GROUP_ROWS: Final = 2**17
 _GROUP_BYTES: Final = (

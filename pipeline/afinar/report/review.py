@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
-from afinar.errors import PictureError, StorageError
+from afinar.errors import StorageError
 from afinar.pictures.decode import decode
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import PictureError
 from afinar.predictions.review_queue import FORM, TABLE, ReviewQueue
 from afinar.report.page import data_uri
 from afinar.report.plots import thumbnail

@@ -14,9 +14,9 @@ import safetensors.torch
 from torch import Tensor
 
 from afinar.errors import IntegrityError, ShortfallError
-from afinar.storage.commit import latest, versions
 from afinar.storage.objects import ObjectRef, get_object, put_object
 from afinar.storage.store import Store
+from afinar.storage.versions import latest, versions
 
 FORMAT: Final = "afinar-checkpoint/1"
 Tensors = dict[str, Tensor]
