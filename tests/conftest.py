@@ -89,7 +89,8 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A small network that has learned its two classes."""
-    from afinar.config.jobs import IngestConfig, TrainConfig
+    from afinar.config.ingest import IngestConfig
+    from afinar.config.train import TrainConfig
     from afinar.ingest.driver import Ingest
     from afinar.training.distributed import Group
     from afinar.training.publish import publish

@@ -9,7 +9,7 @@ from typing import Any
 
 import afinar
 import pytest
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.labelling.driver import Labelling
 from afinar.units.executor import InlineExecutor
 

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from afinar.config.jobs import Fit
+from afinar.config.ingest import Fit
 from afinar.models.networks.backbones import check_cut
 from afinar.models.networks.network import Network, build_network, prepare
 from afinar.models.networks.weights import IMAGENET_MEAN, IMAGENET_STD

@@ -10,7 +10,7 @@ import io
 from pathlib import Path
 
 import numpy as np
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.ingest.driver import Ingest
 from afinar.units.executor import InlineExecutor
 from PIL import Image

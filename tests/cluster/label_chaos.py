@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 import ray
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
 from afinar.labelling.driver import Labelling, LabelSummary

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from afinar import open_predictions
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
 from afinar.labelling.driver import Labelling, LabelSummary
 from afinar.storage.arrow import from_parquet

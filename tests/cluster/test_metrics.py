@@ -10,7 +10,8 @@ from pathlib import Path
 
 import ray
 from afinar.cli.deferred_executor import DeferredExecutor
-from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
 from afinar.execution.metrics import NAMES, JobMetrics
 from afinar.ingest.driver import Ingest
 from afinar.labelling.driver import Labelling

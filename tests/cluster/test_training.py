@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.models.registry.versions import find_model
 from afinar.training.publish import TrainOutcome
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import ray
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.execution.train_launcher import train_on_ray
 from afinar.training.task import plan_training
 from ray.cluster_utils import Cluster

@@ -11,7 +11,7 @@ import signal
 import sys
 from collections import Counter
 
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.ingest.driver import Ingest
 from afinar.storage import local
 from afinar.units.executor import InlineExecutor

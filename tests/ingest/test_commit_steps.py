@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from afinar import open_dataset
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.dataset.gc import manifests, verify
 from afinar.dataset.manifest import list_objects
 from afinar.ingest.driver import Ingest

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from afinar import open_dataset
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.errors import AfinarError, RequestError, StorageError
 from afinar.ingest.driver import Ingest, IngestSummary
 from afinar.storage.open import open_store

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from afinar import open_dataset
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.errors import RequestError, ShortfallError
 from afinar.ingest.driver import Ingest, IngestSummary
 from afinar.pictures.decode import decode

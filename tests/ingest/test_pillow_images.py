@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from afinar import open_dataset
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.ingest.driver import Ingest
 from afinar.units.executor import InlineExecutor
 

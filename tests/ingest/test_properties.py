@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from afinar import open_dataset
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.dataset.gc import manifests, verify
 from afinar.dataset.manifest import get_objects
 from afinar.dataset.schema import OUTCOMES

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from afinar import open_dataset
-from afinar.config.jobs import ForgetConfig, IngestConfig
+from afinar.config.forget import ForgetConfig
+from afinar.config.ingest import IngestConfig
 from afinar.dataset.gc import collect, drop_plans, find_unreferenced, manifests, open_plans, verify
 from afinar.dataset.manifest import publish_manifest
 from afinar.dataset.reader import Dataset

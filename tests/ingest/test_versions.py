@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from afinar import open_dataset
-from afinar.config.checks import check_ingest
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.dataset.reader import Dataset
 from afinar.dataset.splits import assign_splits, exclude_duplicates
 from afinar.errors import RequestError
@@ -33,7 +32,6 @@ def ingest(
     """Ingest; the summary, and the names of the pictures that were read."""
     executor = CountingExecutor()
     config = IngestConfig(**{"source": str(source), "dataset": str(dataset), "size": 32, **options})
-    check_ingest(config)
     summary = Ingest(config, executor).run()
     return summary, sorted(Path(uri).name for uri in executor.uris)
 

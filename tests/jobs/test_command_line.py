@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 from afinar.cli.main import COMMANDS
-from afinar.config.jobs import IngestConfig, TrainConfig
+from afinar.config.ingest import IngestConfig
 from afinar.config.recipes import load_recipe
+from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
 
 from tests.conftest import Trained, make_archive, run_afinar

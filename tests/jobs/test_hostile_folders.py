@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from afinar.cli.main import main
-from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
 from afinar.errors import RequestError, UnsafePathError
 from afinar.ingest.driver import Ingest
 from afinar.labelling.driver import Labelling

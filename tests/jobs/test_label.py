@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from afinar.cli import label
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.errors import ShortfallError
 from afinar.units.executor import InlineExecutor
 

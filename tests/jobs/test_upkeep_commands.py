@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from afinar.cli.main import main
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.dataset.gc import manifests
 from afinar.ingest.driver import Ingest
 from afinar.storage.open import open_store

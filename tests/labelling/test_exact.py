@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from afinar import open_model, open_predictions
-from afinar.config.jobs import IngestConfig, LabelConfig, Precision
+from afinar.config.base import Precision
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
 from afinar.ingest.driver import Ingest
 from afinar.labelling.driver import Labelling

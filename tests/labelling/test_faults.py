@@ -6,7 +6,7 @@ import time
 
 import pytest
 from afinar import open_predictions
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.errors import StorageError
 from afinar.labelling.driver import Labelling, LabelSummary
 from afinar.storage.open import open_store

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from afinar.cli.main import main
-from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
 from afinar.ingest.driver import Ingest
 from afinar.labelling.driver import Labelling
 from afinar.labelling.estimate import forecast_error, forecast_label, read_forecast

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
 from afinar.models.networks.backbones import build_backbone, meta_device_context
 from afinar.models.networks.describe import describe_network

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from afinar.config.jobs import Head
+from afinar.config.train import Head
 from afinar.errors import RequestError
 from afinar.models.networks.backbones import build_backbone, cut_backbone, meta_device_context
 from afinar.models.networks.catalogue import CATALOGUE

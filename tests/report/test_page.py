@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from afinar import open_dataset
-from afinar.config.jobs import IngestConfig, TrainConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset
 from afinar.evaluation.comparison import RunResult, read_run
 from afinar.ingest.driver import Ingest

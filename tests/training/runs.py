@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.training.distributed import Group
 from afinar.training.publish import TrainOutcome, read_outcome
 from afinar.training.task import plan_training

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from afinar.config.checks import Augmentation, parse_augment
+from afinar.config.augmentation import Augmentation, parse_augment
 from afinar.errors import RequestError
 from afinar.training.augment import SampleRng, affine, move, photometric
 from afinar.training.rng import uniform

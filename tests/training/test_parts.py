@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from afinar.config.jobs import IngestConfig, TrainConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.ingest.driver import Ingest
 from afinar.storage.cache import Cache

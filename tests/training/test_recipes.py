@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 import torch
 from afinar import open_model
-from afinar.config.jobs import IngestConfig, TrainConfig
+from afinar.config.ingest import IngestConfig
 from afinar.config.recipes import load_recipe
+from afinar.config.train import TrainConfig
 from afinar.ingest.driver import Ingest
 from afinar.models.networks.backbones import check_cut
 from afinar.models.networks.network import build_network

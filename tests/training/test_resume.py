@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.errors import IntegrityError, RequestError, ShortfallError
 from afinar.storage.open import open_store
 from afinar.training.checkpoint import TrainState
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_another_training_is_refused(
 def test_a_new_version_of_the_dataset_is_a_new_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from afinar.config.jobs import IngestConfig
+    from afinar.config.ingest import IngestConfig
     from afinar.ingest.driver import Ingest
     from afinar.units.executor import InlineExecutor
 
@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_is_refused(
 
 
 def test_a_damaged_shard_ends_the_training_and_publishes_nothing(tmp_path: Path) -> None:
-    from afinar.config.jobs import IngestConfig
+    from afinar.config.ingest import IngestConfig
     from afinar.ingest.driver import Ingest
     from afinar.units.executor import InlineExecutor
 
@@ -241,7 +241,7 @@ def test_a_damaged_shard_ends_the_training_and_publishes_nothing(tmp_path: Path)
 
 
 def test_a_class_without_training_samples_is_refused(tmp_path: Path) -> None:
-    from afinar.config.jobs import IngestConfig
+    from afinar.config.ingest import IngestConfig
     from afinar.ingest.driver import Ingest
     from afinar.units.executor import InlineExecutor
 

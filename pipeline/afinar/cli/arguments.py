@@ -1,64 +1,91 @@
-"""From words on a command line to a job's configuration, by way of a recipe."""
+"""Parser of command lines: flags over the values of a recipe become a job configuration."""
 
 from __future__ import annotations
 
 import argparse
+import ast
 import dataclasses
+import inspect
+import itertools
 import typing
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import tyro
 
-from afinar.config.jobs import POSITIONAL, JobConfig
+from afinar.config.base import POSITIONAL, JobConfig
 from afinar.config.recipes import load_recipe
 
 C = TypeVar("C", bound=JobConfig)
 
 
-def parse(kind: type[C], words: list[str], prog: str, example: str) -> C:
-    """Parse a job's flags over its recipe. Exits with 2 on words that are off, 0 after --help.
+def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
+    """Parse the arguments of a job.
 
-    Raises RequestError for a recipe that is wrong.
+    Exits with code 2 on wrong arguments and with 0 after --help. Raises RequestError for a wrong
+    recipe or a wrong value.
     """
-    recipe = _recipe_in(words)
-    defaults = load_recipe(kind, recipe) if recipe else {}
-    description = f"{kind.__doc__}\n\nExample:\n  {example}"
+    recipe = _find_recipe_flag(argv)
+    defaults = load_recipe(config_class, recipe) if recipe else {}
+    description = inspect.getdoc(config_class)
     parsed: Any = tyro.cli(
-        _with_defaults(kind, defaults),
-        args=words,
+        _parser_class(config_class, defaults),
+        args=argv,
         prog=prog,
-        description=description,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+        description=f"{description}\n\nExample:\n  {example}",
+        config=(tyro.conf.FlagCreatePairsOff,),
     )
-    return kind(**{field.name: getattr(parsed, field.name) for field in dataclasses.fields(kind)})
+    fields = dataclasses.fields(config_class)
+    return config_class(**{field.name: getattr(parsed, field.name) for field in fields})
 
 
-def _recipe_in(words: list[str]) -> str | None:
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    finder.add_argument("--recipe")
+def _find_recipe_flag(argv: list[str]) -> str | None:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--recipe")
     try:
-        return typing.cast("str | None", finder.parse_known_args(words)[0].recipe)
+        return typing.cast("str | None", parser.parse_known_args(argv)[0].recipe)
     except argparse.ArgumentError:
-        return None  # tyro words the complaint
+        return None  # `--recipe` without a value: tyro reports it
 
 
-def _with_defaults(kind: type[C], defaults: dict[str, Any]) -> type:
-    """The configuration class as tyro reads it: positional where marked, the recipe's values as defaults."""
-    namespace: dict[str, Any] = {
-        "__doc__": kind.__doc__,
-        "__module__": kind.__module__,
-        "__annotations__": {},
-    }
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        positional = get_origin(hint) is Annotated and POSITIONAL in hint.__metadata__
-        bare: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
-        if bare in {str, str | None}:
-            bare = Annotated[bare, tyro.conf.arg(metavar=name.upper())]
-        namespace["__annotations__"][name] = (
-            Annotated[bare, tyro.conf.Positional] if positional else bare
-        )
-        if name in defaults:
-            namespace[name] = defaults[name]
-        elif kind.__dataclass_fields__[name].default is not dataclasses.MISSING:
-            namespace[name] = kind.__dataclass_fields__[name].default
-    return dataclasses.dataclass(frozen=True, kw_only=True)(type(kind.__name__, (kind,), namespace))
+def _parser_class(config_class: type[JobConfig], recipe: dict[str, Any]) -> type:
+    """Return a dataclass of the same fields for tyro, with the values of the recipe as defaults.
+
+    Its constructor does not validate: tyro would report a RequestError as a bug. The job's own
+    fields come first, so that --help shows them before those of every job.
+    """
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    help_texts = _field_docstrings(config_class)
+    fields: list[tuple[str, Any, Any]] = []
+    shared = {field.name for field in dataclasses.fields(JobConfig)}
+    for field in sorted(dataclasses.fields(config_class), key=lambda field: field.name in shared):
+        hint = hints[field.name]
+        is_positional = get_origin(hint) is Annotated and POSITIONAL in hint.__metadata__
+        field_type: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+
+        # Shown as --model MODEL; other types keep tyro's own, such as INT or {crop,pad,squash}.
+        is_text = field_type in {str, str | None, tuple[str, ...]}
+        metavar = field.name.upper() if is_text else None
+        argument = tyro.conf.arg(help=help_texts[field.name], metavar=metavar)
+        field_type = Annotated[field_type, argument]
+        if is_positional:
+            field_type = Annotated[field_type, tyro.conf.Positional]
+
+        default = dataclasses.field(default=recipe.get(field.name, field.default))
+        fields.append((field.name, field_type, default))
+    return dataclasses.make_dataclass(config_class.__name__, fields, frozen=True, kw_only=True)
+
+
+def _field_docstrings(config_class: type) -> dict[str, str]:
+    """Return the docstring below each field of a class and its bases, each as one line."""
+    docstrings = {}
+    for base in config_class.__mro__[:-1]:
+        (definition,) = ast.parse(inspect.getsource(base)).body
+        assert isinstance(definition, ast.ClassDef)
+        for statement, following in itertools.pairwise(definition.body):
+            match statement, following:
+                case (
+                    ast.AnnAssign(target=ast.Name(id=name)),
+                    ast.Expr(value=ast.Constant(value=str(text))),
+                ):
+                    docstrings[name] = " ".join(text.split())
+    return docstrings

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from afinar.config.jobs import IngestConfig, JobConfig, LabelConfig
+from afinar.config.base import JobConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
 from afinar.storage.open import normalize_uri
 from afinar.units.executor import RetryPolicy
 

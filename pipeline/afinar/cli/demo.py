@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from afinar.cli import ingest, label, train
 from afinar.cli.arguments import parse
 from afinar.cli.run_folder import table
-from afinar.config.jobs import POSITIONAL, IngestConfig, JobConfig, LabelConfig, TrainConfig
+from afinar.config.base import POSITIONAL, JobConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
+from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
 from afinar.storage.open import normalize_uri, open_store
 

@@ -7,8 +7,7 @@ from typing import Any
 from afinar.cli.arguments import parse
 from afinar.cli.deferred_executor import DeferredExecutor
 from afinar.cli.run_folder import as_json, table
-from afinar.config.checks import check_forget
-from afinar.config.jobs import ForgetConfig
+from afinar.config.forget import ForgetConfig
 
 EXAMPLE = "afinar forget dataset/ cats/0001.jpg s3://bucket/pictures/cats/0002.jpg"
 
@@ -16,7 +15,6 @@ EXAMPLE = "afinar forget dataset/ cats/0001.jpg s3://bucket/pictures/cats/0002.j
 def configure(words: list[str]) -> ForgetConfig:
     """Parse and check."""
     config = parse(ForgetConfig, words, "afinar forget", EXAMPLE)
-    check_forget(config)
     return config
 
 

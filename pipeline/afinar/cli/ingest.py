@@ -7,8 +7,7 @@ from typing import Any
 from afinar.cli.arguments import parse
 from afinar.cli.deferred_executor import DeferredExecutor
 from afinar.cli.run_folder import as_json, format_counts, new_run, record_run, table
-from afinar.config.checks import check_ingest
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.units.progress import limiting_stage
 
 EXAMPLE = "afinar ingest pictures/ dataset/ --size 224 --split 0.7,0.15,0.15"
@@ -17,7 +16,6 @@ EXAMPLE = "afinar ingest pictures/ dataset/ --size 224 --split 0.7,0.15,0.15"
 def configure(words: list[str]) -> IngestConfig:
     """Parse and check."""
     config = parse(IngestConfig, words, "afinar ingest", EXAMPLE)
-    check_ingest(config)
     return config
 
 

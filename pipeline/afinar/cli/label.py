@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from afinar.cli.arguments import parse
 from afinar.cli.deferred_executor import DeferredExecutor
 from afinar.cli.run_folder import as_json, format_counts, new_run, record_run, table
-from afinar.config.checks import check_label
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.errors import ShortfallError
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ EXAMPLE = """afinar label archive/ predictions/ --model models/@champion
 def configure(words: list[str]) -> LabelConfig:
     """Parse and check."""
     config = parse(LabelConfig, words, "afinar label", EXAMPLE)
-    check_label(config)
     return config
 
 

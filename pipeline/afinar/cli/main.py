@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
-from afinar.config.jobs import JobConfig
+from afinar.config.base import JobConfig
 from afinar.errors import AfinarError
 from afinar.logs import configure_logging
 

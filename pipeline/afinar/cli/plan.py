@@ -6,8 +6,8 @@ from typing import Any
 
 from afinar.cli.arguments import parse
 from afinar.cli.run_folder import as_json, format_counts, size, table
-from afinar.config.checks import check_ingest, check_label
-from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
 from afinar.units.progress import format_duration
 
@@ -24,13 +24,11 @@ def configure(words: list[str]) -> IngestConfig | LabelConfig:
             f"afinar plan {words[0]}: write afinar plan ingest or afinar plan label, with the words of that job"
         )
     config = parse(IngestConfig, words[1:] or ["--help"], "afinar plan ingest", EXAMPLE)
-    check_ingest(config)
     return config
 
 
 def _configure_label(words: list[str]) -> LabelConfig:
     config = parse(LabelConfig, words, "afinar plan label", LABEL_EXAMPLE)
-    check_label(config)
     if config.predictions == "-":
         raise RequestError("one picture needs no plan: name where PREDICTIONS would go")
     return config

@@ -8,7 +8,7 @@ import time
 import uuid
 from typing import Any
 
-from afinar.config.jobs import JobConfig, as_dict
+from afinar.config.base import JobConfig, as_dict
 from afinar.storage.open import open_store
 
 

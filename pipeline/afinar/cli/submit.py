@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afinar.cli.run_folder import table
-from afinar.config.jobs import NAMED_WEIGHTS, POSITIONAL, JobConfig
+from afinar.config.base import POSITIONAL, JobConfig
+from afinar.config.train import NAMED_WEIGHTS
 from afinar.errors import RequestError
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import Any
 
 from afinar.cli.arguments import parse
 from afinar.cli.run_folder import new_run, table
-from afinar.config.checks import check_train
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.models.networks.catalogue import require_backbone
 from afinar.models.registry.versions import ModelVersion
 
@@ -18,7 +17,6 @@ EXAMPLE = "afinar train dataset/ models/ --backbone resnet18 --regime full --epo
 def configure(words: list[str]) -> TrainConfig:
     """Parse and check."""
     config = parse(TrainConfig, words, "afinar train", EXAMPLE)
-    check_train(config)
     require_backbone(config.backbone)
     return config
 

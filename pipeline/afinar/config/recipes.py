@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from afinar.config.jobs import JobConfig
+from afinar.config.base import JobConfig
 from afinar.errors import RequestError
 
 C = TypeVar("C", bound=JobConfig)

@@ -6,7 +6,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from afinar.config.jobs import StoreKind
+from afinar.config.ingest import StoreKind
 
 OUTCOMES: Final = pa.schema(
     [

@@ -21,7 +21,7 @@ from ray.train.v2.api.config import (
     ScalingConfig,
 )  # ray.train's own names, with their types
 
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.errors import AfinarError, RequestError, ShortfallError, StorageError
 from afinar.execution.failures import root_cause
 from afinar.execution.session import (

@@ -9,7 +9,7 @@ import torch
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from afinar.config.jobs import Precision
+from afinar.config.base import Precision
 from afinar.models.networks.network import Network
 from afinar.models.networks.precision import use_bfloat16
 from afinar.models.registry.golden import (

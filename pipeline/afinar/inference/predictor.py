@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from afinar.config.jobs import Precision
+from afinar.config.base import Precision
 from afinar.inference.optimize import fast
 from afinar.models.networks.network import prepare
 from afinar.models.registry.bundle import load_network

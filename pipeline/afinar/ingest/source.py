@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from afinar.config.checks import parse_extensions, parse_split
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.errors import RequestError
 from afinar.sources.annotations import annotate
 from afinar.sources.listing import classes_of, list_pictures
@@ -18,8 +17,8 @@ def list_source(config: IngestConfig) -> tuple[pa.Table, list[str]]:
     Raises RequestError where it could not serve: no pictures, tables that contradict themselves, one class only.
     """
     source = normalize_uri(config.source)
-    listing = list_pictures(source, parse_extensions(config.extensions))
-    by_folder = parse_split(config.split) is None
+    listing = list_pictures(source, config.endings)
+    by_folder = config.split_shares is None
     done = annotate(
         listing, source, labels=config.labels, split_by_folder=by_folder, group=config.group
     )

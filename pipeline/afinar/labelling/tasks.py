@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, Final
 
-from afinar.config.jobs import Precision
+from afinar.config.base import Precision
 from afinar.labelling.source import Source
 from afinar.pictures.preprocessing import StoredView
 from afinar.predictions.columns import NO_OPTIONAL_COLUMNS, OptionalColumns

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.predictions.manifest import PREDICTIONS
 
 _TOP_K: Final = 5

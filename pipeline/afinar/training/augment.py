@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from afinar.config.checks import Augmentation
+from afinar.config.augmentation import Augmentation
 
 SampleRng = Callable[[str], Tensor]
 """Name of a quantity → float32 [n] in [0, 1), one number per picture."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from afinar.config.checks import Augmentation
+from afinar.config.augmentation import Augmentation
 from afinar.dataset.reader import Dataset
 from afinar.models.networks.network import Network, forward_batch, prepare
 from afinar.pictures.preprocessing import InputView

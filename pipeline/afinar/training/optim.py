@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
-from afinar.config.jobs import Schedule, TrainConfig
+from afinar.config.train import Schedule, TrainConfig
 
 _RATES: dict[str, dict[str, float]] = {
     "adamw": {"frozen": 1e-2, "last": 5e-4, "full": 5e-4, "scratch": 1e-3},
@@ -23,7 +23,7 @@ _MOMENTUM = 0.9
 
 def peak_rate(config: TrainConfig) -> float:
     """`--learning-rate`, or what suits optimiser and regime."""
-    return config.learning_rate or _RATES[config.optimizer][config.regime.partition(":")[0]]
+    return config.learning_rate or _RATES[config.optimizer][config.regime_kind]
 
 
 def lr_at_step(schedule: Schedule, warmup: float, step: int, steps: int) -> float:

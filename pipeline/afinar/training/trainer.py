@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.errors import IntegrityError
 from afinar.storage.objects import ObjectRef
 from afinar.training.checkpoint import Checkpoints, TrainState

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from afinar.config.checks import parse_augment, trainable_stages
-from afinar.config.jobs import TrainConfig, as_dict
+from afinar.config.base import as_dict
+from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.models.networks.network import Network, build_network
 from afinar.models.networks.precision import use_bfloat16
@@ -56,7 +56,7 @@ def train(task: TrainTask, group: Group) -> TrainOutcome:
     samples = labelled_samples(dataset, task)
     check_batch_split(task, len(samples["train"]), group.size)
     network = _initial_network(task, group)
-    freeze(network, trainable_stages(config.regime))
+    freeze(network, config.trainable_stages)
     module, inputs = _inputs(task, network, dataset, samples, group)
     steps = config.epochs * steps_per_epoch(len(samples["train"]), config.batch_size)
     descent = Optimizer(
@@ -130,7 +130,7 @@ def _inputs(
     """What is trained and what it is fed: the network on pixels; or the classifier on features, which are computed
     once where the backbone is frozen and no picture looks different the next time."""
     config = task.config
-    augment = parse_augment(config.augment, config.regime)
+    augment = config.augmentation
     pixels = PixelInputs(dataset, task.input_view, augment, config.seed, group.device)
     if config.regime != "frozen" or augment.any:
         return network, pixels

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import psutil
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
 from afinar.ingest.driver import Ingest

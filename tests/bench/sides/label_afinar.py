@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
 from afinar.labelling.driver import Labelling

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.training.loading import ShardWindows, load
 from afinar.training.sampler import epoch_order, global_batches

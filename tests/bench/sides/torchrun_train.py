@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.training.distributed import Group
 from afinar.training.task import plan_training
 from afinar.training.worker import train

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.models.networks.backbones import build_backbone, check_cut
 from afinar.models.networks.network import build_network, prepare
 from afinar.models.registry.versions import Architecture

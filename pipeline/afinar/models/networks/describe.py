@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from afinar.config.checks import trainable_stages
-from afinar.config.jobs import TrainConfig
+from afinar.config.train import TrainConfig
 from afinar.models.networks.backbones import check_cut, meta_device_context, trace
 from afinar.models.networks.catalogue import require_backbone
 from afinar.models.networks.network import build_network
@@ -39,7 +38,7 @@ def describe_network(config: TrainConfig, classes: int) -> dict[str, Any]:
     )
     with meta_device_context(config.backbone), torch.no_grad():
         network, whole = build_network(architecture)
-        freeze(network, trainable_stages(config.regime))
+        freeze(network, config.trainable_stages)
         stages = {node.name: stage for node, stage in node_stages(network.backbone).items()}
         nodes = list(_nodes(whole, stages, size))
     head = [parameter.numel() for parameter in network.classifier.parameters()]

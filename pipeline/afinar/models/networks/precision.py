@@ -1,6 +1,9 @@
-"""Which arithmetic a device is fast at."""
+"""Floating-point arithmetic: bfloat16 where a device is fast at it, and float32 without TF32."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -8,9 +11,33 @@ from afinar.config.jobs import Precision
 
 
 def use_bfloat16(precision: Precision, device: torch.device) -> bool:
-    """Whether to compute in bfloat16; `auto` does where the hardware multiplies it: Tensor Cores since Ampere, AMX."""
+    """Return True if a network is to compute in bfloat16.
+
+    With `auto` it does if the hardware multiplies bfloat16 matrices: GPUs since Ampere (Tensor
+    Cores), CPUs with AMX.
+    """
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.cpu._is_amx_tile_supported()
+
+
+@contextmanager
+def tf32_disabled(device: torch.device) -> Iterator[None]:
+    """Run convolutions of float32 tensors in float32 inside this context.
+
+    By default a GPU computes them in TF32, which has 10 bits of mantissa: an error of about 1e-3,
+    as much as the golden samples allow. The flag is process-wide, so it is restored at the end. On
+    other devices it has no effect and is not touched.
+    """
+    if device.type != "cuda":
+        yield
+        return
+
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

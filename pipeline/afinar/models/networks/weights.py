@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
-from afinar.config.jobs import NAMED_WEIGHTS
+from afinar.config.train import NAMED_WEIGHTS
 from afinar.errors import RequestError, StorageError
 from afinar.models.networks.custom_networks import remap_by_position
 from afinar.storage.objects import sha256

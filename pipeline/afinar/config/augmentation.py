@@ -1,0 +1,78 @@
+"""Augmentation of training pictures, as `--augment` describes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final
+
+from afinar.errors import RequestError
+
+_FLIPS: Final = ("flip", "flip_vertical")
+_LIMITS: Final = {
+    "rotate": 180.0,
+    "shear": 60.0,
+    "shift": 1.0,
+    "zoom": 0.9,
+    "brightness": 1.0,
+    "contrast": 1.0,
+    "saturation": 1.0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Ranges of the random changes to a training picture; 0 or False means no such change.
+
+    `rotate` and `shear` are in degrees, drawn from -value to +value. `shift` is a share of the
+    picture's side, drawn alike. The others draw a factor from 1 - value to 1 + value.
+    """
+
+    flip: bool = False
+    flip_vertical: bool = False
+    rotate: float = 0.0
+    shift: float = 0.0
+    zoom: float = 0.0
+    shear: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+
+    @property
+    def any(self) -> bool:
+        """True if there is at least one change."""
+        return self != Augmentation()
+
+
+def parse_augment(spec: str, regime: str) -> Augmentation:
+    """Parse the value of `--augment`. Raises RequestError that names the wrong part.
+
+    Example: "rotate:40,flip" gives Augmentation(rotate=40.0, flip=True).
+    """
+    if spec == "auto":
+        return Augmentation(flip=regime != "frozen")
+
+    changes: dict[str, Any] = {}
+    for part in [] if spec == "none" else spec.split(","):
+        name, _, amount = (piece.strip() for piece in part.partition(":"))
+        field = name.replace("-", "_")
+        if field in _FLIPS and not amount:
+            changes[field] = True
+        else:
+            changes[field] = _parse_amount(field, amount, part)
+    return Augmentation(**changes)
+
+
+def _parse_amount(field: str, amount: str, part: str) -> float:
+    try:
+        value = float(amount)
+    except ValueError:
+        value = math.nan
+
+    # NaN fails the comparison too.
+    if field not in _LIMITS or not 0 < value <= _LIMITS[field]:
+        ranges = ", ".join(f"{name}:0-{limit:g}" for name, limit in _LIMITS.items())
+        raise RequestError(
+            f"--augment {part!r}: choose from flip, flip-vertical, {ranges}, or `none`"
+        )
+    return value

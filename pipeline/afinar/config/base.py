@@ -1,0 +1,77 @@
+"""Base of the job configurations, and what several of them share."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from afinar.errors import RequestError
+
+POSITIONAL: Final = "positional"
+"""Marks a field that the command line takes by position."""
+
+LogFormat = Literal["text", "json"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+# Fields that change what a job logs and nothing that it writes: no run records them.
+_LOGGING_FIELDS: Final = ("verbose", "log_format")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig:
+    """Options of every job. Subclasses raise RequestError from their constructor for a wrong value."""
+
+    recipe: str | None = None
+    """TOML file whose keys are these flags, or the name of a recipe that ships with afinar
+    (`vgg16-fc2`). A flag on the command line overrides the recipe."""
+    address: str | None = None
+    """Ray cluster to run on. Default: RAY_ADDRESS; without it a local Ray is started."""
+    workers: int = 0
+    """Number of worker processes. 0: one per CPU core of the cluster (label: one per GPU if there
+    are GPUs; train: one per GPU, or two if there are none)."""
+    json: bool = False
+    """Print exactly one JSON object to stdout; everything else goes to stderr."""
+    verbose: bool = False
+    """Log debug messages too."""
+    log_format: LogFormat = "text"
+    """Format of the log on stderr: `text`, or `json` with one object per line."""
+
+
+def as_dict(config: JobConfig) -> dict[str, Any]:
+    """Return the fields that a run records, as JSON values: all but those that only concern the log."""
+    fields = dataclasses.asdict(config)
+    return {name: value for name, value in fields.items() if name not in _LOGGING_FIELDS}
+
+
+def fingerprint(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON. Raises TypeError for what JSON cannot hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise RequestError with `message` unless the condition holds."""
+    if not condition:
+        raise RequestError(message)
+
+
+def require_worker_count(config: JobConfig) -> None:
+    """Raise RequestError for a negative number of workers."""
+    require(
+        config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count"
+    )
+
+
+def parse_extensions(extensions: str) -> tuple[str, ...] | None:
+    """Return file name endings in lower case, with their dot; None for `all`.
+
+    Example: ".JPG, .png" gives (".jpg", ".png").
+    """
+    if extensions.strip().lower() == "all":
+        return None
+    endings = tuple(part.strip().lower() for part in extensions.split(",") if part.strip())
+    if not endings or not all(part.startswith(".") and len(part) > 1 for part in endings):
+        raise RequestError(f"--extensions {extensions!r}: give endings such as .jpg,.png, or `all`")
+    return endings

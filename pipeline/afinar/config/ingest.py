@@ -1,0 +1,109 @@
+"""Configuration of `afinar ingest`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Literal, NamedTuple
+
+from afinar.config.base import (
+    POSITIONAL,
+    JobConfig,
+    parse_extensions,
+    require,
+    require_worker_count,
+)
+from afinar.errors import RequestError
+
+Fit = Literal["crop", "pad", "squash"]
+StoreKind = Literal["pixels", "jpeg"]
+
+
+class SplitShares(NamedTuple):
+    """Shares of the samples in each split; they sum to 1."""
+
+    train: float
+    validation: float
+    test: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class IngestConfig(JobConfig):
+    """Convert a folder or an s3:// prefix of pictures to an Arrow dataset, or update that dataset."""
+
+    source: Annotated[str, POSITIONAL]
+    """Root of the pictures: a folder or s3://BUCKET/PREFIX."""
+    dataset: Annotated[str, POSITIONAL]
+    """Dataset to write or update: a folder or s3://BUCKET/PREFIX."""
+    labels: str = "folder"
+    """`folder`: the first folder below SOURCE is the label. `none`: pictures have no label. Or a CSV
+    or Parquet FILE with the columns uri (complete, or relative to SOURCE) and label."""
+    extensions: str = ".jpg,.jpeg,.png"
+    """File name endings to read, comma-separated, or `all`."""
+    split: str = "0.7,0.15,0.15"
+    """Shares of train, validation and test. The split of a picture is a function of its content (or
+    group) and of --seed. Or `folder`: the first folders below SOURCE are train, validation and test;
+    validation and test may be missing."""
+    group: str = ""
+    """CSV or Parquet FILE with the columns uri and group (a patient, a burst, a page). Pictures of
+    one group are always in the same split."""
+    seed: int = 0
+    """Seed of the split."""
+    size: int = 256
+    """Side of the stored square picture in pixels."""
+    fit: Fit = "crop"
+    """How to make a picture square: `crop` its centre, `pad` it with background, or `squash` it."""
+    store: StoreKind = "pixels"
+    """Content of the shards: `pixels` (memory-mapped, read without decoding) or `jpeg` (quality 95,
+    a fifth of the size)."""
+    max_reject_rate: float = 0.05
+    """Highest share of rejected pictures. Above it no version is published and the exit code is 1."""
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for a wrong value."""
+        require_worker_count(self)
+        require(8 <= self.size <= 4096, f"--size {self.size}: give a side between 8 and 4096 pixels")
+        require(
+            0 <= self.max_reject_rate <= 1,
+            f"--max-reject-rate {self.max_reject_rate}: give a share, 0 to 1",
+        )
+        # Reading the properties parses the strings.
+        _ = self.split_shares, self.endings
+
+        if self.labels not in {"folder", "none"}:
+            _require_table("--labels", self.labels, "`folder`, `none`, or ")
+        if self.group:
+            _require_table("--group", self.group, "")
+
+    @cached_property
+    def endings(self) -> tuple[str, ...] | None:
+        """File name endings to read, in lower case; None for all."""
+        return parse_extensions(self.extensions)
+
+    @cached_property
+    def split_shares(self) -> SplitShares | None:
+        """Shares of the splits; None if the folders below the source are the splits."""
+        if self.split == "folder":
+            return None
+
+        try:
+            train, validation, test = (float(part) for part in self.split.split(","))
+        except ValueError:
+            raise RequestError(
+                f"--split {self.split!r}: give three shares, such as 0.7,0.15,0.15, or `folder`"
+            ) from None
+
+        shares = SplitShares(train, validation, test)
+        if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+            raise RequestError(
+                f"--split {self.split!r}: shares must not be negative and must sum to 1"
+            )
+        return shares
+
+
+def _require_table(flag: str, value: str, alternatives: str) -> None:
+    require(
+        value.lower().endswith((".csv", ".parquet")),
+        f"{flag} {value!r}: give {alternatives}a table that ends in .csv or .parquet",
+    )

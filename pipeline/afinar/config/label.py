@@ -1,0 +1,95 @@
+"""Configuration of `afinar label`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+from afinar.config.base import (
+    POSITIONAL,
+    JobConfig,
+    Precision,
+    parse_extensions,
+    require,
+    require_worker_count,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig(JobConfig):
+    """Label every picture of a folder, a list or a dataset with a published model, or print the
+    classes of one picture."""
+
+    source: Annotated[str, POSITIONAL]
+    """Pictures to label: a folder or s3://BUCKET/PREFIX; a CSV or Parquet FILE with the column uri
+    (complete, or relative to the folder of FILE), of which every row is labelled; or a dataset made
+    by `afinar ingest`. With `-` as PREDICTIONS: one picture."""
+    predictions: Annotated[str, POSITIONAL]
+    """Prediction folder to write or continue: a folder or s3://BUCKET/PREFIX. `-`: print the classes
+    of one picture."""
+    model: str
+    """MODELS@champion or MODELS@VERSION (a number, or the id of a version)."""
+    extensions: str = ".jpg,.jpeg,.png"
+    """File name endings to read, comma-separated, or `all`."""
+    top_k: int = 5
+    """Number of best classes to keep per picture."""
+    scores: bool = False
+    """Also keep the probabilities of all classes, in the column `scores`. The manifest has their
+    order."""
+    features: bool = False
+    """Also keep the activations of the network at its cut, in the column `features`."""
+    abstain_below: float = 0.0
+    """Mark predictions below this probability as `abstained` and put them into review/ for people to
+    check. 0: none."""
+    single: bool = False
+    """Also write all rows of this model as one Parquet file, in single/."""
+    batch_size: int = 0
+    """Pictures per forward pass. 0: measured when there are 4,000 pictures or more, otherwise 8 on a
+    CPU and 64 on a GPU."""
+    precision: Precision = "auto"
+    """`float32`, `bfloat16`, or `auto`: bfloat16 if the hardware multiplies it (Tensor Cores, AMX,
+    AVX-512) and it reproduces the golden samples of the model."""
+    forecast: str = ""
+    """FILE that `afinar plan label --json` printed for this job. The summary then compares the
+    estimate with the time taken."""
+    retry_rejects: bool = False
+    """Try all pictures again that an earlier run rejected, not only those with transient errors."""
+    max_reject_rate: float = 1.0
+    """Highest share of rejected pictures. Above it the exit code is 1."""
+    unit_timeout_s: float = 3600.0
+    """Replace a worker that spends this many seconds on a unit of 512 pictures (scaled to the size
+    of the unit, at least 60 s). Shortened to 20 times the slowest unit so far."""
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for a wrong value."""
+        require_worker_count(self)
+        require(self.top_k >= 1, f"--top-k {self.top_k}: give at least 1")
+        require(self.batch_size >= 0, f"--batch-size {self.batch_size}: give a count, or 0")
+        require(
+            self.unit_timeout_s > 0,
+            f"--unit-timeout-s {self.unit_timeout_s:g}: give seconds above 0",
+        )
+        require(
+            0 <= self.abstain_below <= 1,
+            f"--abstain-below {self.abstain_below}: give a probability, 0 to 1",
+        )
+        for name in ("scores", "features", "abstain_below", "single"):
+            require(
+                not (self.is_one_picture and getattr(self, name)),
+                f"--{name.replace('_', '-')} needs a place for predictions: `-` only prints classes",
+            )
+        require(
+            "@" in self.model, f"--model {self.model!r}: write MODELS@champion or MODELS@VERSION"
+        )
+        _ = self.endings  # reading the property parses the string
+
+    @property
+    def is_one_picture(self) -> bool:
+        """True if the source is one picture whose classes are only printed."""
+        return self.predictions == "-"
+
+    @cached_property
+    def endings(self) -> tuple[str, ...] | None:
+        """File name endings to read, in lower case; None for all."""
+        return parse_extensions(self.extensions)

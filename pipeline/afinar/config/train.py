@@ -1,0 +1,208 @@
+"""Configuration of `afinar train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Final, Literal
+
+from afinar.config.augmentation import Augmentation, parse_augment
+from afinar.config.base import POSITIONAL, JobConfig, Precision, require
+from afinar.errors import RequestError
+
+NAMED_WEIGHTS: Final = frozenset({"imagenet", "package", "torchvision", "none"})
+"""Values of `--weights` that are neither a file nor a URI."""
+
+Head = Literal["linear", "mlp"]
+Pool = Literal["average", "flatten"]
+Output = Literal["softmax", "sigmoid"]
+Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
+Schedule = Literal["cosine", "linear", "constant"]
+ClassWeights = Literal["none", "balanced"]
+
+_MINIMA: Final = {
+    "workers": 0,
+    "epochs": 1,
+    "patience": 0,
+    "batch_size": 2,
+    "input_size": 0,
+    "hidden": 1,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "clip_norm": 0,
+    "window_mb": 1,
+    "checkpoint_steps": 0,
+    "keep_best": 1,
+    "min_workers": 0,
+    "cores_per_worker": 0,
+    "max_failures": 0,
+    "start_timeout_s": 1,
+}
+_SHARES_BELOW_1: Final = ("dropout", "warmup", "label_smoothing", "ema")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(JobConfig):
+    """Train a classifier on an ingested dataset and publish it as the next model version."""
+
+    dataset: Annotated[str, POSITIONAL] = ""
+    """Dataset made by `afinar ingest`."""
+    models: Annotated[str, POSITIONAL] = ""
+    """Folder or s3:// prefix that holds the history of this model."""
+    describe: bool = False
+    """Do not train: print the nodes of the backbone with their shapes, stages and parameters."""
+
+    backbone: str = "resnet18"
+    """Any torchvision classification network, `efficientnet_lite0`, or `small_cnn`."""
+    weights: str = "imagenet"
+    """Initial weights: `imagenet` (the first source available), `none`, `torchvision`, `package`, or
+    a file or URI, with `#sha256=…` if its hash must be verified."""
+    cut: str = "auto"
+    """Node at which the backbone is cut (`--describe` lists the nodes). `auto`: the input of its
+    classifier."""
+    pool: Pool = "average"
+    """How the activations at the cut become one vector: their spatial `average`, or `flatten`."""
+    head: Head = "linear"
+    """Classifier at the cut: one `linear` layer, or an `mlp` with one hidden layer."""
+    hidden: int = 256
+    """Width of the hidden layer of the mlp (ReLU)."""
+    dropout: float = 0.2
+    """Dropout after the hidden layer of the mlp."""
+    output: Output = "softmax"
+    """`softmax` over all classes (cross-entropy), or one `sigmoid` for two classes (binary
+    cross-entropy)."""
+    input_size: int = 0
+    """Side of the network's input in pixels. 0: the usual size of the backbone."""
+
+    regime: str = "full"
+    """What is trained: `frozen` (the head), `last:N` (the head and the last N stages), `full`
+    (everything), or `scratch` (everything, from random weights)."""
+    epochs: int = 10
+    """Passes over the training split."""
+    patience: int = 0
+    """Stop after this many epochs without improvement on the validation split. 0: never."""
+    batch_size: int = 32
+    """Samples per step, over all workers together. Each worker computes its share."""
+    optimizer: Optimizer = "adamw"
+    """`adamw`, `adam`, `sgd` (Nesterov momentum 0.9) or `rmsprop`."""
+    learning_rate: float = 0.0
+    """Peak learning rate. 0: a default for the optimizer and the regime."""
+    schedule: Schedule = "cosine"
+    """Learning rate after warm-up: `cosine` or `linear` decay to zero, or `constant`."""
+    warmup: float = 0.1
+    """Share of all steps in which the learning rate rises from zero."""
+    layer_decay: float = 1.0
+    """Learning rate of a stage, as a multiple of that of the next stage. 1: the same for all."""
+    weight_decay: float = 1e-4
+    """Weight decay; decoupled for adamw. Biases and normalization layers have none."""
+    label_smoothing: float = 0.0
+    """Share of the target probability that is spread over all classes."""
+    class_weights: ClassWeights = "none"
+    """`balanced`: weight the loss of a class by the inverse of its share of the training split."""
+    clip_norm: float = 0.0
+    """Clip the norm of the gradient to this value. 0: do not clip."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights; the average is evaluated and published.
+    0: no average."""
+    augment: str = "auto"
+    """Comma-separated: flip, flip-vertical, rotate:DEGREES, shift:SHARE, zoom:SHARE, shear:DEGREES,
+    brightness:SHARE, contrast:SHARE, saturation:SHARE; or `none`. `auto`: flip, but none for the
+    frozen regime, whose features are computed once."""
+    precision: Precision = "auto"
+    """`float32`, `bfloat16`, or `auto`: bfloat16 if the hardware multiplies it (Tensor Cores, AMX)."""
+    compile: bool = False
+    """Compile the network with torch.compile; worthwhile for long runs."""
+
+    window_mb: int = 4096
+    """Size of the window of shards within which samples are shuffled. Up to twice this much of
+    remote shards is cached."""
+    checkpoint_steps: int = 0
+    """Steps between checkpoints, in addition to one after every epoch. 0: only after epochs."""
+    keep_best: int = 1
+    """Number of epochs, the best on the validation split, whose weights stay in the run folder."""
+    min_workers: int = 0
+    """Continue with as few as this many workers when the cluster shrinks, and with up to --workers
+    when it grows. 0: always use all workers."""
+    cores_per_worker: int = 0
+    """CPU cores of each worker. 0: an equal share of the machine (one core beside a GPU)."""
+    max_failures: int = 3
+    """Number of failed workers or machines after which the job ends with an error."""
+    start_timeout_s: float = 600.0
+    """Seconds to wait for the cluster to provide the resources of the workers."""
+    audit: str = ""
+    """Folder to which each worker writes the sample ids of each of its steps, as evidence that every
+    sample was used once."""
+    seed: int = 0
+    """Seed of initial weights, sample order, dropout and augmentation."""
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for a wrong value. The catalogue of backbones checks `backbone`."""
+        self._check_ranges()
+        # Reading the properties parses the strings.
+        _ = self.trainable_stages, self.augmentation
+
+        require(
+            self.describe or bool(self.dataset and self.models),
+            "name the DATASET and where the MODELS go, or give --describe",
+        )
+        require(
+            self.regime in {"scratch", "full"} or self.weights != "none",
+            f"--regime {self.regime} with --weights none would train a head on random features; "
+            "give weights, or use --regime scratch",
+        )
+
+    def _check_ranges(self) -> None:
+        for name, minimum in _MINIMA.items():
+            value = getattr(self, name)
+            require(value >= minimum, f"--{name.replace('_', '-')} {value}: give at least {minimum}")
+        for name in _SHARES_BELOW_1:
+            value = getattr(self, name)
+            require(
+                0 <= value < 1,
+                f"--{name.replace('_', '-')} {value}: give a share from 0 to below 1",
+            )
+        require(
+            0 < self.layer_decay <= 1,
+            f"--layer-decay {self.layer_decay}: give a factor above 0, at most 1",
+        )
+
+        if self.min_workers:
+            require(
+                self.min_workers <= self.workers,
+                f"--min-workers {self.min_workers}: give --workers too, at least as many",
+            )
+            require(
+                self.checkpoint_steps > 0,
+                "--min-workers: when the cluster changes, training goes on from its newest "
+                "checkpoint: give --checkpoint-steps",
+            )
+
+    @property
+    def regime_kind(self) -> str:
+        """`frozen`, `last`, `full` or `scratch`."""
+        return self.regime.partition(":")[0]
+
+    @cached_property
+    def trainable_stages(self) -> int | None:
+        """Number of stages, from the end of the backbone, that are trained; None for all."""
+        if self.regime in {"full", "scratch"}:
+            return None
+        if self.regime == "frozen":
+            return 0
+
+        kind, _, count = self.regime.partition(":")
+        if kind != "last" or not count.isdecimal() or int(count) < 1:
+            raise RequestError(
+                f"--regime {self.regime!r}: choose frozen, last:N (such as last:2), full or scratch"
+            )
+        return int(count)
+
+    @cached_property
+    def augmentation(self) -> Augmentation:
+        """Random changes to training pictures."""
+        return parse_augment(self.augment, self.regime)
+
+    @property
+    def has_weights_file(self) -> bool:
+        """True if `weights` is a file or a URI."""
+        return self.weights not in NAMED_WEIGHTS
