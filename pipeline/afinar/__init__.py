@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from afinar.dataset.reader import open_dataset
     from afinar.inference.predictor import open_model
-    from afinar.predictions.manifest import open_predictions
+    from afinar.predictions.part_reader import open_predictions
 
 __all__ = ["__version__", "open_dataset", "open_model", "open_predictions"]
 __version__ = "0.1.0"
 
 _HOMES = {
     "open_dataset": "afinar.dataset.reader",
-    "open_predictions": "afinar.predictions.manifest",
+    "open_predictions": "afinar.predictions.part_reader",
     "open_model": "afinar.inference.predictor",
 }
 

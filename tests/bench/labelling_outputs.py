@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 import pyarrow.parquet as pq
-from afinar.predictions.manifest import open_predictions
+from afinar.predictions.part_reader import open_predictions
 
 from tests.bench.world import WrongBenchError
 

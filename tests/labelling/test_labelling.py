@@ -12,16 +12,17 @@ import numpy as np
 import pyarrow.dataset as pads
 import pytest
 from afinar import open_dataset, open_model, open_predictions
-from afinar.config.jobs import LabelConfig
-from afinar.errors import PictureError, RequestError, ShortfallError
+from afinar.config.label import LabelConfig
+from afinar.errors import RequestError, ShortfallError
 from afinar.labelling.driver import Labelling, LabelSummary
 from afinar.labelling.source import Folder
 from afinar.labelling.tasks import LabelSpec, LabelTask, make_labeller
 from afinar.models.registry.versions import publish_model
-from afinar.predictions import current as standing
-from afinar.predictions.gc import sweep
-from afinar.predictions.manifest import FOLDER
-from afinar.storage.commit import committed_units, latest
+from afinar.pictures.rejects import PictureError
+from afinar.predictions import current
+from afinar.predictions.gc import delete_superseded
+from afinar.predictions.manifest import read_manifest
+from afinar.storage.markers import committed_units
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
@@ -345,7 +346,7 @@ def test_a_sweep_leaves_alone_what_is_about_to_be_published(
 
     def after_a_rivals_sweep(self: Labelling, *rest: Any) -> bool:
         assert (
-            sweep(self.store, [f"{kind}/model={self.partition}" for kind in ("parts", "rejects")])
+            delete_superseded(self.store, [f"{kind}/model={self.partition}" for kind in ("parts", "rejects")])
             == []
         )
         return real(self, *rest)
@@ -363,8 +364,7 @@ def test_a_reader_meets_a_labelling_that_removes_what_it_superseded(
     out = str(tmp_path / "out")
     label(scans, out, trained)
     reader, store = open_predictions(out), open_store(out)
-    older = latest(store, FOLDER)
-    assert older is not None
+    older = read_manifest(store)
     for path in scans.glob("*.jpg"):
         path.write_bytes(path.read_bytes() + b"rewritten")
     label(scans, out, trained)
@@ -372,9 +372,11 @@ def test_a_reader_meets_a_labelling_that_removes_what_it_superseded(
         sha256(path.read_bytes()) for path in scans.glob("[01]*.jpg")
     }
     answers = iter([older])
-    monkeypatch.setattr(standing, "latest", lambda *place: next(answers, None) or latest(*place))
-    (name,) = older[1]["partitions"]
-    assert standing.read_published_rows(store, name).number == 2
+    monkeypatch.setattr(
+        current, "read_manifest", lambda store: next(answers, None) or read_manifest(store)
+    )
+    (name,) = older.partitions
+    assert current.read_published_rows(store, name).manifest.version == 2
 
 
 def test_a_removal_that_was_cut_short_is_finished_by_the_next_run(

@@ -18,21 +18,22 @@ import pytest
 import torch
 from afinar import open_dataset, open_model, open_predictions
 from afinar.cli.label import describe
-from afinar.config.checks import check_label
-from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
 from afinar.ingest.driver import Ingest
 from afinar.labelling import driver as job
 from afinar.labelling.driver import Labelling, LabelSummary
 from afinar.predictions import single_file as single
 from afinar.predictions.columns import OptionalColumns, partition_name
-from afinar.predictions.manifest import FOLDER, PREDICTIONS
+from afinar.predictions.manifest import FOLDER
 from afinar.predictions.review_queue import ReviewQueue, least_certain
+from afinar.predictions.schema import PREDICTIONS
 from afinar.report.review import review_page
 from afinar.storage.arrow import from_parquet
-from afinar.storage.commit import latest
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.storage.versions import latest
 from afinar.units.executor import InlineExecutor
 
 from tests.conftest import Trained, jpeg
@@ -181,7 +182,7 @@ def test_what_changes_a_row_is_in_the_partitions_name() -> None:
 
 def test_a_score_that_is_no_number_abstains() -> None:
     scores = np.array([[0.2, 0.8], [np.nan, np.nan], [0.4, 0.6]], dtype=np.float32)
-    columns = OptionalColumns(abstain_below=0.8).columns(scores, None)
+    columns = OptionalColumns(abstain_below=0.8).rows(scores, None)
     assert [row["abstained"] for row in columns] == [False, True, True], (
         "0.8 itself is not below 0.8"
     )
@@ -340,9 +341,7 @@ def test_a_single_file_of_no_rows_can_be_read(tmp_path: Path, trained: Trained) 
 
 def test_a_single_picture_takes_no_such_flags(tmp_path: Path) -> None:
     def check(**options: Any) -> None:
-        check_label(
-            LabelConfig(**{"source": "a.jpg", "predictions": "-", "model": "m@1", **options})
-        )
+        LabelConfig(**{"source": "a.jpg", "predictions": "-", "model": "m@1", **options})
 
     for options in ({"scores": True}, {"features": True}, {"abstain_below": 0.5}, {"single": True}):
         with pytest.raises(RequestError, match="only prints classes"):

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from afinar import open_dataset, open_model, open_predictions
-from afinar.config.jobs import IngestConfig, LabelConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
 from afinar.ingest.driver import Ingest
 from afinar.labelling.driver import Labelling, LabelSummary
@@ -20,10 +21,10 @@ from afinar.labelling.source import Folder, Shards, UriList, open_source
 from afinar.models.registry.versions import find_model
 from afinar.sources.uri_list import MISSING, list_named
 from afinar.storage.arrow import to_parquet
-from afinar.storage.commit import latest
 from afinar.storage.multi_store import MultiStore
 from afinar.storage.open import open_store
 from afinar.storage.store import ObjectInfo, Store
+from afinar.storage.versions import latest
 from afinar.units.executor import InlineExecutor
 
 from tests.conftest import Trained, jpeg
@@ -360,7 +361,7 @@ def test_pixels_serve_a_model_that_has_learned_from_jpegs(
     Ingest(IngestConfig(source=str(archive), dataset=dataset, size=64), InlineExecutor()).run()
     view = replace(find_model(trained.champion)[1].stored_view, store="jpeg")
     source = open_source(LabelConfig(source=dataset, predictions="-", model="-"), view)
-    from afinar.units.plan import even_sizes, is_up_to_date, iter_units, plan_units
+    from afinar.units.cut import even_sizes, is_up_to_date, iter_units, plan_units
 
     listing, _ = source.listing()
     plan = plan_units(

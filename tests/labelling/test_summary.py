@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +10,27 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from afinar import open_predictions
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.labelling.driver import Labelling, LabelSummary
-from afinar.labelling.run_report import Tally, find_baseline, update_source_stats
+from afinar.labelling.run_report import RunStats, SourceStats, find_baseline, update_source_stats
 from afinar.labelling.stats import (
     BINS,
-    CHANCE,
-    ENOUGH,
-    SHARES_LIMIT,
-    Answers,
+    CLASSES_LIMIT,
+    MIN_PICTURES,
+    SIGNIFICANCE_LEVEL,
     Baseline,
     Drift,
-    answers_of,
-    drift,
+    LabelStats,
+    count_labels,
+    detect_drift,
     earth_mover,
     permutation_p_value,
     total_variation,
 )
-from afinar.storage.commit import Record, latest
+from afinar.predictions.manifest import Partition, PredictionManifest
+from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
+from afinar.storage.versions import Record, latest
 from afinar.units.executor import InlineExecutor
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -37,18 +40,18 @@ from tests.conftest import Trained, jpeg
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def sampled(seed: int, pictures: int, shares: list[float], sureness: float = 8.0) -> Answers:
-    """Answers of a model that says class n with probability shares[n], at beta(sureness, 1) confidence."""
+def sampled(seed: int, pictures: int, shares: list[float], sureness: float = 8.0) -> LabelStats:
+    """LabelStats of a model that says class n with probability shares[n], at beta(sureness, 1) confidence."""
     generator = np.random.default_rng(seed)
     labels = generator.choice(
         [f"class {number}" for number in range(len(shares))], pictures, p=shares
     )
     scores = generator.beta(sureness, 1.0, pictures).astype(np.float32)
-    return answers_of(pa.table({"label": labels, "score": scores}))
+    return count_labels(pa.table({"label": labels, "score": scores}))
 
 
-def compared(before: Answers, now: Answers) -> Drift:
-    return drift(Baseline(before, "the previous run"), now)
+def compared(before: LabelStats, now: LabelStats) -> Drift:
+    return detect_drift(Baseline(before, "the previous run"), now)
 
 
 def test_answers_are_counted() -> None:
@@ -58,7 +61,7 @@ def test_answers_are_counted() -> None:
             "score": pa.array([1.0, 0.0, 0.51, 0.5], pa.float32()),
         }
     )
-    answers = answers_of(table)
+    answers = count_labels(table)
     assert answers.labels == {"a": 1, "b": 3}
     assert [place for place, count in enumerate(answers.histogram) for _ in range(count)] == [
         0,
@@ -67,9 +70,9 @@ def test_answers_are_counted() -> None:
         BINS - 1,
     ]
     assert answers.mean == pytest.approx(2.01 / 4)
-    assert Answers.of_dict(answers.as_dict()).as_dict() == answers.as_dict()
-    assert answers_of(table.slice(0, 0)) == Answers()
-    assert Answers().mean is None
+    assert LabelStats.from_dict(answers.as_dict()).as_dict() == answers.as_dict()
+    assert count_labels(table.slice(0, 0)) == LabelStats()
+    assert LabelStats().mean is None
 
 
 @given(SEEDS, st.integers(0, 40), st.integers(0, 40))
@@ -93,7 +96,7 @@ def test_what_is_drawn_again_from_the_same_pictures_has_not_drifted(
     shares = np.random.default_rng(seed).dirichlet(np.ones(classes)).tolist()
     found = compared(sampled(seed, before, shares), sampled(seed + 1, now, shares))
     assert not found.drifted, found.sentences
-    assert (found.classes is None) == (min(before, now) < ENOUGH)
+    assert (found.classes is None) == (min(before, now) < MIN_PICTURES)
 
 
 def test_chance_is_as_rare_as_it_says() -> None:
@@ -138,7 +141,7 @@ def test_a_model_that_is_less_sure_is_found(seed: int) -> None:
     )
 
 
-@given(SEEDS, st.integers(0, ENOUGH - 1), st.integers(1, 100_000))
+@given(SEEDS, st.integers(0, MIN_PICTURES - 1), st.integers(1, 100_000))
 def test_of_a_few_pictures_nothing_is_said(seed: int, few: int, many: int) -> None:
     one, other = sampled(seed, few, [1.0]), sampled(seed, many, [0.0, 1.0], 1.0)
     for before, now in ((one, other), (other, one)):
@@ -150,14 +153,14 @@ def test_of_a_few_pictures_nothing_is_said(seed: int, few: int, many: int) -> No
 
 def test_over_the_limit_by_chance_is_no_drift() -> None:
     before, now = (
-        Answers({"a": 50, "b": 50}, (0,) * 19 + (100,), 97.0),
-        Answers({"a": 62, "b": 38}, (0,) * 19 + (100,), 97.0),
+        LabelStats({"a": 50, "b": 50}, (0,) * 19 + (100,), 97.0),
+        LabelStats({"a": 62, "b": 38}, (0,) * 19 + (100,), 97.0),
     )
     found = compared(before, now)
     assert found.classes is not None
-    assert found.classes.distance == 0.12 > SHARES_LIMIT
+    assert found.classes.distance == 0.12 > CLASSES_LIMIT
     assert found.classes.chance is not None
-    assert found.classes.chance > CHANCE
+    assert found.classes.chance > SIGNIFICANCE_LEVEL
     assert not found.drifted
     assert "chance alone" in found.sentences[0]
 
@@ -184,51 +187,52 @@ def test_the_distances_are_those_of_their_definitions() -> None:
 
 def test_more_pictures_than_the_test_can_draw_from() -> None:
     huge = np.array([10**9, 2 * 10**9])
-    assert permutation_p_value(huge, huge[::-1], total_variation) <= CHANCE
+    assert permutation_p_value(huge, huge[::-1], total_variation) <= SIGNIFICANCE_LEVEL
 
 
 # --- what the manifest keeps
 
 
-def entry(source: str, version: int, run: Answers, standing: Answers) -> Record:
-    return {
-        "accounts": {
-            source: {"version": version, "run": run.as_dict(), "standing": standing.as_dict()}
-        }
-    }
+def partition(**accounts: SourceStats) -> Partition:
+    """A partition with statistics by source."""
+    objects = ObjectRef(path="lists/x.parquet", rows=0, bytes=0, sha256="0" * 64)
+    return Partition(
+        model="m@1", source="s", sources=["s"], objects=objects, rows=0, rejects=0, last_run={},
+        accounts={name: stats.as_dict() for name, stats in accounts.items()},
+    )  # fmt: skip
 
 
 def test_what_a_run_is_compared_with() -> None:
     night, archive, few = sampled(0, 500, [1.0]), sampled(1, 9000, [1.0]), sampled(2, 12, [1.0])
 
-    def before(partitions: Record, source: str = "s") -> Answers | None:
-        found = find_baseline({"partitions": partitions}, "new", source)
-        return Answers.of_dict(found.answers.as_dict()) if found else None
+    def before(partitions: dict[str, Partition], source: str = "s") -> LabelStats | None:
+        found = find_baseline(PredictionManifest(partitions=partitions), "new", source)
+        return LabelStats.from_dict(found.labels.as_dict()) if found else None
 
-    def same(one: Answers | None, other: Answers) -> bool:
+    def same(one: LabelStats | None, other: LabelStats) -> bool:
         return one is not None and one.as_dict() == other.as_dict()
 
-    assert find_baseline(None, "new", "s") is None
-    assert same(before({"new": entry("s", 3, night, archive)}), night), "the previous run"
-    assert same(before({"new": entry("s", 3, few, archive)}), archive), (
+    assert find_baseline(PredictionManifest(), "new", "s") is None
+    assert same(before({"new": partition(s=SourceStats(3, night, archive))}), night), "the previous run"
+    assert same(before({"new": partition(s=SourceStats(3, few, archive))}), archive), (
         "a run of twelve says nothing"
     )
-    assert before({"new": entry("s", 3, night, archive)}, "another source") is None
-    older, newer = entry("s", 3, night, night), entry("s", 8, few, archive)
+    assert before({"new": partition(s=SourceStats(3, night, archive))}, "another source") is None
+    older, newer = partition(s=SourceStats(3, night, night)), partition(s=SourceStats(8, few, archive))
     assert same(before({"old": older, "newer": newer}), archive), (
         "another model: all that it had said"
     )
-    assert before({"old": {"model": "of before there were accounts"}}) is None
+    assert before({"old": partition()}) is None, "written before there were statistics"
 
 
 def test_a_picture_of_two_sources_is_taken_from_the_one_that_is_labelled() -> None:
     one, other = (
-        Answers({"a": 3, "b": 1}, (4,) + (0,) * 19, 0.04),
-        Answers({"a": 2}, (2,) + (0,) * 19, 0.02),
+        LabelStats({"a": 3, "b": 1}, (4,) + (0,) * 19, 0.04),
+        LabelStats({"a": 2}, (2,) + (0,) * 19, 0.02),
     )
-    first = update_source_stats(None, "s", 1, one, Answers(), one)
+    first = update_source_stats(None, "s", 1, one, LabelStats(), one)
     second = update_source_stats(
-        {"accounts": first}, "t", 2, other, Answers({"a": 1}, (1,) + (0,) * 19, 0.01), other
+        replace(partition(), accounts=first), "t", 2, other, LabelStats({"a": 1}, (1,) + (0,) * 19, 0.01), other
     )
     assert second["s"]["standing"]["labels"] == {"a": 2, "b": 1}
     assert second["t"]["standing"]["labels"] == {"a": 2}
@@ -241,7 +245,7 @@ def test_rejects_are_counted_with_a_few_examples() -> None:
         {"uri": f"{number}.jpg", "reason": "empty" if number % 3 else "corrupt", "detail": "x"}
         for number in range(30)
     ]
-    tally = Tally()
+    tally = RunStats()
     for part in (rows[:4], rows[4:]):
         tally.add_rejects(pa.Table.from_pylist(part))
     assert tally.reasons == {"empty": 20, "corrupt": 10}
@@ -326,11 +330,11 @@ def test_what_stands_is_what_a_reader_finds(tmp_path: Path, trained: Trained) ->
     (source / "5.jpg").write_bytes(b"no picture any more")
     summary = label(source, out, trained.champion)
     assert (summary.labelled, summary.rejected, summary.skipped) == (3, 1, 56)
-    found = answers_of(open_predictions(out).table)
-    kept = Answers.of_dict(standing(out)["standing"])
+    found = count_labels(open_predictions(out).table)
+    kept = LabelStats.from_dict(standing(out)["standing"])
     assert (kept.labels, kept.histogram) == (found.labels, found.histogram)
     assert kept.score_sum == pytest.approx(found.score_sum, abs=1e-3)
-    assert Answers.of_dict(standing(out)["run"]).pictures == 3
+    assert LabelStats.from_dict(standing(out)["run"]).pictures == 3
 
 
 def test_another_model_is_compared_with_all_that_the_one_before_it_said(

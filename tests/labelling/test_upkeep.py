@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from afinar import open_predictions
 from afinar.cli.main import main
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.labelling.driver import Labelling
-from afinar.predictions.gc import collect, current_record, verify
+from afinar.predictions.gc import collect, require_manifest, verify
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.units.executor import InlineExecutor
-from afinar.units.plan import stored_plans
+from afinar.units.plans import stored_plans
 
 from tests.conftest import Trained, jpeg
 
@@ -67,19 +67,19 @@ def test_what_counts_is_whole_and_stays(scans: Path, location: str, trained: Tra
     withdrawn, removed = collect(store, 0, drop_plans=False)
     assert (withdrawn, set(removed)) == ([], strays | units)
     assert names(store) == before - set(removed)
-    for partition in current_record(store)[1]["partitions"]:
+    for partition in require_manifest(store).partitions:
         assert len(open_predictions(location, partition).table) == 99
-    number, record = current_record(store)
-    read, damage = verify(store, record)
-    assert (number, damage) == (2, [])
-    assert read == sum(
+    manifest = require_manifest(store)
+    verification = verify(store, manifest)
+    assert (manifest.version, verification.damaged) == (2, [])
+    assert verification.read == sum(
         name.startswith(("parts/model", "rejects/", "lists/")) for name in names(store)
     )
     assert collect(store, 1, drop_plans=False)[0] == [1]
     assert len(open_predictions(location).rejects) == 1
     store.delete(next(name for name in names(store) if name.startswith("parts/model=1-")))
-    ((broken),) = verify(store, record)[1]
-    assert broken.partitions in ([name] for name in record["partitions"])
+    (broken,) = verify(store, manifest).damaged
+    assert broken.needed_by in ([name] for name in manifest.partitions)
 
 
 def test_an_interrupted_run_keeps_what_it_did_until_it_is_given_up(
@@ -113,7 +113,7 @@ def test_parts_that_went_before_their_markers_are_not_taken_for_done(
         store.delete(info.name)
     label(scans, out, trained)
     assert len(open_predictions(out).table) == 99
-    assert verify(store, current_record(store)[1])[1] == []
+    assert verify(store, require_manifest(store)).damaged == []
 
 
 def answer(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, Any]]:

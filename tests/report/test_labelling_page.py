@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from afinar.labelling.run_report import Account, Tally
-from afinar.labelling.stats import BINS, Answers, Baseline
+from afinar.labelling.run_report import RunReport, RunStats
+from afinar.labelling.stats import BINS, Baseline, LabelStats
 from afinar.report.labelling import LabelRun, label_page
 
 from tests.report.test_page import NASTY, Reader
@@ -20,20 +20,20 @@ def histogram(**bins: int) -> tuple[int, ...]:
     return tuple(bins.get(f"b{place}", 0) for place in range(BINS))
 
 
-NOW = Answers({NASTY: 300, "rust": 600}, histogram(b19=600, b10=300), 735.0)
-THEN = Answers({"rust": 400, "slate": 400}, histogram(b19=800), 780.0)
+NOW = LabelStats({NASTY: 300, "rust": 600}, histogram(b19=600, b10=300), 735.0)
+THEN = LabelStats({"rust": 400, "slate": 400}, histogram(b19=800), 780.0)
 EXAMPLE = {"uri": f"/archive/{NASTY}.jpg", "reason": "corrupt", "detail": NASTY}
 
 
-def run_of(before: Baseline | None, answers: Answers = NOW, **more: Any) -> LabelRun:
-    tally = Tally(answers, Counter({"corrupt": 2}), {"corrupt": [EXAMPLE]})
+def run_of(before: Baseline | None, answers: LabelStats = NOW, **more: Any) -> LabelRun:
+    tally = RunStats(answers, Counter({"corrupt": 2}), {"corrupt": [EXAMPLE]})
     summary = {
         "predictions": f"/out/{NASTY}", "model": "/models@3-abc", "listed": 1003, "labelled": answers.pictures,
         "rejected": 3, "skipped": 1000 - answers.pictures, "rejects_by_reason": {"corrupt": 2, "empty": 1},
         "images_per_second": 120.0, "seconds": 95.0, "stages": {"decode": 30.0, "forward": 60.0}, "notes": [NASTY],
         **more,
     }  # fmt: skip
-    account = Account(tally, before)
+    account = RunReport(tally, before)
     return LabelRun(
         run="20260101T000000Z-abc",
         source=f"/{NASTY}",
@@ -123,14 +123,14 @@ def test_a_first_run_is_compared_with_nothing() -> None:
 
 
 def test_a_run_of_rejects_alone_has_a_page() -> None:
-    run = run_of(Baseline(THEN, "the previous run"), Answers(), stages={})
+    run = run_of(Baseline(THEN, "the previous run"), LabelStats(), stages={})
     text = text_of(label_page(run))
     assert "No picture was labelled" not in text, (
         "the classes that were there before are shown as gone"
     )
     assert "Nothing was labelled, so there is nothing to compare" in text
     assert "How sure it was" not in text
-    first = replace(run, account=Account(Tally(), None))
+    first = replace(run, account=RunReport(RunStats(), None))
     assert "No picture was labelled" in text_of(label_page(first))
 
 

@@ -16,7 +16,7 @@ from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset
 from afinar.evaluation.comparison import RunResult, read_run
 from afinar.ingest.driver import Ingest
-from afinar.predictions.manifest import REJECTS
+from afinar.predictions.schema import REJECTS
 from afinar.report.page import LabelledArchive, comparison_page, run_page
 from afinar.storage.open import open_store
 from afinar.training.distributed import Group

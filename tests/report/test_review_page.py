@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from afinar.predictions.manifest import PREDICTIONS
+from afinar.predictions.schema import PREDICTIONS
 from afinar.predictions.review_queue import ReviewQueue
 from afinar.report.review import review_page
 from afinar.storage.open import open_store

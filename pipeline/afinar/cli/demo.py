@@ -171,7 +171,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _promote_best(folder: Path, trained: dict[str, dict[str, Any]]) -> str:
-    from afinar.models.registry.versions import promote
+    from afinar.models.registry.aliases import promote
 
     def validation(regime: str) -> tuple[float, float]:
         score = trained[regime]["metrics"]["val"]
@@ -193,7 +193,7 @@ def _report(
     truth: dict[str, str],
 ) -> Path:
     from afinar.dataset.reader import open_dataset
-    from afinar.predictions.manifest import open_predictions
+    from afinar.predictions.part_reader import open_predictions
     from afinar.report.page import LabelledArchive, comparison_page
 
     predictions = open_predictions(str(folder / "predictions"))

@@ -58,7 +58,7 @@ def _record(
     summary = as_json(labelling.summary) if labelling.summary else {}
     if forecast:
         summary["forecast"] = forecast_error(forecast, summary)
-    if labelling.account and summary:
+    if labelling.report and summary:
         from afinar.report.labelling import LabelRun, label_page
         from afinar.storage.open import open_store
 
@@ -67,7 +67,7 @@ def _record(
         page = label_page(
             LabelRun(
                 run=run, source=labelling.source.uri, partition=labelling.partition, summary=summary,
-                account=labelling.account,
+                account=labelling.report,
             )
         )  # fmt: skip
         store.put_if_absent(f"runs/{run}/report.html", page.encode())

@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.config.jobs import LabelConfig, fingerprint
+from afinar.config.base import fingerprint
+from afinar.config.label import LabelConfig
 from afinar.errors import NotFoundError, ShortfallError
 from afinar.labelling.run_report import (
-    Account,
-    Tally,
+    RunReport,
+    RunStats,
     find_baseline,
-    read_tally,
+    read_stats,
     update_source_stats,
 )
 from afinar.labelling.source import open_source
@@ -35,41 +36,27 @@ from afinar.labelling.tasks import (
     preprocessing_for,
 )
 from afinar.models.registry.versions import find_model
+from afinar.pictures.rejects import exceeds_budget
 from afinar.predictions.columns import optional_columns, partition_name
 from afinar.predictions.current import PublishedRows, read_published_rows
 from afinar.predictions.exports import Exports
-from afinar.predictions.gc import sweep
-from afinar.predictions.manifest import (
-    FOLDER,
-    FORMAT,
-    SCHEMAS,
-    Part,
-    object_folder,
-    put_parts,
-)
+from afinar.predictions.gc import delete_superseded
+from afinar.predictions.manifest import Part, Partition, publish_manifest, put_parts
 from afinar.predictions.review_queue import PageRenderer
-from afinar.storage.commit import (
-    Record,
-    committed_units,
-    new_owner,
-    probe_conditional_put,
-    publish,
-    read_markers,
-)
+from afinar.predictions.schema import SCHEMAS, object_folder
+from afinar.storage.markers import committed_units, read_markers
 from afinar.storage.open import normalize_uri, open_store
-from afinar.units.executor import Executor, RetryPolicy
-from afinar.units.plan import (
+from afinar.storage.versions import Record, new_owner, probe_conditional_put
+from afinar.units.cut import (
     count_pending,
-    interrupted_plan,
-    is_stored,
     is_up_to_date,
     iter_units,
     plan_units,
-    retire_plan,
-    store_plan,
     tapered_sizes,
     unit_names,
 )
+from afinar.units.executor import Executor, RetryPolicy
+from afinar.units.plans import Plan, delete_plan, is_stored, load_plan, store_plan
 from afinar.units.progress import ProgressReporter
 
 logger = logging.getLogger(__name__)
@@ -120,7 +107,7 @@ class Labelling:
         self.identity = fingerprint([self.source.uri, self.partition, config.extensions])[:8]
         self.notes: list[str] = []
         self.owner = new_owner()
-        self.account: Account | None = None  # of what this run published
+        self.report: RunReport | None = None  # of what this run published
         self.summary: LabelSummary | None = None  # also of a run that ends over its reject budget
         self._stages: dict[str, float] = {}
 
@@ -134,27 +121,29 @@ class Labelling:
         name = f"plans/{self.identity}.parquet"
         while True:
             state = read_published_rows(self.store, self.partition)
-            plan = interrupted_plan(self.store, name)
-            if plan is not None and not self.source.still_has(plan):
+            plan = load_plan(self.store, name)
+            if plan is not None and not self.source.still_has(plan.table):
                 logger.info("it names what is gone from its source; planning anew")
-                retire_plan(self.store, name, plan)
+                delete_plan(self.store, plan)
                 plan = None
             resumed = plan is not None
             if plan is None:
-                plan = self._plan(name, state)
-            if plan.column("unit").null_count == len(plan):
-                summary = summary or self._nothing(plan, state)
-                break
-            run, pictures = self._label(plan)
+                table = self.planned(state)
+                if table.column("unit").null_count == len(table):
+                    summary = summary or self._nothing(table, state)
+                    break
+                probe_conditional_put(self.store)
+                plan = store_plan(self.store, name, table)
+            run, pictures = self._label(plan.table)
             units, read = units + run, read + pictures
-            published = self._publish(plan, name)
+            published = self._publish(plan)
             if published is None:
                 logger.info(
                     "another run of the same command has published this; looking at the source again"
                 )
                 continue
             summary = published
-            retire_plan(self.store, name, plan)
+            delete_plan(self.store, plan)
             self._sweep()
             if not resumed:
                 break
@@ -172,8 +161,8 @@ class Labelling:
     def _make_on_request(self, summary: LabelSummary) -> None:
         made = Exports(
             store=self.store, partition=self.partition, config=self.config, classes=self.version.classes,
-            gallery=self.gallery,
-        ).make()  # fmt: skip
+            render_page=self.gallery,
+        ).write()  # fmt: skip
         summary.single, summary.review, summary.abstained = made.single, made.review, made.abstained
         summary.notes += made.notes
 
@@ -188,17 +177,10 @@ class Labelling:
         """The source as it is now, and what of it is to be labelled beside what stands. Writes nothing."""
         listing, self.notes = self.source.listing()
         known = state.known(self.config.retry_rejects)
-        identity = f"{self.model}:{self.partition}:{state.number + 1}"
+        identity = f"{self.model}:{self.partition}:{state.manifest.version + 1}"
         return plan_units(
             listing, is_up_to_date(listing, known), identity, partial(tapered_sizes, UNIT_PICTURES)
         )
-
-    def _plan(self, name: str, state: PublishedRows) -> pa.Table:
-        plan = self.planned(state)
-        if plan.column("unit").null_count < len(plan):
-            probe_conditional_put(self.store)
-            return store_plan(self.store, name, plan)
-        return plan
 
     def _label(self, plan: pa.Table) -> tuple[int, int]:
         """Run the plan's units that no earlier run committed; how many those were, and their pictures."""
@@ -235,106 +217,91 @@ class Labelling:
             precision=self.config.precision, pictures=pictures, extras=optional_columns(self.config),
         )  # fmt: skip
 
-    def _publish(self, plan: pa.Table, name: str) -> LabelSummary | None:
+    def _publish(self, plan: Plan) -> LabelSummary | None:
         """Publish the plan's answers on top of whatever is current, a rival's manifest included.
 
         None when a twin has published and retired this plan: its answers may be superseded already.
         """
-        units = unit_names(plan)
+        units = plan.units
         try:
             markers = read_markers(self.store, units)
-            new = [
-                Part(kind, marker.unit, ref)
-                for marker in markers
-                for kind, ref in marker.objects.items()
-            ]
-            tally = read_tally(self.store, new)
+            new = [Part(kind, ref) for marker in markers for kind, ref in marker.objects.items()]
+            stats = read_stats(self.store, new)
         except NotFoundError:
-            if is_stored(self.store, name, plan):
+            if is_stored(self.store, plan):
                 raise
             return None
-        fresh = plan.filter(pc.is_valid(plan.column("unit"))).column("uri")
+        fresh = plan.table.filter(pc.is_valid(plan.table.column("unit"))).column("uri")
         for _ in range(_ATTEMPTS):
             state = read_published_rows(self.store, self.partition)
-            if not is_stored(
-                self.store, name, plan
-            ):  # looked at after the state: what comes later makes ours lose
+            if not is_stored(self.store, plan):  # looked at after the state: what comes later makes ours lose
                 return None
-            gone = Tally()
-            kept = state.parts_without(self.store, fresh, units[0], gone.add_answers)
-            summary = self._summary(plan, state, tally.answers.labels, tally.reasons)
-            account = self._account(state, tally)
+            gone = RunStats()
+            kept = state.parts_without(self.store, fresh, units[0], gone.add_predictions)
+            summary = self._summary(plan.table, state, stats.labels.labels, stats.reasons)
+            report = self._report(state, stats)
             accounts = update_source_stats(
-                self._entry(state),
+                state.partition,
                 self.source.uri,
-                state.number + 1,
-                account.tally.answers,
-                gone.answers,
-                tally.answers,
+                state.manifest.version + 1,
+                report.stats.labels,
+                gone.labels,
+                stats.labels,
             )
             if self._publish_manifest(
                 state, sorted(kept + new, key=lambda part: part.ref.path), summary, accounts
             ):
-                self.account = account
+                self.report = report
                 return summary
         raise ShortfallError(
             f"{_ATTEMPTS} other labellings of {self.out} published first: run the same command again"
         )
 
-    def _entry(self, state: PublishedRows) -> Record | None:
-        entry: Record | None = (state.record or {}).get("partitions", {}).get(self.partition)
-        return entry
-
-    def _account(self, state: PublishedRows, tally: Tally) -> Account:
-        """This run's account with one publication more; it is compared with what it first found."""
-        if self.account is None:
-            return Account(tally, find_baseline(state.record, self.partition, self.source.uri))
-        return Account(self.account.tally.plus(tally), self.account.before)
+    def _report(self, state: PublishedRows, stats: RunStats) -> RunReport:
+        """Add a publication to this run's report. The baseline is what the run found at first."""
+        if self.report is None:
+            return RunReport(stats, find_baseline(state.manifest, self.partition, self.source.uri))
+        return RunReport(self.report.stats.plus(stats), self.report.baseline)
 
     def _account_for(self, summary: LabelSummary) -> None:
         self.summary = summary
-        account = self.account or Account()
-        drift = account.drift()
-        summary.confidence, summary.drift = account.confidence(), asdict(drift)
+        report = self.report or RunReport()
+        drift = report.drift()
+        summary.confidence, summary.drift = report.confidence(), asdict(drift)
         summary.notes += drift.sentences if drift.drifted else []
 
     def _publish_manifest(
-        self, state: PublishedRows, parts: list[Part], summary: LabelSummary, accounts: Record
+        self, state: PublishedRows, parts: list[Part], summary: LabelSummary, accounts: dict[str, Record]
     ) -> bool:
-        entry = {
-            "model": self.model,
-            "source": self.source.uri,
-            "sources": sorted({self.source.uri, *_sources(state.record, self.partition)}),
-            "objects": put_parts(self.store, parts).as_dict(),
-            "rows": sum(part.ref.rows for part in parts if part.kind == "part"),
-            "rejects": sum(part.ref.rows for part in parts if part.kind == "rejects"),
-            "last_run": {
+        partition = Partition(
+            model=self.model,
+            source=self.source.uri,
+            sources=sorted(
+                {self.source.uri, *(state.partition.sources if state.partition else ())}
+            ),
+            objects=put_parts(self.store, parts),
+            rows=sum(part.ref.rows for part in parts if part.kind == "part"),
+            rejects=sum(part.ref.rows for part in parts if part.kind == "rejects"),
+            last_run={
                 "listed": summary.listed,
                 "labelled": summary.labelled,
                 "rejected": summary.rejected,
             },
-            "accounts": accounts,
-        }
-        if self.config.scores:
-            entry["classes"] = self.version.classes  # the order of `scores`
-        partitions = {**(state.record or {}).get("partitions", {}), self.partition: entry}
-        record = {
-            "format": FORMAT,
-            "version": state.number + 1,
-            "current": self.partition,
-            "partitions": partitions,
-        }
-        return publish(self.store, FOLDER, state.number + 1, record, self.owner)
+            accounts=accounts,
+            classes=self.version.classes if self.config.scores else None,
+        )
+        manifest = state.manifest.successor(self.partition, partition)
+        return publish_manifest(self.store, manifest, self.owner)
 
     def _sweep(self) -> None:
         """Remove what no manifest names and no stored plan is still writing: a plain reader would see it twice."""
-        sweep(self.store, [object_folder(kind, self.partition) for kind in SCHEMAS])
+        delete_superseded(self.store, [object_folder(kind, self.partition) for kind in SCHEMAS])
 
     def _summary(
         self, plan: pa.Table, state: PublishedRows, labels: dict[str, int], reasons: dict[str, int]
     ) -> LabelSummary:
         untouched = plan.filter(pc.is_null(plan.column("unit"))).column("uri")
-        standing = state.rejects_among(untouched)
+        standing = state.count_rejects(untouched)
         reasons = dict(sorted((Counter(reasons) + Counter(standing)).items()))
         summary = LabelSummary(
             predictions=self.out,
@@ -350,15 +317,9 @@ class Labelling:
         return summary
 
     def _check_budget(self, summary: LabelSummary) -> None:
-        if summary.rejected > self.config.max_reject_rate * summary.listed:
+        if exceeds_budget(summary.rejected, summary.listed, self.config.max_reject_rate):
             raise ShortfallError(
                 f"{summary.rejected} of {summary.listed} pictures were rejected, over --max-reject-rate "
                 f"{self.config.max_reject_rate:g}; the others are labelled, the reasons lie in "
                 f"{self.store.uri(f'rejects/model={self.partition}')}"
             )
-
-
-def _sources(record: Record | None, partition: str) -> list[str]:
-    """Where the pictures of a partition came from before."""
-    entry = ((record or {}).get("partitions") or {}).get(partition) or {}
-    return entry.get("sources") or [entry["source"]] if entry else []

@@ -15,18 +15,20 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.errors import RequestError, StorageError
 from afinar.labelling.driver import Labelling
 from afinar.labelling.tasks import LabelSpec
-from afinar.predictions.current import STANDING, PublishedRows, read_published_rows
+from afinar.predictions.current import PublishedRows, read_published_rows
+from afinar.predictions.manifest import PredictionManifest
+from afinar.predictions.schema import PUBLISHED
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
 from afinar.storage.multi_store import MultiStore
 from afinar.storage.open import normalize_uri
+from afinar.units.cut import unit_names
 from afinar.units.estimate import Forecast, Sample, time_fractions
 from afinar.units.executor import InlineExecutor
-from afinar.units.plan import unit_names
 
 _PUTS_PER_UNIT: Final = 2  # part, marker; and rejects, where it has any
 _PUTS_PER_VERSION: Final = 3  # plan, list, manifest
@@ -49,7 +51,7 @@ def forecast_label(config: LabelConfig) -> LabelForecast:
     state = (
         read_published_rows(job.store, job.partition)
         if there
-        else PublishedRows(0, None, [], STANDING.empty_table())
+        else PublishedRows(job.partition, PredictionManifest(), [], PUBLISHED.empty_table())
     )
     plan = job.planned(state)
     work = plan.filter(pc.is_valid(plan.column("unit")))

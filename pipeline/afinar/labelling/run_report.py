@@ -1,7 +1,7 @@
-"""The account of a labelling run: what it answered and rejected, and what the manifest keeps of that for the next.
+"""Statistics of a labelling run, and those in the manifest that the next run is compared with.
 
-A partition's entry in the manifest has one record per source: the answers of the source's last run, and of all its
-pictures that stand in the partition. So the next run is compared without a look at any old part.
+A partition's entry in the manifest has a record for each source: the predictions of the source's
+last run, and all its published predictions. So the next run is compared without reading old parts.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.labelling.stats import ENOUGH, Answers, Baseline, Drift, answers_of, drift
-from afinar.predictions.manifest import Part
-from afinar.storage.arrow import from_parquet
-from afinar.storage.objects import get_object
+from afinar.labelling.stats import (
+    MIN_PICTURES,
+    Baseline,
+    Drift,
+    LabelStats,
+    count_labels,
+    detect_drift,
+)
+from afinar.predictions.manifest import Part, Partition, PredictionManifest
+from afinar.predictions.part_reader import read_part
 from afinar.storage.store import Store
 from afinar.storage.versions import Record
 
@@ -26,114 +32,151 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass
-class Tally:
-    """Answers and rejects of some parts. `examples` are a few rows (uri, reason, detail) of each reason."""
+class RunStats:
+    """Counts of some parts. `examples` are a few rejects (uri, reason, detail) of each reason."""
 
-    answers: Answers = field(default_factory=Answers)
+    labels: LabelStats = field(default_factory=LabelStats)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, Rows] = field(default_factory=dict)
 
-    def add_answers(self, table: pa.Table) -> None:
+    def add_predictions(self, table: pa.Table) -> None:
         """Count predictions: a table with `label` and `score`."""
-        self.answers = self.answers.plus(answers_of(table))
+        self.labels = self.labels.plus(count_labels(table))
 
     def add_rejects(self, table: pa.Table) -> None:
         """Count rejects: a table with `uri`, `reason` and `detail`."""
-        for one in pc.value_counts(table.column("reason")).to_pylist():
-            reason = one["values"]
-            self.reasons[reason] += one["counts"]
-            shown = self.examples.setdefault(reason, [])
+        for count in pc.value_counts(table.column("reason")).to_pylist():
+            reason = count["values"]
+            self.reasons[reason] += count["counts"]
+            examples = self.examples.setdefault(reason, [])
             rows = table.filter(pc.equal(table.column("reason"), reason))
-            shown += rows.slice(0, _EXAMPLES - len(shown)).to_pylist()
+            examples += rows.slice(0, _EXAMPLES - len(examples)).to_pylist()
 
-    def plus(self, other: Tally) -> Tally:
-        """Both together."""
+    def plus(self, other: RunStats) -> RunStats:
+        """Return the sum of both."""
         examples = {
             reason: (self.examples.get(reason, []) + other.examples.get(reason, []))[:_EXAMPLES]
             for reason in {**self.examples, **other.examples}
         }
-        return Tally(self.answers.plus(other.answers), self.reasons + other.reasons, examples)
+        return RunStats(self.labels.plus(other.labels), self.reasons + other.reasons, examples)
 
 
 @dataclass(frozen=True)
-class Account:
-    """What one run did, over all that it published, and what it is compared with."""
+class RunReport:
+    """Statistics of all that one run published, and the baseline that it is compared with."""
 
-    tally: Tally = field(default_factory=Tally)
-    before: Baseline | None = None
+    stats: RunStats = field(default_factory=RunStats)
+    baseline: Baseline | None = None
 
     def drift(self) -> Drift:
-        """The comparison."""
-        return drift(self.before, self.tally.answers)
+        """Return the comparison with the baseline."""
+        return detect_drift(self.baseline, self.stats.labels)
 
     def confidence(self) -> dict[str, Any]:
-        """Mean and histogram of the run's scores, JSON-able; the mean is null of no answers."""
-        mean = self.tally.answers.mean
+        """Return mean and histogram of the run's scores as JSON; the mean is null without
+        predictions."""
+        mean = self.stats.labels.mean
         return {
             "mean": None if mean is None else round(mean, 6),
-            "histogram": list(self.tally.answers.histogram),
+            "histogram": list(self.stats.labels.histogram),
         }
 
 
-def read_tally(store: Store, parts: list[Part]) -> Tally:
-    """Read what parts say."""
-    tally = Tally()
+def read_stats(store: Store, parts: list[Part]) -> RunStats:
+    """Read parts and count their rows."""
+    stats = RunStats()
     for part in parts:
-        data = get_object(store, part.ref)
         if part.kind == "part":
-            tally.add_answers(from_parquet(data, ["label", "score"]))
+            stats.add_predictions(read_part(store, part, ["label", "score"]))
         elif part.kind == "rejects":
-            tally.add_rejects(from_parquet(data, ["uri", "reason", "detail"]))
-    return tally
+            stats.add_rejects(read_part(store, part, ["uri", "reason", "detail"]))
+    return stats
 
 
-def find_baseline(record: Record | None, partition: str, source: str) -> Baseline | None:
-    """What a run of `source` into a partition is compared with, from the manifest `record` that it found.
+@dataclass(frozen=True, slots=True)
+class SourceStats:
+    """Statistics of one source in one partition: of its last run, which published manifest
+    `version`, and of all its published predictions."""
 
-    The last run of this source and model, where it labelled enough pictures to compare; else all of the source's
-    pictures that the model had labelled; else, for a model's first run, all that the model before it had labelled. None
-    where the folder says nothing of the source.
+    version: int
+    run: LabelStats
+    published: LabelStats
+
+    def as_dict(self) -> Record:
+        return {
+            "version": self.version,
+            "run": self.run.as_dict(),
+            "standing": self.published.as_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, record: Record) -> SourceStats:
+        run, published = (LabelStats.from_dict(record[key]) for key in ("run", "standing"))
+        return cls(record["version"], run, published)
+
+
+def find_baseline(manifest: PredictionManifest, partition: str, source: str) -> Baseline | None:
+    """Return what a run of `source` into a partition is compared with.
+
+    In this order of preference, from the manifest that the run found:
+    1. the last run of this source into this partition, if it labelled `MIN_PICTURES` or more,
+    2. all pictures of the source in this partition,
+    3. all pictures of the source in the partition that was written last before,
+    4. None: this is the first run of the source into the folder.
     """
-    found = {
-        name: _accounts(entry).get(source)
-        for name, entry in (record or {}).get("partitions", {}).items()
+    stats = {
+        name: SourceStats.from_dict(entry.accounts[source])
+        for name, entry in manifest.partitions.items()
+        if source in entry.accounts
     }
-    mine = found.pop(partition, None)
-    if mine:
-        last, standing = Answers.of_dict(mine["run"]), Answers.of_dict(mine["standing"])
-        if last.pictures >= ENOUGH:
-            return Baseline(last, f"the previous run of this model ({last.pictures:,} pictures)")
-        return Baseline(
-            standing, f"what this model had labelled before ({standing.pictures:,} pictures)"
-        )
-    others = [(one["version"], name) for name, one in found.items() if one]
-    if not others:
+    if partition in stats:
+        run, published = stats[partition].run, stats[partition].published
+        if run.pictures >= MIN_PICTURES:
+            return Baseline(run, f"the previous run of this model ({run.pictures:,} pictures)")
+        name = f"all pictures that this model has labelled before ({published.pictures:,} pictures)"
+        return Baseline(published, name)
+    if not stats:
         return None
-    _, newest = max(others)
-    standing = Answers.of_dict((found[newest] or {})["standing"])
-    return Baseline(standing, f"what model {newest} had said ({standing.pictures:,} pictures)")
+
+    newest = max(stats, key=lambda name: (stats[name].version, name))
+    published = stats[newest].published
+    return Baseline(published, f"the labels of model {newest} ({published.pictures:,} pictures)")
 
 
 def update_source_stats(
-    entry: Record | None, source: str, version: int, run: Answers, gone: Answers, new: Answers
-) -> Record:
-    """The records of a partition's sources after a run, for its entry in manifest number `version`.
+    partition: Partition | None,
+    source: str,
+    version: int,
+    run: LabelStats,
+    removed: LabelStats,
+    added: LabelStats,
+) -> dict[str, Record]:
+    """Return the statistics of each source for the partition's entry in manifest number `version`.
 
-    `run` is what the run answered in all, `new` what it adds with this manifest, `gone` what it supersedes. Of pictures
-    that two sources list, what the labelled one lacks is the other's.
+    `run` counts the whole run of `source`, `added` the predictions that this version adds,
+    `removed` those that it replaces. Two sources may list the same picture, and the manifest does
+    not keep which of them labelled it. So `removed` is subtracted from `source` as far as it goes,
+    and the remainder from the other sources.
+
+    Example: source a has published moss 3, rust 1. Source b lists one of a's moss pictures and a
+    new one; its first run labels both as moss. It adds moss 2 and removes moss 1. b has published
+    nothing yet, so that moss 1 is subtracted from a: a has moss 2, rust 1, and b has moss 2. The
+    sum, 5, is the number of rows in the partition.
     """
-    sources = _accounts(entry)
-    standing = {name: Answers.of_dict(one["standing"]) for name, one in sources.items()}
-    standing.setdefault(source, Answers())
-    for name in sorted(standing, key=lambda name: name != source):
-        before = standing[name]
-        standing[name], gone = before.minus(gone), gone.minus(before)
-    standing[source] = standing[source].plus(new)
-    mine = {"version": version, "run": run.as_dict(), "standing": standing[source].as_dict()}
-    others = {name: {**one, "standing": standing[name].as_dict()} for name, one in sources.items()}
-    return {**others, source: mine}
+    accounts = partition.accounts if partition else {}
+    stats = {name: SourceStats.from_dict(record) for name, record in accounts.items()}
+    published = {name: entry.published for name, entry in stats.items()}
+    published.setdefault(source, LabelStats())
 
+    for name in sorted(published, key=lambda name: name != source):  # `source` first
+        remainder = removed.minus(published[name])
+        published[name] = published[name].minus(removed)
+        removed = remainder
+    published[source] = published[source].plus(added)
 
-def _accounts(entry: Record | None) -> Record:
-    found: Record = (entry or {}).get("accounts", {})
-    return found
+    updated = {
+        name: SourceStats(entry.version, entry.run, published[name])
+        for name, entry in stats.items()
+    }
+    updated[source] = SourceStats(version, run, published[source])
+    return {name: entry.as_dict() for name, entry in updated.items()}

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.config.checks import parse_extensions
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.dataset.manifest import FOLDER, FORMAT
 from afinar.dataset.reader import open_dataset
 from afinar.errors import RequestError, StorageError
@@ -23,10 +22,10 @@ from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
 from afinar.sources.listing import as_listing, list_pictures
 from afinar.sources.uri_list import list_named
-from afinar.storage.commit import latest
 from afinar.storage.open import normalize_uri, open_reader, open_store
+from afinar.storage.versions import latest
+from afinar.units.cut import iter_units
 from afinar.units.estimate import list_requests, sample_pending
-from afinar.units.plan import iter_units
 
 if TYPE_CHECKING:
     from afinar.inference.picture_stream import Pictures
@@ -173,7 +172,7 @@ def open_source(config: LabelConfig, view: StoredView) -> Source:
         return UriList(uri)
     version = _dataset_version(uri)
     if version is None:
-        return Folder(uri, parse_extensions(config.extensions))
+        return Folder(uri, config.endings)
     _require_view(uri, version, view)
     return Shards(uri, version)
 

@@ -1,14 +1,20 @@
-"""What a labelling answered, in a few numbers, and whether the run before it answered differently.
+"""Statistics of predicted labels, and a test for drift between two runs.
 
-Nobody knows how right an archive's labels are, but a classifier whose pictures have changed mostly shows it in how
-often it says what, and in how sure it is: Rabanser, Günnemann & Lipton, "Failing Loudly: An Empirical Study of
-Methods for Detecting Dataset Shift", NeurIPS 2019. A calibrated model's mean confidence even estimates its accuracy:
-Guillory et al., "Predicting with Confidence on Unseen Distributions", ICCV 2021.
+The true labels of an archive are unknown. But if its pictures change, a classifier's distribution
+of labels and its confidence usually change too: Rabanser, Günnemann & Lipton, "Failing Loudly: An
+Empirical Study of Methods for Detecting Dataset Shift", NeurIPS 2019. The mean confidence of a
+calibrated model even estimates its accuracy: Guillory et al., "Predicting with Confidence on Unseen
+Distributions", ICCV 2021.
 
-Said to drift is what differs by more than a stated limit and by more than chance explains. The population stability
-index, the usual measure, is left out: it is infinite where a class is new, and its usual limits are a matter of
-sample size (Yurdakul & Naranjo, "Statistical properties of the population stability index", Journal of Risk Model
-Validation, 2020).
+A shift is reported if it exceeds a fixed limit and is statistically significant. The usual measure,
+the population stability index, is not used: it is infinite if a class is new, and its usual limits
+depend on the sample size (Yurdakul & Naranjo, "Statistical properties of the population stability
+index", Journal of Risk Model Validation, 2020).
+
+Example: the previous run labelled 120 pictures, 50 % moss and 50 % rust; this run labelled 120, 90
+% moss. Total variation is 0.40, over the limit of 0.10. Of 1,999 random splits of the 240 pictures
+into halves, none is as far apart, so p = 1/2000 < 0.001: drift. With 45 % and 55 % the distance is
+0.05, under the limit: no drift, and no test is run.
 """
 
 from __future__ import annotations
@@ -24,34 +30,37 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
-Shares = NDArray[np.float64]
-Distance = Callable[[Shares, Shares], Shares]
+Fractions = NDArray[np.float64]
+Distance = Callable[[Fractions, Fractions], Fractions]
 
 BINS: Final = 20
-"""Bins of a confidence histogram, of equal width from 0 to 1; each holds its lower edge, the last both."""
+"""Number of bins of a confidence histogram, of equal width from 0 to 1. A bin contains its lower
+edge, the last bin both edges."""
 
-SHARES_LIMIT: Final = 0.10
-"""Class shares drift when a tenth of the pictures would have to change class for the two runs to agree."""
+CLASSES_LIMIT: Final = 0.10
+"""Limit of total variation: a tenth of the pictures would have to change class for the two runs to
+agree."""
 
 CONFIDENCE_LIMIT: Final = 0.05
-"""Confidence drifts when it moves by 0.05: where it was calibrated and fell, five points of accuracy went with it."""
+"""Limit of the earth mover's distance of confidence. For a calibrated model that becomes less
+confident it is five points of accuracy."""
 
-# A share's 95 % interval of 100 pictures is ten points to either side: of fewer, a difference of the limit's size
-# cannot be told from chance. Nor do pictures come one by one: a box of scans or a burst is alike for reasons of its
-# own, of which a test that takes each picture for a draw of its own knows nothing.
-ENOUGH: Final = 100
+MIN_PICTURES: Final = 100
+"""Smallest run that is compared. The 95 % interval of a class fraction of 100 pictures is 10 points
+to either side: with fewer, a difference of the limit's size is within the noise."""
 
-# Two tests a night at one in a thousand are less than one false alarm a year, and that only if every night's run is so
-# small that chance reaches the limits at all.
-CHANCE: Final = 0.001
-_DRAWS: Final = 1999
-_DRAWS_AT_ONCE: Final = 100  # of a thousand classes 0.8 MB
-_MOVED = 5
+# Two tests a night at this level give less than one false alarm a year. The test takes pictures for
+# independent draws. Pictures of one box or burst are alike, so the limits above apply as well.
+SIGNIFICANCE_LEVEL: Final = 0.001
+_PERMUTATIONS: Final = 1999
+_PERMUTATIONS_AT_ONCE: Final = 100  # with a thousand classes 0.8 MB
+_MOVED: Final = 5  # classes that a sentence names
 
 
 @dataclass(frozen=True)
-class Answers:
-    """How often each class was the answer, how sure the model was (counts in BINS), and the sum of its confidence."""
+class LabelStats:
+    """Number of predictions by label, histogram of their scores (counts in BINS), and sum of the
+    scores."""
 
     labels: dict[str, int] = field(default_factory=dict)
     histogram: tuple[int, ...] = (0,) * BINS
@@ -59,33 +68,33 @@ class Answers:
 
     @property
     def pictures(self) -> int:
-        """How many answers these are."""
+        """Number of predictions."""
         return sum(self.labels.values())
 
     @property
     def mean(self) -> float | None:
-        """Mean confidence; None of no answers."""
+        """Mean score; None without predictions."""
         return self.score_sum / self.pictures if self.pictures else None
 
-    def plus(self, other: Answers) -> Answers:
-        """These and others."""
-        bins = tuple(one + more for one, more in zip(self.histogram, other.histogram, strict=True))
-        return Answers(
+    def plus(self, other: LabelStats) -> LabelStats:
+        """Return the statistics of both together."""
+        bins = zip(self.histogram, other.histogram, strict=True)
+        return LabelStats(
             _sorted(Counter(self.labels) + Counter(other.labels)),
-            bins,
+            tuple(count + more for count, more in bins),
             self.score_sum + other.score_sum,
         )
 
-    def minus(self, other: Answers) -> Answers:
-        """These without others, as far as they are among these."""
-        bins = tuple(
-            max(one - less, 0) for one, less in zip(self.histogram, other.histogram, strict=True)
+    def minus(self, other: LabelStats) -> LabelStats:
+        """Return these statistics without the others. No count becomes negative."""
+        bins = zip(self.histogram, other.histogram, strict=True)
+        return LabelStats(
+            _sorted(Counter(self.labels) - Counter(other.labels)),
+            tuple(max(count - less, 0) for count, less in bins),
+            max(self.score_sum - other.score_sum, 0.0),
         )
-        rest = max(self.score_sum - other.score_sum, 0.0)
-        return Answers(_sorted(Counter(self.labels) - Counter(other.labels)), bins, rest)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able, as a manifest keeps it."""
         return {
             "labels": self.labels,
             "histogram": list(self.histogram),
@@ -93,31 +102,35 @@ class Answers:
         }
 
     @classmethod
-    def of_dict(cls, record: dict[str, Any]) -> Answers:
-        """Back from `as_dict`."""
+    def from_dict(cls, record: dict[str, Any]) -> LabelStats:
         return cls(record["labels"], tuple(record["histogram"]), record["score_sum"])
 
 
-def answers_of(table: pa.Table) -> Answers:
-    """Answers of predictions with the columns `label` (string) and `score` (float, 0 to 1)."""
-    found = pc.value_counts(table.column("label")).to_pylist()
+def count_labels(table: pa.Table) -> LabelStats:
+    """Return the statistics of predictions with the columns `label` (string) and `score` (0 to
+    1)."""
+    counts = pc.value_counts(table.column("label")).to_pylist()
+    labels = Counter({count["values"]: count["counts"] for count in counts})
     scores = np.clip(table.column("score").to_numpy().astype(np.float64), 0.0, 1.0)
     histogram, _ = np.histogram(scores, bins=BINS, range=(0.0, 1.0))
-    labels = Counter({one["values"]: one["counts"] for one in found})
-    return Answers(_sorted(labels), tuple(histogram.tolist()), float(scores.sum()))
+    return LabelStats(_sorted(labels), tuple(histogram.tolist()), float(scores.sum()))
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a run is compared with, and what that is called in a sentence."""
+    """Statistics that a run is compared with, and the name that sentences give them."""
 
-    answers: Answers
-    words: str
+    labels: LabelStats
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionShift:
-    """By how much two distributions differ. `chance`: how often chance alone gives as much, None under the limit."""
+    """Distance between two distributions.
+
+    `chance` is the p-value, None if the distance is under the limit. `found` is True if the
+    distance is over the limit and significant.
+    """
 
     distance: float
     limit: float
@@ -127,7 +140,8 @@ class DistributionShift:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """A comparison of two runs. The shifts are None where there were too few pictures to compare."""
+    """A comparison of two runs. `classes` and `confidence` are None if too few pictures were
+    compared."""
 
     drifted: bool
     pictures: int
@@ -139,125 +153,174 @@ class Drift:
     sentences: list[str]
 
 
-def drift(before: Baseline | None, now: Answers) -> Drift:
-    """Compare a run's answers with those before it.
+def detect_drift(baseline: Baseline | None, now: LabelStats) -> Drift:
+    """Compare a run with its baseline: labels by total variation, scores by earth mover's distance.
 
-    Class shares by total variation, confidence by the earth mover's distance, both with a permutation test. Where the
-    pictures are the same ones, asked of another model, the test errs on the quiet side.
+    Each distance has a permutation test. If both runs labelled the same pictures with two models,
+    the two samples are not independent and the test is conservative.
     """
-    if before is None or not now.pictures:
+    if baseline is None or not now.pictures:
         sentence = "Nothing was labelled, so there is nothing to compare."
         if now.pictures:
-            sentence = "There is nothing to compare with: this is the first run of this source into this folder."
+            sentence = (
+                "There is nothing to compare with: this is the first run of this source into "
+                "this folder."
+            )
         return Drift(drifted=False, pictures=now.pictures, mean=now.mean, sentences=[sentence])
-    then = before.answers
-    few = f"Not compared with {before.words}: of fewer than {ENOUGH} pictures on either side nothing can be said."
-    unknown = Drift(
-        drifted=False, pictures=now.pictures, pictures_before=then.pictures, mean=now.mean, mean_before=then.mean,
-        sentences=[few],
-    )  # fmt: skip
-    if min(now.pictures, then.pictures) < ENOUGH:
-        return unknown
-    names = sorted({*then.labels, *now.labels})
-    shares = [
-        np.array([one.labels.get(name, 0) for name in names], np.int64) for one in (then, now)
-    ]
-    bins = [np.array(one.histogram, np.int64) for one in (then, now)]
-    classes = shift(shares[0], shares[1], total_variation, SHARES_LIMIT)
-    confidence = shift(bins[0], bins[1], earth_mover, CONFIDENCE_LIMIT)
-    sentences = [_of_classes(classes, before, now), _of_confidence(confidence, before, now)]
+
+    before = baseline.labels
+    drift = Drift(
+        drifted=False,
+        pictures=now.pictures,
+        pictures_before=before.pictures,
+        mean=now.mean,
+        mean_before=before.mean,
+        sentences=[
+            f"Not compared with {baseline.name}: one of the two has fewer than "
+            f"{MIN_PICTURES} pictures."
+        ],
+    )
+    if min(now.pictures, before.pictures) < MIN_PICTURES:
+        return drift
+
+    names = sorted({*before.labels, *now.labels})
+    classes = measure_shift(
+        _label_counts(before, names), _label_counts(now, names), total_variation, CLASSES_LIMIT
+    )
+    confidence = measure_shift(
+        np.array(before.histogram, np.int64),
+        np.array(now.histogram, np.int64),
+        earth_mover,
+        CONFIDENCE_LIMIT,
+    )
     return replace(
-        unknown,
+        drift,
         drifted=classes.found or confidence.found,
         classes=classes,
         confidence=confidence,
-        sentences=sentences,
+        sentences=[
+            _describe_classes(classes, baseline, now),
+            _describe_confidence(confidence, baseline, now),
+        ],
     )
 
 
-def shift(before: Counts, now: Counts, distance: Distance, limit: float) -> DistributionShift:
-    """How far apart two histograms int64 [n] over the same bins are; found if over the limit and not by chance."""
-    far = float(distance(before / before.sum(), now / now.sum()))
-    chance = permutation_p_value(before, now, distance) if far >= limit else None
+def _label_counts(stats: LabelStats, names: list[str]) -> Counts:
+    return np.array([stats.labels.get(name, 0) for name in names], np.int64)
+
+
+def measure_shift(
+    before: Counts, now: Counts, distance: Distance, limit: float
+) -> DistributionShift:
+    """Compare two histograms int64 [n] over the same bins. The test runs only if `limit` is
+    reached."""
+    size = float(distance(before / before.sum(), now / now.sum()))
+    p_value = permutation_p_value(before, now, distance) if size >= limit else None
+    significant = p_value is not None and p_value < SIGNIFICANCE_LEVEL
     return DistributionShift(
-        distance=round(far, 4), limit=limit, chance=chance, found=chance is not None and chance < CHANCE
-    )  # fmt: skip
+        distance=round(size, 4), limit=limit, chance=p_value, found=significant
+    )
 
 
-def total_variation(one: Shares, other: Shares) -> Shares:
-    """Half the sum of differences of shares [..., n]: the least part that has to move for the two to agree.
+def total_variation(first: Fractions, second: Fractions) -> Fractions:
+    """Return half the sum of absolute differences of fractions [..., n].
 
-    Levin, Peres & Wilmer, Markov Chains and Mixing Times, proposition 4.2.
+    It is the smallest fraction that has to move for the two to agree: Levin, Peres & Wilmer, Markov
+    Chains and Mixing Times, proposition 4.2. Example: [0.5, 0.5] and [0.9, 0.1] give 0.4.
     """
-    return np.asarray(np.abs(one - other).sum(axis=-1) / 2)
+    return np.asarray(np.abs(first - second).sum(axis=-1) / 2)
 
 
-def earth_mover(one: Shares, other: Shares) -> Shares:
-    """How far confidence has to move on average, for histograms [..., n] of equal bins from 0 to 1.
+def earth_mover(first: Fractions, second: Fractions) -> Fractions:
+    """Return the earth mover's distance of histograms [..., n] with equal bins from 0 to 1.
 
-    The area between the distribution functions: Vallender, "Calculation of the Wasserstein distance between probability
-    distributions on the line", Theory of Probability and its Applications 18, 1974.
+    It is the area between the distribution functions: Vallender, "Calculation of the Wasserstein
+    distance between probability distributions on the line", Theory of Probability and its
+    Applications 18, 1974. Example with four bins: if half of the pictures move by three bins, it is
+    0.5 x 3/4.
     """
-    return np.asarray(np.abs(np.cumsum(one - other, axis=-1)).sum(axis=-1) / one.shape[-1])
+    return np.asarray(np.abs(np.cumsum(first - second, axis=-1)).sum(axis=-1) / first.shape[-1])
 
 
 def permutation_p_value(before: Counts, now: Counts, distance: Distance) -> float:
-    """How often two random halves of the same pictures, of these sizes, differ by as much; never zero.
+    """Return the probability that a random split of all pictures is as far apart; never 0.
 
-    A permutation test, exact at any size and for any number of rare classes: Phipson & Smyth, "Permutation P-values
-    should never be zero", Statistical Applications in Genetics and Molecular Biology 9, 2010. The same counts give the
-    same answer.
+    The split has the sizes of the samples. The test is exact at any size and for any number of rare
+    classes: Phipson & Smyth, "Permutation P-values should never be zero", Statistical Applications
+    in Genetics and Molecular Biology 9, 2010. The random generator has a fixed seed: equal counts
+    give equal p-values.
     """
-    while (
-        before.sum() + now.sum() >= 10**9
-    ):  # numpy draws from fewer; of so many, chance explains nothing anyway
+    # numpy's generator takes less than 10**9 pictures. With so many, halving changes no decision.
+    while before.sum() + now.sum() >= 10**9:
         before, now = before // 2, now // 2
+
     pooled, size = before + now, int(now.sum())
-    far = distance(before / before.sum(), now / size) - 1e-12
+    observed = distance(before / before.sum(), now / size) - 1e-12  # ties count as as far apart
     generator, as_far = np.random.default_rng(0), 0
-    for done in range(0, _DRAWS, _DRAWS_AT_ONCE):
-        count = min(_DRAWS_AT_ONCE, _DRAWS - done)
+    for start in range(0, _PERMUTATIONS, _PERMUTATIONS_AT_ONCE):
+        count = min(_PERMUTATIONS_AT_ONCE, _PERMUTATIONS - start)
         drawn = generator.multivariate_hypergeometric(pooled, size, count, method="marginals")
-        as_far += int(
-            np.count_nonzero(distance((pooled - drawn) / before.sum(), drawn / size) >= far)
-        )
-    return (1 + as_far) / (1 + _DRAWS)
+        distances = distance((pooled - drawn) / before.sum(), drawn / size)
+        as_far += int(np.count_nonzero(distances >= observed))
+    # The observed split is one of the possible ones: it counts in numerator and denominator.
+    return (1 + as_far) / (1 + _PERMUTATIONS)
 
 
-def _of_classes(found: DistributionShift, before: Baseline, now: Answers) -> str:
-    what = f"{found.distance:.1%} of the pictures would have to change class for the two to agree"
-    if not found.found:
-        return (
-            f"Class shares are as in {before.words}: {what}, {_quiet(found, f'{found.limit:.0%}')}."
-        )
+def _describe_classes(shift: DistributionShift, baseline: Baseline, now: LabelStats) -> str:
+    size = f"{shift.distance:.1%} of the pictures would have to change class for the two to agree"
+    if not shift.found:
+        reason = _describe_no_shift(shift, f"{shift.limit:.0%}")
+        return f"Class shares are as in {baseline.name}: {size}, {reason}."
     moved = ", ".join(
-        f"{name} {then:.1%} → {share:.1%}" for name, then, share in _most_moved(before.answers, now)
+        f"{move.label} {move.before:.1%} → {move.now:.1%}"
+        for move in _most_moved(baseline.labels, now)
     )
-    return f"Class shares differ from {before.words}: {what}, over the limit of {found.limit:.0%}. Most moved: {moved}."
+    return (
+        f"Class shares differ from {baseline.name}: {size}, over the limit of {shift.limit:.0%}. "
+        f"Most moved: {moved}."
+    )
 
 
-def _of_confidence(found: DistributionShift, before: Baseline, now: Answers) -> str:
-    means = f"its mean was {before.answers.mean:.1%} and is {now.mean:.1%}"
-    what = f"it moved by {100 * found.distance:.1f} points, "
-    limit = f"{100 * found.limit:.0f}"
-    if found.found:
-        return f"Confidence differs from {before.words}: {what}over the limit of {limit}; {means}."
-    return f"Confidence is as in {before.words}: {what}{_quiet(found, limit)}; {means}."
+def _describe_confidence(shift: DistributionShift, baseline: Baseline, now: LabelStats) -> str:
+    means = f"its mean was {baseline.labels.mean:.1%} and is {now.mean:.1%}"
+    size = f"it moved by {100 * shift.distance:.1f} points"
+    limit = f"{100 * shift.limit:.0f}"
+    if shift.found:
+        return (
+            f"Confidence differs from {baseline.name}: {size}, over the limit of {limit}; {means}."
+        )
+    reason = _describe_no_shift(shift, limit)
+    return f"Confidence is as in {baseline.name}: {size}, {reason}; {means}."
 
 
-def _quiet(found: DistributionShift, limit: str) -> str:
-    if found.chance is None:
+def _describe_no_shift(shift: DistributionShift, limit: str) -> str:
+    if shift.chance is None:
         return f"under the limit of {limit}"
-    return f"over the limit of {limit}, but with so few pictures chance alone gives as much in {found.chance:.1%} of cases"
+    return (
+        f"over the limit of {limit}, but with so few pictures chance alone gives as much "
+        f"in {shift.chance:.1%} of cases"
+    )
 
 
-def _most_moved(before: Answers, now: Answers) -> list[tuple[str, float, float]]:
-    names = {*before.labels, *now.labels}
-    rows = [
-        (name, before.labels.get(name, 0) / before.pictures, now.labels.get(name, 0) / now.pictures)
-        for name in names
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """Fraction of one label in the baseline and now."""
+
+    label: str
+    before: float
+    now: float
+
+
+def _most_moved(before: LabelStats, now: LabelStats) -> list[_Move]:
+    moves = [
+        _Move(
+            label,
+            before.labels.get(label, 0) / before.pictures,
+            now.labels.get(label, 0) / now.pictures,
+        )
+        for label in {*before.labels, *now.labels}
     ]
-    return sorted(rows, key=lambda row: (-abs(row[2] - row[1]), row[0]))[:_MOVED]
+    return sorted(moves, key=lambda move: (-abs(move.now - move.before), move.label))[:_MOVED]
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:

@@ -14,13 +14,13 @@ import torch
 
 from afinar.inference.batch_size import choose_batch_size
 from afinar.inference.picture_stream import Block, Seen, seen_in
-from afinar.inference.predictor import Predictor, best_classes
+from afinar.inference.predictor import best_classes, load_predictor
 from afinar.inference.quarantine import BadInputTracker
 from afinar.labelling.tasks import LabelSpec, LabelTask, UnitResult
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import Pixels
 from afinar.pictures.rejects import PictureError, Reason
-from afinar.predictions.manifest import REJECTS, object_folder
+from afinar.predictions.schema import REJECTS, object_template
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
 from afinar.storage.markers import UnitMarker, commit_unit
@@ -45,7 +45,7 @@ class Labeller:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(1)  # each worker has one core
         self.spec = spec
-        self.predictor = Predictor(*find_model(spec.model), device=device, precision=spec.precision)
+        self.predictor = load_predictor(*find_model(spec.model), device=device, precision=spec.precision)
         self.batch_size = spec.batch_size or choose_batch_size(self.predictor, spec.pictures)
         self.pictures = spec.source.open(self.predictor.version.stored_view)
         self.out = open_store(spec.predictions)
@@ -97,7 +97,7 @@ class Labeller:
     def _rows(self, images: list[Pixels], facts: Rows, stages: PhaseTimer) -> Rows:
         with stages.phase("forward"):
             scores, features = self.predictor.outputs(np.stack(images), self.spec.extras.features)
-        extras = self.spec.extras.columns(scores, features)
+        extras = self.spec.extras.rows(scores, features)
         answers = (self._answer(one) for one in scores)
         return [
             {**fact, **one, **more} for fact, one, more in zip(facts, answers, extras, strict=True)
@@ -121,7 +121,7 @@ class Labeller:
             ("rejects", rejects, REJECTS),
         ):
             if found:
-                name = f"{object_folder(kind, self.spec.partition)}/part-{unit}-{{hash}}.parquet"
+                name = object_template(kind, self.spec.partition, unit)
                 data = to_parquet(pa.Table.from_pylist(found, schema=schema))
                 objects[kind] = put_object(self.out, name, data, len(found))
         mine = UnitMarker(unit=unit, objects=objects)

@@ -1,4 +1,4 @@
-"""What a prediction says on request beside its label, and the name of the partition that says it."""
+"""Optional prediction columns, and the partition name derived from the options."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from afinar.config.label import LabelConfig
-from afinar.predictions.manifest import PREDICTIONS
+from afinar.predictions.schema import PREDICTIONS
 
-_TOP_K: Final = 5
+UNNAMED_TOP_K: Final = 5
+"""The `top_k` that partition names leave out. It must never change, whatever the configuration's
+default is: a published `3-0a1b2c3d` without `top…` always has five classes per row."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptionalColumns:
-    """Columns that a row has on request, after those of PREDICTIONS.
+    """Columns that follow those of PREDICTIONS.
 
-    `abstained` boolean, where `abstain_below` is above 0: the answer's probability is below it, and the label no more
-    than a guess. `scores` list<float32>: the probabilities of all classes, in their order. `features` list<float32>:
-    the activations at the cut.
+    - `abstained`, boolean, if `abstain_below` is above 0: the score is below it, or not a number.
+    - `scores`, list<float32>: the probabilities of all classes, in their order.
+    - `features`, list<float32>: the activations at the cut.
     """
 
     abstain_below: float = 0.0
@@ -30,7 +32,7 @@ class OptionalColumns:
 
     @property
     def schema(self) -> pa.Schema:
-        """PREDICTIONS and the columns asked for."""
+        """PREDICTIONS and the optional columns."""
         schema = PREDICTIONS
         if self.abstain_below:
             schema = schema.append(pa.field("abstained", pa.bool_()))
@@ -39,18 +41,18 @@ class OptionalColumns:
                 schema = schema.append(pa.field(name, pa.list_(pa.float32())))
         return schema
 
-    def columns(
+    def rows(
         self, scores: NDArray[np.float32], features: NDArray[np.float32] | None
     ) -> list[dict[str, Any]]:
-        """The columns asked for of each picture; `scores` is [n, classes], `features` [n, width]."""
+        """Return the optional columns of each picture; `scores` is [n, classes], `features` [n,
+        width]."""
         rows: list[dict[str, Any]] = [{} for _ in scores]
-        for row, one in zip(rows, scores, strict=True):
+        for row, probabilities in zip(rows, scores, strict=True):
             if self.abstain_below:
-                row["abstained"] = (
-                    not float(one.max()) >= self.abstain_below
-                )  # no number at all is no answer either
+                # Written as `not >=`, so that NaN counts as below.
+                row["abstained"] = not float(probabilities.max()) >= self.abstain_below
             if self.scores:
-                row["scores"] = one
+                row["scores"] = probabilities
         if self.features and features is not None:
             for row, activations in zip(rows, features, strict=True):
                 row["features"] = activations
@@ -58,20 +60,22 @@ class OptionalColumns:
 
 
 NO_OPTIONAL_COLUMNS: Final = OptionalColumns()
-"""Nothing asked for."""
 
 
 def optional_columns(config: LabelConfig) -> OptionalColumns:
-    """What a request asks for."""
+    """Return the optional columns that a configuration asks for."""
     return OptionalColumns(
         abstain_below=float(config.abstain_below), scores=config.scores, features=config.features
     )
 
 
 def partition_name(version: str, config: LabelConfig) -> str:
-    """The partition that a request writes: the model's version and everything that changes a row."""
+    """Return the name of a partition: the model's version and all options that change a row.
+
+    `3-0a1b2c3d-top3-scores` holds the three best classes and all scores of version `3-0a1b2c3d`.
+    """
     parts = [version]
-    if config.top_k != _TOP_K:
+    if config.top_k != UNNAMED_TOP_K:
         parts.append(f"top{config.top_k}")
     if config.precision != "auto":
         parts.append(config.precision)

@@ -1,4 +1,4 @@
-"""What a partition says already, and of which pictures: as columns, since an archive has millions of them."""
+"""Rows already published for a partition, as an Arrow table: an archive has millions of them."""
 
 from __future__ import annotations
 
@@ -11,128 +11,115 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.errors import NotFoundError, Reason
-from afinar.predictions.manifest import FOLDER, Part, get_parts, read_part
-from afinar.storage.arrow import from_parquet, to_parquet
-from afinar.storage.commit import Record, latest, versions
-from afinar.storage.objects import get_object, put_object
+from afinar.errors import NotFoundError
+from afinar.pictures.rejects import TRANSIENT
+from afinar.predictions.manifest import (
+    Part,
+    Partition,
+    PredictionManifest,
+    get_parts,
+    read_manifest,
+)
+from afinar.predictions.part_reader import read_part
+from afinar.predictions.schema import PUBLISHED, object_template
+from afinar.storage.arrow import to_parquet
+from afinar.storage.objects import put_object
 from afinar.storage.store import Store
 
 _THREADS: Final = 8  # reading parts is mostly waiting for them
-_TRANSIENT: Final = pa.array([str(reason) for reason in Reason if reason.transient], pa.string())
+_TRANSIENT: Final = pa.array(sorted(TRANSIENT), pa.string())
 
-STANDING: Final = pa.schema(
-    [
-        ("uri", pa.large_string()),
-        ("etag", pa.large_string()),
-        ("reason", pa.string()),
-        ("part", pa.int32()),
-    ]
-)
-"""One picture that was looked at: why it was rejected, null where it is labelled, and the place of its part."""
+
+def _ignore(rows: pa.Table) -> None:
+    del rows
 
 
 @dataclass(frozen=True)
 class PublishedRows:
-    """What the manifest of that `number` says of one partition. `rows` is STANDING."""
+    """The partition `name` in one version of the manifest. `rows` is PUBLISHED."""
 
-    number: int
-    record: Record | None
+    name: str
+    manifest: PredictionManifest
     parts: list[Part]
     rows: pa.Table
 
-    def known(self, retry_rejects: bool) -> pa.Table:
-        """uri and etag of pictures that need not be looked at again while they are unchanged."""
-        reasons = self.rows.column("reason")
-        labelled = pc.is_null(reasons)
-        stands = (
-            labelled
-            if retry_rejects
-            else pc.or_(labelled, pc.invert(pc.is_in(reasons, _TRANSIENT)))
-        )
-        return self.rows.filter(stands).select(["uri", "etag"])
+    @property
+    def partition(self) -> Partition | None:
+        """The manifest's entry; None if nothing is published under the name."""
+        return self.manifest.partitions.get(self.name)
 
-    def rejects_among(self, uris: pa.ChunkedArray) -> dict[str, int]:
-        """How many of these pictures were rejected, by reason."""
+    def known(self, retry_rejects: bool) -> pa.Table:
+        """Return uri and etag of pictures that are skipped while they are unchanged.
+
+        These are the labelled ones and, unless `retry_rejects`, those that were rejected for a
+        permanent reason.
+        """
+        reasons = self.rows.column("reason")
+        skipped = pc.is_null(reasons)
+        if not retry_rejects:
+            skipped = pc.or_(skipped, pc.invert(pc.is_in(reasons, _TRANSIENT)))
+        return self.rows.filter(skipped).select(["uri", "etag"])
+
+    def count_rejects(self, uris: pa.ChunkedArray) -> dict[str, int]:
+        """Return how many of these pictures were rejected, by reason in alphabetical order."""
         rejects = self.rows.filter(pc.is_valid(self.rows.column("reason")))
-        return counts(
-            rejects.filter(pc.is_in(rejects.column("uri"), uris.combine_chunks())).column("reason")
-        )
+        rejects = rejects.filter(pc.is_in(rejects.column("uri"), uris.combine_chunks()))
+        counts = pc.value_counts(rejects.column("reason")).to_pylist()
+        return dict(sorted((count["values"], count["counts"]) for count in counts))
 
     def parts_without(
         self,
         store: Store,
         uris: pa.ChunkedArray,
         unit: str,
-        superseded: Callable[[pa.Table], None] = lambda rows: None,
+        on_removed: Callable[[pa.Table], None] = _ignore,
     ) -> list[Part]:
-        """The partition's parts without the rows of these pictures; those that lose some are written anew.
+        """Return the partition's objects without the rows of these pictures.
 
-        They are written as `unit`'s, one of a stored plan: until a manifest names them that plan keeps others from
-        sweeping them away. `superseded` is given the predictions that go.
+        An object that contains some of them is rewritten without them. The new object is named
+        after `unit`, which must be a unit of a stored plan: garbage collection leaves its objects
+        alone until a manifest names them. `on_removed` is called with the predictions that are left
+        out.
         """
-        gone = pc.is_in(self.rows.column("uri"), uris.combine_chunks())
-        touched = set(self.rows.filter(gone).column("part").unique().to_pylist())
-        kept = [
-            _without(store, part, uris, unit, superseded) if place in touched else part
-            for place, part in enumerate(self.parts)
-        ]
-        return [part for part in kept if part is not None]
+        removed = pc.is_in(self.rows.column("uri"), uris.combine_chunks())
+        rewritten = set(self.rows.filter(removed).column("part").unique().to_pylist())
+        kept = []
+        for position, part in enumerate(self.parts):
+            if position not in rewritten:
+                kept.append(part)
+                continue
+            table = read_part(store, part)
+            removed = pc.is_in(table.column("uri").cast(pa.large_string()), uris.combine_chunks())
+            if part.kind == "part":
+                on_removed(table.filter(removed))
+            remaining = table.filter(pc.invert(removed))
+            if len(remaining):
+                name = object_template(part.kind, self.name, unit)
+                ref = put_object(store, name, to_parquet(remaining), len(remaining))
+                kept.append(Part(part.kind, ref))
+        return kept
 
 
-def read_published_rows(store: Store, partition: str) -> PublishedRows:
-    """Read what the newest manifest says of a partition."""
-    found = latest(store, FOLDER)
-    number, record = found if found else (0, None)
+def read_published_rows(store: Store, name: str) -> PublishedRows:
+    """Read a partition from the current manifest; no rows if the partition is not published."""
+    manifest = read_manifest(store)
     try:
-        parts = parts_of(store, record, partition)
+        parts = get_parts(store, manifest.partitions.get(name))
         with ThreadPoolExecutor(_THREADS) as pool:
-            tables = list(pool.map(partial(_rows, store), parts, range(len(parts))))
+            tables = list(pool.map(partial(_read_rows, store), parts, range(len(parts))))
     except NotFoundError:
-        if versions(store, FOLDER)[-1:] == [number]:
+        if read_manifest(store).version == manifest.version:
             raise
-        return read_published_rows(
-            store, partition
-        )  # another labelling published, and removed what it superseded
-    return PublishedRows(number, record, parts, pa.concat_tables([STANDING.empty_table(), *tables]))
+        # Another job has published since, and deleted the objects that it replaced.
+        return read_published_rows(store, name)
+    rows = pa.concat_tables([PUBLISHED.empty_table(), *tables])
+    return PublishedRows(name, manifest, parts, rows)
 
 
-def parts_of(store: Store, record: Record | None, partition: str) -> list[Part]:
-    """The objects of a partition that a manifest names."""
-    entry = record["partitions"].get(partition) if record else None
-    return get_parts(store, entry) if entry else []
-
-
-def counts(column: pa.ChunkedArray) -> dict[str, int]:
-    """Value → how often, in the values' order."""
-    found = {one["values"]: one["counts"] for one in pc.value_counts(column).to_pylist()}
-    return dict(sorted(found.items()))
-
-
-def _rows(store: Store, part: Part, place: int) -> pa.Table:
+def _read_rows(store: Store, part: Part, position: int) -> pa.Table:
     columns = ["uri", "etag", "reason"] if part.kind == "rejects" else ["uri", "etag"]
-    table = from_parquet(get_object(store, part.ref), columns)
+    table = read_part(store, part, columns)
     if part.kind != "rejects":
         table = table.append_column("reason", pa.nulls(len(table), pa.string()))
-    return table.append_column("part", pa.repeat(pa.scalar(place, pa.int32()), len(table))).cast(
-        STANDING
-    )
-
-
-def _without(
-    store: Store,
-    part: Part,
-    uris: pa.ChunkedArray,
-    unit: str,
-    superseded: Callable[[pa.Table], None],
-) -> Part | None:
-    table = read_part(store, part)
-    gone = pc.is_in(pc.cast(table.column("uri"), pa.large_string()), uris.combine_chunks())
-    left = table.filter(pc.invert(gone))
-    if part.kind == "part":
-        superseded(table.filter(gone))
-    if not len(left):
-        return None
-    folder = part.ref.path.rsplit("/", 1)[0]
-    name = f"{folder}/part-{unit}-{{hash}}.parquet"
-    return Part(part.kind, unit, put_object(store, name, to_parquet(left), len(left)))
+    positions = pa.repeat(pa.scalar(position, pa.int32()), len(table))
+    return table.append_column("part", positions).cast(PUBLISHED)

@@ -1,28 +1,36 @@
-"""What a run makes of its partition on request, once that is published: one file of it, and its review queue."""
+"""Files derived from a published partition on request: the single file and the review queue.
+
+They are named after the digest of the partition's rows and hold nothing that the parts do not. So a
+run that is killed before it has written them loses nothing: the next run finds them missing and
+writes them. Those of older rows are deleted.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Final
 
-from afinar.config.jobs import LabelConfig
+from afinar.config.label import LabelConfig
 from afinar.errors import NotFoundError
-from afinar.predictions.manifest import FOLDER
-from afinar.predictions.part_reader import list_digest
-from afinar.predictions.review_queue import PageRenderer, Reviewer, review_folder, sweep_reviews
-from afinar.predictions.single_file import single_folder, sweep_single, write_single
-from afinar.storage.commit import Record, latest
+from afinar.predictions.manifest import Partition, read_manifest
+from afinar.predictions.review_queue import (
+    PageRenderer,
+    Reviewer,
+    delete_old_queues,
+    review_folder,
+)
+from afinar.predictions.single_file import delete_old_singles, single_folder, write_single
 from afinar.storage.store import Store
 
-_ATTEMPTS: Final = (
-    5  # each on top of one more rival's manifest; the last one's own run makes it in any case
-)
+# Each attempt follows one more publication by a concurrent writer. If all fail, the run of the last
+# writer still writes the exports.
+_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """Where the single file and the review queue lie, "" where there is none, and how many rows are below the
-    threshold."""
+    """URIs of the single file and of the review queue, "" where there is none; the number of
+    predictions below the threshold."""
 
     single: str = ""
     review: str = ""
@@ -32,65 +40,69 @@ class ExportResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exports:
-    """What `config` asks for of one partition."""
+    """The exports of one partition that `config` asks for. `classes` are those of the model."""
 
     store: Store
     partition: str
     config: LabelConfig
     classes: list[str]
-    gallery: PageRenderer | None = None
+    render_page: PageRenderer | None = None
 
-    def make(self) -> ExportResult:
-        """Make what is asked for and missing, and remove what is superseded."""
-        made = ExportResult()
+    def write(self) -> ExportResult:
+        """Write the exports that are missing, delete those of older rows.
+
+        If a concurrent writer publishes meanwhile, begin again with the rows that it published.
+        """
+        result = ExportResult()
         for _ in range(_ATTEMPTS):
-            entry = self._entry()
-            if entry is None:
+            partition = self._read_partition()
+            if partition is None:
                 break
             try:
-                made = self._made(entry)
-            except NotFoundError:  # a rival published and removed a superseded part
-                if _state(self._entry()) == _state(entry):
+                result = self._write(partition)
+            except NotFoundError:  # a concurrent writer has deleted a part
+                if _digest(self._read_partition()) == _digest(partition):
                     raise
                 continue
-            notes, now = self._sweep()
-            made.notes.extend(notes)
-            if now == _state(entry):
+            current = self._delete_old(result.notes)
+            if _digest(current) == _digest(partition):
                 break
-        return made
+        return result
 
-    def _made(self, entry: Record) -> ExportResult:
+    def _write(self, partition: Partition) -> ExportResult:
         single = review = ""
         abstained = 0
         if self.config.single:
-            single = self.store.uri(write_single(self.store, self.partition, entry))
+            single = self.store.uri(write_single(self.store, self.partition, partition))
         if self.config.abstain_below:
+            threshold = self.config.abstain_below
             reviewer = Reviewer(
-                self.store, self.partition, self.classes, self.config.abstain_below, self.gallery
+                self.store, self.partition, self.classes, threshold, self.render_page
             )
-            folder, abstained = reviewer.write(entry)
+            folder, abstained = reviewer.write(partition)
             review = self.store.uri(folder)
         return ExportResult(single=single, review=review, abstained=abstained)
 
-    def _sweep(self) -> tuple[list[str], str | None]:
-        """Remove what is superseded, whoever made it; remarks, and the state that is current."""
-        files = [info.name for info in self.store.walk(single_folder(self.partition))]
+    def _delete_old(self, notes: list[str]) -> Partition | None:
+        """Delete exports of older rows, whoever wrote them; append notes on what is kept.
+
+        Returns the current partition. It is read after the files are listed: a file that was listed
+        is of these rows or of older ones.
+        """
+        singles = [info.name for info in self.store.walk(single_folder(self.partition))]
         reviews = [info.name for info in self.store.walk(review_folder(self.partition))]
-        entry = (
-            self._entry()
-        )  # read last: whatever was made meanwhile is of it, or of one still to come
-        sweep_single(self.store, self.partition, entry, files)
-        edited = sweep_reviews(self.store, self.partition, entry, reviews)
-        return [
-            f"{self.store.uri(name)} was edited and stays: `afinar ingest … --labels` takes it"
-            for name in edited
-        ], _state(entry)
+        partition = self._read_partition()
 
-    def _entry(self) -> Record | None:
-        found = latest(self.store, FOLDER)
-        entry: Record | None = found[1]["partitions"].get(self.partition) if found else None
-        return entry
+        delete_old_singles(self.store, self.partition, partition, singles)
+        for form in delete_old_queues(self.store, self.partition, partition, reviews):
+            notes.append(
+                f"{self.store.uri(form)} was edited and is kept for `afinar ingest --labels`"
+            )
+        return partition
+
+    def _read_partition(self) -> Partition | None:
+        return read_manifest(self.store).partitions.get(self.partition)
 
 
-def _state(entry: Record | None) -> str | None:
-    return list_digest(entry) if entry else None
+def _digest(partition: Partition | None) -> str | None:
+    return partition.list_digest if partition else None

@@ -1,143 +1,137 @@
-"""Looking after a prediction folder: what it holds, whether it is whole, and what of it nothing needs any more."""
+"""Verify a prediction folder's objects; garbage-collect the unreferenced ones."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, NamedTuple
 
-from afinar.dataset.gc import damaged, remove, withdraw
 from afinar.errors import RequestError, StorageError
 from afinar.inference.quarantine import ATTEMPTS
-from afinar.predictions.current import parts_of
-from afinar.predictions.manifest import FOLDER, FORMAT, SCHEMAS, get_parts, object_folder, unit_in
-from afinar.storage.commit import Record, latest, marker_name, read_version, versions
-from afinar.storage.names import check_partition
+from afinar.predictions.manifest import (
+    FOLDER,
+    Partition,
+    PredictionManifest,
+    get_parts,
+    kept_manifests,
+    read_manifest,
+)
+from afinar.predictions.schema import SCHEMAS, object_folder, writer_unit
+from afinar.storage.markers import marker_name
 from afinar.storage.objects import ObjectRef
 from afinar.storage.store import Store
-from afinar.units.plan import planned_units, stored_plans
+from afinar.storage.versions import versions
+from afinar.units.gc import delete_objects, delete_versions
+from afinar.units.plans import planned_units, stored_plans
+from afinar.units.verify import Verification, needed_objects, verify_objects
 
-_OURS: Final = re.compile(
-    r"/part-[^-/]+-[^-/]+\.parquet$"
-)  # what a person left beside them is left alone
-_FOLDERS: Final = tuple({object_folder(kind, "").split("/")[0]: None for kind in SCHEMAS})
+_FOLDERS: Final = tuple(object_folder(kind, "").split("/")[0] for kind in SCHEMAS)
 
 
-def current_record(store: Store) -> tuple[int, Record]:
-    """The newest manifest and its number; (0, no partitions) where a first labelling was interrupted.
+def require_manifest(store: Store) -> PredictionManifest:
+    """Return the current manifest; version 0 if the first run was interrupted.
 
-    Raises RequestError where there are no predictions.
+    Raises RequestError for a folder without predictions and without a stored plan of a labelling.
     """
-    found = latest(store, FOLDER)
-    if found and found[1].get("format") == FORMAT:
-        for name in found[1]["partitions"]:
-            check_partition(name)
-        return found
-    # A labelling's plans are named by what they label, an ingest's by the version that they lead to.
-    if found or all("-" in info.name for info in store.walk("plans")):
+    manifest = read_manifest(store)
+    # Names of labelling plans contain no "-"; names of ingest plans start with the version and "-".
+    if not manifest.version and all("-" in info.name for info in store.walk("plans")):
         raise RequestError(f"{store.root} holds no dataset and no predictions")
-    return 0, {"current": None, "partitions": {}}
+    return manifest
 
 
-def partitions(record: Record) -> list[dict[str, Any]]:
-    """What each model has labelled: partition, model, sources, rows, rejects, and what its last run did."""
-    kept = ("model", "rows", "rejects", "last_run")
-    return [
-        {
-            "partition": name,
-            "sources": entry.get("sources", [entry["source"]]),
-            **{key: entry[key] for key in kept},
-        }
-        for name, entry in record["partitions"].items()
-    ]
+def verify(store: Store, manifest: PredictionManifest) -> Verification[str]:
+    """Read every object that a manifest names and compare its hash. Owners are partitions."""
+    owners = (
+        (name, [partition.objects, *_listed_objects(store, partition)])
+        for name, partition in manifest.partitions.items()
+    )
+    return verify_objects(store, needed_objects(owners))
 
 
-@dataclass(frozen=True)
-class Damage:
-    """One object that is not what was committed, and the partitions that need it."""
-
-    path: str
-    error: str
-    partitions: list[str]
-
-
-def verify(store: Store, record: Record) -> tuple[int, list[Damage]]:
-    """Read every object that a manifest names and compare its hash. How many were read, and those that differ."""
-    needed_by: dict[ObjectRef, list[str]] = {}
-    for name, entry in record["partitions"].items():
-        for ref in [ObjectRef(**entry["objects"]), *_listed_objects(store, entry)]:
-            needed_by.setdefault(ref, []).append(name)
-    return len(needed_by), [
-        Damage(ref.path, error, needed_by[ref]) for ref, error in damaged(store, needed_by)
-    ]
-
-
-def _listed_objects(store: Store, entry: Record) -> list[ObjectRef]:
-    """A partition's parts and rejects; none where their list is damaged, which is found when that is looked at."""
+def _listed_objects(store: Store, partition: Partition) -> list[ObjectRef]:
+    """Return a partition's objects; none if the list is damaged, which verifying the list
+    reports."""
     try:
-        return [part.ref for part in get_parts(store, entry)]
+        return [part.ref for part in get_parts(store, partition)]
     except StorageError:
         return []
 
 
-def superseded(store: Store, folders: Iterable[str]) -> list[str]:
-    """Parts and rejects in these folders that the newest manifest does not name and no stored plan is writing.
+def find_superseded(store: Store, folders: Iterable[str]) -> list[str]:
+    """Return the objects in these folders that no manifest names and no stored plan may need.
 
-    The order of the three looks matters: whoever wrote an object that was listed had stored a plan before, and what was
-    published meanwhile is in the manifest, which is read last.
+    Only names that a unit gives to its objects are considered. The order of the three reads
+    matters: the folders, the stored plans, the manifest. A unit that had written an object when the
+    folders were listed belongs to a plan stored before. If that plan has been carried out and
+    deleted since, the manifest it published is read afterwards.
     """
-    listed = (info.name for folder in folders for info in store.walk(folder))
-    objects = [name for name in listed if _OURS.search(name)]
-    busy = planned_units(store) if objects else set()
-    found = latest(store, FOLDER)
-    record = found[1] if found else None
+    names = (info.name for folder in folders for info in store.walk(folder))
+    writers = {name: unit for name in names if (unit := writer_unit(name)) is not None}
+    leased = planned_units(store) if writers else set()
+    manifest = read_manifest(store)
     named = {
         part.ref.path
-        for name in (record or {}).get("partitions", {})
-        for part in parts_of(store, record, name)
+        for partition in manifest.partitions.values()
+        for part in get_parts(store, partition)
     }
-    return [name for name in objects if name not in named and unit_in(name) not in busy]
+    return [name for name, unit in writers.items() if name not in named and unit not in leased]
 
 
-def sweep(store: Store, folders: Iterable[str]) -> list[str]:
-    """Remove what is superseded in these folders; the names.
+def delete_superseded(store: Store, folders: Iterable[str]) -> list[str]:
+    """Delete the superseded objects in these folders and return their names.
 
-    The markers of its units go first: a plan that comes to the same units must not take them for done.
+    The markers of their units are deleted first. If this is interrupted, no marker is left without
+    its objects: a later plan with the same unit would take that unit for committed.
     """
-    names = superseded(store, folders)
-    for marker in {marker_name(unit_in(name)): None for name in names}:
+    names = find_superseded(store, folders)
+    for marker in {marker_name(unit) for name in names if (unit := writer_unit(name))}:
         store.delete(marker)
-    return remove(store, names) if names else []
+    if names:
+        delete_objects(store, names)
+    return names
 
 
-def _idle(store: Store) -> list[str]:
-    """Markers of units that no stored plan has, what was left of attempts at them, and where no plan is stored, lists
-    that no manifest names, and probes.
+def _find_unneeded_records(store: Store) -> list[str]:
+    """Return markers and attempt files of units in no stored plan.
 
-    A unit's marker says only to its own plan that it is done. Lists and probes are named by content and by chance, so
-    that whose they are cannot be told.
+    If no plan is stored, also unreferenced object lists and all probes. Their names do not tell
+    which job wrote them, so while a plan is stored they may belong to its job.
     """
     markers = [info.name for info in store.walk("units")]
     attempts = [info.name for info in store.walk(ATTEMPTS)]
     shared = [info.name for folder in ("lists", "probes") for info in store.walk(folder)]
     plans = list(stored_plans(store))
     units = {unit for plan in plans for unit in plan.units}
-    busy = {marker_name(unit) for unit in units}
-    abandoned = [name for name in attempts if name.split("/")[1] not in units]
-    kept = [read_version(store, FOLDER, number) for number in versions(store, FOLDER)]
-    lists = {entry["objects"]["path"] for record in kept for entry in record["partitions"].values()}
-    unnamed = [] if plans else [name for name in shared if name not in lists]
-    return [name for name in markers if name not in busy] + abandoned + unnamed
+    leased = {marker_name(unit) for unit in units}
+
+    unneeded = [name for name in markers if name not in leased]
+    unneeded += [name for name in attempts if name.split("/")[1] not in units]
+    if not plans:
+        partitions = (manifest.partitions.values() for manifest in kept_manifests(store))
+        lists = {partition.objects.path for kept in partitions for partition in kept}
+        unneeded += [name for name in shared if name not in lists]
+    return unneeded
 
 
-def collect(store: Store, keep: int, drop_plans: bool) -> tuple[list[int], list[str]]:
-    """Remove what nothing needs: withdraw all but the newest `keep` manifests (0: none), give unfinished plans up.
+class Collected(NamedTuple):
+    """Numbers of the manifests and names of the objects that were deleted."""
 
-    The numbers withdrawn, and the names of what was removed.
+    versions: list[int]
+    objects: list[str]
+
+
+def collect(store: Store, keep: int, drop_plans: bool) -> Collected:
+    """Delete all manifests but the newest `keep` (0: keep all), then whatever nothing needs.
+
+    With `drop_plans` unfinished plans are deleted first, so that their units are not needed either.
     """
-    withdrawn = versions(store, FOLDER)[:-keep] if keep else []
-    withdraw(store, set(withdrawn))
-    dropped = remove(store, [plan.name for plan in stored_plans(store)] if drop_plans else [])
-    idle = remove(store, _idle(store))  # a plan's markers before its parts, as in `sweep`
-    return withdrawn, sorted([*dropped, *idle, *sweep(store, _FOLDERS)])
+    old = versions(store, FOLDER)[:-keep] if keep else []
+    delete_versions(store, FOLDER, old)
+    plans = [plan.name for plan in stored_plans(store)] if drop_plans else []
+    delete_objects(store, plans)
+
+    # Markers before parts, as in `delete_superseded`.
+    records = _find_unneeded_records(store)
+    delete_objects(store, records)
+    parts = delete_superseded(store, _FOLDERS)
+    return Collected(old, sorted([*plans, *records, *parts]))

@@ -1,140 +1,158 @@
-"""What a labelling leaves behind, and reading it back exactly once.
+"""Manifest: one immutable version of a prediction folder; it names each partition's objects.
 
-A prediction folder holds one partition per model (and per anything else that changes an answer). The
-highest manifest names, for every partition, the objects that count.
+A folder has one partition for each model version and set of options that change a row. The manifest
+with the highest number is current.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
 
 from afinar.dataset.schema import OBJECTS
-from afinar.errors import NotFoundError, RequestError, StorageError
+from afinar.errors import RequestError
 from afinar.storage.arrow import from_parquet, to_parquet
-from afinar.storage.commit import Record, latest
+from afinar.storage.names import check_partition
 from afinar.storage.objects import ObjectRef, get_object, put_object
-from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.storage.versions import Record, latest, publish, read_version, versions
 
 FOLDER: Final = "manifests"
 FORMAT: Final = "afinar-predictions/1"
 
-PREDICTIONS: Final = pa.schema(
-    [
-        ("uri", pa.string()),
-        ("sample_id", pa.string()),
-        ("etag", pa.string()),
-        ("label", pa.string()),
-        ("score", pa.float32()),
-        ("top_labels", pa.list_(pa.string())),
-        ("top_scores", pa.list_(pa.float32())),
-        ("model_version", pa.string()),
-    ]
-)
-"""One labelled picture; `score` is the probability of `label`, `top_*` the k best in falling order."""
 
-REJECTS: Final = pa.schema(
-    [("uri", pa.string()), ("etag", pa.string()), ("reason", pa.string()), ("detail", pa.string())]
-)
-"""One picture that could not be labelled."""
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """One partition as a manifest describes it.
 
-SCHEMAS: Final = {"part": PREDICTIONS, "rejects": REJECTS}
+    `source` is the source of the last run, `sources` are all sources, sorted. `objects` is the list
+    of the partition's objects (see `get_parts`), with `rows` predictions and `rejects` rejects in
+    them. `last_run` counts that run's listed, labelled and rejected pictures. `accounts` holds
+    statistics by source, as `afinar.labelling.run_report` writes them. `classes` is the order of
+    the column `scores`, None without that column.
+    """
+
+    model: str
+    source: str
+    sources: list[str]
+    objects: ObjectRef
+    rows: int
+    rejects: int
+    last_run: dict[str, int]
+    accounts: dict[str, Record] = field(default_factory=dict)
+    classes: list[str] | None = None
+
+    @property
+    def list_digest(self) -> str:
+        """The 16 hex digits in the name of the object list. They identify the partition's rows."""
+        return self.objects.path.rsplit("/", 1)[-1].removesuffix(".parquet")
+
+    def as_dict(self) -> dict[str, Any]:
+        record = {**self.__dict__, "objects": self.objects.as_dict()}
+        if self.classes is None:
+            del record["classes"]
+        return record
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Partition:
+        """Return the partition of a manifest's JSON entry.
+
+        Early versions wrote neither `sources` nor `accounts`.
+        """
+        fields = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
+        fields = {"sources": [record["source"]], **fields}
+        return cls(**{**fields, "objects": ObjectRef(**record["objects"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionManifest:
+    """One version. `current` is the name of the partition that was written last.
+
+    Version 0 has no partitions: nothing is published yet.
+    """
+
+    version: int = 0
+    current: str | None = None
+    partitions: dict[str, Partition] = field(default_factory=dict)
+
+    def successor(self, name: str, partition: Partition) -> PredictionManifest:
+        """Return the next version, in which `partition` replaces the one of that name."""
+        partitions = {**self.partitions, name: partition}
+        return PredictionManifest(version=self.version + 1, current=name, partitions=partitions)
+
+    def as_dict(self) -> dict[str, Any]:
+        partitions = {name: partition.as_dict() for name, partition in self.partitions.items()}
+        return {
+            "format": FORMAT,
+            "version": self.version,
+            "current": self.current,
+            "partitions": partitions,
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> PredictionManifest:
+        """Return the manifest of a JSON record.
+
+        Raises UnsafePathError for a name of a partition or of an object that could lead out of the
+        folder: the record may be a stranger's.
+        """
+        partitions = {
+            check_partition(name): Partition.from_dict(entry)
+            for name, entry in record["partitions"].items()
+        }
+        return cls(version=record["version"], current=record["current"], partitions=partitions)
+
+
+def read_manifest(store: Store) -> PredictionManifest:
+    """Return the current manifest; version 0 if nothing is published.
+
+    Raises RequestError for a folder that holds something other than predictions.
+    """
+    newest = latest(store, FOLDER)
+    return _parse(store, *newest) if newest else PredictionManifest()
+
+
+def kept_manifests(store: Store) -> list[PredictionManifest]:
+    """Return all versions that are kept, in ascending order."""
+    numbers = versions(store, FOLDER)
+    return [_parse(store, number, read_version(store, FOLDER, number)) for number in numbers]
+
+
+def _parse(store: Store, number: int, record: Record) -> PredictionManifest:
+    if record.get("format") != FORMAT:
+        raise RequestError(
+            f"{store.root} holds {record.get('format', 'something else')}, not predictions"
+        )
+    # The number of a version is that of its file: the next one is published under the number after
+    # it.
+    return PredictionManifest.from_dict({**record, "version": number})
+
+
+def publish_manifest(store: Store, manifest: PredictionManifest, owner: str) -> bool:
+    """Publish a version. Return False if another job has published its number."""
+    return publish(store, FOLDER, manifest.version, manifest.as_dict(), owner)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One committed object of a partition: `kind` "part" or "rejects", and the unit that wrote it."""
+    """One committed object of a partition: `kind` is "part" or "rejects"."""
 
     kind: str
-    unit: str
     ref: ObjectRef
 
 
 def put_parts(store: Store, parts: list[Part]) -> ObjectRef:
-    """Write the list of a partition's objects. The unit is in an object's name."""
+    """Write the list of a partition's objects as Parquet with the schema OBJECTS."""
     rows = [{"kind": part.kind, **part.ref.as_dict()} for part in parts]
-    return put_object(
-        store,
-        "lists/{hash}.parquet",
-        to_parquet(pa.Table.from_pylist(rows, schema=OBJECTS)),
-        len(rows),
-    )
+    table = pa.Table.from_pylist(rows, schema=OBJECTS)
+    return put_object(store, "lists/{hash}.parquet", to_parquet(table), len(rows))
 
 
-def get_parts(store: Store, partition: Record) -> list[Part]:
-    """A partition's objects, from its entry in the manifest."""
-    rows = from_parquet(get_object(store, ObjectRef(**partition["objects"]))).to_pylist()
-    return [Part(row.pop("kind"), unit_in(row["path"]), ObjectRef(**row)) for row in rows]
-
-
-def object_folder(kind: str, partition: str) -> str:
-    """Folder of a partition's parts or rejects."""
-    return f"{'parts' if kind == 'part' else 'rejects'}/model={partition}"
-
-
-def unit_in(path: str) -> str:
-    """The unit that wrote `…/part-<unit>-<hash>.parquet`."""
-    return path.rsplit("/", 1)[-1].split("-")[1]
-
-
-def read_part(store: Store, part: Part) -> pa.Table:
-    """Rows of one object, verified."""
-    return from_parquet(get_object(store, part.ref))
-
-
-class Predictions:
-    """One partition of a prediction folder: every picture of it exactly once."""
-
-    def __init__(self, store: Store, name: str, partition: Record) -> None:
-        self._store, self._name, self._partition = store, name, partition
-
-    def _rows(self, kind: str) -> pa.Table:
-        try:
-            parts = [part for part in get_parts(self._store, self._partition) if part.kind == kind]
-            tables = [read_part(self._store, part) for part in parts]
-        except NotFoundError:
-            newest = latest(self._store, FOLDER)
-            entry = newest[1]["partitions"].get(self._name) if newest else None
-            if entry is None or entry == self._partition:
-                raise
-            self._partition = entry  # a labelling published since, and removed what it superseded
-            return self._rows(kind)
-        return pa.concat_tables(
-            [SCHEMAS[kind].empty_table(), *tables], promote_options="default"
-        ).sort_by("uri")
-
-    @property
-    def table(self) -> pa.Table:
-        """One row per labelled picture, sorted by uri: PREDICTIONS, and the columns that were asked for."""
-        return self._rows("part")
-
-    @property
-    def rejects(self) -> pa.Table:
-        """One row per picture that could not be labelled, sorted by uri: REJECTS."""
-        return self._rows("rejects")
-
-
-def open_predictions(uri: str, partition: str | None = None) -> Predictions:
-    """Open a prediction folder; by default the partition that was written last.
-
-    `partition` is what follows `model=` in the folder's names. Raises RequestError when there is none.
-    """
-    store = open_store(uri)
-    try:
-        found = latest(store, FOLDER)
-    except StorageError as error:
-        raise RequestError(f"cannot read {store.root}: {error}") from error
-    if found is None:
-        raise RequestError(
-            f"{store.root} holds no predictions: make them with `afinar label SOURCE {uri}`"
-        )
-    partitions: dict[str, Any] = found[1]["partitions"]
-    wanted = partition or found[1]["current"]
-    if wanted not in partitions:
-        raise RequestError(
-            f"{store.root} has no predictions of {wanted!r}, but of {', '.join(partitions)}"
-        )
-    return Predictions(store, wanted, partitions[wanted])
+def get_parts(store: Store, partition: Partition | None) -> list[Part]:
+    """Return a partition's objects; none for a partition that is not published."""
+    if partition is None:
+        return []
+    rows = from_parquet(get_object(store, partition.objects)).to_pylist()
+    return [Part(row.pop("kind"), ObjectRef(**row)) for row in rows]

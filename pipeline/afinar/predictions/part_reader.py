@@ -1,7 +1,7 @@
-"""What is made of a partition once it is published: derived objects, named after the list that they were made from.
+"""Read the rows of a partition: all of them as one table, or part by part.
 
-They say nothing that the parts do not say, so that a run that is killed before them loses nothing: the next one sees
-that they are missing and makes them. Superseded ones are removed.
+A reader that holds an older manifest may find that a job has published since and deleted the parts
+that it replaced. `Predictions` then reads the current manifest and starts again.
 """
 
 from __future__ import annotations
@@ -13,38 +13,95 @@ from typing import Final
 
 import pyarrow as pa
 
-from afinar.predictions.manifest import Part, get_parts
+from afinar.errors import NotFoundError, RequestError, StorageError
+from afinar.predictions.manifest import Part, Partition, get_parts, read_manifest
+from afinar.predictions.schema import SCHEMAS
 from afinar.storage.arrow import from_parquet
-from afinar.storage.commit import Record
 from afinar.storage.objects import get_object
+from afinar.storage.open import open_store
 from afinar.storage.store import Store
 
-_AHEAD: Final = 8  # parts in flight where reading is waiting; with features one takes 4 MB
+_AHEAD: Final = 8  # parts in flight from a remote store; one with features takes 4 MB
 
 
-def list_digest(partition: Record) -> str:
-    """Sixteen digits that tell which rows a partition's entry in the manifest stands for: the name of its list."""
-    path: str = partition["objects"]["path"]
-    return path.rsplit("/", 1)[-1].removesuffix(".parquet")
+class Predictions:
+    """One partition of a prediction folder, which contains every picture exactly once."""
+
+    def __init__(self, store: Store, name: str, partition: Partition) -> None:
+        self._store, self._name, self._partition = store, name, partition
+
+    @property
+    def table(self) -> pa.Table:
+        """One row per labelled picture, sorted by uri: PREDICTIONS and the optional columns."""
+        return self._read("part")
+
+    @property
+    def rejects(self) -> pa.Table:
+        """One row per picture that could not be labelled, sorted by uri: REJECTS."""
+        return self._read("rejects")
+
+    def _read(self, kind: str) -> pa.Table:
+        try:
+            parts = [part for part in get_parts(self._store, self._partition) if part.kind == kind]
+            tables = [read_part(self._store, part) for part in parts]
+        except NotFoundError:
+            partition = read_manifest(self._store).partitions.get(self._name)
+            if partition is None or partition == self._partition:
+                raise
+            self._partition = partition  # published since; the parts that it replaced are deleted
+            return self._read(kind)
+
+        tables = [SCHEMAS[kind].empty_table(), *tables]
+        return pa.concat_tables(tables, promote_options="default").sort_by("uri")
 
 
-def part_tables(
-    store: Store, partition: Record, columns: list[str] | None = None
+def open_predictions(uri: str, partition: str | None = None) -> Predictions:
+    """Open a prediction folder; by default the partition that was written last.
+
+    `partition` is what follows `model=` in the names of the folders. Raises RequestError if there
+    are no predictions, or none of that partition.
+    """
+    store = open_store(uri)
+    try:
+        manifest = read_manifest(store)
+    except StorageError as error:
+        raise RequestError(f"cannot read {store.root}: {error}") from error
+    if not manifest.version:
+        raise RequestError(
+            f"{store.root} holds no predictions: make them with `afinar label SOURCE {uri}`"
+        )
+
+    name = partition or manifest.current
+    if name is None or name not in manifest.partitions:
+        raise RequestError(
+            f"{store.root} has no predictions of {name!r}, but of {', '.join(manifest.partitions)}"
+        )
+    return Predictions(store, name, manifest.partitions[name])
+
+
+def read_part(store: Store, part: Part, columns: list[str] | None = None) -> pa.Table:
+    """Return the rows of one object after its hash is verified; all columns by default."""
+    return from_parquet(get_object(store, part.ref), columns)
+
+
+def iter_parts(
+    store: Store, partition: Partition, columns: list[str] | None = None
 ) -> Iterator[pa.Table]:
-    """The partition's labelled rows, part by part, verified; a few parts are read ahead, never all of them."""
+    """Yield the partition's labelled rows, one table per part, verified.
+
+    At most `_AHEAD` parts of a remote store are in memory at a time.
+    """
     parts = [part for part in get_parts(store, partition) if part.kind == "part"]
-
-    def read(part: Part) -> pa.Table:
-        return from_parquet(get_object(store, part.ref), columns)
-
     if store.parallel_reads == 1:
-        yield from map(read, parts)
-        return
-    with ThreadPoolExecutor(_AHEAD) as pool:
-        under_way: deque[Future[pa.Table]] = deque()
         for part in parts:
-            under_way.append(pool.submit(read, part))
-            if len(under_way) >= _AHEAD:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+            yield read_part(store, part, columns)
+        return
+
+    with ThreadPoolExecutor(_AHEAD) as pool:
+        reads: deque[Future[pa.Table]] = deque()
+        for part in parts:
+            reads.append(pool.submit(read_part, store, part, columns))
+            if len(reads) >= _AHEAD:
+                yield reads.popleft().result()
+        while reads:
+            yield reads.popleft().result()

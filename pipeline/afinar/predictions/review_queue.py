@@ -1,38 +1,47 @@
-"""The review queue: pictures whose answer is not sure enough, as a table, a form for their labels, and a page.
+"""Review queue: the least certain predictions, as a table, a CSV form for labels, and a page.
 
-People look at the page, or edit the form, and `afinar ingest --labels` takes the form back.
+People look at the page and edit the form; `afinar ingest --labels` reads the form. A queue lies in
+`review/model=<partition>/<digest of the partition's rows>/`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from afinar.errors import NotFoundError
-from afinar.predictions.manifest import PREDICTIONS
-from afinar.predictions.part_reader import list_digest, part_tables
+from afinar.predictions.manifest import Partition
+from afinar.predictions.part_reader import iter_parts
+from afinar.predictions.schema import PREDICTIONS
 from afinar.storage.arrow import from_parquet, to_parquet
 from afinar.storage.store import Store
-from afinar.storage.versions import Record
 
 QUEUE: Final = 100_000
-"""Pictures in a queue, the least certain: more than people look at, and 60 MB in the driver. All that are below stay
-marked `abstained` in the parts."""
+"""Largest number of pictures in a queue: more than people look at, and 60 MB of memory in the
+driver. All pictures below the threshold stay `abstained` in the parts."""
 
 TABLE: Final = "queue.parquet"
 FORM: Final = "corrections.csv"
 PAGE: Final = "index.html"
-_BELOW: Final = b"afinar.below"
+_BELOW: Final = b"afinar.below"  # key of a table's Parquet metadata
+
+
+class LeastCertain(NamedTuple):
+    """The rows of a queue, PREDICTIONS, least certain first; and how many pictures abstained in
+    all."""
+
+    table: pa.Table
+    below: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewQueue:
-    """What awaits review. `table` is PREDICTIONS, least certain first; `below` counts all, those left out too."""
+    """The contents of a page. `table` and `below` are those of LeastCertain."""
 
     model: str
     classes: list[str]
@@ -42,112 +51,122 @@ class ReviewQueue:
 
 
 PageRenderer: TypeAlias = Callable[[ReviewQueue], str]
-"""Renders a queue as one HTML page. It is handed in: reports stand above labelling."""
+"""Function that renders a queue as one HTML page. Callers pass it in: `report` may not be imported
+here."""
+
+
+class WrittenQueue(NamedTuple):
+    """Folder of a queue, and how many pictures are below the threshold."""
+
+    folder: str
+    below: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reviewer:
-    """Writes the review queue of a partition whose rows say whether they `abstained`."""
+    """Writes the review queue of a partition with the column `abstained`."""
 
     store: Store
     partition: str
     classes: list[str]
     threshold: float
-    gallery: PageRenderer | None = None
+    render: PageRenderer | None = None
 
-    def write(self, entry: Record) -> tuple[str, int]:
-        """Write the queue of a partition's entry in the manifest, unless that is done: its folder, and how many
-        pictures are below the threshold. The page comes last; a form that people have begun to edit is left alone."""
-        folder = f"{review_folder(self.partition)}/{list_digest(entry)}"
-        there = {info.name.rsplit("/", 1)[-1] for info in self.store.walk(folder)}
-        if {TABLE, FORM, PAGE if self.gallery else FORM} <= there:
-            return folder, _count(self.store.get(f"{folder}/{TABLE}"))
-        table, below = least_certain(
-            part_tables(self.store, entry, [*PREDICTIONS.names, "abstained"]), QUEUE
-        )
+    def write(self, partition: Partition) -> WrittenQueue:
+        """Write the queue of a partition, unless it is complete. The page is written last.
+
+        A form that exists is left as it is: people may have begun to edit it.
+        """
+        folder = f"{review_folder(self.partition)}/{partition.list_digest}"
+        existing = {info.name.rsplit("/", 1)[-1] for info in self.store.walk(folder)}
+        if {TABLE, FORM, PAGE if self.render else FORM} <= existing:
+            return WrittenQueue(folder, _read_below(self.store.get(f"{folder}/{TABLE}")))
+
+        columns = [*PREDICTIONS.names, "abstained"]
+        table, below = least_certain(iter_parts(self.store, partition, columns), QUEUE)
         data = to_parquet(table.replace_schema_metadata({_BELOW: str(below)}))
         self.store.put_if_absent(f"{folder}/{TABLE}", data)
         self.store.put_if_absent(f"{folder}/{FORM}", corrections_form(table))
-        if self.gallery:
+        if self.render:
             queue = ReviewQueue(
-                model=entry["model"],
+                model=partition.model,
                 classes=self.classes,
                 threshold=self.threshold,
                 table=table,
                 below=below,
             )
-            self.store.put_if_absent(f"{folder}/{PAGE}", self.gallery(queue).encode())
-        return folder, below
+            self.store.put_if_absent(f"{folder}/{PAGE}", self.render(queue).encode())
+        return WrittenQueue(folder, below)
 
 
 def review_folder(partition: str) -> str:
-    """Where a partition's review queues lie."""
+    """Return the folder of a partition's review queues."""
     return f"review/model={partition}"
 
 
-def least_certain(tables: Iterable[pa.Table], most: int) -> tuple[pa.Table, int]:
-    """The `most` abstained rows of the lowest score, lowest first, of tables with PREDICTIONS and `abstained`.
+def least_certain(tables: Iterable[pa.Table], limit: int) -> LeastCertain:
+    """Return the `limit` abstained rows with the lowest scores, lowest first, ties by uri.
 
-    Also how many abstained in all. Holds 2 `most` rows at a time, and at a tie goes by uri.
+    `tables` have PREDICTIONS and `abstained`. At most `2 * limit` rows and one table are in memory.
     """
-    held, rows, below = [PREDICTIONS.empty_table()], 0, 0
+    parts, rows, below = [PREDICTIONS.empty_table()], 0, 0
     for table in tables:
-        uncertain = table.filter(table.column("abstained")).select(PREDICTIONS.names)
-        held.append(uncertain)
-        rows, below = rows + len(uncertain), below + len(uncertain)
-        if rows >= 2 * most:
-            held, rows = [_lowest(held, most)], most
-    return _lowest(held, most), below
+        abstained = table.filter(table.column("abstained")).select(PREDICTIONS.names)
+        parts.append(abstained)
+        rows, below = rows + len(abstained), below + len(abstained)
+        if rows >= 2 * limit:
+            parts, rows = [_lowest(parts, limit)], limit
+    return LeastCertain(_lowest(parts, limit), below)
 
 
 def corrections_form(table: pa.Table) -> bytes:
-    """CSV with `uri` and `label`, a row for each picture of a queue, filled in with the model's guess."""
+    """Return a CSV with `uri` and `label`, one row per picture, filled in with the predicted
+    label."""
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table.select(["uri", "label"]), sink)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
-def sweep_reviews(
-    store: Store, partition: str, entry: Record | None, found: list[str]
+def delete_old_queues(
+    store: Store, name: str, partition: Partition | None, paths: list[str]
 ) -> list[str]:
-    """Remove those `found` files of superseded queues that nobody has worked on; the edited forms that stay.
+    """Delete those of `paths` that belong to old queues, and return the forms that are kept.
 
-    `entry` was read after the files were listed. What we did not write is left alone.
+    A form that was edited is kept; so are files that no queue has. `partition` must have been read
+    after the paths were listed, None if there is none.
     """
-    current = list_digest(entry) if entry else None
-    folders = {name.rsplit("/", 1)[0] for name in found}
+    current = f"{review_folder(name)}/{partition.list_digest}" if partition else None
     edited = []
-    for folder in sorted(folders):
-        if folder == f"{review_folder(partition)}/{current}":
-            continue
-        if f"{folder}/{FORM}" in found:
+    for folder in sorted({path.rsplit("/", 1)[0] for path in paths} - {current}):
+        if f"{folder}/{FORM}" in paths:
             if _is_edited(store, folder):
                 edited.append(f"{folder}/{FORM}")
             else:
                 store.delete(f"{folder}/{FORM}")
-        for name in (PAGE, TABLE):  # the table last: it tells whether the form was edited
-            if f"{folder}/{name}" in found:
-                store.delete(f"{folder}/{name}")
+        # The table last: a run that comes after an interruption needs it to tell if the form was
+        # edited.
+        for file in (PAGE, TABLE):
+            if f"{folder}/{file}" in paths:
+                store.delete(f"{folder}/{file}")
     return edited
 
 
-def _lowest(tables: list[pa.Table], most: int) -> pa.Table:
-    return (
-        pa.concat_tables(tables)
-        .sort_by([("score", "ascending"), ("uri", "ascending")])
-        .slice(0, most)
-    )
+def _lowest(tables: list[pa.Table], limit: int) -> pa.Table:
+    table = pa.concat_tables(tables)
+    return table.sort_by([("score", "ascending"), ("uri", "ascending")]).slice(0, limit)
 
 
-def _count(data: bytes) -> int:
+def _read_below(data: bytes) -> int:
+    """Return the number of pictures below the threshold, from a queue's table."""
     return int(pq.read_schema(pa.BufferReader(data)).metadata[_BELOW])
 
 
 def _is_edited(store: Store, folder: str) -> bool:
-    """Whether a form differs from what we wrote; without its table there is no telling, and it counts as edited."""
+    """Return True if a form differs from the one that its table gives, or if the table is
+    missing."""
     try:
-        ours = corrections_form(from_parquet(store.get(f"{folder}/{TABLE}")))
-        return store.get(f"{folder}/{FORM}") != ours
+        table = from_parquet(store.get(f"{folder}/{TABLE}"))
+        return store.get(f"{folder}/{FORM}") != corrections_form(table)
     except NotFoundError:
         return True

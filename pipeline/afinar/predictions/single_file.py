@@ -1,4 +1,4 @@
-"""A whole partition as one Parquet file, for readers that take no folder."""
+"""A whole partition as one Parquet file, for readers that cannot read a folder."""
 
 from __future__ import annotations
 
@@ -9,65 +9,70 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from afinar.predictions.manifest import PREDICTIONS
-from afinar.predictions.part_reader import list_digest, part_tables
+from afinar.predictions.manifest import Partition
+from afinar.predictions.part_reader import iter_parts
+from afinar.predictions.schema import PREDICTIONS
 from afinar.storage.objects import ObjectWriter
 from afinar.storage.store import Store
-from afinar.storage.versions import Record
 
+# A row group ends at the first of the two: memory does not grow with the archive. 64 MB are 8,000
+# rows with features of width 2048.
 _GROUP_ROWS: Final = 2**17
-_GROUP_BYTES: Final = (
-    64 * 2**20
-)  # what is held in memory, whatever the archive: 8,000 rows with features of 2048
+_GROUP_BYTES: Final = 64 * 2**20
 
 
-def single_folder(partition: str) -> str:
-    """Where a partition's single file lies; apart from `parts/`, whose plain readers must not see a row twice."""
-    return f"single/model={partition}"
+def single_folder(name: str) -> str:
+    """Return the folder of a partition's single file. A reader of `parts/` must not find its rows
+    twice."""
+    return f"single/model={name}"
 
 
-def write_single(store: Store, partition: str, entry: Record) -> str:
-    """Write all labelled rows of a partition as one file, unless that is done; its name.
+def write_single(store: Store, name: str, partition: Partition) -> str:
+    """Write all labelled rows of a partition to one file, if it is missing, and return its path.
 
-    Rows come part by part, not in the order of their uris; memory does not grow with them.
+    Rows come part by part, not in the order of their uris.
     """
-    folder = single_folder(partition)
-    name = f"{folder}/{_file(entry)}"
-    if any(info.name == name for info in store.walk(folder)):
-        return name
-    groups = _row_groups(part_tables(store, entry))
+    path = _path(name, partition)
+    if any(info.name == path for info in store.walk(single_folder(name))):
+        return path
+
+    groups = _row_groups(iter_parts(store, partition))
     first = next(groups)
-    with ObjectWriter(store, folder, large=True) as sink:
-        with pq.ParquetWriter(
-            pa.PythonFile(sink, mode="w"), first.schema, compression="zstd"
-        ) as writer:
+    with ObjectWriter(store, single_folder(name), large=True) as sink:
+        file = pa.PythonFile(sink, mode="w")
+        with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
             for group in chain([first], groups):
                 writer.write_table(group, row_group_size=len(group) or None)
-        sink.commit(name, entry["rows"])
-    return name
+        sink.commit(path, partition.rows)
+    return path
 
 
-def sweep_single(store: Store, partition: str, entry: Record | None, found: list[str]) -> None:
-    """Remove those `found` files of a partition that are superseded; `entry` was read after they were listed."""
-    current = f"{single_folder(partition)}/{_file(entry)}" if entry else None
-    for name in found:
-        if name != current:
-            store.delete(name)
+def delete_old_singles(
+    store: Store, name: str, partition: Partition | None, paths: list[str]
+) -> None:
+    """Delete those of `paths` that are not the current single file.
+
+    `partition` must have been read after the paths were listed, None if there is none.
+    """
+    current = _path(name, partition) if partition else None
+    for path in paths:
+        if path != current:
+            store.delete(path)
 
 
-def _file(entry: Record) -> str:
-    return f"predictions-{list_digest(entry)}.parquet"
+def _path(name: str, partition: Partition) -> str:
+    return f"{single_folder(name)}/predictions-{partition.list_digest}.parquet"
 
 
 def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Parts gathered into groups that are worth reading; one group without rows where there are no parts."""
-    held: list[pa.Table] = []
+    """Concatenate parts into row groups; yield one empty group if there are no parts."""
+    parts: list[pa.Table] = []
     rows = size = groups = 0
     for table in tables:
-        held.append(table)
+        parts.append(table)
         rows, size = rows + len(table), size + table.nbytes
         if rows >= _GROUP_ROWS or size >= _GROUP_BYTES:
-            yield pa.concat_tables(held)
-            held, rows, size, groups = [], 0, 0, groups + 1
-    if held or not groups:
-        yield pa.concat_tables(held or [PREDICTIONS.empty_table()])
+            yield pa.concat_tables(parts)
+            parts, rows, size, groups = [], 0, 0, groups + 1
+    if parts or not groups:
+        yield pa.concat_tables(parts or [PREDICTIONS.empty_table()])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from afinar.labelling.run_report import Account
-from afinar.labelling.stats import BINS, Answers
+from afinar.labelling.run_report import RunReport
+from afinar.labelling.stats import BINS, LabelStats
 from afinar.report.rendering import template
 from afinar.units.progress import format_duration, limiting_stage
 
@@ -22,23 +22,23 @@ class LabelRun:
     source: str
     partition: str
     summary: dict[str, Any]
-    account: Account
+    account: RunReport
 
 
 def label_page(label: LabelRun) -> str:
     """Render the report of one labelling: `summary` is its LabelSummary, JSON-able."""
-    summary, answers = label.summary, label.account.tally.answers
-    before = label.account.before
+    summary, answers = label.summary, label.account.stats.labels
+    before = label.account.baseline
     return template("labelling.html.j2").render(
         title=f"Labels of {label.source}",
         run=label.run,
         summary=summary,
         numbers=_numbers(summary, answers),
         drift=label.account.drift(),
-        before=before.words if before else None,
-        classes=_classes(answers, before.answers if before else None),
+        before=before.name if before else None,
+        classes=_classes(answers, before.labels if before else None),
         answers=answers,
-        histogram=_histogram(answers, before.answers if before else None),
+        histogram=_histogram(answers, before.labels if before else None),
         reasons=_reasons(label),
         stages=_stages(summary["stages"]),
         limit=limiting_stage(summary["stages"]),
@@ -48,7 +48,7 @@ def label_page(label: LabelRun) -> str:
     )
 
 
-def _numbers(summary: dict[str, Any], answers: Answers) -> list[tuple[str, str]]:
+def _numbers(summary: dict[str, Any], answers: LabelStats) -> list[tuple[str, str]]:
     numbers = [
         (name, f"{summary[name]:,}") for name in ("listed", "labelled", "rejected", "skipped")
     ]
@@ -57,7 +57,7 @@ def _numbers(summary: dict[str, Any], answers: Answers) -> list[tuple[str, str]]
     return [*numbers, ("pictures a second", f"{summary['images_per_second']:,.0f}")]
 
 
-def _classes(now: Answers, before: Answers | None) -> list[dict[str, Any]]:
+def _classes(now: LabelStats, before: LabelStats | None) -> list[dict[str, Any]]:
     """A row for each class, the most frequent first; `bar` and `mark` are per cent of the longest bar."""
     then = before if before and before.pictures else None
     names = {*now.labels, *(then.labels if then else ())}
@@ -81,7 +81,7 @@ def _share(count: int, total: int) -> float:
     return count / total if total else 0.0
 
 
-def _histogram(now: Answers, before: Answers | None) -> dict[str, Any]:
+def _histogram(now: LabelStats, before: LabelStats | None) -> dict[str, Any]:
     """Places of the histogram's bars and of the line of the run before, in the drawing's units."""
     shares = [_share(count, now.pictures) for count in now.histogram]
     old = (
@@ -125,7 +125,7 @@ def _reasons(label: LabelRun) -> list[dict[str, Any]]:
     """A row for each reason, the most frequent first, with a few of this run's rejects."""
     counts: dict[str, int] = label.summary["rejects_by_reason"]
     rows = [
-        {"reason": reason, "count": count, "examples": label.account.tally.examples.get(reason, [])}
+        {"reason": reason, "count": count, "examples": label.account.stats.examples.get(reason, [])}
         for reason, count in counts.items()
     ]
     return sorted(rows, key=lambda row: -row["count"])
