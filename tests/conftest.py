@@ -91,7 +91,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A small network that has learned its two classes."""
     from afinar.config.ingest import IngestConfig
     from afinar.config.train import TrainConfig
-    from afinar.ingest.driver import Ingest
+    from afinar.ingest.driver import run_ingest
     from afinar.training.distributed import Group
     from afinar.training.publish import publish
     from afinar.training.task import plan_training
@@ -101,7 +101,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
     pictures = make_archive(folder / "pictures", 40)
     dataset, models = str(folder / "dataset"), str(folder / "models")
-    Ingest(IngestConfig(source=str(pictures), dataset=dataset, size=64), InlineExecutor()).run()
+    run_ingest(IngestConfig(source=str(pictures), dataset=dataset, size=64), InlineExecutor()).summary
     config = TrainConfig(
         dataset=dataset, models=models, backbone="small_cnn", regime="scratch", weights="none",
         input_size=64, epochs=6, batch_size=8,

@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pytest
+from afinar.config.ingest import SplitShares
 from afinar.dataset.splits import assign_split
 from afinar.sources.entry import LISTING
-from afinar.units.plan import (
+from afinar.units.cut import (
     even_sizes,
     is_up_to_date,
     iter_units,
@@ -22,7 +23,7 @@ from afinar.units.plan import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-SHARES = (0.7, 0.15, 0.15)
+SHARES = SplitShares(*(0.7, 0.15, 0.15))
 names = st.text("abcdefgh0123456789", min_size=1, max_size=8)
 
 
@@ -48,7 +49,9 @@ def test_shares_are_met() -> None:
 
 
 def test_a_share_of_zero_gets_nothing() -> None:
-    assert {assign_split(str(number), (1.0, 0.0, 0.0), 0) for number in range(1000)} == {"train"}
+    assert {assign_split(str(number), SplitShares(1.0, 0.0, 0.0), 0) for number in range(1000)} == {
+        "train"
+    }
 
 
 either_way = pytest.mark.parametrize("sizes", [even_sizes, tapered_sizes])

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 
 from afinar.config.ingest import IngestConfig
-from afinar.ingest.driver import Ingest
+from afinar.ingest.driver import run_ingest
 from afinar.storage import local
 from afinar.units.executor import InlineExecutor
 
@@ -33,7 +33,7 @@ def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:
         return done
 
     local._NewFile.publish = deadly  # type: ignore[method-assign]
-    Ingest(IngestConfig(source=source, dataset=dataset, size=32), InlineExecutor()).run()
+    run_ingest(IngestConfig(source=source, dataset=dataset, size=32), InlineExecutor()).summary
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
-from afinar.dataset.gc import manifests, verify
-from afinar.dataset.manifest import list_objects
-from afinar.ingest.driver import Ingest
+from afinar.dataset.gc import verify_dataset
+from afinar.dataset.manifest import get_manifests, list_objects
+from afinar.ingest.driver import run_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
 
@@ -53,7 +53,9 @@ class Scene:
 
 
 def run(source: Path, dataset: Path) -> None:
-    Ingest(IngestConfig(source=str(source), dataset=str(dataset), size=32), InlineExecutor()).run()
+    run_ingest(
+        IngestConfig(source=str(source), dataset=str(dataset), size=32), InlineExecutor()
+    ).summary
 
 
 def shards_of(dataset: Path) -> dict[str, str]:
@@ -61,7 +63,7 @@ def shards_of(dataset: Path) -> dict[str, str]:
     store = open_store(str(dataset))
     return {
         ref.path: ref.sha256
-        for kind, ref in list_objects(store, manifests(store)[-1])
+        for kind, ref in list_objects(store, get_manifests(store)[-1])
         if kind == "shard"
     }
 
@@ -124,7 +126,7 @@ def test_killed_at_a_step_of_the_commit(
     assert open_dataset(str(dataset)).index == scene.index
     assert shards_of(dataset) == scene.shards, "shard for shard what an undisturbed run writes"
     store = open_store(str(dataset))
-    assert verify(store, manifests(store))[1] == []
+    assert verify_dataset(store, get_manifests(store)).damaged == []
     assert {path: path.read_bytes() for path in published} == published, (
         "no published object changed"
     )

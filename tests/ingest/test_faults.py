@@ -13,7 +13,7 @@ import pytest
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
 from afinar.errors import AfinarError, RequestError, StorageError
-from afinar.ingest.driver import Ingest, IngestSummary
+from afinar.ingest.driver import IngestSummary, run_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
 
@@ -31,7 +31,7 @@ def dataset(bucket: str) -> str:
 
 def ingest(source: str, dataset: str, **options: Any) -> IngestSummary:
     config = IngestConfig(source=source, dataset=dataset, size=32, **options)
-    return Ingest(config, InlineExecutor()).run()
+    return run_ingest(config, InlineExecutor()).summary
 
 
 def content(dataset: str) -> tuple[pa.Table, set[str]]:

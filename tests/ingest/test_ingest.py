@@ -15,7 +15,7 @@ import pytest
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
 from afinar.errors import RequestError, ShortfallError
-from afinar.ingest.driver import Ingest, IngestSummary
+from afinar.ingest.driver import IngestSummary, run_ingest
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.objects import sha256
@@ -27,7 +27,7 @@ from tests.conftest import jpeg, make_archive
 
 def ingest(source: Path | str, dataset: str, **options: Any) -> IngestSummary:
     config = IngestConfig(source=str(source), dataset=dataset, size=32, **options)
-    return Ingest(config, InlineExecutor()).run()
+    return run_ingest(config, InlineExecutor()).summary
 
 
 def snapshot(dataset: str) -> dict[str, str]:
@@ -74,7 +74,7 @@ def test_only_what_changed_is_read(archive: Path, tmp_path: Path) -> None:
     (archive / "rust" / "new.jpg").write_bytes(jpeg(5002))
 
     reads = CountingExecutor()
-    summary = Ingest(IngestConfig(source=str(archive), dataset=dataset, size=32), reads).run()
+    summary = run_ingest(IngestConfig(source=str(archive), dataset=dataset, size=32), reads).summary
     assert sorted(Path(uri).name for uri in reads.uris) == ["001.jpg", "new.jpg"]
     assert (summary.added, summary.changed, summary.removed, summary.unchanged) == (1, 1, 1, 22)
     assert summary.version == 2
@@ -117,11 +117,11 @@ def test_an_interrupted_run_is_continued_not_repeated(tmp_path: Path, location: 
     archive = make_archive(tmp_path / "many", 150)
     config = IngestConfig(source=str(archive), dataset=location, size=32)
     with pytest.raises(KeyboardInterrupt):
-        Ingest(config, DyingExecutor(2)).run()
+        run_ingest(config, DyingExecutor(2)).summary
     with pytest.raises(RequestError, match="holds no dataset"):
         open_dataset(location)
     left = CountingExecutor()
-    summary = Ingest(config, left).run()
+    summary = run_ingest(config, left).summary
     assert 0 < len(left.uris) < 300
     assert (summary.samples, summary.added, summary.version) == (300, 300, 1)
 
@@ -138,9 +138,9 @@ def test_what_changed_during_an_interruption_becomes_the_next_version(tmp_path: 
     archive = make_archive(tmp_path / "many", 100)
     config = IngestConfig(source=str(archive), dataset=str(tmp_path / "dataset"), size=32)
     with pytest.raises(KeyboardInterrupt):
-        Ingest(config, DyingExecutor(1)).run()
+        run_ingest(config, DyingExecutor(1)).summary
     (archive / "moss" / "late.jpg").write_bytes(jpeg(9000))
-    summary = Ingest(config, InlineExecutor()).run()
+    summary = run_ingest(config, InlineExecutor()).summary
     assert (summary.version, summary.added, summary.unchanged) == (2, 1, 200)
 
 
@@ -195,9 +195,9 @@ def test_a_file_replaced_while_the_job_runs_is_rejected_or_whole(
             os.utime(victim, ns=(1, 1))
             return super().run(work, tasks)
 
-    summary = Ingest(
+    summary = run_ingest(
         IngestConfig(source=str(archive), dataset=str(tmp_path / "d"), size=32), Replacing()
-    ).run()
+    ).summary
     assert summary.rejects_by_reason == {"changed_while_reading": 1}
 
 
@@ -206,7 +206,7 @@ def test_another_preprocessing_reads_everything_anew(archive: Path, tmp_path: Pa
     ingest(archive, dataset)
     executor = CountingExecutor()
     config = IngestConfig(source=str(archive), dataset=dataset, size=48)
-    assert Ingest(config, executor).run().version == 2
+    assert run_ingest(config, executor).summary.version == 2
     assert len(executor.uris) == 24
     assert open_dataset(dataset).read([0]).shape == (1, 48, 48, 3)
 
@@ -216,28 +216,29 @@ def test_another_split_reads_no_picture(archive: Path, tmp_path: Path) -> None:
     ingest(archive, dataset)
     executor = CountingExecutor()
     config = IngestConfig(source=str(archive), dataset=dataset, size=32, split="0,0.5,0.5")
-    summary = Ingest(config, executor).run()
+    summary = run_ingest(config, executor).summary
     assert executor.uris == []
     assert (summary.version, summary.splits["train"]) == (2, 0)
 
 
 def test_an_ingest_that_is_overtaken_builds_on_the_rivals_version(
-    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Path, tmp_path: Path
 ) -> None:
     dataset = str(tmp_path / "dataset")
     for change, version in (({}, 1), ({"split": "0.5,0.25,0.25"}, 2)):
-        slow = Ingest(IngestConfig(source=str(archive), dataset=dataset, size=32), InlineExecutor())
-        build = slow._build
-        rivals = iter([change])
+        first_changes = iter([change])
 
-        def overtaken(plan: Any, parent: Any, build: Any = build, rivals: Any = rivals) -> None:
-            for options in rivals:
-                ingest(archive, dataset, **options)
-            build(plan, parent)
+        class OvertakenExecutor(InlineExecutor):
+            """Another ingest publishes before the first unit runs."""
 
-        monkeypatch.setattr(slow, "_build", overtaken)
+            def run(self, work: Any, tasks: Any) -> Any:
+                for options in first_changes:
+                    ingest(archive, dataset, **options)
+                return super().run(work, tasks)
+
         (archive / "moss" / f"more-{version}.jpg").write_bytes(jpeg(8000 + version))
-        summary = slow.run()
+        config = IngestConfig(source=str(archive), dataset=dataset, size=32)
+        summary = run_ingest(config, OvertakenExecutor()).summary
         assert summary.version == 2 * version - 1
         assert summary.samples == len(open_dataset(dataset).index) == 24 + version
 
@@ -246,10 +247,10 @@ def test_an_interrupted_plan_that_the_source_has_outgrown_is_dropped(tmp_path: P
     archive = make_archive(tmp_path / "many", 100)
     config = IngestConfig(source=str(archive), dataset=str(tmp_path / "dataset"), size=32)
     with pytest.raises(KeyboardInterrupt):
-        Ingest(config, DyingExecutor(1)).run()
+        run_ingest(config, DyingExecutor(1)).summary
     for path in sorted(archive.rglob("*.jpg"))[::2]:
         path.unlink()
-    summary = Ingest(config, InlineExecutor()).run()
+    summary = run_ingest(config, InlineExecutor()).summary
     assert (summary.listed, summary.rejects) == (100, 0)
 
 
@@ -294,7 +295,7 @@ def test_a_source_that_cannot_serve_is_refused(
         **{**change, **{key: named[value] for key, value in change.items() if value in named}},
     )
     with pytest.raises(RequestError, match=words):
-        Ingest(config, InlineExecutor()).run()
+        run_ingest(config, InlineExecutor()).summary
     assert not (tmp_path / "d").exists(), "a refused request leaves nothing behind"
 
 
@@ -353,19 +354,16 @@ def test_a_folder_we_may_not_read_is_rejected_and_a_store_that_is_gone_ends_the_
             raise StorageError("credentials have expired")
         return True
 
-    executor = InlineExecutor()
-    job = Ingest(
-        IngestConfig(source=str(archive), dataset=str(tmp_path / "other"), size=32), executor
-    )
-    build = job._build
+    class ExpiringExecutor(InlineExecutor):
+        """The credentials expire once the source is listed."""
 
-    def expire(*arguments: Any) -> None:
-        monkeypatch.setattr(FolderReader, "exists", answers)
-        build(*arguments)
+        def run(self, work: Any, tasks: Any) -> Any:
+            monkeypatch.setattr(FolderReader, "exists", answers)
+            return super().run(work, tasks)
 
-    monkeypatch.setattr(job, "_build", expire)
+    config = IngestConfig(source=str(archive), dataset=str(tmp_path / "other"), size=32)
     with pytest.raises(StorageError, match="20 pictures in a row"):
-        job.run()
+        run_ingest(config, ExpiringExecutor())
 
 
 def test_names_that_are_not_utf_8_are_accounted_for(archive: Path, tmp_path: Path) -> None:

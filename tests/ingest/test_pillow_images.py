@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
-from afinar.ingest.driver import Ingest
+from afinar.ingest.driver import run_ingest
 from afinar.units.executor import InlineExecutor
 
 from tests.pictures.pillow_images import pillow_images
@@ -20,7 +20,7 @@ def test_each_file_is_one_sample_or_one_reject(tmp_path: Path) -> None:
         source=str(source), dataset=str(tmp_path / "dataset"), labels="none", extensions="all", max_reject_rate=1.0,
         size=64,
     )  # fmt: skip
-    summary = Ingest(config, InlineExecutor()).run()
+    summary = run_ingest(config, InlineExecutor()).summary
     relative = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
     visible = [path for path in relative if not any(part.startswith(".") for part in path.parts)]
     assert summary.listed == len(visible)

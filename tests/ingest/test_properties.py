@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
-from afinar.dataset.gc import manifests, verify
-from afinar.dataset.manifest import get_objects
+from afinar.dataset.gc import verify_dataset
+from afinar.dataset.manifest import get_manifests
 from afinar.dataset.schema import OUTCOMES
 from afinar.ingest.compaction import MAX_DEAD, count_live
-from afinar.ingest.driver import Ingest
+from afinar.ingest.driver import run_ingest
 from afinar.ingest.plan import make_plan
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
@@ -87,7 +87,7 @@ def test_samples_and_rejects_are_the_listing_after_any_changes(
         for batch in rounds:
             for change in batch:
                 apply(source, change)
-            Ingest(config, InlineExecutor()).run()
+            run_ingest(config, InlineExecutor()).summary
             before = require_exact(source, dataset, before)
 
 
@@ -107,9 +107,9 @@ def require_exact(source: Path, dataset: str, before: dict[str, str]) -> dict[st
     assert all(splits[content] == split for content, split in before.items() if content in splits)
     store = open_store(dataset)
     live = count_live(opened.index)
-    for shard in get_objects(store, opened.manifest, "shard"):
+    for shard in opened.objects_of("shard"):
         assert shard.rows - live[shard.path] <= MAX_DEAD * shard.rows
-    assert verify(store, manifests(store))[1] == []
+    assert verify_dataset(store, get_manifests(store)).damaged == []
     return before | splits
 
 
@@ -152,7 +152,9 @@ def test_units_in_any_order_and_twice_give_the_same_dataset(tmp_path: Path) -> N
     datasets = []
     for seed in range(3):
         dataset = str(tmp_path / f"dataset-{seed}")
-        Ingest(IngestConfig(source=str(archive), dataset=dataset, size=16), Shuffled(seed)).run()
+        run_ingest(
+            IngestConfig(source=str(archive), dataset=dataset, size=16), Shuffled(seed)
+        ).summary
         store = open_store(dataset)
         shards = {info.name: sha256(store.get(info.name)) for info in store.walk("shards")}
         datasets.append((open_dataset(dataset).index, shards))

@@ -10,14 +10,20 @@ import pytest
 from afinar import open_dataset
 from afinar.config.forget import ForgetConfig
 from afinar.config.ingest import IngestConfig
-from afinar.dataset.gc import collect, drop_plans, find_unreferenced, manifests, open_plans, verify
-from afinar.dataset.manifest import publish_manifest
+from afinar.dataset.gc import (
+    collect_garbage,
+    drop_plans,
+    find_unreferenced,
+    open_plans,
+    verify_dataset,
+)
+from afinar.dataset.manifest import get_manifests, publish_manifest
 from afinar.dataset.reader import Dataset
 from afinar.errors import RequestError
 from afinar.ingest import forget as forget_module
-from afinar.ingest.driver import Ingest
+from afinar.ingest.driver import run_ingest
 from afinar.ingest.estimate import forecast_ingest
-from afinar.ingest.forget import Forget, ForgetSummary
+from afinar.ingest.forget import ForgetSummary, run_forget
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
@@ -34,8 +40,8 @@ def names(store: Store) -> set[str]:
 
 def everything_named(store: Store) -> set[str]:
     """Names that a dataset needs: manifests and what they name."""
-    found = {f"manifests/{manifest.version:08d}.json" for manifest in manifests(store)}
-    for manifest in manifests(store):
+    found = {f"manifests/{manifest.version:08d}.json" for manifest in get_manifests(store)}
+    for manifest in get_manifests(store):
         dataset = Dataset(store, manifest)
         found |= {manifest.objects.path, *dataset.index.column("shard").unique().to_pylist()}
     return found
@@ -46,18 +52,19 @@ def test_a_whole_dataset_verifies_and_a_damaged_one_says_where(
 ) -> None:
     ingest(archive, location)
     store = open_store(location)
-    read, damage = verify(store, manifests(store))
+    verification = verify_dataset(store, get_manifests(store))
+    read, damage = verification.read, verification.damaged
     assert (read, damage) == (3, []), "list, index and one shard"
     (shard,) = shards_in(location)
     data = bytearray(store.get(shard))
     data[len(data) // 2] ^= 1
     store.delete(shard)
     store.put_if_absent(shard, bytes(data))
-    _, damage = verify(store, manifests(store))
-    assert [(found.path, found.versions) for found in damage] == [(shard, [1])]
+    damage = verify_dataset(store, get_manifests(store)).damaged
+    assert [(found.path, found.needed_by) for found in damage] == [(shard, [1])]
     assert "not what was committed" in damage[0].error
     store.delete(shard)
-    _, damage = verify(store, manifests(store))
+    damage = verify_dataset(store, get_manifests(store)).damaged
     assert [found.path for found in damage] == [shard]
 
 
@@ -67,7 +74,7 @@ def test_what_nothing_needs_is_removed_and_all_else_stays(archive: Path, locatio
     ingest(archive, location)
     store = open_store(location)
     store.put_if_absent("shards/00000001-dead-beef.arrow", b"left by a killed worker")
-    collect(store, set())
+    collect_garbage(store, set())
     left = names(store)
     assert everything_named(store) <= left
     assert not {
@@ -75,14 +82,14 @@ def test_what_nothing_needs_is_removed_and_all_else_stays(archive: Path, locatio
         for name in left
         if name.startswith(("units/", "facts/", "plans/", "shards/00000001-dead"))
     }
-    assert collect(store, set()) == []
-    assert verify(store, manifests(store))[1] == []
+    assert collect_garbage(store, set()) == []
+    assert verify_dataset(store, get_manifests(store)).damaged == []
     assert len(open_dataset(location, version=1).index) == 24
     summary, read = ingest(archive, location)
     assert (summary.units_run, read) == (0, []), "cleaning up takes nothing that the next run needs"
 
-    collect(store, {1})
-    assert [manifest.version for manifest in manifests(store)] == [2]
+    collect_garbage(store, {1})
+    assert [manifest.version for manifest in get_manifests(store)] == [2]
     require_pixels_of_files(open_dataset(location))
     with pytest.raises(RequestError):
         open_dataset(location, version=1)
@@ -94,7 +101,7 @@ def test_what_killed_writers_left_goes_after_a_day(archive: Path, tmp_path: Path
     for path in (old, young):
         path.write_bytes(b"half a shard")
     os.utime(old, (0, 0))
-    collect(open_store(str(tmp_path / "dataset")), set())
+    collect_garbage(open_store(str(tmp_path / "dataset")), set())
     assert (old.exists(), young.exists()) == (False, True)
 
 
@@ -106,20 +113,20 @@ def test_a_job_under_way_keeps_its_objects(tmp_path: Path) -> None:
         (archive / "rust" / f"new-{number}.jpg").write_bytes(jpeg(20_000 + number))
     config = IngestConfig(source=str(archive), dataset=dataset, size=32)
     with pytest.raises(KeyboardInterrupt):
-        Ingest(config, DyingExecutor(1)).run()
+        run_ingest(config, DyingExecutor(1)).summary
     store = open_store(dataset)
     under_way = {name for name in names(store) if name.split("/")[-1].startswith("00000002-")}
     assert len(under_way) == 4, "plan, shard, facts, marker"
     (plan,) = open_plans(store, 1)
     assert len(plan.units) == 2
     assert not under_way & set(find_unreferenced(store, set()))
-    collect(store, set())
+    collect_garbage(store, set())
     assert under_way <= names(store)
-    assert Ingest(config, InlineExecutor()).run().samples == 220
+    assert run_ingest(config, InlineExecutor()).summary.samples == 220
 
 
 def forget(dataset: str, *uris: str) -> ForgetSummary:
-    return Forget(ForgetConfig(dataset=dataset, uris=uris), InlineExecutor()).run()
+    return run_forget(ForgetConfig(dataset=dataset, uris=uris), InlineExecutor())
 
 
 def holds(dataset: str, content: str) -> list[str]:
@@ -186,7 +193,7 @@ def test_an_erasure_that_was_killed_is_finished(
         def killed(*_: Any) -> list[str]:
             raise KeyboardInterrupt
 
-        patch.setattr(forget_module, "collect", killed)
+        patch.setattr(forget_module, "collect_garbage", killed)
         with pytest.raises(KeyboardInterrupt):
             forget(dataset, "moss/003.jpg")
     assert holds(dataset, content)
@@ -205,7 +212,7 @@ def test_a_state_that_only_a_withdrawn_version_knew_is_erased(tmp_path: Path) ->
     victim.write_bytes(jpeg(31337))
     gone.unlink()
     ingest(archive, dataset)
-    collect(open_store(dataset), {1})
+    collect_garbage(open_store(dataset), {1})
     assert [len(holds(dataset, content)) for content in contents] == [1, 1], (
         "dead rows of a shard that lives"
     )
@@ -223,13 +230,13 @@ def test_cleaning_up_beside_an_erasure_takes_nothing_of_it(
     publish = publish_manifest
 
     def cleaned_up_first(store: Store, *rest: Any) -> bool:
-        collect(store, set())
+        collect_garbage(store, set())
         return publish(store, *rest)
 
     monkeypatch.setattr(forget_module, "publish_manifest", cleaned_up_first)
     forget(dataset, "moss/003.jpg")
     store = open_store(dataset)
-    assert verify(store, manifests(store))[1] == []
+    assert verify_dataset(store, get_manifests(store)).damaged == []
     assert len(open_dataset(dataset).read(range(23))) == 23
     assert list(store.walk("plans")) == [], "its lease is gone"
 
@@ -256,12 +263,14 @@ def test_an_unwanted_plan_is_given_up_on_request(tmp_path: Path) -> None:
     dataset = str(tmp_path / "dataset")
     ingest(archive, dataset)
     with pytest.raises(KeyboardInterrupt):
-        Ingest(IngestConfig(source=str(archive), dataset=dataset, size=64), DyingExecutor(1)).run()
+        run_ingest(
+            IngestConfig(source=str(archive), dataset=dataset, size=64), DyingExecutor(1)
+        ).summary
     with pytest.raises(RequestError, match="--drop-plans"):
         forget(dataset, "moss/003.jpg")
     store = open_store(dataset)
     assert len(drop_plans(store, 1)) == 1
-    assert any("shards/00000002-" in name for name in collect(store, set()))
+    assert any("shards/00000002-" in name for name in collect_garbage(store, set()))
     assert forget(dataset, "moss/003.jpg").pictures == 1
 
 
@@ -277,7 +286,9 @@ def test_forgetting_what_is_not_there_or_while_an_ingest_is_under_way_is_refused
     for number in range(100):
         (archive / "rust" / f"new-{number}.jpg").write_bytes(jpeg(20_000 + number))
     with pytest.raises(KeyboardInterrupt):
-        Ingest(IngestConfig(source=str(archive), dataset=dataset, size=32), DyingExecutor(1)).run()
+        run_ingest(
+            IngestConfig(source=str(archive), dataset=dataset, size=32), DyingExecutor(1)
+        ).summary
     with pytest.raises(RequestError, match="under way or was interrupted"):
         forget(dataset, "moss/003.jpg")
 
@@ -298,7 +309,7 @@ def test_a_forecast_counts_what_the_ingest_then_does(archive: Path, tmp_path: Pa
     assert forecast.bytes_read == sum(path.stat().st_size for path in archive.rglob("*.jpg"))
     assert forecast.requests == {"LIST": 1, "GET": 25, "PUT": 8}
     assert sum(forecast.stages.values()) == pytest.approx(1, abs=0.01)
-    Ingest(config, InlineExecutor()).run()
+    run_ingest(config, InlineExecutor()).summary
     written = sum(info.size for info in open_store(dataset).walk("shards"))
     assert forecast.bytes_written == pytest.approx(written, rel=0.1)
     assert (

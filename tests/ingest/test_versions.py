@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from afinar import open_dataset
-from afinar.config.ingest import IngestConfig
+from afinar.config.ingest import IngestConfig, SplitShares
 from afinar.dataset.reader import Dataset
 from afinar.dataset.splits import assign_splits, exclude_duplicates
 from afinar.errors import RequestError
-from afinar.ingest.driver import Ingest, IngestSummary
+from afinar.ingest.driver import IngestSummary, run_ingest
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.open import open_store
@@ -32,7 +32,7 @@ def ingest(
     """Ingest; the summary, and the names of the pictures that were read."""
     executor = CountingExecutor()
     config = IngestConfig(**{"source": str(source), "dataset": str(dataset), "size": 32, **options})
-    summary = Ingest(config, executor).run()
+    summary = run_ingest(config, executor).summary
     return summary, sorted(Path(uri).name for uri in executor.uris)
 
 
@@ -305,7 +305,7 @@ def test_no_content_is_in_two_splits_or_under_two_labels(
             for name, values in columns.items()
         }
     )
-    first = assign_splits(table, (0.5, 0.25, 0.25), 0, carve=False)
+    first = assign_splits(table, SplitShares(0.5, 0.25, 0.25), 0, carve=False)
     splits, repeats = exclude_duplicates(table.set_column(2, "split", pa.chunked_array([first])))
     assert repeats.duplicates == len(ids) - len(set(ids))
     assert repeats.held_out + repeats.two_labels <= len(ids)

@@ -1,35 +1,44 @@
 """Manifest: one immutable version of a dataset.
 
-The JSON head stays small at any size; what grows with the dataset lies in one content-addressed Parquet
+The JSON head stays small at any size. What grows with the dataset lies in one content-addressed Parquet
 list of objects that the head names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
 from afinar.dataset.schema import OBJECTS
+from afinar.errors import RequestError
 from afinar.storage.arrow import from_parquet, to_parquet
-from afinar.storage.commit import latest, publish, read_version
 from afinar.storage.objects import ObjectRef, get_object, put_object
 from afinar.storage.store import Store
+from afinar.storage.versions import latest, publish, read_version, versions
 
 FOLDER: Final = "manifests"
 FORMAT: Final = "afinar-dataset/1"
+
+_READS: Final = 16  # of small objects at once: latency, not work
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Head of one version.
 
-    `recipe` holds what determines the dataset besides the source; `preprocessing` the stored view; `lineage` is the
-    version that began it; `counts` samples and rejects, the latter by reason, splits, labels and repeats; `created` is
-    UTC, ISO 8601; `forgotten` lists the content hashes that were erased and must not come back.
+    - `lineage`: the version that began this preprocessing.
+    - `created`: time in UTC, ISO 8601.
+    - `source`: its uri and the fingerprint of its listing.
+    - `recipe`: what determines the dataset besides the source.
+    - `preprocessing`: the stored view.
+    - `counts`: samples and rejects, the latter by reason; splits, labels and repeats.
+    - `objects`: the list of the version's objects.
+    - `forgotten`: content hashes that were erased and must not come back.
     """
 
     version: int
@@ -45,62 +54,80 @@ class Manifest:
     forgotten: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
         return {"format": FORMAT, **self.__dict__, "objects": self.objects.as_dict()}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Manifest:
-        """Inverse of `as_dict`; keys of the record that are not the head's are left out."""
+        """Return the manifest of a record; keys that are not the head's are ignored."""
         fields = {name: record[name] for name in cls.__dataclass_fields__}
         return cls(**{**fields, "objects": ObjectRef(**record["objects"])})
 
 
+class DatasetObject(NamedTuple):
+    """One object of a version: its kind ("shard", "index" or "rejects") and its reference."""
+
+    kind: str
+    ref: ObjectRef
+
+
 def current_manifest(store: Store) -> Manifest | None:
-    """The highest version, or None in a dataset that has none yet."""
+    """Return the manifest with the highest number, None if the dataset has no version yet."""
     found = latest(store, FOLDER)
     return None if found is None else Manifest.from_dict(found[1])
 
 
 def get_manifest(store: Store, version: int) -> Manifest:
-    """One version."""
+    """Return the manifest of one version."""
     return Manifest.from_dict(read_version(store, FOLDER, version))
 
 
+def get_manifests(store: Store) -> list[Manifest]:
+    """Return the manifests of all kept versions, oldest first.
+
+    Raises RequestError if there is none, or for the manifest of something else.
+    """
+    manifests = []
+    for number in versions(store, FOLDER):
+        record = read_version(store, FOLDER, number)
+        if record.get("format") != FORMAT:
+            content = record.get("format", "something else")
+            raise RequestError(f"{store.root} holds {content}, not a dataset")
+        manifests.append(Manifest.from_dict(record))
+    if not manifests:
+        raise RequestError(f"{store.root} holds no dataset")
+    return manifests
+
+
+def is_dataset(store: Store) -> bool:
+    """Return True if the newest manifest in a store is that of a dataset."""
+    found = latest(store, FOLDER)
+    return found is not None and found[1].get("format") == FORMAT
+
+
 def publish_manifest(store: Store, manifest: Manifest, owner: str) -> bool:
-    """Publish; False when another job published this number first."""
+    """Publish a version; False if another job published this number first."""
     return publish(store, FOLDER, manifest.version, manifest.as_dict(), owner)
 
 
 def now_utc() -> str:
-    """The time, as manifests say it."""
+    """Return the time as a manifest has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def put_objects(store: Store, objects: Iterable[tuple[str, ObjectRef]]) -> ObjectRef:
+def put_objects(store: Store, objects: Iterable[DatasetObject]) -> ObjectRef:
     """Write the list of a version's objects."""
     rows = [{"kind": kind, **ref.as_dict()} for kind, ref in objects]
     table = pa.Table.from_pylist(rows, schema=OBJECTS)
     return put_object(store, "lists/{hash}.parquet", to_parquet(table), len(rows))
 
 
-def list_objects(store: Store, manifest: Manifest) -> list[tuple[str, ObjectRef]]:
-    """All objects of a version with their kinds: "shard", "index" or "rejects"."""
-    table = from_parquet(get_object(store, manifest.objects))
-    return [
-        (
-            row["kind"],
-            ObjectRef(path=row["path"], rows=row["rows"], bytes=row["bytes"], sha256=row["sha256"]),
-        )
-        for row in table.to_pylist()
-    ]
+def list_objects(store: Store, manifest: Manifest) -> list[DatasetObject]:
+    """Read the list of a version's objects."""
+    rows = from_parquet(get_object(store, manifest.objects)).to_pylist()
+    return [DatasetObject(row.pop("kind"), ObjectRef(**row)) for row in rows]
 
 
-def get_objects(store: Store, manifest: Manifest, kind: str) -> list[ObjectRef]:
-    """The version's objects of one kind."""
-    return [ref for found, ref in list_objects(store, manifest) if found == kind]
-
-
-def read_rows(store: Store, manifest: Manifest, kind: str, schema: pa.Schema) -> pa.Table:
-    """All rows of the version's Parquet objects of one kind ("index" or "rejects")."""
-    tables = [from_parquet(get_object(store, ref)) for ref in get_objects(store, manifest, kind)]
-    return pa.concat_tables([schema.empty_table(), *tables])
+def read_tables(store: Store, refs: Iterable[ObjectRef]) -> list[pa.Table]:
+    """Read verified Parquet objects, several at a time, in the order of `refs`."""
+    with ThreadPoolExecutor(_READS) as pool:
+        return list(pool.map(lambda ref: from_parquet(get_object(store, ref)), refs))

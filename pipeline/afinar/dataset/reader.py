@@ -1,4 +1,4 @@
-"""Opening a dataset: its index, and pixels gathered from memory-mapped shards."""
+"""Open a dataset: its index, and pixels gathered from memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from afinar.dataset.manifest import Manifest, current_manifest, get_manifest, get_objects, read_rows
+from afinar.dataset.manifest import (
+    DatasetObject,
+    Manifest,
+    current_manifest,
+    get_manifest,
+    list_objects,
+    read_tables,
+)
 from afinar.dataset.schema import INDEX, REJECTS
 from afinar.dataset.shards import MappedShard
 from afinar.errors import RequestError, StorageError
@@ -27,7 +34,7 @@ Pixels = NDArray[np.uint8]
 
 
 class Dataset:
-    """One version of a dataset, opened for reading."""
+    """One version of a dataset. Each object is read when it is first needed, and once."""
 
     def __init__(self, store: Store, manifest: Manifest, cache: Cache | None = None) -> None:
         self.store = store
@@ -40,12 +47,25 @@ class Dataset:
     @cached_property
     def index(self) -> pa.Table:
         """One row per sample, sorted by uri: uri, etag, sample_id, label, split, group, shard, row."""
-        return read_rows(self.store, self.manifest, "index", INDEX)
+        return self._read_rows("index", INDEX)
 
     @cached_property
     def rejects(self) -> pa.Table:
         """One row per picture that could not be used: uri, etag, label, reason, detail."""
-        return read_rows(self.store, self.manifest, "rejects", REJECTS)
+        return self._read_rows("rejects", REJECTS)
+
+    @cached_property
+    def objects(self) -> list[DatasetObject]:
+        """All objects of this version with their kinds."""
+        return list_objects(self.store, self.manifest)
+
+    def objects_of(self, kind: str) -> list[ObjectRef]:
+        """Return the objects of one kind: "shard", "index" or "rejects"."""
+        return [entry.ref for entry in self.objects if entry.kind == kind]
+
+    def _read_rows(self, kind: str, schema: pa.Schema) -> pa.Table:
+        tables = read_tables(self.store, self.objects_of(kind))
+        return pa.concat_tables([schema.empty_table(), *tables])
 
     @property
     def classes(self) -> list[str]:
@@ -54,89 +74,88 @@ class Dataset:
 
     @property
     def is_remote(self) -> bool:
-        """Whether shards have to be fetched before they are mapped."""
+        """True if shards are fetched before they are mapped."""
         return self.store.is_remote
 
     @cached_property
     def shards(self) -> list[ObjectRef]:
-        """The shards that hold samples, by name: what `shard_numbers` counts."""
+        """The shards that hold samples, sorted by name. `shard_numbers` refers to this list."""
         names = set(self.index.column("shard").unique().to_pylist())
-        found = get_objects(self.store, self.manifest, "shard")
-        return sorted((ref for ref in found if ref.path in names), key=lambda ref: ref.path)
+        shards = [ref for ref in self.objects_of("shard") if ref.path in names]
+        return sorted(shards, key=lambda ref: ref.path)
 
     @cached_property
     def shard_numbers(self) -> NDArray[np.int64]:
-        """For each row of `index`, which of `shards` holds its pixels."""
+        """Position in `shards` of the shard that holds each row of `index`: int64 [n]."""
         names = pa.array([ref.path for ref in self.shards], self.index.schema.field("shard").type)
-        numbers: NDArray[np.int64] = (
-            pc.index_in(self.index.column("shard"), names).to_numpy().astype(np.int64)
-        )
-        return numbers
+        numbers = pc.index_in(self.index.column("shard"), names)
+        result: NDArray[np.int64] = numbers.to_numpy().astype(np.int64)
+        return result
 
     @cached_property
-    def _places(self) -> NDArray[np.int64]:
-        places: NDArray[np.int64] = self.index.column("row").to_numpy().astype(np.int64)
-        return places
+    def _rows_in_shards(self) -> NDArray[np.int64]:
+        rows: NDArray[np.int64] = self.index.column("row").to_numpy().astype(np.int64)
+        return rows
 
     def read(self, rows: Sequence[int] | NDArray[np.int64]) -> Pixels:
-        """Gather the pixels of `rows` (positions in `index`): uint8 [n, size, size, 3], in that order. Thread-safe.
+        """Return the pixels of `rows` (positions in `index`), in that order. Thread-safe.
 
-        Shards are memory-mapped; a remote one is fetched once per machine, into a bounded cache. Raises
-        IntegrityError when a shard's bytes are not those that were committed.
+        Shards are memory-mapped; a remote one is fetched once per machine into a bounded cache.
+        Returns uint8 [n, size, size, 3]. Raises IntegrityError for a shard with other bytes than
+        those that were committed.
         """
         wanted = np.asarray(rows, dtype=np.int64)
         images = np.empty((len(wanted), self.view.size, self.view.size, 3), dtype=np.uint8)
         shards = self.shard_numbers[wanted]
-        places = self._places[wanted].tolist()
-        for position in np.argsort(
-            shards, kind="stable"
-        ).tolist():  # shard by shard, for a small cache's sake
-            images[position] = self._map(int(shards[position])).picture(places[position])
+        rows_in_shards = self._rows_in_shards[wanted].tolist()
+
+        # Shard by shard: a small cache then holds each remote shard once.
+        for position in np.argsort(shards, kind="stable").tolist():
+            shard = self._map(int(shards[position]))
+            images[position] = shard.picture(rows_in_shards[position])
         return images
 
     def fetch(self, shard: int) -> None:
-        """Fetch, verify and map a shard ahead of its reading. Thread-safe."""
+        """Fetch, verify and map a shard before it is read. Thread-safe."""
         self._map(shard)
 
     def map_shard(self, path: str) -> MappedShard:
-        """Fetch, verify and map the shard of that name, for whoever goes through a dataset once, shard by shard.
+        """Fetch, verify and map the shard of that name, for a reader that goes through all shards once.
 
-        Needs no index and remembers nothing. Raises StorageError where this version has no such shard, IntegrityError
-        where its bytes are not those that were committed.
+        Needs no index and caches nothing. Raises StorageError if this version has no such shard,
+        IntegrityError for one with other bytes than those that were committed.
         """
-        if path not in self._named:
-            raise StorageError(
-                f"{self.store.uri(path)} is no shard of version {self.manifest.version}"
-            )
-        return self._open(self._named[path])
+        if path not in self._shards_by_name:
+            version = self.manifest.version
+            raise StorageError(f"{self.store.uri(path)} is not a shard of version {version}")
+        return self._open(self._shards_by_name[path])
 
     @cached_property
-    def _named(self) -> dict[str, ObjectRef]:
-        return {ref.path: ref for ref in get_objects(self.store, self.manifest, "shard")}
+    def _shards_by_name(self) -> dict[str, ObjectRef]:
+        return {ref.path: ref for ref in self.objects_of("shard")}
 
     @property
     def shard_names(self) -> list[str]:
-        """Names of the shards that this version has."""
-        return list(self._named)
+        """Names of the shards of this version."""
+        return list(self._shards_by_name)
 
     def _map(self, shard: int) -> MappedShard:
         with self._mapping:
             if shard in self._mapped:
                 self._mapped.move_to_end(shard)
                 return self._mapped[shard]
+
         mapped = self._open(self.shards[shard])
         with self._mapping:
             self._mapped[shard] = mapped
-            while self.is_remote and self._mapped_bytes() > max(
-                self._cache.bytes, 2 * self.shards[shard].bytes
-            ):
-                self._mapped.popitem(
-                    last=False
-                )  # an evicted file takes space for as long as it is mapped
+            # A file that is evicted from the cache takes space for as long as it is mapped.
+            limit = max(self._cache.bytes, 2 * self.shards[shard].bytes)
+            while self.is_remote and self._mapped_bytes() > limit:
+                self._mapped.popitem(last=False)
         return mapped
 
     def _mapped_bytes(self) -> int:
-        return sum(self.shards[one].bytes for one in self._mapped)
+        return sum(self.shards[shard].bytes for shard in self._mapped)
 
     def _open(self, ref: ObjectRef) -> MappedShard:
         with open_verified(self.store, ref, self._cache) as file:
@@ -150,10 +169,10 @@ def open_dataset(
     cache: Path | None = None,
     cache_bytes: int = DEFAULT_BYTES,
 ) -> Dataset:
-    """Open a version of the dataset at `uri` (a folder or s3://BUCKET/PREFIX), the current one by default.
+    """Open a version of the dataset at `uri` (a folder or s3://BUCKET/PREFIX), by default the current one.
 
-    Remote shards are kept in the folder `cache` (default: one of the user's own in the temporary folder), up to
-    `cache_bytes`. Raises RequestError when there is no dataset.
+    Remote shards are kept in the folder `cache` (by default a folder of the user's in the temporary
+    folder), up to `cache_bytes`. Raises RequestError if there is no dataset.
     """
     store = open_store(uri)
     try:
@@ -165,3 +184,9 @@ def open_dataset(
             f"{store.root} holds no dataset: make one with `afinar ingest SOURCE {uri}`"
         )
     return Dataset(store, manifest, Cache(cache, cache_bytes))
+
+
+def open_current(store: Store) -> Dataset | None:
+    """Open the current version of the dataset in `store`, None if it has no version yet."""
+    manifest = current_manifest(store)
+    return None if manifest is None else Dataset(store, manifest)

@@ -1,38 +1,27 @@
-"""The ingest job: listing → plan → shards → one new version of the dataset.
-
-An interrupted run left its plan behind; the same command resumes that plan, publishes it, and then
-looks at the source again, so that what changed meanwhile becomes the next version.
-"""
+"""The ingest driver: list the source, write shards, publish one version of the dataset."""
 
 from __future__ import annotations
 
 import logging
-import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from afinar.config.jobs import IngestConfig, fingerprint
-from afinar.dataset.manifest import (
-    Manifest,
-    current_manifest,
-    get_objects,
-    now_utc,
-    publish_manifest,
-    read_rows,
-)
-from afinar.dataset.schema import INDEX, OUTCOMES
-from afinar.errors import NotFoundError, RequestError, ShortfallError
-from afinar.ingest.compaction import plan_compaction, remap_index, shards_to_compact
-from afinar.ingest.plan import ShardTask, forget_plan_name, join_outcomes, make_plan, plan_name
-from afinar.ingest.publishing import (
-    TRANSIENT,
-    compact_shards,
-    get_all,
-    parent_outcomes,
-    put_table,
-    put_version_objects,
+from afinar.config.base import fingerprint
+from afinar.config.ingest import IngestConfig
+from afinar.dataset.manifest import Manifest, now_utc, publish_manifest, read_tables
+from afinar.dataset.schema import OUTCOMES
+from afinar.errors import RequestError, ShortfallError
+from afinar.ingest.compaction import compact_shards, plan_compaction, remap_index, shards_to_compact
+from afinar.ingest.parent import Parent, open_parent
+from afinar.ingest.plan import (
+    ShardTask,
+    forget_plan_name,
+    join_outcomes,
+    make_plan,
+    plan_name,
 )
 from afinar.ingest.source import list_source
 from afinar.ingest.version import (
@@ -41,34 +30,38 @@ from afinar.ingest.version import (
     class_notes,
     content_of,
     counts_of,
+    put_table,
+    put_version_objects,
     repeat_notes,
 )
 from afinar.ingest.worker import build_shard
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import TRANSIENT, exceeds_budget
 from afinar.sources.listing import classes_of
 from afinar.sources.listing import fingerprint as listing_fingerprint
-from afinar.storage.arrow import from_parquet
-from afinar.storage.commit import (
-    UnitMarker,
-    committed_units,
-    new_owner,
-    probe_conditional_put,
-    read_markers,
-)
+from afinar.storage.markers import UnitMarker, marker_name, read_markers
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import normalize_uri, open_store
+from afinar.storage.versions import new_owner
+from afinar.units.cut import iter_units
 from afinar.units.executor import Executor
-from afinar.units.plan import count_pending, interrupted_plan, iter_units, store_plan, unit_names
-from afinar.units.progress import ProgressReporter
+from afinar.units.plans import FOLDER as PLANS
+from afinar.units.plans import Plan
+from afinar.units.results import UnitResult
+from afinar.units.run import (
+    IncrementalJob,
+    Planned,
+    Published,
+    VersionConflictError,
+    run_incremental,
+)
 
 logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 20  # at publishing on top of rivals
 
 
 @dataclass(kw_only=True)
 class IngestSummary:
-    """What an ingest did. listed = added + changed + unchanged + rejected."""
+    """Counts of an ingest. listed = added + changed + unchanged + rejected."""
 
     dataset: str
     version: int
@@ -96,12 +89,36 @@ class IngestSummary:
     notes: list[str] = field(default_factory=list)
 
 
-class VersionConflictError(ShortfallError):
-    """Another ingest published this version's number first."""
+@dataclass(frozen=True)
+class IngestOutcome:
+    """Outcome of an ingest; `published` is False if the current version already had this content."""
+
+    summary: IngestSummary
+    published: bool
 
 
-class Ingest:
-    """One ingest into one dataset."""
+def run_ingest(config: IngestConfig, executor: Executor) -> IngestOutcome:
+    """Bring a dataset up to date with its source and publish a version of it.
+
+    Raises RequestError for a source or a target that cannot serve, ShortfallError if too many
+    pictures were rejected.
+    """
+    job = IngestJob(config, executor)
+    result = run_incremental(job)
+    summary, totals = result.summary, result.totals
+
+    summary.units_run, summary.stages = totals.units, totals.rounded_phases()
+    summary.shards_compacted = job.shards_compacted
+    summary.notes = list(dict.fromkeys(result.notes + summary.notes))
+    summary.seconds = result.seconds
+    summary.images_per_second = result.pictures_per_second
+    return IngestOutcome(summary, result.published)
+
+
+class IngestJob(IncrementalJob[Parent, IngestSummary]):
+    """One ingest into one dataset, as the incremental runner needs it."""
+
+    name: ClassVar[str] = "ingest"
 
     def __init__(self, config: IngestConfig, executor: Executor) -> None:
         self.config = config
@@ -110,7 +127,7 @@ class Ingest:
         self.store = open_store(self.dataset)
         self.view = StoredView(size=config.size, fit=config.fit, store=config.store)
         self.owner = new_owner()
-        # What determines the dataset besides the pictures; the budget and the workers do not.
+        # Everything besides the pictures that determines the dataset; budget and workers do not.
         self.recipe = {
             "source": self.source,
             "labels": config.labels,
@@ -120,114 +137,53 @@ class Ingest:
             "group": config.group,
         }
         self.recipe_id = fingerprint([self.recipe, self.view.as_dict()])[:8]
-        self._work = RunStats()
+        self.shards_compacted = 0
 
-    def run(self) -> IngestSummary:
-        """Bring the dataset up to date with its source and say what was done."""
-        started = time.monotonic()
-        self.store.require_target()
-        summary = self._bring_up_to_date()
-        summary.units_run, summary.stages = self._work.units, self._work.rounded()
-        summary.shards_compacted = self._work.compacted
-        summary.notes = list(dict.fromkeys(self._work.notes + summary.notes))
-        summary.seconds = round(time.monotonic() - started, 3)
-        summary.images_per_second = round(self._work.pictures / summary.seconds, 1)
-        return summary
-
-    def _bring_up_to_date(self) -> IngestSummary:
-        summary: IngestSummary | None = None
-        for _ in range(_ATTEMPTS):
-            parent = current_manifest(self.store)
-            self._check_parent(parent)
-            name = plan_name(parent.version + 1 if parent else 1, self.recipe_id)
-            plan = interrupted_plan(self.store, name)
-            resumed = plan is not None
-            if plan is None:
-                plan = self._plan(name, parent)
-            if plan is None:
-                assert parent is not None
-                return summary or self._unchanged(parent)
-            try:
-                self._build(plan, parent)
-                summary = self._publish(name, plan, parent)
-            except VersionConflictError:
-                logger.info("another job published first; building on its version")
-                continue
-            except NotFoundError:
-                if current_manifest(self.store) == parent:
-                    raise
-                logger.info("another job published first and cleaned up; building on its version")
-                continue
-            except ShortfallError as shortfall:
-                if not resumed:
-                    raise  # the plan stays: with a larger budget it is published as it is
-                logger.info(f"the plan of the interrupted run is dropped: {shortfall}")
-                self.store.delete(name)
-                continue
-            if not resumed:
-                return summary
-            logger.info("the interrupted run is complete; looking at the source again")
-        raise ShortfallError(
-            f"{_ATTEMPTS} other ingests into {self.dataset} published first: run the command again"
-        )
-
-    def _check_parent(self, parent: Manifest | None) -> None:
-        if parent is not None and parent.source["uri"] != self.source:
+    def open_current(self) -> Parent:
+        """Return the parent version. Raises RequestError if it holds the pictures of another source."""
+        parent = open_parent(self.store, self.view)
+        if parent.manifest is not None and parent.manifest.source["uri"] != self.source:
             raise RequestError(
-                f"{self.dataset} holds the pictures of {parent.source['uri']}; from {self.source} all of them would be "
-                "replaced. Give that source, or another DATASET."
+                f"{self.dataset} holds the pictures of {parent.manifest.source['uri']}; an ingest of "
+                f"{self.source} would replace all of them. Give that source, or another DATASET."
             )
+        return parent
 
-    def _plan(self, name: str, parent: Manifest | None) -> pa.Table | None:
-        """Make and store the plan of the next version; None when the current one needs no successor."""
-        listing, self._work.notes = list_source(self.config)
-        known = self._known(parent)
-        if parent and self._is_current(parent, listing) and not self._retries(parent):
-            return None
-        if parent and parent.preprocessing != self.view.as_dict():
-            logger.info(
-                f"the preprocessing is not version {parent.version}'s: a new lineage begins, every picture is read anew"
-            )
-        probe_conditional_put(self.store)
-        version = parent.version + 1 if parent else 1
-        plan = store_plan(self.store, name, make_plan(listing, known, self.view, version))
-        if any(info.name == forget_plan_name(version) for info in self.store.walk("plans")):
-            raise ShortfallError(
-                f"pictures are being erased from {self.dataset}: run the command again when that is done"
-            )
-        return plan
+    def plan_name(self, current: Parent) -> str:
+        return plan_name(current.next_version, self.recipe_id)
 
-    def _try_again(self, markers: list[UnitMarker], facts: list[pa.Table]) -> None:
-        """Let the next run do again what failed in transit."""
-        for marker, table in zip(markers, facts, strict=True):
-            if TRANSIENT & set(table.column("reason").unique().to_pylist()):
-                self.store.delete(f"units/{marker.unit}.json")
+    def make_plan(self, current: Parent) -> Planned:
+        source = list_source(self.config)
+        table = make_plan(source.listing, current.outcomes, self.view, current.next_version)
+        return Planned(table, source.notes)
 
-    def _known(self, parent: Manifest | None) -> pa.Table:
-        if parent is None:
-            return OUTCOMES.empty_table()
-        return parent_outcomes(self.store, parent, self.view)
-
-    def _is_current(self, parent: Manifest, listing: pa.Table) -> bool:
+    def is_current(self, plan: pa.Table, current: Parent) -> bool:
+        """Return True if the parent has this listing, recipe and preprocessing and nothing to retry."""
+        parent = current.manifest
+        if parent is None or not current.has_view:
+            return False
         return (
             parent.recipe == self.recipe
-            and parent.preprocessing == self.view.as_dict()
-            and parent.source["fingerprint"] == listing_fingerprint(listing)
+            and parent.source["fingerprint"] == listing_fingerprint(plan)
+            and not TRANSIENT & parent.counts["rejects_by_reason"].keys()
         )
 
-    def _retries(self, parent: Manifest) -> bool:
-        return bool(TRANSIENT & parent.counts["rejects_by_reason"].keys())
+    def after_plan_stored(self, current: Parent) -> None:
+        """Raise ShortfallError if `forget` is erasing pictures: its plan is a lease."""
+        lease = forget_plan_name(current.next_version)
+        if any(info.name == lease for info in self.store.walk(PLANS)):
+            raise ShortfallError(
+                f"pictures are being erased from {self.dataset}: run the command again when that is "
+                "done"
+            )
 
-    def _build(self, plan: pa.Table, parent: Manifest | None) -> None:
-        """Run the plan's units that no earlier run committed."""
-        units = unit_names(plan)
-        done = committed_units(self.store) & set(units) if units else set()
-        if done:
-            logger.info(f"{len(done)} of {len(units)} units are already committed")
-        pictures = count_pending(plan, done)
-        if not pictures:
-            return
-        forgotten = tuple(parent.forgotten) if parent else ()
+    def run_units(self, plan: pa.Table, done: set[str], current: Parent) -> Iterator[UnitResult]:
+        if current.manifest and not current.has_view:
+            logger.info(
+                f"the preprocessing differs from that of version {current.manifest.version}: "
+                "every picture is read again"
+            )
+        forgotten = tuple(current.manifest.forgotten) if current.manifest else ()
         tasks = (
             ShardTask(
                 unit=unit,
@@ -239,71 +195,85 @@ class Ingest:
             )
             for unit, entries in iter_units(plan, self.source, done)
         )
-        with ProgressReporter("ingest", pictures) as meter:
-            for result in self.executor.run(build_shard, tasks):
-                meter.add(result.pictures, result.rejects, result.stages)
-                self._work.count(result.pictures, result.stages)
+        return self.executor.run(build_shard, tasks)
 
-    def _publish(self, name: str, plan: pa.Table, parent: Manifest | None) -> IngestSummary:
-        markers = read_markers(self.store, unit_names(plan))
-        fresh = [
-            from_parquet(data)
-            for data in get_all(self.store, [marker.objects["facts"] for marker in markers])
-        ]
-        facts = join_outcomes(
-            plan, self._known(parent), pa.concat_tables([OUTCOMES.empty_table(), *fresh])
-        )
-        content = content_of(plan, facts, self.config)
+    def is_overtaken(self, plan: Plan, current: Parent) -> bool:
+        del plan
+        return open_parent(self.store, self.view).manifest != current.manifest
+
+    def publish(self, plan: Plan, current: Parent) -> Published[IngestSummary]:
+        """Publish the next version from the parent and the committed units."""
+        markers = read_markers(self.store, plan.units)
+        fresh = self._read_outcomes(markers)
+        known = pa.concat_tables([OUTCOMES.empty_table(), *fresh])
+        outcomes = join_outcomes(plan.table, current.outcomes, known)
+        content = content_of(plan.table, outcomes, self.config)
         try:
             self._check_budget(content)
         except ShortfallError:
-            self._try_again(markers, fresh)
+            self._delete_transient(markers, fresh)
             raise
+
+        # Objects first, then the manifest that names them.
         shards = [marker.objects["shard"] for marker in markers if "shard" in marker.objects]
-        shards += get_objects(self.store, parent, "shard") if parent else []
-        version = parent.version + 1 if parent else 1
-        index, shards = self._compact(content.index, shards, version)
+        index, shards = self._compact(content.index, shards + current.shards, current.next_version)
         content = Content(index, content.rejects, content.repeats)
-        manifest = self._manifest(version, content, plan, shards, parent)
-        if parent is not None and _same_content(manifest, parent):
-            self._try_again(markers, fresh)
-            self.store.delete(name)
-            return self._unchanged(parent)
-        summary = self._summary(manifest, content, plan, parent)
+        manifest = self._manifest(content, plan.table, shards, current)
+        if current.manifest is not None and _has_same_content(manifest, current.manifest):
+            self._delete_transient(markers, fresh)
+            self.store.delete(plan.name)
+            return Published(self.unchanged(plan.table, current), is_new=False)
+
+        summary = self._summary(manifest, content, plan.table, current)
         if not publish_manifest(self.store, manifest, self.owner):
             raise VersionConflictError(
-                f"version {manifest.version} of {self.dataset} is another ingest's"
+                f"another ingest published version {manifest.version} of {self.dataset} first"
             )
+        return Published(summary)
+
+    def unchanged(self, plan: pa.Table, current: Parent) -> IngestSummary:
+        del plan
+        assert current.manifest is not None, "a dataset without a version needs one"
+        summary = _summary_of(current.manifest, self.dataset)
+        summary.unchanged = summary.samples
+        summary.notes.append(
+            f"nothing to do: version {current.manifest.version} already holds this source as it is"
+        )
         return summary
+
+    def _read_outcomes(self, markers: list[UnitMarker]) -> list[pa.Table]:
+        refs = [marker.objects["facts"] for marker in markers]
+        return read_tables(self.store, refs)
+
+    def _delete_transient(self, markers: list[UnitMarker], outcomes: list[pa.Table]) -> None:
+        """Delete the markers of units with transient rejects: the next run carries them out again."""
+        for marker, table in zip(markers, outcomes, strict=True):
+            if TRANSIENT & set(table.column("reason").unique().to_pylist()):
+                self.store.delete(marker_name(marker.unit))
 
     def _compact(
         self, index: pa.Table, shards: list[ObjectRef], version: int
     ) -> tuple[pa.Table, list[ObjectRef]]:
-        """Rewrite shards of which too much is dead; the index and the shards it names afterwards."""
+        """Rewrite shards with too many dead rows; return the index and the shards that it names."""
         tasks = plan_compaction(shards_to_compact(index, shards), self.dataset, version, self.view)
         if tasks:
             markers = compact_shards(self.store, self.executor, tasks)
             index = remap_index(index, tasks, markers)
             shards = shards + [marker.objects["shard"] for marker in markers]
-            self._work.compacted += sum(len(task.sources) for task in tasks)
+            self.shards_compacted += sum(len(task.sources) for task in tasks)
+
         named = set(index.column("shard").unique().to_pylist())
-        return index, [
-            ref for ref in {ref.path: ref for ref in shards}.values() if ref.path in named
-        ]
+        unique = {ref.path: ref for ref in shards}
+        return index, [ref for path, ref in unique.items() if path in named]
 
     def _manifest(
-        self,
-        version: int,
-        content: Content,
-        plan: pa.Table,
-        shards: list[ObjectRef],
-        parent: Manifest | None,
+        self, content: Content, plan: pa.Table, shards: list[ObjectRef], current: Parent
     ) -> Manifest:
-        same_lineage = parent is not None and parent.preprocessing == self.view.as_dict()
+        parent, version = current.manifest, current.next_version
         return Manifest(
             version=version,
             parent=parent.version if parent else None,
-            lineage=parent.lineage if parent and same_lineage else version,
+            lineage=parent.lineage if parent and current.has_view else version,
             created=now_utc(),
             source={"uri": self.source, "fingerprint": listing_fingerprint(plan)},
             recipe=self.recipe,
@@ -315,27 +285,28 @@ class Ingest:
         )
 
     def _check_budget(self, content: Content) -> None:
-        over = content.unusable > self.config.max_reject_rate * content.listed
-        if over or not len(content.index):
-            table = put_table(self.store, "rejects", content.rejects)
-            words = (
-                f", over --max-reject-rate {self.config.max_reject_rate:g}"
-                if over
-                else ": nothing would be left"
-            )
-            raise ShortfallError(
-                f"{content.unusable} of {content.listed} pictures were rejected{words}; no version was published. "
-                f"Their reasons: {self.store.uri(table.path)}"
-            )
+        """Raise ShortfallError, with the rejects written for the user, if too many were rejected."""
+        over = exceeds_budget(content.unusable, content.listed, self.config.max_reject_rate)
+        if not over and len(content.index):
+            return
+
+        table = put_table(self.store, "rejects", content.rejects)
+        limit = self.config.max_reject_rate
+        reason = f", over --max-reject-rate {limit:g}" if over else ": no sample would be left"
+        raise ShortfallError(
+            f"{content.unusable} of {content.listed} pictures were rejected{reason}; no version was "
+            f"published. Their reasons: {self.store.uri(table.path)}"
+        )
 
     def _summary(
-        self, manifest: Manifest, content: Content, plan: pa.Table, parent: Manifest | None
+        self, manifest: Manifest, content: Content, plan: pa.Table, current: Parent
     ) -> IngestSummary:
-        before = read_rows(self.store, parent, "index", INDEX) if parent else INDEX.empty_table()
-        changes = changes_between(before, plan, content.index)
         summary = _summary_of(manifest, self.dataset)
-        for name, count in changes.__dict__.items():
+        changes = changes_between(current.index, plan, content.index)
+        for name, count in asdict(changes).items():
             setattr(summary, name, count)
+
+        parent = current.manifest
         if parent:
             summary.new_classes = sorted(set(manifest.classes) - set(parent.classes))
             summary.vanished_classes = sorted(set(parent.classes) - set(manifest.classes))
@@ -345,38 +316,10 @@ class Ingest:
                     f"version {manifest.version} begins a new lineage: the preprocessing changed"
                 )
         summary.notes += repeat_notes(content.repeats)
-        assert (
-            summary.listed == summary.added + summary.changed + summary.unchanged + summary.rejects
-        )
+
+        accounted = summary.added + summary.changed + summary.unchanged + summary.rejects
+        assert summary.listed == accounted, "every listed picture is counted once"
         return summary
-
-    def _unchanged(self, parent: Manifest) -> IngestSummary:
-        summary = _summary_of(parent, self.dataset)
-        summary.unchanged = summary.samples
-        summary.notes.append(
-            f"nothing to do: version {parent.version} already holds this source as it is"
-        )
-        return summary
-
-
-@dataclass
-class RunStats:
-    """What one run did, over all versions that it published."""
-
-    units: int = 0
-    pictures: int = 0
-    compacted: int = 0
-    stages: dict[str, float] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def count(self, pictures: int, stages: dict[str, float]) -> None:
-        self.units += 1
-        self.pictures += pictures
-        for name, seconds in stages.items():
-            self.stages[name] = self.stages.get(name, 0.0) + seconds
-
-    def rounded(self) -> dict[str, float]:
-        return {name: round(seconds, 2) for name, seconds in self.stages.items()}
 
 
 def _summary_of(manifest: Manifest, dataset: str) -> IngestSummary:
@@ -395,5 +338,9 @@ def _summary_of(manifest: Manifest, dataset: str) -> IngestSummary:
     )
 
 
-def _same_content(one: Manifest, other: Manifest) -> bool:
-    return (one.objects, one.source, one.recipe) == (other.objects, other.source, other.recipe)
+def _has_same_content(manifest: Manifest, other: Manifest) -> bool:
+    return (manifest.objects, manifest.source, manifest.recipe) == (
+        other.objects,
+        other.source,
+        other.recipe,
+    )

@@ -1,47 +1,58 @@
-"""Erasing pictures: from the current version, from the shards that hold them, and from every version before.
+"""Erase pictures from the current version, from the shards that hold them, and from all versions before.
 
-A version without them is published first, then the versions that had them are withdrawn and their objects removed.
-Killed in between, the same command finishes. Their content hashes are kept, so that no ingest brings them back.
+A version without the pictures is published first. Then the versions that had them are deleted, with
+the objects that only they needed. If the command is killed in between, running it again completes it.
+Content hashes of erased pictures are kept, so that no ingest adds them again.
 
-Dead rows go as well, all of them: a row that no index names may hold a state of the picture that only a withdrawn
-version knew. Until it ends, a plan of its own is its lease: clean-ups leave its objects alone, ingests wait.
+Every dead row is dropped too: it may be an old state of an erased picture. The command stores a plan
+as a lease: garbage collection skips its objects, and an ingest refuses to run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.config.jobs import ForgetConfig
-from afinar.dataset.gc import collect, manifests, open_plans
-from afinar.dataset.manifest import Manifest, get_objects, now_utc, publish_manifest, read_rows
-from afinar.dataset.schema import INDEX, REJECTS
+from afinar.config.forget import ForgetConfig
+from afinar.dataset.gc import collect_garbage, open_plans
+from afinar.dataset.manifest import get_manifests, now_utc, publish_manifest
+from afinar.dataset.reader import Dataset
+from afinar.dataset.schema import REJECTS
 from afinar.dataset.splits import exclude_duplicates
-from afinar.errors import Reason, RequestError, ShortfallError
-from afinar.ingest.compaction import LiveRows, count_live, live_rows, plan_compaction, remap_index
+from afinar.errors import RequestError, ShortfallError
+from afinar.ingest.compaction import (
+    LiveRows,
+    compact_shards,
+    count_live,
+    live_rows,
+    plan_compaction,
+    remap_index,
+)
 from afinar.ingest.plan import forget_plan_name
-from afinar.ingest.publishing import compact_shards, put_version_objects
-from afinar.ingest.version import Content, counts_of
-from afinar.pictures.preprocessing import StoredView
+from afinar.ingest.version import Content, counts_of, put_version_objects
+from afinar.pictures.rejects import Reason
 from afinar.sources.listing import classes_of
-from afinar.storage.commit import new_owner
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import normalize_uri, open_store
+from afinar.storage.versions import new_owner
+from afinar.units.cut import PLAN
 from afinar.units.executor import Executor
-from afinar.units.plan import PLAN, store_plan
+from afinar.units.plans import store_plan
 
-_DETAIL = "erased on request"
-_BEYOND_REACH = (
-    "out of reach: the source's own files, models trained before, and copies of shards that machines keep in their "
-    "temporary folders (afinar-cache-*)"
+_DETAIL: Final = "erased on request"
+_OUT_OF_REACH: Final = (
+    "out of reach: the source's own files, models trained before, and copies of shards that machines "
+    "keep in their temporary folders (afinar-cache-*)"
 )
 
 
 @dataclass(kw_only=True)
 class ForgetSummary:
-    """What was erased. `pictures` are index rows of the version that was current."""
+    """Counts of an erasure. `pictures` are index rows of the version that was current."""
 
     dataset: str
     version: int
@@ -53,123 +64,129 @@ class ForgetSummary:
     notes: list[str] = field(default_factory=list)
 
 
-class Forget:
-    """One erasure from one dataset."""
+def run_forget(config: ForgetConfig, executor: Executor) -> ForgetSummary:
+    """Erase pictures from a dataset.
+
+    Raises RequestError if no version holds one of them or an ingest is unfinished, ShortfallError if
+    nothing would be left or another job published first.
+    """
+    erasure = _Erasure(config, executor)
+    current = get_manifests(erasure.store)[-1]
+    lease = forget_plan_name(current.version + 1)
+    store_plan(erasure.store, lease, PLAN.empty_table())
+    try:
+        return erasure.run(lease)
+    finally:
+        erasure.store.delete(lease)
+
+
+class _Matches(NamedTuple):
+    """Content hashes of the wanted pictures, and the uris that no version names."""
+
+    contents: set[str]
+    missing: set[str]
+
+
+class _Erasure:
+    """One erasure from one dataset. Each kept version is opened once."""
 
     def __init__(self, config: ForgetConfig, executor: Executor) -> None:
         self.dataset, self.executor = normalize_uri(config.dataset), executor
         self.store = open_store(self.dataset)
         self.wanted = config.uris
 
-    def run(self) -> ForgetSummary:
-        """Erase, and say what was done."""
-        current = manifests(self.store)[-1]
-        lease = forget_plan_name(current.version + 1)
-        store_plan(self.store, lease, PLAN.empty_table())
-        try:
-            return self._run(manifests(self.store), lease)
-        finally:
-            self.store.delete(lease)
-
-    def _run(self, kept: list[Manifest], lease: str) -> ForgetSummary:
+    def run(self, lease: str) -> ForgetSummary:
+        kept = [Dataset(self.store, manifest) for manifest in get_manifests(self.store)]
         current = kept[-1]
-        for plan in open_plans(self.store, current.version):
-            if plan.name != lease:
-                raise RequestError(
-                    f"an ingest into {self.dataset} is under way or was interrupted ({plan.name}), and may hold these "
-                    "pictures: let it end, run the same ingest again, or give it up with `afinar status "
-                    f"{self.dataset} --gc --drop-plans`; then forget"
-                )
-        contents, missing = self._contents(kept)
+        self._check_no_ingest(current.manifest.version, lease)
+
+        matches = self._find(kept)
+        dead = _shards_with_dead_rows(current)
         summary = ForgetSummary(
-            dataset=self.dataset, version=current.version, contents=len(contents)
+            dataset=self.dataset,
+            version=current.manifest.version,
+            contents=len(matches.contents),
+            notes=[
+                f"no version that is kept names {uri}; all dead rows are erased"
+                for uri in sorted(matches.missing)
+            ],
         )
-        worn = self._worn(current)
-        if missing and not worn:
-            self._collect(lease, set())  # an erasure that was killed may have got so far
+        if matches.missing and not dead:
+            self._collect(lease, set())  # an erasure that was killed may have left objects
             raise RequestError(
-                f"no version of {self.dataset} holds {min(missing)}: nothing was erased"
+                f"no version of {self.dataset} holds {min(matches.missing)}: nothing was erased"
             )
-        summary.notes += [
-            f"no version that is kept names {uri}; all dead rows are erased"
-            for uri in sorted(missing)
-        ]
-        if worn or not contents <= set(current.forgotten) or self._is_in(current, contents):
-            self._publish_without(current, contents, summary)
-        if contents or summary.version > current.version:
-            summary.versions_withdrawn = [
-                manifest.version for manifest in kept if manifest.version < summary.version
-            ]
+
+        is_new = not matches.contents <= set(current.manifest.forgotten)
+        if dead or is_new or len(_rows_of(current.index, matches.contents)):
+            self._publish_without(current, matches.contents, dead, summary)
+        if matches.contents or summary.version > current.manifest.version:
+            versions = [dataset.manifest.version for dataset in kept]
+            summary.versions_withdrawn = [number for number in versions if number < summary.version]
         summary.objects_removed = self._collect(lease, set(summary.versions_withdrawn))
-        summary.notes.append(_BEYOND_REACH)
+        summary.notes.append(_OUT_OF_REACH)
         return summary
 
-    def _collect(self, lease: str, withdrawn: set[int]) -> int:
-        """Give up the lease, which has nothing left to protect, and remove what nothing needs."""
+    def _check_no_ingest(self, current: int, lease: str) -> None:
+        for plan in open_plans(self.store, current):
+            if plan.name != lease:
+                raise RequestError(
+                    f"an ingest into {self.dataset} is running or was interrupted ({plan.name}), and "
+                    "may hold these pictures: let it end, run the same ingest again, or give it up "
+                    f"with `afinar status {self.dataset} --gc --drop-plans`; then forget"
+                )
+
+    def _collect(self, lease: str, versions: Collection[int]) -> int:
+        """Delete the lease, these versions and unreferenced objects; return the objects' number."""
         self.store.delete(lease)
-        removed = collect(self.store, withdrawn)
-        self.store.sweep(0)
+        removed = collect_garbage(self.store, versions)
+        self.store.delete_scratch(0)
         return len(removed)
 
-    def _contents(self, kept: list[Manifest]) -> tuple[set[str], set[str]]:
-        """Content hashes of the wanted pictures in every kept version, and the uris that none of them names."""
-        root = kept[-1].source["uri"].rstrip("/")
+    def _find(self, kept: list[Dataset]) -> _Matches:
+        """Look the wanted pictures up in every kept version."""
+        current = kept[-1]
+        root = current.manifest.source["uri"].rstrip("/")
         uris = {uri if uri.startswith(("/", "s3://")) else f"{root}/{uri}" for uri in self.wanted}
         contents: set[str] = set()
         missing = set(uris)
-        for manifest in kept:
-            index = read_rows(self.store, manifest, "index", INDEX)
-            found = index.filter(
-                pc.is_in(index.column("uri"), pa.array(sorted(uris), pa.large_string()))
-            )
-            contents |= set(found.column("sample_id").to_pylist())
-            missing -= set(found.column("uri").to_pylist())
-        rejects = read_rows(self.store, kept[-1], "rejects", REJECTS)
-        erased = rejects.filter(pc.equal(rejects.column("reason"), str(Reason.FORGOTTEN)))
-        missing -= set(erased.column("uri").to_pylist())  # an earlier run got this far
-        return contents, missing
+        for dataset in kept:
+            wanted = pa.array(sorted(uris), pa.large_string())
+            rows = dataset.index.filter(pc.is_in(dataset.index.column("uri"), wanted))
+            contents |= set(rows.column("sample_id").to_pylist())
+            missing -= set(rows.column("uri").to_pylist())
 
-    def _is_in(self, manifest: Manifest, contents: set[str]) -> bool:
-        index = read_rows(self.store, manifest, "index", INDEX)
-        return len(_rows_of(index, contents)) > 0
-
-    def _worn(self, manifest: Manifest) -> list[ObjectRef]:
-        """Shards with a dead row."""
-        live = count_live(read_rows(self.store, manifest, "index", INDEX))
-        return [
-            ref
-            for ref in get_objects(self.store, manifest, "shard")
-            if live.get(ref.path, 0) < ref.rows
-        ]
+        # An erasure that was killed after it published has made them rejects.
+        is_erased = pc.equal(current.rejects.column("reason"), str(Reason.FORGOTTEN))
+        missing -= set(current.rejects.filter(is_erased).column("uri").to_pylist())
+        return _Matches(contents, missing)
 
     def _publish_without(
-        self, current: Manifest, contents: set[str], summary: ForgetSummary
+        self, current: Dataset, contents: set[str], dead: set[str], summary: ForgetSummary
     ) -> None:
-        """Publish the next version: the current one without these contents and without a dead row."""
-        index = read_rows(self.store, current, "index", INDEX)
+        """Publish the next version: the current one without these contents and without dead rows."""
+        index = current.index
         erased = _rows_of(index, contents)
-        left = index.filter(pc.invert(_is_of(index, contents)))
+        left = index.filter(pc.invert(_has_content(index, contents)))
         if not len(left):
             raise ShortfallError(
-                f"nothing would be left of {self.dataset}: remove the whole of it instead"
+                f"nothing would be left of {self.dataset}: remove the whole dataset instead"
             )
-        touched = set(erased.column("shard").to_pylist()) | {
-            ref.path for ref in self._worn(current)
-        }
-        version = current.version + 1
+
+        version = current.manifest.version + 1
+        touched = set(erased.column("shard").to_pylist()) | dead
         left, shards = self._rewrite(left, current, touched, version)
-        rejects = read_rows(self.store, current, "rejects", REJECTS)
-        rejects = pa.concat_tables([rejects, _as_rejects(erased)]).sort_by("uri")
-        content = Content(left, rejects, exclude_duplicates(left)[1])
+        rejects = pa.concat_tables([current.rejects, _as_rejects(erased)]).sort_by("uri")
+        content = Content(left, rejects, exclude_duplicates(left).repeats)
         manifest = replace(
-            current,
+            current.manifest,
             version=version,
-            parent=current.version,
+            parent=current.manifest.version,
             created=now_utc(),
             classes=classes_of(left),
             counts=counts_of(content),
             objects=put_version_objects(self.store, left, rejects, shards),
-            forgotten=sorted({*current.forgotten, *contents}),
+            forgotten=sorted({*current.manifest.forgotten, *contents}),
         )
         if not publish_manifest(self.store, manifest, new_owner()):
             raise ShortfallError(
@@ -179,35 +196,39 @@ class Forget:
         summary.pictures = len(erased)
 
     def _rewrite(
-        self, index: pa.Table, current: Manifest, touched: set[str], version: int
+        self, index: pa.Table, current: Dataset, touched: set[str], version: int
     ) -> tuple[pa.Table, list[ObjectRef]]:
-        """Copy what lives in the touched shards into new ones."""
-        shards = get_objects(self.store, current, "shard")
-        live = live_rows(index, touched)
-        worn = [LiveRows(ref, tuple(sorted(live[ref.path]))) for ref in shards if ref.path in live]
-        stays = [ref for ref in shards if ref.path not in touched]
-        tasks = plan_compaction(
-            worn, self.dataset, version, StoredView.from_dict(current.preprocessing)
-        )
-        if not tasks:
-            return index, stays
-        markers = compact_shards(self.store, self.executor, tasks)
-        return remap_index(index, tasks, markers), stays + [
-            marker.objects["shard"] for marker in markers
+        """Copy the live rows of the touched shards to new shards; return the index and all shards."""
+        shards = current.objects_of("shard")
+        rows = live_rows(index, touched)
+        sources = [
+            LiveRows(ref, tuple(sorted(rows[ref.path]))) for ref in shards if ref.path in rows
         ]
+        untouched = [ref for ref in shards if ref.path not in touched]
+
+        tasks = plan_compaction(sources, self.dataset, version, current.view)
+        if not tasks:
+            return index, untouched
+        markers = compact_shards(self.store, self.executor, tasks)
+        new_shards = [marker.objects["shard"] for marker in markers]
+        return remap_index(index, tasks, markers), untouched + new_shards
 
 
-def _is_of(index: pa.Table, contents: set[str]) -> pa.ChunkedArray:
+def _shards_with_dead_rows(dataset: Dataset) -> set[str]:
+    live = count_live(dataset.index)
+    return {ref.path for ref in dataset.objects_of("shard") if live.get(ref.path, 0) < ref.rows}
+
+
+def _has_content(index: pa.Table, contents: set[str]) -> pa.ChunkedArray:
     return pc.is_in(index.column("sample_id"), pa.array(sorted(contents), pa.string()))
 
 
 def _rows_of(index: pa.Table, contents: set[str]) -> pa.Table:
-    return index.filter(_is_of(index, contents))
+    return index.filter(_has_content(index, contents))
 
 
 def _as_rejects(rows: pa.Table) -> pa.Table:
     reasons = pa.array([str(Reason.FORGOTTEN)] * len(rows), pa.string())
     details = pa.array([_DETAIL] * len(rows), pa.string())
-    return pa.Table.from_arrays(
-        [*rows.select(["uri", "etag", "label"]).columns, reasons, details], schema=REJECTS
-    )
+    columns = rows.select(["uri", "etag", "label"]).columns
+    return pa.Table.from_arrays([*columns, reasons, details], schema=REJECTS)

@@ -1,10 +1,11 @@
-"""Planning an ingest: what is known already stands, every other picture goes into a unit.
+"""Plan an ingest: pictures with a known outcome keep it, every other picture goes into a unit.
 
 A plan is a pure function of the listing, of what the parent version knows, and of the recipe.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -17,7 +18,7 @@ from afinar.dataset.schema import OUTCOMES
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import concat_columns
-from afinar.units.plan import even_sizes, is_up_to_date, plan_units
+from afinar.units.cut import even_sizes, is_up_to_date, plan_units
 
 _SHARD_BYTES: Final = 128 * 2**20
 _JPEG_BYTES_PER_PIXEL: Final = 1.0  # of noise at quality 95; photographs take a half to a third
@@ -36,69 +37,84 @@ class ShardTask:
 
 
 def shard_pictures(view: StoredView) -> int:
-    """Pictures that a shard holds at most, so that it stays within about 128 MB."""
+    """Return the largest number of pictures in a shard, so that it stays within about 128 MB."""
     per_pixel = 3.0 if view.store == "pixels" else _JPEG_BYTES_PER_PIXEL
     return max(1, int(_SHARD_BYTES / (view.size * view.size * per_pixel)))
 
 
 def make_plan(listing: pa.Table, known: pa.Table, view: StoredView, version: int) -> pa.Table:
-    """Assign every picture without a known fact to a unit of the coming `version`.
+    """Assign every picture without a known outcome (OUTCOMES) to a unit of the coming `version`.
 
-    `known` has FACTS' columns. The version leads a unit's name, so that a picture rejected in transit is read again by
-    the next one, and so that it can be told whose plan an object belongs to. A picture that may be a known one under
-    another name or change mark says which: if the content proves it, nothing is decoded.
+    Unit names begin with the version, so that the next version retries transient rejects and
+    garbage collection can find an object's plan. A picture that is probably a known one (renamed or
+    touched) carries the place of that sample: if its content hash matches, decoding is skipped.
+
+    Example, with sample s1 known at uri a.jpg under etag e1:
+
+        listed          unit    sample_id   why
+        a.jpg  e1       null    null        unchanged
+        a.jpg  e2       u       s1          same uri, touched
+        b.jpg  e1       u       s1          same etag, renamed
+        c.jpg  e3       u       null        new
     """
-    is_settled = is_up_to_date(listing, known)
-    plan = plan_units(
-        listing, is_settled, f"{view.key()}:{version}", partial(even_sizes, shard_pictures(view))
-    )
+    up_to_date = is_up_to_date(listing, known)
+    sizes = partial(even_sizes, shard_pictures(view))
+    plan = plan_units(listing, up_to_date, f"{view.key()}:{version}", sizes)
+
     samples = known.filter(pc.is_valid(known.column("sample_id")))
     if not len(samples) or plan.column("unit").null_count == len(plan):
-        return _versioned(plan, version)
-    at = pc.if_else(is_settled, pa.scalar(None, pa.int32()), _likely(plan, samples))
+        return _with_version(plan, version)
+
+    none = pa.scalar(None, pa.int32())
+    position = pc.if_else(up_to_date, none, _probable_sample(plan, samples))
     for name in ("sample_id", "shard", "row"):
-        plan = plan.set_column(
-            plan.column_names.index(name), plan.schema.field(name), samples.column(name).take(at)
-        )
-    return _versioned(plan, version)
+        column = samples.column(name).take(position)
+        plan = plan.set_column(plan.column_names.index(name), plan.schema.field(name), column)
+    return _with_version(plan, version)
 
 
-def _versioned(plan: pa.Table, version: int) -> pa.Table:
-    prefix = f"{version:08d}-"
-    named = pc.binary_join_element_wise(prefix, plan.column("unit"), "")
-    return plan.set_column(plan.column_names.index("unit"), plan.schema.field("unit"), named)
+def _with_version(plan: pa.Table, version: int) -> pa.Table:
+    units = pc.binary_join_element_wise(f"{version:08d}-", plan.column("unit"), "")
+    return plan.set_column(plan.column_names.index("unit"), plan.schema.field("unit"), units)
 
 
-def _likely(plan: pa.Table, samples: pa.Table) -> pa.ChunkedArray:
-    """Position of the sample that each picture may be: the same uri changed, else the same mark moved."""
-    changed = pc.index_in(plan.column("uri"), samples.column("uri"))
-    moved = pc.index_in(_mark_and_name(plan), _mark_and_name(samples))
-    renamed = pc.index_in(plan.column("etag"), samples.column("etag"))
-    return pc.coalesce(changed, moved, renamed)
+def _probable_sample(plan: pa.Table, samples: pa.Table) -> pa.ChunkedArray:
+    """Return for each picture the position of the sample that it probably is, or null.
+
+    The same uri is tried first, then the same etag and file name, then the same etag.
+    """
+    same_uri = pc.index_in(plan.column("uri"), samples.column("uri"))
+    moved = pc.index_in(_etag_and_name(plan), _etag_and_name(samples))
+    same_etag = pc.index_in(plan.column("etag"), samples.column("etag"))
+    return pc.coalesce(same_uri, moved, same_etag)
 
 
-def _mark_and_name(table: pa.Table) -> pa.ChunkedArray:
+def _etag_and_name(table: pa.Table) -> pa.ChunkedArray:
     name = pc.replace_substring_regex(table.column("uri"), "^.*/", "")
     return concat_columns(table.column("etag"), name, separator="\t")
 
 
 def plan_name(version: int, recipe_id: str) -> str:
-    """Where the plan of a coming version lies."""
+    """Return the name of the plan of a coming version."""
     return f"plans/{version:08d}-{recipe_id}.parquet"
 
 
 def forget_plan_name(version: int) -> str:
-    """Where an erasure's lease lies while it works on a coming version."""
+    """Return the name of the lease of an erasure that works on a coming version."""
     return plan_name(version, "forget")
 
 
-def known_outcomes(index: pa.Table, rejects: pa.Table, retried: set[str]) -> pa.Table:
-    """What a version knows about its pictures, as FACTS; rejects whose reason is in `retried` are unknown."""
-    tried = pc.is_in(rejects.column("reason"), pa.array(sorted(retried), pa.string()))
-    return pa.concat_tables([_as_facts(index), _as_facts(rejects.filter(pc.invert(tried)))])
+def known_outcomes(index: pa.Table, rejects: pa.Table, retried: Collection[str]) -> pa.Table:
+    """Return what a version knows of its pictures, as OUTCOMES.
+
+    Rejects with a reason in `retried` are left out, so that they are tried again.
+    """
+    reasons = pa.array(sorted(retried), pa.string())
+    kept = rejects.filter(pc.invert(pc.is_in(rejects.column("reason"), reasons)))
+    return pa.concat_tables([_as_outcomes(index), _as_outcomes(kept)])
 
 
-def _as_facts(table: pa.Table) -> pa.Table:
+def _as_outcomes(table: pa.Table) -> pa.Table:
     columns = [
         table.column(field.name)
         if field.name in table.column_names
@@ -109,17 +125,26 @@ def _as_facts(table: pa.Table) -> pa.Table:
 
 
 def join_outcomes(plan: pa.Table, known: pa.Table, fresh: pa.Table) -> pa.Table:
-    """What became of every listed picture: FACTS' columns, row for row with the plan.
+    """Return the outcome of every listed picture: OUTCOMES, row for row with the plan.
 
-    Planned pictures take what their unit found, the others what was known. Raises AssertionError for a picture of which
-    nothing is known: that would be lost.
+    A picture with a unit takes the outcome that its unit found (`fresh`), any other the known one.
+    Raises AssertionError for a picture without an outcome: it would be lost.
     """
-    planned = pc.is_valid(plan.column("unit"))
-    at_known = pc.index_in(plan.column("uri"), known.column("uri")).to_numpy(zero_copy_only=False)
-    at_fresh = pc.index_in(plan.column("uri"), fresh.column("uri")).to_numpy(zero_copy_only=False)
-    at = np.where(planned.to_numpy(), at_fresh + len(known), at_known)
-    assert not np.isnan(at.astype(float)).any(), "every listed picture is a sample or a reject"
-    facts = pa.concat_tables([known, fresh]).take(pa.array(at.astype(np.int64)))
-    same = pc.all(pc.equal(facts.column("etag"), plan.column("etag"))).as_py()
-    assert same or not len(plan), "every fact is of the picture as it was listed"
-    return facts
+    planned = pc.is_valid(plan.column("unit")).to_numpy()
+    position_known = pc.index_in(plan.column("uri"), known.column("uri"))
+    position_fresh = pc.index_in(plan.column("uri"), fresh.column("uri"))
+
+    # Positions in the two tables one after the other; NaN for a picture without an outcome.
+    position = np.where(
+        planned,
+        position_fresh.to_numpy(zero_copy_only=False) + len(known),
+        position_known.to_numpy(zero_copy_only=False),
+    )
+    assert not np.isnan(position.astype(float)).any(), (
+        "every listed picture is a sample or a reject"
+    )
+    outcomes = pa.concat_tables([known, fresh]).take(pa.array(position.astype(np.int64)))
+
+    same_etags = pc.all(pc.equal(outcomes.column("etag"), plan.column("etag"))).as_py()
+    assert same_etags or not len(plan), "every outcome is that of the picture as it was listed"
+    return outcomes

@@ -1,39 +1,39 @@
-"""Looking at a source: its listing with labels, given splits and groups, or why it cannot serve."""
+"""List the source of an ingest, and refuse one that cannot make a dataset."""
 
 from __future__ import annotations
 
-import pyarrow as pa
-
 from afinar.config.ingest import IngestConfig
 from afinar.errors import RequestError
-from afinar.sources.annotations import annotate
+from afinar.sources.annotations import AnnotatedListing, annotate
 from afinar.sources.listing import classes_of, list_pictures
 from afinar.storage.open import normalize_uri
 
 
-def list_source(config: IngestConfig) -> tuple[pa.Table, list[str]]:
-    """List and annotate the source; the listing, and what a person should know of it.
+def list_source(config: IngestConfig) -> AnnotatedListing:
+    """List the source with labels, given splits and groups.
 
-    Raises RequestError where it could not serve: no pictures, tables that contradict themselves, one class only.
+    Raises RequestError if there are no pictures, a table contradicts itself, or there are fewer than
+    two classes.
     """
     source = normalize_uri(config.source)
-    listing = list_pictures(source, config.endings)
     by_folder = config.split_shares is None
-    done = annotate(
-        listing, source, labels=config.labels, split_by_folder=by_folder, group=config.group
+    annotated = annotate(
+        list_pictures(source, config.endings),
+        source,
+        labels=config.labels,
+        split_by_folder=by_folder,
+        group=config.group,
     )
-    classes = classes_of(done.listing)
-    if config.labels != "none" and len(classes) < 2:
-        found = (
-            f"only the class {classes[0]!r}"
-            if classes
-            else "no class folders"
-            if config.labels == "folder"
-            else "no labels"
-        )
-        where = "below SOURCE" if not by_folder else "below train/, validation/ and test/"
-        raise RequestError(
-            f"{source} holds {found}: a classifier needs two. Put each class in a folder of its own "
-            f"{where}, give --labels FILE, or give --labels none."
-        )
-    return done.listing, done.notes
+
+    classes = classes_of(annotated.listing)
+    if config.labels == "none" or len(classes) >= 2:
+        return annotated
+    if classes:
+        content = f"only the class {classes[0]!r}"
+    else:
+        content = "no class folders" if config.labels == "folder" else "no labels"
+    where = "below train/, validation/ and test/" if by_folder else "below SOURCE"
+    raise RequestError(
+        f"{source} holds {content}: a classifier needs two. Put each class in a folder of its own "
+        f"{where}, give --labels FILE, or give --labels none."
+    )

@@ -1,24 +1,29 @@
-"""What the next version of a dataset holds: pure functions from facts to index, rejects, counts and changes."""
+"""The content of a version of a dataset: pure functions from outcomes to index, rejects and counts."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.config.checks import parse_split
-from afinar.config.jobs import IngestConfig
+from afinar.config.ingest import IngestConfig
+from afinar.dataset.manifest import DatasetObject, put_objects
 from afinar.dataset.schema import INDEX, REJECTS
 from afinar.dataset.splits import Repeats, assign_splits, exclude_duplicates, shares_of_folders
-from afinar.errors import Reason
+from afinar.pictures.rejects import Reason
 from afinar.sources.entry import SPLITS
+from afinar.storage.arrow import to_parquet
+from afinar.storage.objects import ObjectRef, put_object
+from afinar.storage.store import Store
+
+_INDEX_ROWS: Final = 1_000_000  # rows of one index file
 
 
 @dataclass(frozen=True)
 class Content:
-    """Rows of one version."""
+    """Rows of one version: INDEX, REJECTS, and counts of repeated pictures."""
 
     index: pa.Table
     rejects: pa.Table
@@ -26,38 +31,33 @@ class Content:
 
     @property
     def listed(self) -> int:
-        """Pictures in the source: each is a sample or a reject."""
+        """Number of pictures in the source: each is a sample or a reject."""
         return len(self.index) + len(self.rejects)
 
     @property
     def unusable(self) -> int:
-        """Rejects that speak against the source: what was erased on request does not."""
-        return (
-            pc.sum(pc.not_equal(self.rejects.column("reason"), str(Reason.FORGOTTEN))).as_py() or 0
-        )
+        """Number of rejects that count against the budget: all but those erased on request."""
+        counted = pc.not_equal(self.rejects.column("reason"), str(Reason.FORGOTTEN))
+        return pc.sum(counted).as_py() or 0
 
 
-def content_of(listing: pa.Table, facts: pa.Table, config: IngestConfig) -> Content:
-    """Index and rejects: the listing joined, row for row, with what became of each picture."""
+def content_of(listing: pa.Table, outcomes: pa.Table, config: IngestConfig) -> Content:
+    """Join a listing, row for row, with the outcome of each picture (OUTCOMES)."""
     rows = listing.select(["uri", "etag", "label", "split", "group"])
     for name in ("sample_id", "shard", "row", "reason", "detail"):
-        rows = rows.append_column(facts.schema.field(name), facts.column(name))
+        rows = rows.append_column(outcomes.schema.field(name), outcomes.column(name))
+
     rejects = rows.filter(pc.is_valid(rows.column("reason"))).select(REJECTS.names).cast(REJECTS)
     samples = rows.filter(pc.is_valid(rows.column("shard")))
-    assert len(samples) + len(rejects) == len(listing), (
-        "every listed picture is a sample or a reject"
-    )
-    shares = parse_split(config.split)
-    splits = assign_splits(
-        samples,
-        shares or shares_of_folders(listing.column("split")),
-        config.seed,
-        carve=shares is None,
-    )
-    samples = _with_split(samples, splits)
-    splits, repeats = exclude_duplicates(samples)
-    index = _with_split(samples, splits).select(INDEX.names).cast(INDEX).combine_chunks()
-    return Content(index, rejects.combine_chunks(), repeats)
+    assert len(samples) + len(rejects) == len(listing), "every picture is a sample or a reject"
+
+    # Without given shares the splits are folders, and missing ones are carved out of train.
+    carve = config.split_shares is None
+    shares = config.split_shares or shares_of_folders(listing.column("split"))
+    samples = _with_split(samples, assign_splits(samples, shares, config.seed, carve=carve))
+    without_duplicates = exclude_duplicates(samples)
+    index = _with_split(samples, without_duplicates.splits).select(INDEX.names).cast(INDEX)
+    return Content(index.combine_chunks(), rejects.combine_chunks(), without_duplicates.repeats)
 
 
 def _with_split(samples: pa.Table, splits: pa.ChunkedArray) -> pa.Table:
@@ -65,9 +65,10 @@ def _with_split(samples: pa.Table, splits: pa.ChunkedArray) -> pa.Table:
 
 
 def counts_of(content: Content) -> dict[str, Any]:
-    """What the manifest's head says of a version's rows."""
-    splits, labels = (_counted(content.index.column(name)) for name in ("split", "label"))
-    reasons = _counted(content.rejects.column("reason"))
+    """Return the counts that a manifest has of its version."""
+    splits = _count_values(content.index.column("split"))
+    labels = _count_values(content.index.column("label"))
+    reasons = _count_values(content.rejects.column("reason"))
     return {
         "listed": content.listed,
         "samples": len(content.index),
@@ -79,16 +80,15 @@ def counts_of(content: Content) -> dict[str, Any]:
     }
 
 
-def _counted(column: pa.ChunkedArray) -> dict[str, int]:
+def _count_values(column: pa.ChunkedArray) -> dict[str, int]:
     counts = pc.value_counts(column.drop_null())
-    return dict(
-        zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
-    )
+    values, numbers = counts.field("values").to_pylist(), counts.field("counts").to_pylist()
+    return dict(zip(values, numbers, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """How a version differs from its parent, in pictures."""
+    """Differences of a version from its parent, in pictures."""
 
     added: int
     changed: int
@@ -99,38 +99,43 @@ class Changes:
 
 
 def changes_between(before: pa.Table, listing: pa.Table, now: pa.Table) -> Changes:
-    """Compare two indexes; the new listing tells a vanished picture from a rejected one."""
-    at = pc.index_in(now.column("uri"), before.column("uri"))
-    old = before.take(at)
-    there = pc.is_valid(at)
-    same = pc.equal(old.column("sample_id"), now.column("sample_id"))
-    labels = pc.not_equal(
-        pc.fill_null(old.column("label"), ""), pc.fill_null(now.column("label"), "")
-    )
-    vanished = before.filter(pc.invert(pc.is_in(before.column("uri"), listing.column("uri"))))
-    fresh = now.filter(pc.invert(there))
+    """Compare two indexes. The new listing tells a removed picture from a rejected one.
+
+    Example: before a.jpg (content x, label cat) and b.jpg (y); now a.jpg (x, label dog) and c.jpg
+    (y). Then a.jpg is unchanged and relabelled, b.jpg is removed, c.jpg is added and renamed.
+    """
+    position = pc.index_in(now.column("uri"), before.column("uri"))
+    was_listed = pc.is_valid(position)
+    old = before.take(position)
+
+    same_content = pc.fill_null(pc.equal(old.column("sample_id"), now.column("sample_id")), False)
+    old_labels, labels = (pc.fill_null(rows.column("label"), "") for rows in (old, now))
+    is_listed = pc.is_in(before.column("uri"), listing.column("uri"))
+    removed = before.filter(pc.invert(is_listed))
+    added = now.filter(pc.invert(was_listed))
     return Changes(
-        added=len(fresh),
-        changed=_count(pc.and_(there, pc.invert(pc.fill_null(same, False)))),
-        removed=len(vanished),
-        unchanged=_count(pc.fill_null(same, False)),
-        relabelled=_count(pc.and_(pc.fill_null(same, False), labels)),
-        renamed=_count(pc.is_in(fresh.column("sample_id"), vanished.column("sample_id"))),
+        added=len(added),
+        changed=_count_true(pc.and_(was_listed, pc.invert(same_content))),
+        removed=len(removed),
+        unchanged=_count_true(same_content),
+        relabelled=_count_true(pc.and_(same_content, pc.not_equal(old_labels, labels))),
+        renamed=_count_true(pc.is_in(added.column("sample_id"), removed.column("sample_id"))),
     )
 
 
-def _count(flags: Any) -> int:
+def _count_true(flags: Any) -> int:
     return pc.sum(pc.cast(flags, pa.int64())).as_py() or 0
 
 
 def repeat_notes(repeats: Repeats) -> list[str]:
-    """What a person should know of repeated pictures."""
+    """Return notes for the user on repeated pictures."""
     notes = []
     if repeats.duplicates:
         notes.append(f"{repeats.duplicates} pictures are exact copies of another")
     if repeats.held_out:
         notes.append(
-            f"{repeats.held_out} copies are in no split: the same picture is in a safer one (test first)"
+            f"{repeats.held_out} copies are in no split: the same picture is in a safer one "
+            "(test first)"
         )
     if repeats.two_labels:
         notes.append(
@@ -140,6 +145,24 @@ def repeat_notes(repeats: Repeats) -> list[str]:
 
 
 def class_notes(new: list[str], vanished: list[str]) -> list[str]:
-    """New and vanished classes in words."""
-    found = (("new", new), ("vanished", vanished))
-    return [f"{kind} classes: {', '.join(names)}" for kind, names in found if names]
+    """Return notes for the user on new and vanished classes."""
+    changes = (("new", new), ("vanished", vanished))
+    return [f"{change} classes: {', '.join(names)}" for change, names in changes if names]
+
+
+def put_version_objects(
+    store: Store, index: pa.Table, rejects: pa.Table, shards: list[ObjectRef]
+) -> ObjectRef:
+    """Write a version's index and rejects, and the list of all its objects; return the list."""
+    objects = [DatasetObject("shard", ref) for ref in shards]
+    for start in range(0, len(index), _INDEX_ROWS):
+        part = put_table(store, "index", index.slice(start, _INDEX_ROWS))
+        objects.append(DatasetObject("index", part))
+    if len(rejects):
+        objects.append(DatasetObject("rejects", put_table(store, "rejects", rejects)))
+    return put_objects(store, sorted(objects, key=lambda entry: (entry.kind, entry.ref.path)))
+
+
+def put_table(store: Store, folder: str, table: pa.Table) -> ObjectRef:
+    """Write a table as a Parquet file that is named after its hash."""
+    return put_object(store, f"{folder}/{{hash}}.parquet", to_parquet(table), len(table))

@@ -1,10 +1,9 @@
-"""Building one shard: read, decode, resize and write, in one process, committed by its marker."""
+"""The ingest worker: read, decode and resize the pictures of one unit and commit them as a shard."""
 
 from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,57 +23,49 @@ from afinar.storage.objects import ObjectRef, put_object, sha256
 from afinar.storage.open import open_reader, open_store
 from afinar.storage.store import Store
 from afinar.units.progress import PhaseTimer
+from afinar.units.results import UnitResult
 
-Fact: TypeAlias = dict[str, Any]  # of FACTS, without what is null
-
-
-@dataclass(frozen=True, slots=True)
-class UnitResult:
-    """What a worker tells the driver: counts, and the seconds of each stage; everything else lies in the store."""
-
-    unit: str
-    pictures: int
-    rejects: int
-    stages: dict[str, float] = field(default_factory=dict)
+Outcome: TypeAlias = dict[str, Any]
+"""One row of OUTCOMES without its null columns."""
 
 
 def build_shard(task: ShardTask) -> UnitResult:
-    """Carry out one unit of an ingest. Running it twice changes nothing that was published."""
+    """Run one unit of an ingest. Running it twice cannot change a published object."""
     source, dataset = open_reader(task.source), open_store(task.dataset)
-    stages, forgotten = PhaseTimer(), frozenset(task.forgotten)
-    facts: list[Fact] = []
-    listed = (PictureRef(entry.name, entry.etag, entry.size) for entry in task.entries)
+    timer, forgotten = PhaseTimer(), frozenset(task.forgotten)
+    outcomes: list[Outcome] = []
+    pictures = (PictureRef(entry.name, entry.etag, entry.size) for entry in task.entries)
     with (
         ShardWriter(dataset, task.view) as writer,
-        PictureReader(source).read_ahead(listed) as reads,
+        PictureReader(source).read_ahead(pictures) as reads,
     ):
-        images = make_images(task.view)
+        batch = make_batch_builder(task.view)
         for entry in task.entries:
-            with stages.phase("fetch"):
+            with timer.phase("fetch"):
                 data = next(reads)
-            with stages.phase("decode"):
-                facts.append(
-                    {
-                        "uri": entry.uri,
-                        "etag": entry.etag,
-                        **process_picture(entry, data, images, forgotten),
-                    }
-                )
-            if images.is_full:
-                with stages.phase("write"):
-                    writer.write(images.take_batch())
-        with stages.phase("write"):
-            if images.count:
-                writer.write(images.take_batch())
-            _commit(dataset, task.unit, writer, facts)
-    rejects = sum("reason" in fact for fact in facts)
-    return UnitResult(task.unit, len(task.entries), rejects, stages.seconds)
+            with timer.phase("decode"):
+                outcome = process_picture(entry, data, batch, forgotten)
+                outcomes.append({"uri": entry.uri, "etag": entry.etag, **outcome})
+            if batch.is_full:
+                with timer.phase("write"):
+                    writer.write(batch.take_batch())
+
+        with timer.phase("write"):
+            if batch.count:
+                writer.write(batch.take_batch())
+            _commit(dataset, task.unit, writer, outcomes)
+    rejects = sum("reason" in outcome for outcome in outcomes)
+    return UnitResult(task.unit, len(task.entries), rejects, timer.seconds)
 
 
 def process_picture(
-    entry: Entry, data: bytes | PictureError, images: BatchBuilder, forgotten: frozenset[str]
-) -> Fact:
-    """Where the picture lies: where it was known to lie, if its content proves that, else where it is put now."""
+    entry: Entry, data: bytes | PictureError, batch: BatchBuilder, forgotten: frozenset[str]
+) -> Outcome:
+    """Decode a picture into the batch and return its outcome: the place of its sample, or a reason.
+
+    A picture whose content hash is that of the known sample in `entry` is not decoded: its outcome is
+    the place of that sample.
+    """
     if isinstance(data, PictureError):
         return _reject(data)
     sample_id = sha256(data)
@@ -83,18 +74,18 @@ def process_picture(
     if sample_id == entry.sample_id:
         return {"sample_id": sample_id, "shard": entry.shard, "row": entry.row}
     try:
-        images.add(data, sample_id)
+        batch.add(data, sample_id)
     except PictureError as error:
         return _reject(error)
-    return {"sample_id": sample_id, "row": images.added - 1}
+    return {"sample_id": sample_id, "row": batch.added - 1}
 
 
-def _reject(error: PictureError) -> Fact:
+def _reject(error: PictureError) -> Outcome:
     return {"reason": str(error.reason), "detail": error.detail}
 
 
 class BatchBuilder(ABC):
-    """A batch of pictures as they are decoded; emptied again and again, so that memory stays as it is."""
+    """A batch of pictures as they are decoded. It is reused, so that memory does not grow."""
 
     def __init__(self, view: StoredView) -> None:
         self.view, self.added = view, 0
@@ -104,22 +95,22 @@ class BatchBuilder(ABC):
 
     @property
     def count(self) -> int:
-        """Pictures in the batch."""
+        """Number of pictures in the batch."""
         return len(self._sample_ids)
 
     @property
     def is_full(self) -> bool:
-        """Whether the batch must be taken before another picture is added."""
+        """True if the batch must be taken before another picture is added."""
         return self.count == self._capacity
 
     def add(self, data: bytes, sample_id: str) -> None:
-        """Decode one picture and keep it. Raises PictureError, having kept nothing."""
+        """Decode one picture into the batch. If it raises PictureError the batch is unchanged."""
         self._sizes.append(self._decode(data))
         self._sample_ids.append(sample_id)
         self.added += 1
 
     def take_batch(self) -> pa.RecordBatch:
-        """The batch, of the shard's schema; good until the next picture is added."""
+        """Return and empty the batch: shard_schema, valid until the next picture is added."""
         columns = [
             pa.array(self._sample_ids, pa.string()),
             pa.array([width for width, _ in self._sizes], pa.int32()),
@@ -133,19 +124,19 @@ class BatchBuilder(ABC):
 
     @abstractmethod
     def _decode(self, data: bytes) -> tuple[int, int]:
-        """Decode into the next place; the original's width and height."""
+        """Decode into the next place; return the original's width and height in pixels."""
 
     @abstractmethod
     def _column(self) -> pa.Array:
-        """The `image` column, in the order of adding."""
+        """Return the `image` column, in the order of adding."""
 
 
 class PixelBatch(BatchBuilder):
-    """uint8 [n, size, size, 3], decoded into the place where they are written from."""
+    """Pictures as uint8 [n, size, size, 3], decoded into the buffer that is written."""
 
     def __init__(self, view: StoredView) -> None:
         super().__init__(view)
-        self._images = _memory((self._capacity, view.size, view.size, 3))
+        self._images = _pixel_buffer((self._capacity, view.size, view.size, 3))
 
     def _decode(self, data: bytes) -> tuple[int, int]:
         return decode_into(data, self.view, self._images[self.count])
@@ -163,16 +154,19 @@ class PixelBatch(BatchBuilder):
 _thread = threading.local()
 
 
-def _memory(shape: tuple[int, ...]) -> Pixels:
-    """A thread's one batch of pixels, the same for unit after unit: pages that are new cost as much as hashing them."""
-    held: Pixels | None = getattr(_thread, "pixels", None)
-    if held is None or held.shape != shape:
-        held = _thread.pixels = np.empty(shape, dtype=np.uint8)
-    return held
+def _pixel_buffer(shape: tuple[int, ...]) -> Pixels:
+    """Return this thread's buffer of pixels, the same for all units.
+
+    New memory pages would cost as much time as hashing their content.
+    """
+    buffer: Pixels | None = getattr(_thread, "pixels", None)
+    if buffer is None or buffer.shape != shape:
+        buffer = _thread.pixels = np.empty(shape, dtype=np.uint8)
+    return buffer
 
 
 class JpegBatch(BatchBuilder):
-    """JPEG files at the stored size."""
+    """Pictures as JPEG files at the stored size."""
 
     def __init__(self, view: StoredView) -> None:
         super().__init__(view)
@@ -188,20 +182,21 @@ class JpegBatch(BatchBuilder):
         return pa.array(files, pa.large_binary())
 
 
-def make_images(view: StoredView) -> BatchBuilder:
-    """An empty batch."""
+def make_batch_builder(view: StoredView) -> BatchBuilder:
+    """Return an empty batch for the view's kind of store."""
     return PixelBatch(view) if view.store == "pixels" else JpegBatch(view)
 
 
-def _commit(dataset: Store, unit: str, writer: ShardWriter, facts: list[Fact]) -> None:
+def _commit(dataset: Store, unit: str, writer: ShardWriter, outcomes: list[Outcome]) -> None:
+    """Commit a unit: the shard, the outcomes that name it, and last the marker with their hashes."""
     objects: dict[str, ObjectRef] = {}
     if writer.rows:
         objects["shard"] = writer.commit(unit)
-        for fact in facts:
-            if "row" in fact and "shard" not in fact:
-                fact["shard"] = objects["shard"].path
-    table = pa.Table.from_pylist(facts, schema=OUTCOMES)
-    objects["facts"] = put_object(
-        dataset, f"facts/{unit}-{{hash}}.parquet", to_parquet(table), len(facts)
-    )
+        for outcome in outcomes:
+            if "row" in outcome and "shard" not in outcome:
+                outcome["shard"] = objects["shard"].path
+
+    table = to_parquet(pa.Table.from_pylist(outcomes, schema=OUTCOMES))
+    name = f"facts/{unit}-{{hash}}.parquet"
+    objects["facts"] = put_object(dataset, name, table, len(outcomes))
     commit_unit(dataset, UnitMarker(unit=unit, objects=objects))

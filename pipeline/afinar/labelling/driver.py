@@ -1,24 +1,18 @@
-"""The labelling job: listing → plan → parts → one new manifest. Its driver needs no torch.
-
-An interrupted run left its plan behind; the same command resumes it, publishes it, and looks at the
-source again.
-"""
+"""The labelling driver: list the source, write parts of predictions, publish one manifest. Needs no torch."""
 
 from __future__ import annotations
 
-import logging
-import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from afinar.config.base import fingerprint
 from afinar.config.label import LabelConfig
-from afinar.errors import NotFoundError, ShortfallError
 from afinar.labelling.run_report import (
     RunReport,
     RunStats,
@@ -27,6 +21,7 @@ from afinar.labelling.run_report import (
     update_source_stats,
 )
 from afinar.labelling.source import open_source
+from afinar.labelling.stats import LabelStats
 from afinar.labelling.tasks import (
     UNIT_PICTURES,
     LabelSpec,
@@ -44,29 +39,27 @@ from afinar.predictions.gc import delete_superseded
 from afinar.predictions.manifest import Part, Partition, publish_manifest, put_parts
 from afinar.predictions.review_queue import PageRenderer
 from afinar.predictions.schema import SCHEMAS, object_folder
-from afinar.storage.markers import committed_units, read_markers
+from afinar.storage.markers import read_markers
 from afinar.storage.open import normalize_uri, open_store
-from afinar.storage.versions import Record, new_owner, probe_conditional_put
-from afinar.units.cut import (
-    count_pending,
-    is_up_to_date,
-    iter_units,
-    plan_units,
-    tapered_sizes,
-    unit_names,
-)
+from afinar.storage.versions import new_owner
+from afinar.units.cut import count_pending, is_up_to_date, iter_units, plan_units, tapered_sizes
 from afinar.units.executor import Executor, RetryPolicy
-from afinar.units.plans import Plan, delete_plan, is_stored, load_plan, store_plan
-from afinar.units.progress import ProgressReporter
+from afinar.units.plans import Plan, delete_plan, is_stored
+from afinar.units.results import UnitResult
+from afinar.units.run import (
+    IncrementalJob,
+    Planned,
+    Published,
+    VersionConflictError,
+    run_incremental,
+)
 
-logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 20  # at publishing on top of rivals
+_PUBLISH_ATTEMPTS: Final = 20  # each on top of one more manifest of a concurrent writer
 
 
 @dataclass(kw_only=True)
 class LabelSummary:
-    """What a labelling did. listed = labelled + rejected + skipped; `read` of them were read by this very run."""
+    """Counts of a labelling. listed = labelled + rejected + skipped; this run read `read` of them."""
 
     predictions: str
     model: str
@@ -90,195 +83,221 @@ class LabelSummary:
     notes: list[str] = field(default_factory=list)
 
 
-class Labelling:
-    """One labelling into one prediction folder."""
+@dataclass(frozen=True)
+class LabelOutcome:
+    """Outcome of a labelling.
 
-    def __init__(
-        self, config: LabelConfig, executor: Executor, gallery: PageRenderer | None = None
-    ) -> None:
-        self.config, self.executor, self.gallery = config, executor, gallery
+    `report` holds the statistics of what this run published, None if it published nothing.
+    `shortfall` is a message if too many pictures were rejected; the others are labelled all the same.
+    """
+
+    summary: LabelSummary
+    source: str
+    partition: str
+    report: RunReport | None
+    shortfall: str | None = None
+
+
+def run_labelling(
+    config: LabelConfig, executor: Executor, render_page: PageRenderer | None = None
+) -> LabelOutcome:
+    """Label what the model has not labelled yet, publish it, and write the requested exports.
+
+    `render_page` is called with the review queue when one is written. Raises RequestError for a
+    source, a model or a target that cannot serve.
+    """
+    job = LabelJob(config, executor)
+    result = run_incremental(job)
+    summary, totals = result.summary, result.totals
+    summary.units_run, summary.read = totals.units, totals.pictures
+    summary.stages, summary.seconds = totals.rounded_phases(), result.seconds
+    summary.images_per_second = result.pictures_per_second
+    summary.notes += result.notes
+
+    report = job.report or RunReport()
+    drift = report.drift()
+    summary.confidence, summary.drift = report.confidence(), asdict(drift)
+    summary.notes += drift.sentences if drift.drifted else []
+
+    exports = Exports(
+        store=job.store,
+        partition=job.partition,
+        config=config,
+        classes=job.version.classes,
+        render_page=render_page,
+    ).write()
+    summary.single, summary.review = exports.single, exports.review
+    summary.abstained = exports.abstained
+    summary.notes += exports.notes
+    return LabelOutcome(
+        summary, job.source.uri, job.partition, job.report, _shortfall(job, summary)
+    )
+
+
+def _shortfall(job: LabelJob, summary: LabelSummary) -> str | None:
+    limit = job.config.max_reject_rate
+    if not exceeds_budget(summary.rejected, summary.listed, limit):
+        return None
+    return (
+        f"{summary.rejected} of {summary.listed} pictures were rejected, over --max-reject-rate "
+        f"{limit:g}; the others are labelled, the reasons are in "
+        f"{job.store.uri(object_folder('rejects', job.partition))}"
+    )
+
+
+class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
+    """One labelling into one prediction folder, as the incremental runner needs it."""
+
+    name: ClassVar[str] = "label"
+
+    def __init__(self, config: LabelConfig, executor: Executor) -> None:
+        self.config, self.executor = config, executor
         self.out = normalize_uri(config.predictions)
         self.store = open_store(self.out)
         models, self.version = find_model(config.model)
         self.model = f"{models.root}@{self.version.id}"
-        # Everything that changes an answer is in the partition's name.
+        # The partition's name contains everything that changes a row.
         self.partition = partition_name(self.version.id, config)
         self.source = open_source(config, self.version.stored_view)
         self.identity = fingerprint([self.source.uri, self.partition, config.extensions])[:8]
-        self.notes: list[str] = []
         self.owner = new_owner()
-        self.report: RunReport | None = None  # of what this run published
-        self.summary: LabelSummary | None = None  # also of a run that ends over its reject budget
-        self._stages: dict[str, float] = {}
+        self.report: RunReport | None = None  # statistics of what this run has published
 
-    def run(self) -> LabelSummary:
-        """Label what this model has not labelled yet."""
-        started = time.monotonic()
-        self.store.require_target()
-        self._sweep()  # what a run that was killed after publishing could not finish
-        read = units = 0
-        summary: LabelSummary | None = None
-        name = f"plans/{self.identity}.parquet"
-        while True:
-            state = read_published_rows(self.store, self.partition)
-            plan = load_plan(self.store, name)
-            if plan is not None and not self.source.still_has(plan.table):
-                logger.info("it names what is gone from its source; planning anew")
-                delete_plan(self.store, plan)
-                plan = None
-            resumed = plan is not None
-            if plan is None:
-                table = self.planned(state)
-                if table.column("unit").null_count == len(table):
-                    summary = summary or self._nothing(table, state)
-                    break
-                probe_conditional_put(self.store)
-                plan = store_plan(self.store, name, table)
-            run, pictures = self._label(plan.table)
-            units, read = units + run, read + pictures
-            published = self._publish(plan)
-            if published is None:
-                logger.info(
-                    "another run of the same command has published this; looking at the source again"
-                )
-                continue
-            summary = published
-            delete_plan(self.store, plan)
-            self._sweep()
-            if not resumed:
-                break
-            logger.info("the interrupted run is complete; looking at the source again")
-        summary.notes += self.notes
-        summary.units_run, summary.read = units, read
-        summary.seconds = round(time.monotonic() - started, 3)
-        summary.images_per_second = round(read / summary.seconds, 1)
-        summary.stages = {name: round(seconds, 2) for name, seconds in self._stages.items()}
-        self._account_for(summary)
-        self._make_on_request(summary)
-        self._check_budget(summary)
-        return summary
+    def before_run(self) -> None:
+        """Delete superseded parts that a run left when it was killed after it had published."""
+        self._delete_superseded()
 
-    def _make_on_request(self, summary: LabelSummary) -> None:
-        made = Exports(
-            store=self.store, partition=self.partition, config=self.config, classes=self.version.classes,
-            render_page=self.gallery,
-        ).write()  # fmt: skip
-        summary.single, summary.review, summary.abstained = made.single, made.review, made.abstained
-        summary.notes += made.notes
+    def open_current(self) -> PublishedRows:
+        return read_published_rows(self.store, self.partition)
 
-    def _nothing(self, plan: pa.Table, state: PublishedRows) -> LabelSummary:
-        summary = self._summary(plan, state, {}, {})
+    def plan_name(self, current: PublishedRows) -> str:
+        del current
+        return f"plans/{self.identity}.parquet"
+
+    def can_resume(self, plan: Plan, current: PublishedRows) -> bool:
+        del current
+        return self.source.still_has(plan.table)
+
+    def make_plan(self, current: PublishedRows) -> Planned:
+        listing, notes = self.source.listing()
+        up_to_date = is_up_to_date(listing, current.known(self.config.retry_rejects))
+        identity = f"{self.model}:{self.partition}:{current.manifest.version + 1}"
+        table = plan_units(listing, up_to_date, identity, partial(tapered_sizes, UNIT_PICTURES))
+        return Planned(table, notes)
+
+    def is_current(self, plan: pa.Table, current: PublishedRows) -> bool:
+        del current
+        return bool(plan.column("unit").null_count == len(plan))
+
+    def run_units(
+        self, plan: pa.Table, done: set[str], current: PublishedRows
+    ) -> Iterator[UnitResult]:
+        del current
+        tasks = (
+            LabelTask(unit, entries) for unit, entries in iter_units(plan, self.source.root, done)
+        )
+        policy = RetryPolicy(
+            deadline_s=partial(deadline_s, self.config.unit_timeout_s),
+            next_attempt=LabelTask.next_attempt,
+            preprocessing=preprocessing_for(self.source, self.version.stored_view),
+        )
+        make_work = partial(make_labeller, self.spec(count_pending(plan, done)))
+        return self.executor.run_with_state(make_work, tasks, policy)
+
+    def spec(self, pictures: int) -> LabelSpec:
+        """Return what all workers of a job over so many pictures need to know."""
+        return LabelSpec(
+            source=self.source,
+            predictions=self.out,
+            partition=self.partition,
+            model=self.model,
+            top_k=self.config.top_k,
+            batch_size=self.config.batch_size,
+            precision=self.config.precision,
+            pictures=pictures,
+            extras=optional_columns(self.config),
+        )
+
+    def is_overtaken(self, plan: Plan, current: PublishedRows) -> bool:
+        del current
+        return not is_stored(self.store, plan)
+
+    def publish(self, plan: Plan, current: PublishedRows) -> Published[LabelSummary]:
+        """Publish the plan's predictions on top of whatever is current by now.
+
+        Raises VersionConflictError if a concurrent run of the same command has published this plan:
+        its predictions may be superseded already.
+        """
+        markers = read_markers(self.store, plan.units)
+        new = [Part(kind, ref) for marker in markers for kind, ref in marker.objects.items()]
+        stats = read_stats(self.store, new)
+        pictures = plan.table.filter(pc.is_valid(plan.table.column("unit"))).column("uri")
+
+        for _ in range(_PUBLISH_ATTEMPTS):
+            # The plan is checked after the rows are read: if a concurrent run publishes it later,
+            # publishing on top of these rows fails.
+            current = self.open_current()
+            if not is_stored(self.store, plan):
+                raise VersionConflictError("another run of the same command has published this")
+            replaced = RunStats()
+            kept = current.parts_without(
+                self.store, pictures, plan.units[0], replaced.add_predictions
+            )
+            summary = self._summary(plan.table, current, stats)
+            report = self._extended_report(current, stats)
+            partition = self._partition(
+                current, kept + new, summary, report, replaced.labels, stats.labels
+            )
+            manifest = current.manifest.successor(self.partition, partition)
+            if publish_manifest(self.store, manifest, self.owner):
+                self.report = report
+                return Published(summary)
+        raise VersionConflictError(
+            f"{_PUBLISH_ATTEMPTS} other labellings of {self.out} published first"
+        )
+
+    def after_publish(self, plan: Plan) -> None:
+        delete_plan(self.store, plan)
+        self._delete_superseded()
+
+    def unchanged(self, plan: pa.Table, current: PublishedRows) -> LabelSummary:
+        summary = self._summary(plan, current, RunStats())
         summary.notes.append(
             f"nothing to do: {self.version.id} has labelled every picture of this source"
         )
         return summary
 
-    def planned(self, state: PublishedRows) -> pa.Table:
-        """The source as it is now, and what of it is to be labelled beside what stands. Writes nothing."""
-        listing, self.notes = self.source.listing()
-        known = state.known(self.config.retry_rejects)
-        identity = f"{self.model}:{self.partition}:{state.manifest.version + 1}"
-        return plan_units(
-            listing, is_up_to_date(listing, known), identity, partial(tapered_sizes, UNIT_PICTURES)
-        )
+    def _delete_superseded(self) -> None:
+        """Delete parts that no manifest names and no stored plan writes.
 
-    def _label(self, plan: pa.Table) -> tuple[int, int]:
-        """Run the plan's units that no earlier run committed; how many those were, and their pictures."""
-        units, done = unit_names(plan), committed_units(self.store)
-        left = sum(unit not in done for unit in units)
-        pictures = count_pending(plan, done)
-        if left < len(units):
-            logger.info(f"{len(units) - left} of {len(units)} units are already committed")
-        if not left:
-            return 0, 0
-        tasks = (
-            LabelTask(unit, entries) for unit, entries in iter_units(plan, self.source.root, done)
-        )
-        preprocessing = preprocessing_for(self.source, self.version.stored_view)
-        care = RetryPolicy(
-            deadline_s=partial(deadline_s, self.config.unit_timeout_s),
-            next_attempt=LabelTask.next_attempt,
-            preprocessing=preprocessing,
-        )
-        with ProgressReporter("label", pictures) as meter:
-            for result in self.executor.run_with_state(
-                partial(make_labeller, self.spec(pictures)), tasks, care
-            ):
-                meter.add(result.pictures, result.rejects, result.stages)
-                for name, seconds in result.stages.items():
-                    self._stages[name] = self._stages.get(name, 0.0) + seconds
-        return left, pictures
-
-    def spec(self, pictures: int) -> LabelSpec:
-        """What a worker is told of a job of so many pictures."""
-        return LabelSpec(
-            source=self.source, predictions=self.out, partition=self.partition, model=self.model,
-            top_k=self.config.top_k, batch_size=self.config.batch_size,
-            precision=self.config.precision, pictures=pictures, extras=optional_columns(self.config),
-        )  # fmt: skip
-
-    def _publish(self, plan: Plan) -> LabelSummary | None:
-        """Publish the plan's answers on top of whatever is current, a rival's manifest included.
-
-        None when a twin has published and retired this plan: its answers may be superseded already.
+        A reader of the folder's files would see their rows twice.
         """
-        units = plan.units
-        try:
-            markers = read_markers(self.store, units)
-            new = [Part(kind, ref) for marker in markers for kind, ref in marker.objects.items()]
-            stats = read_stats(self.store, new)
-        except NotFoundError:
-            if is_stored(self.store, plan):
-                raise
-            return None
-        fresh = plan.table.filter(pc.is_valid(plan.table.column("unit"))).column("uri")
-        for _ in range(_ATTEMPTS):
-            state = read_published_rows(self.store, self.partition)
-            if not is_stored(self.store, plan):  # looked at after the state: what comes later makes ours lose
-                return None
-            gone = RunStats()
-            kept = state.parts_without(self.store, fresh, units[0], gone.add_predictions)
-            summary = self._summary(plan.table, state, stats.labels.labels, stats.reasons)
-            report = self._report(state, stats)
-            accounts = update_source_stats(
-                state.partition,
-                self.source.uri,
-                state.manifest.version + 1,
-                report.stats.labels,
-                gone.labels,
-                stats.labels,
-            )
-            if self._publish_manifest(
-                state, sorted(kept + new, key=lambda part: part.ref.path), summary, accounts
-            ):
-                self.report = report
-                return summary
-        raise ShortfallError(
-            f"{_ATTEMPTS} other labellings of {self.out} published first: run the same command again"
-        )
+        folders = [object_folder(kind, self.partition) for kind in SCHEMAS]
+        delete_superseded(self.store, folders)
 
-    def _report(self, state: PublishedRows, stats: RunStats) -> RunReport:
-        """Add a publication to this run's report. The baseline is what the run found at first."""
+    def _extended_report(self, current: PublishedRows, stats: RunStats) -> RunReport:
+        """Return this run's report with one more publication; its baseline stays the first one."""
         if self.report is None:
-            return RunReport(stats, find_baseline(state.manifest, self.partition, self.source.uri))
+            baseline = find_baseline(current.manifest, self.partition, self.source.uri)
+            return RunReport(stats, baseline)
         return RunReport(self.report.stats.plus(stats), self.report.baseline)
 
-    def _account_for(self, summary: LabelSummary) -> None:
-        self.summary = summary
-        report = self.report or RunReport()
-        drift = report.drift()
-        summary.confidence, summary.drift = report.confidence(), asdict(drift)
-        summary.notes += drift.sentences if drift.drifted else []
-
-    def _publish_manifest(
-        self, state: PublishedRows, parts: list[Part], summary: LabelSummary, accounts: dict[str, Record]
-    ) -> bool:
-        partition = Partition(
+    def _partition(
+        self,
+        current: PublishedRows,
+        parts: list[Part],
+        summary: LabelSummary,
+        report: RunReport,
+        removed: LabelStats,
+        added: LabelStats,
+    ) -> Partition:
+        parts = sorted(parts, key=lambda part: part.ref.path)
+        version = current.manifest.version + 1
+        sources = current.partition.sources if current.partition else []
+        return Partition(
             model=self.model,
             source=self.source.uri,
-            sources=sorted(
-                {self.source.uri, *(state.partition.sources if state.partition else ())}
-            ),
+            sources=sorted({self.source.uri, *sources}),
             objects=put_parts(self.store, parts),
             rows=sum(part.ref.rows for part in parts if part.kind == "part"),
             rejects=sum(part.ref.rows for part in parts if part.kind == "rejects"),
@@ -287,39 +306,28 @@ class Labelling:
                 "labelled": summary.labelled,
                 "rejected": summary.rejected,
             },
-            accounts=accounts,
+            accounts=update_source_stats(
+                current.partition, self.source.uri, version, report.stats.labels, removed, added
+            ),
+            # The order of the column `scores`.
             classes=self.version.classes if self.config.scores else None,
         )
-        manifest = state.manifest.successor(self.partition, partition)
-        return publish_manifest(self.store, manifest, self.owner)
 
-    def _sweep(self) -> None:
-        """Remove what no manifest names and no stored plan is still writing: a plain reader would see it twice."""
-        delete_superseded(self.store, [object_folder(kind, self.partition) for kind in SCHEMAS])
-
-    def _summary(
-        self, plan: pa.Table, state: PublishedRows, labels: dict[str, int], reasons: dict[str, int]
-    ) -> LabelSummary:
+    def _summary(self, plan: pa.Table, current: PublishedRows, stats: RunStats) -> LabelSummary:
         untouched = plan.filter(pc.is_null(plan.column("unit"))).column("uri")
-        standing = state.count_rejects(untouched)
-        reasons = dict(sorted((Counter(reasons) + Counter(standing)).items()))
+        old_rejects = current.count_rejects(untouched)
+        reasons = dict(sorted((Counter(stats.reasons) + Counter(old_rejects)).items()))
+        labels = stats.labels.labels
         summary = LabelSummary(
             predictions=self.out,
             model=self.model,
             listed=len(plan),
             labelled=sum(labels.values()),
             rejected=sum(reasons.values()),
-            skipped=len(untouched) - sum(standing.values()),
+            skipped=len(untouched) - sum(old_rejects.values()),
             rejects_by_reason=reasons,
             labels=dict(sorted(labels.items())),
         )
-        assert summary.listed == summary.labelled + summary.rejected + summary.skipped
+        accounted = summary.labelled + summary.rejected + summary.skipped
+        assert summary.listed == accounted, "every listed picture is counted once"
         return summary
-
-    def _check_budget(self, summary: LabelSummary) -> None:
-        if exceeds_budget(summary.rejected, summary.listed, self.config.max_reject_rate):
-            raise ShortfallError(
-                f"{summary.rejected} of {summary.listed} pictures were rejected, over --max-reject-rate "
-                f"{self.config.max_reject_rate:g}; the others are labelled, the reasons lie in "
-                f"{self.store.uri(f'rejects/model={self.partition}')}"
-            )

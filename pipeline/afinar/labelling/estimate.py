@@ -17,17 +17,14 @@ import pyarrow.compute as pc
 
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError, StorageError
-from afinar.labelling.driver import Labelling
+from afinar.labelling.driver import LabelJob
 from afinar.labelling.tasks import LabelSpec
-from afinar.predictions.current import PublishedRows, read_published_rows
-from afinar.predictions.manifest import PredictionManifest
-from afinar.predictions.schema import PUBLISHED
+from afinar.predictions.current import PublishedRows
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
 from afinar.storage.multi_store import MultiStore
 from afinar.storage.open import normalize_uri
-from afinar.units.cut import unit_names
-from afinar.units.estimate import Forecast, Sample, time_fractions
+from afinar.units.estimate import Forecast, Sample, extrapolate
 from afinar.units.executor import InlineExecutor
 
 _PUTS_PER_UNIT: Final = 2  # part, marker; and rejects, where it has any
@@ -44,43 +41,51 @@ class LabelForecast(Forecast):
 
 
 def forecast_label(config: LabelConfig) -> LabelForecast:
-    """Look at the source, and label a sample of what would be labelled; writes nothing."""
+    """List the source, and label a sample of the pending pictures; writes nothing."""
     started = time.monotonic()
-    job = Labelling(config, InlineExecutor())
-    there = job.store.exists()
-    state = (
-        read_published_rows(job.store, job.partition)
-        if there
-        else PublishedRows(job.partition, PredictionManifest(), [], PUBLISHED.empty_table())
-    )
-    plan = job.planned(state)
-    work = plan.filter(pc.is_valid(plan.column("unit")))
+    job = LabelJob(config, InlineExecutor())
+    current = job.open_current() if job.store.exists() else PublishedRows.empty(job.partition)
+    planned = job.make_plan(current)
     listing_s = time.monotonic() - started
-    sample = _Sample(job.spec(len(work)), job.source.sample(work))
-    workers = config.workers or sample.workers_here
-    units, to_read = len(unit_names(plan)), len(work)
-    seconds = sample.seconds_each * to_read / workers
+
+    pending = planned.table.filter(pc.is_valid(planned.table.column("unit")))
+    entries = tuple(job.source.sample(pending))
+    sample = _measure(job.spec(len(pending)), entries) if entries else Sample(0)
+    workers = config.workers or (_local_workers() if entries else os.cpu_count() or 1)
+    estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)
+    puts = _puts(estimate.units, estimate.to_read, sample.reject_rate)
     return LabelForecast(
+        **vars(estimate),
         source=job.source.uri,
         predictions=job.out,
         model=job.model,
-        listed=len(plan),
-        to_read=to_read,
-        units=units,
-        workers=workers,
-        sampled=sample.pictures,
-        sample_rejects=dict(sample.rejects),
-        listing_seconds=round(listing_s, 2),
         start_seconds=round(sample.start_s, 2),
-        seconds=round(listing_s + sample.start_s + seconds, 1),
-        images_per_second=round(to_read / seconds, 1) if seconds else 0.0,
-        stages=time_fractions(sample.stages),
-        bytes_read=pc.sum(work.column("size")).as_py() or 0,
-        bytes_written=round(sample.bytes_each * to_read),
-        requests=job.source.requests(len(plan), work)
-        | {"PUT": _puts(units, to_read, sample.reject_rate)},
-        notes=job.notes,
+        requests=job.source.requests(estimate.listed, pending) | {"PUT": puts},
+        notes=planned.notes,
     )
+
+
+def _local_workers() -> int:
+    import torch
+
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
+def _measure(spec: LabelSpec, entries: tuple[Entry, ...]) -> Sample:
+    """Label pictures as a unit does, without writing to a store."""
+    from afinar.labelling.worker import Labeller  # imports torch, which a driver never needs
+
+    sample = Sample(len(entries))
+    started = time.monotonic()
+    labeller = Labeller(spec)
+    sample.start_s = time.monotonic() - started
+
+    rows, rejects = labeller.answers(entries, sample.timer)
+    with sample.timer.phase("write"):
+        table = pa.Table.from_pylist(rows, schema=spec.extras.schema)
+        sample.bytes = len(to_parquet(table))
+    sample.rejects.update(reject["reason"] for reject in rejects)
+    return sample
 
 
 def _puts(units: int, pictures: int, reject_rate: float) -> int:
@@ -89,30 +94,6 @@ def _puts(units: int, pictures: int, reject_rate: float) -> int:
         return 0
     with_rejects = units * (1 - math.pow(1 - reject_rate, pictures / units))
     return units * _PUTS_PER_UNIT + round(with_rejects) + _PUTS_PER_VERSION
-
-
-class _Sample(Sample):
-    """A few pictures labelled as a unit would be, and what that took."""
-
-    def __init__(self, spec: LabelSpec, entries: list[Entry]) -> None:
-        super().__init__(len(entries))
-        self.start_s, self.workers_here = 0.0, os.cpu_count() or 1
-        if entries:
-            self._label(spec, tuple(entries))
-
-    def _label(self, spec: LabelSpec, entries: tuple[Entry, ...]) -> None:
-        started = time.monotonic()
-        import torch  # the driver of a labelling never does this; a plan is its own worker
-
-        from afinar.labelling.worker import Labeller
-
-        labeller = Labeller(spec)
-        self.start_s = time.monotonic() - started
-        self.workers_here = torch.cuda.device_count() or self.workers_here
-        rows, rejects = labeller.answers(entries, self.stages)
-        with self.stages.phase("write"):  # but for the store: that is not to be touched
-            self.bytes = len(to_parquet(pa.Table.from_pylist(rows, schema=spec.extras.schema)))
-        self.rejects.update(one["reason"] for one in rejects)
 
 
 _NEEDED: Final = (
@@ -126,7 +107,7 @@ _NEEDED: Final = (
 )
 
 
-def read_forecast(path: str, job: Labelling) -> dict[str, Any]:
+def read_forecast(path: str, job: LabelJob) -> dict[str, Any]:
     """What `afinar plan label --json` printed. Raises RequestError for another file, or the forecast of another job."""
     try:
         forecast = json.loads(MultiStore(remote=False).get(normalize_uri(path)))

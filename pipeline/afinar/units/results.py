@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -13,7 +12,7 @@ class UnitResult:
     unit: str
     pictures: int
     rejects: int = 0
-    phases: Mapping[str, float] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import psutil
 from afinar.config.ingest import IngestConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
-from afinar.ingest.driver import Ingest
+from afinar.ingest.driver import run_ingest
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
@@ -28,9 +28,9 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 def ingest(fields: dict[str, Any], watched: list[int]) -> dict[str, Any]:
     """Wall seconds of the job, CPU seconds of our tree and of the watched ones, and the job's own summary."""
-    job = Ingest(IngestConfig(**fields), RayExecutor(None))
+    config, executor = IngestConfig(**fields), RayExecutor(None)
     ours, theirs, started = cpu_s([psutil.Process().pid]), cpu_s(watched), time.monotonic()
-    summary = job.run()
+    summary = run_ingest(config, executor).summary
     return {
         "seconds": time.monotonic() - started,
         "cpu_s": cpu_s([psutil.Process().pid]) - ours,

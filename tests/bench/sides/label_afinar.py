@@ -13,7 +13,7 @@ from typing import Any
 from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
-from afinar.labelling.driver import Labelling
+from afinar.labelling.driver import run_labelling
 
 BEGAN, ENDED, WHO = "bench began", "bench ended", "bench worker"
 
@@ -51,7 +51,7 @@ class WatchedExecutor:
         """See Executor."""
         for result in self._executor.run_with_state(partial(Noting, make_work), tasks, *rest):
             self.units.append(
-                (result.stages.pop(BEGAN), result.stages.pop(ENDED), int(result.stages.pop(WHO)))
+                (result.phases.pop(BEGAN), result.phases.pop(ENDED), int(result.phases.pop(WHO)))
             )
             yield result
 
@@ -70,9 +70,9 @@ def label(fields: dict[str, Any]) -> dict[str, Any]:
     did. `busy_s` is the sum over all units, done by `workers` processes.
     """
     executor = WatchedExecutor()
-    job = Labelling(LabelConfig(**fields), executor)
+    config = LabelConfig(**fields)
     started = time.monotonic()
-    summary = job.run()
+    summary = run_labelling(config, executor).summary
     finished = time.monotonic()
     first, last = min(unit[0] for unit in executor.units), max(unit[1] for unit in executor.units)
     return {

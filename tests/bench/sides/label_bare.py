@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from afinar.inference.predictor import Predictor
-from afinar.models.networks.network import prepare
+from afinar.inference.predictor import load_predictor
+from afinar.models.networks.network import apply_input_view
 from afinar.models.registry.bundle import load_network
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
@@ -58,9 +58,9 @@ def _costs(request: dict[str, Any], barrier: Any, answers: Any) -> None:
     images = np.stack([decode(data, view).image for data in files])
     networks = {
         "published": load_network(store, version),
-        "labelling's": Predictor(store, version, precision="auto").network,
+        "labelling's": load_predictor(store, version, precision="auto").network,
     }
-    inputs = prepare(torch.from_numpy(images), version.input_view)
+    inputs = apply_input_view(torch.from_numpy(images), version.input_view)
     forward = [
         [name, batch, _forward_s(networks[name], inputs, batch, barrier)]
         for name, batch in request["candidates"]

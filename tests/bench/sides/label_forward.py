@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 import torch
-from afinar.inference.predictor import Predictor
+from afinar.inference.predictor import load_predictor
 from afinar.models.registry.versions import find_model
 from torch import nn
 
@@ -18,7 +18,9 @@ from tests.bench.sides.train_steps import device_name
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Pictures per second with the fastest of `request["batches"]`; the network is the one that labelling makes."""
     device = torch.device(request["device"])
-    predictor = Predictor(*find_model(request["model"]), device=request["device"], precision="auto")
+    predictor = load_predictor(
+        *find_model(request["model"]), device=request["device"], precision="auto"
+    )
     size = predictor.version.input_view.input_size
     rates = [
         _rate(predictor.network, batch, size, device, request["seconds"])

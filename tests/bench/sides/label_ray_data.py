@@ -45,11 +45,11 @@ class Ours:
     """afinar's predictor on uint8 pictures."""
 
     def __init__(self, model: str) -> None:
-        from afinar.inference.predictor import Predictor
+        from afinar.inference.predictor import load_predictor
         from afinar.models.registry.versions import find_model
 
         torch.set_num_threads(1)
-        self._predictor = Predictor(*find_model(model), precision="auto")
+        self._predictor = load_predictor(*find_model(model), precision="auto")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         scores = self._predictor(np.ascontiguousarray(batch["image"]))

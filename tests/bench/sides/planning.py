@@ -19,7 +19,7 @@ from afinar.sources import listing
 from afinar.sources.annotations import annotate
 from afinar.storage.open import open_store
 from afinar.storage.store import Buffer, ObjectInfo, Store
-from afinar.units.plan import store_plan
+from afinar.units.plans import store_plan
 
 SOURCE = "s3://museum-archive-eu"
 
@@ -98,13 +98,13 @@ def plan(out: Path) -> int:
     view = StoredView(size=256, fit="crop")
     found = listing.list_pictures(SOURCE, (".jpg",))
     found = annotate(found, SOURCE, labels="folder", split_by_folder=False, group="").listing
-    planned = store_plan(
+    stored = store_plan(
         open_store(str(out)),
         "plans/00000001.parquet",
         make_plan(found, OUTCOMES.empty_table(), view, 1),
     )
-    assert len(planned) == len(found)
-    return len(planned.column("unit").unique())
+    assert len(stored.table) == len(found)
+    return len(stored.units)
 
 
 def _now_bytes(field: str) -> int:

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from afinar.config.train import TrainConfig
-from afinar.models.networks.backbones import build_backbone, check_cut
-from afinar.models.networks.network import build_network, prepare
-from afinar.models.registry.versions import Architecture
+from afinar.models.networks.architecture import Architecture
+from afinar.models.networks.backbones import build_backbone
+from afinar.models.networks.cuts import resolve_cut
+from afinar.models.networks.network import apply_input_view, build_network
 from afinar.pictures.preprocessing import InputView
 from afinar.training.distributed import Group
 from afinar.training.task import plan_training
@@ -139,7 +140,7 @@ def waited(history: list[dict[str, Any]]) -> float | None:
 def make_step(request: dict[str, Any]) -> Callable[[], Tensor]:
     """A step of the same network on one uint8 batch that stays where it is: prepare, forward, backward, AdamW."""
     size, device = request["size"], torch.device(request["device"])
-    cut = check_cut(request["backbone"], "auto", size)
+    cut = resolve_cut(request["backbone"], "auto", size)
     network, _ = build_network(
         Architecture(
             backbone=request["backbone"], cut=cut, head="linear", input_size=size, classes=2
@@ -160,7 +161,7 @@ def make_step(request: dict[str, Any]) -> Callable[[], Tensor]:
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            given = prepare(images, view).contiguous(memory_format=layout)
+            given = apply_input_view(images, view).contiguous(memory_format=layout)
             with torch.set_grad_enabled(not frozen):
                 features = network.features(given)
             logits = network.classifier(features)
