@@ -1,7 +1,8 @@
-"""Finding the picture that kills its worker.
+"""Find the picture that kills the process that reads it.
 
-A process that dies says nothing, so another attempt at its unit goes picture by picture and leaves word of the one it
-is at. A picture at which two attempts died is convicted: one may have died there by accident.
+A process that dies reports nothing. So later attempts at a unit go picture by picture, and leave a
+file `attempts/<unit>/<position>-<attempt>` while they work on one. A picture at which two attempts
+died is quarantined; a single death may be an accident.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Final
 
 from afinar.storage.store import Store
@@ -17,35 +19,50 @@ ATTEMPTS: Final = "attempts"
 _DEATHS: Final = 2
 
 
+@dataclass(frozen=True)
 class BadInputTracker:
-    """Word left by earlier attempts at a unit, and by this one. The first attempt neither leaves nor reads any."""
+    """Attempt files of one unit.
 
-    def __init__(self, store: Store, unit: str, attempt: int) -> None:
-        self._store, self._folder, self.attempt = store, f"{ATTEMPTS}/{unit}", attempt
-        self._left = [info.name for info in store.walk(self._folder)] if attempt else []
-        deaths = Counter(int(name.rsplit("/", 1)[1].split("-")[0]) for name in self._left)
-        self.quarantined = frozenset(
-            position for position, count in deaths.items() if count >= _DEATHS
-        )
-        """Positions in the unit of pictures that are not to be touched again."""
+    `attempt` is 0 for the first attempt, which neither reads nor writes them. `left_behind` are the
+    files of earlier attempts that died. `quarantined` are the positions in the unit of pictures
+    that are not to be read again.
+    """
+
+    store: Store
+    unit: str
+    attempt: int = 0
+    left_behind: tuple[str, ...] = ()
+    quarantined: frozenset[int] = frozenset()
 
     @contextmanager
-    def at(self, position: int) -> Iterator[None]:
-        """Leave word, for as long as the block runs, that this attempt is at one picture.
-
-        A block that raises has not died: its word goes too.
-        """
+    def working_on(self, position: int) -> Iterator[None]:
+        """Keep an attempt file while the block runs. It is deleted if the block raises, too."""
         if not self.attempt:
             yield
             return
-        name = f"{self._folder}/{position}-{self.attempt}"
-        self._store.put_if_absent(name, b"")
+        name = f"{ATTEMPTS}/{self.unit}/{position}-{self.attempt}"
+        self.store.put_if_absent(name, b"")
         try:
             yield
         finally:
-            self._store.delete(name)
+            self.store.delete(name)
 
     def clear(self) -> None:
-        """Remove what earlier attempts left: the unit is done."""
-        for name in self._left:
-            self._store.delete(name)
+        """Delete the files of earlier attempts: the unit is complete."""
+        for name in self.left_behind:
+            self.store.delete(name)
+
+
+def track_bad_inputs(store: Store, unit: str, attempt: int) -> BadInputTracker:
+    """Return the tracker of one attempt at a unit.
+
+    Example: attempts 1 and 2 died at picture 7 and left `7-1` and `7-2`; attempt 3 died at picture
+    9 and left `9-3`. Attempt 4 skips picture 7 and reads picture 9 once more.
+    """
+    if not attempt:
+        return BadInputTracker(store, unit)
+    names = [info.name for info in store.walk(f"{ATTEMPTS}/{unit}")]
+    positions = (int(name.rsplit("/", 1)[1].split("-")[0]) for name in names)
+    deaths = Counter(positions)
+    quarantined = frozenset(position for position, count in deaths.items() if count >= _DEATHS)
+    return BadInputTracker(store, unit, attempt, tuple(names), quarantined)

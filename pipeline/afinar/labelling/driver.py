@@ -1,9 +1,9 @@
-"""The labelling driver: list the source, write parts of predictions, publish one manifest. Needs no torch."""
+"""The labelling driver: list the source, run units, publish one manifest. Needs no torch."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -27,7 +27,6 @@ from afinar.labelling.tasks import (
     LabelSpec,
     LabelTask,
     deadline_s,
-    make_labeller,
     preprocessing_for,
 )
 from afinar.models.registry.versions import find_model
@@ -59,7 +58,8 @@ _PUBLISH_ATTEMPTS: Final = 20  # each on top of one more manifest of a concurren
 
 @dataclass(kw_only=True)
 class LabelSummary:
-    """Counts of a labelling. listed = labelled + rejected + skipped; this run read `read` of them."""
+    """Counts of a labelling. listed = labelled + rejected + skipped; this run read `read` of
+    them."""
 
     predictions: str
     model: str
@@ -88,7 +88,8 @@ class LabelOutcome:
     """Outcome of a labelling.
 
     `report` holds the statistics of what this run published, None if it published nothing.
-    `shortfall` is a message if too many pictures were rejected; the others are labelled all the same.
+    `shortfall` is a message if too many pictures were rejected; the others are labelled all the
+    same.
     """
 
     summary: LabelSummary
@@ -134,6 +135,13 @@ def run_labelling(
     )
 
 
+def _make_labeller(spec: LabelSpec) -> Callable[[LabelTask], UnitResult]:
+    """Make the unit function in a worker process; torch is imported there, not in the driver."""
+    from afinar.labelling.worker import make_labeller
+
+    return make_labeller(spec)
+
+
 def _shortfall(job: LabelJob, summary: LabelSummary) -> str | None:
     limit = job.config.max_reject_rate
     if not exceeds_budget(summary.rejected, summary.listed, limit):
@@ -176,7 +184,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
 
     def can_resume(self, plan: Plan, current: PublishedRows) -> bool:
         del current
-        return self.source.still_has(plan.table)
+        return self.source.can_read(plan.table)
 
     def make_plan(self, current: PublishedRows) -> Planned:
         listing, notes = self.source.listing()
@@ -201,7 +209,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
             next_attempt=LabelTask.next_attempt,
             preprocessing=preprocessing_for(self.source, self.version.stored_view),
         )
-        make_work = partial(make_labeller, self.spec(count_pending(plan, done)))
+        make_work = partial(_make_labeller, self.spec(count_pending(plan, done)))
         return self.executor.run_with_state(make_work, tasks, policy)
 
     def spec(self, pictures: int) -> LabelSpec:
@@ -215,7 +223,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
             batch_size=self.config.batch_size,
             precision=self.config.precision,
             pictures=pictures,
-            extras=optional_columns(self.config),
+            optional_columns=optional_columns(self.config),
         )
 
     def is_overtaken(self, plan: Plan, current: PublishedRows) -> bool:

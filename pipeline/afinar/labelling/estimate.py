@@ -1,7 +1,4 @@
-"""What a labelling would take: a sample is labelled here as a worker would, and the rest is arithmetic.
-
-Afterwards the forecast is held against what the labelling took.
-"""
+"""Estimate a labelling from a sample that this process labels; compare it with the time taken."""
 
 from __future__ import annotations
 
@@ -13,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError, StorageError
@@ -24,16 +20,17 @@ from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
 from afinar.storage.multi_store import MultiStore
 from afinar.storage.open import normalize_uri
+from afinar.units.cut import count_pending
 from afinar.units.estimate import Forecast, Sample, extrapolate
 from afinar.units.executor import InlineExecutor
 
-_PUTS_PER_UNIT: Final = 2  # part, marker; and rejects, where it has any
+_PUTS_PER_UNIT: Final = 2  # part, marker; a unit with rejects puts one more
 _PUTS_PER_VERSION: Final = 3  # plan, list, manifest
 
 
 @dataclass(kw_only=True)
 class LabelForecast(Forecast):
-    """What a labelling would do. `start_seconds` is what a worker takes to load the model and prove it."""
+    """Estimate of a labelling. `start_seconds` is the time to load the model."""
 
     predictions: str
     model: str
@@ -48,9 +45,9 @@ def forecast_label(config: LabelConfig) -> LabelForecast:
     planned = job.make_plan(current)
     listing_s = time.monotonic() - started
 
-    pending = planned.table.filter(pc.is_valid(planned.table.column("unit")))
-    entries = tuple(job.source.sample(pending))
-    sample = _measure(job.spec(len(pending)), entries) if entries else Sample(0)
+    pending = count_pending(planned.table, done=set())
+    entries = tuple(job.source.sample(planned.table)) if pending else ()
+    sample = _measure(job.spec(pending), entries) if entries else Sample(0)
     workers = config.workers or (_local_workers() if entries else os.cpu_count() or 1)
     estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)
     puts = _puts(estimate.units, estimate.to_read, sample.reject_rate)
@@ -60,7 +57,7 @@ def forecast_label(config: LabelConfig) -> LabelForecast:
         predictions=job.out,
         model=job.model,
         start_seconds=round(sample.start_s, 2),
-        requests=job.source.requests(estimate.listed, pending) | {"PUT": puts},
+        requests=job.source.count_requests(planned.table) | {"PUT": puts},
         notes=planned.notes,
     )
 
@@ -73,30 +70,34 @@ def _local_workers() -> int:
 
 def _measure(spec: LabelSpec, entries: tuple[Entry, ...]) -> Sample:
     """Label pictures as a unit does, without writing to a store."""
-    from afinar.labelling.worker import Labeller  # imports torch, which a driver never needs
+    from afinar.labelling.worker import make_labeller  # imports torch, which no driver needs
 
     sample = Sample(len(entries))
     started = time.monotonic()
-    labeller = Labeller(spec)
+    labeller = make_labeller(spec)
     sample.start_s = time.monotonic() - started
 
-    rows, rejects = labeller.answers(entries, sample.timer)
+    rows = labeller.label(entries, sample.timer)
     with sample.timer.phase("write"):
-        table = pa.Table.from_pylist(rows, schema=spec.extras.schema)
-        sample.bytes = len(to_parquet(table))
-    sample.rejects.update(reject["reason"] for reject in rejects)
+        schema = spec.optional_columns.schema
+        sample.bytes = len(to_parquet(pa.Table.from_pylist(rows.predictions, schema=schema)))
+    sample.rejects.update(reject["reason"] for reject in rows.rejects)
     return sample
 
 
 def _puts(units: int, pictures: int, reject_rate: float) -> int:
-    """Objects that are written; a unit writes its rejects where it has any."""
+    """Return the number of objects that are written. A unit without rejects writes no file of them.
+
+    If one picture in a hundred is rejected, a unit of 512 pictures has a reject with probability
+    1 - 0.99**512 = 0.994.
+    """
     if not units:
         return 0
     with_rejects = units * (1 - math.pow(1 - reject_rate, pictures / units))
     return units * _PUTS_PER_UNIT + round(with_rejects) + _PUTS_PER_VERSION
 
 
-_NEEDED: Final = (
+_REQUIRED_KEYS: Final = (
     "source",
     "model",
     "to_read",
@@ -108,14 +109,17 @@ _NEEDED: Final = (
 
 
 def read_forecast(path: str, job: LabelJob) -> dict[str, Any]:
-    """What `afinar plan label --json` printed. Raises RequestError for another file, or the forecast of another job."""
+    """Return the object that `afinar plan label --json` printed.
+
+    Raises RequestError for any other file, and for the estimate of another job.
+    """
     try:
         forecast = json.loads(MultiStore(remote=False).get(normalize_uri(path)))
     except StorageError as error:
         raise RequestError(f"--forecast: cannot read {error}") from error
     except ValueError as error:
         raise RequestError(f"--forecast {path} is not JSON: {error}") from error
-    if not isinstance(forecast, dict) or any(name not in forecast for name in _NEEDED):
+    if not isinstance(forecast, dict) or any(name not in forecast for name in _REQUIRED_KEYS):
         raise RequestError(f"--forecast {path}: give what `afinar plan label … --json` printed")
     if (forecast["source"], forecast["model"]) != (job.source.uri, job.model):
         raise RequestError(
@@ -126,17 +130,15 @@ def read_forecast(path: str, job: LabelJob) -> dict[str, Any]:
 
 
 def forecast_error(forecast: dict[str, Any], summary: dict[str, Any]) -> dict[str, float]:
-    """What was foreseen for the pictures that a run has read, `seconds`, and its `error`.
+    """Return the estimated `seconds` for the pictures that a run read, and its relative `error`.
 
-    An error of 0.1 says that the run took a tenth longer; Ray's start is in the run and not in the forecast. A run that
-    went on from an interrupted one has read fewer pictures than were foreseen, and is held against these.
+    An error of 0.1 means that the run took 10 % longer. The run includes the start of Ray, the
+    estimate does not. A resumed run has read fewer pictures than were estimated; only those are
+    compared.
     """
-    foreseen = forecast["listing_seconds"]
+    estimated = forecast["listing_seconds"]
     if summary["read"]:
-        foreseen += forecast["start_seconds"] + summary["read"] / max(
-            forecast["images_per_second"], 1e-9
-        )
-    return {
-        "seconds": round(foreseen, 1),
-        "error": round(summary["seconds"] / max(foreseen, 1e-9) - 1, 3),
-    }
+        rate = max(forecast["images_per_second"], 1e-9)
+        estimated += forecast["start_seconds"] + summary["read"] / rate
+    error = summary["seconds"] / max(estimated, 1e-9) - 1
+    return {"seconds": round(estimated, 1), "error": round(error, 3)}

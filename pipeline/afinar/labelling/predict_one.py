@@ -1,4 +1,4 @@
-"""One picture, asked about in this process: no Ray, nothing written, and torch only once a picture is there to see."""
+"""Predict one picture in this process, without Ray. Nothing is written."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from afinar.storage.open import normalize_uri, open_reader
 
 
 def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
-    """What MODELS@VERSION sees in a local file or an s3:// object: its best classes with their probabilities.
+    """Return the best classes of one picture, a local file or an s3:// object.
 
-    `{"picture", "model", "predictions": [{"label", "score"}]}`, best first. Raises RequestError where there is no such
-    picture or model, PictureError for one that cannot be read or decoded.
+    `model` is MODELS@VERSION. The result is `{"picture", "model", "predictions": [{"label",
+    "score"}]}`, best first. Raises RequestError if there is no such picture or model, PictureError
+    if the picture cannot be read or decoded.
     """
     uri = normalize_uri(picture)
     store, version = find_model(model)
@@ -26,9 +27,10 @@ def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
     except PictureError as error:
         raise PictureError(error.reason, f"{uri}: {error.detail}") from error
 
-    from afinar.inference.predictor import Predictor, best_classes
+    # torch is imported only after the picture is decoded: a wrong request fails at once.
+    from afinar.inference.predictor import best_classes, load_predictor
 
-    (scores,) = Predictor(store, version)(image[None])
+    (scores,) = load_predictor(store, version)(image[None])
     best = best_classes(scores, top_k)
     return {
         "picture": uri,
@@ -42,12 +44,12 @@ def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
 def _read(uri: str) -> bytes:
     folder, _, name = uri.rpartition("/")
     if folder == "s3:/" or _is_local_folder(uri):
-        raise _folder(uri)
+        raise _folder_error(uri)
     try:
         return open_reader(folder or "/").get(name)
     except NotFoundError:
         if _is_prefix(uri):
-            raise _folder(uri) from None
+            raise _folder_error(uri) from None
         raise RequestError(f"there is no picture {uri}: name a file or an s3:// object") from None
     except ForbiddenError as error:
         raise PictureError(Reason.FORBIDDEN, str(error)) from error
@@ -62,11 +64,11 @@ def _is_local_folder(uri: str) -> bool:
 def _is_prefix(uri: str) -> bool:
     try:
         return next(open_reader(uri).walk(), None) is not None
-    except NotFoundError:  # nor is there such a bucket
+    except NotFoundError:  # no such bucket
         return False
 
 
-def _folder(uri: str) -> RequestError:
+def _folder_error(uri: str) -> RequestError:
     return RequestError(
         f"{uri} is a folder, and `-` prints the classes of one picture: name a picture, or write "
         f"`afinar label {uri} PREDICTIONS --model …` with a place for the folder's predictions"

@@ -1,6 +1,6 @@
-"""Where the pictures of a labelling come from: a folder or prefix, a list of URIs, or an ingested dataset.
+"""Sources of a labelling: a folder or prefix, a list of URIs, or an ingested dataset.
 
-A source tells the driver what there is to label, and a worker how to see it. Neither needs torch.
+A source lists its pictures for the driver and opens them for a worker. Neither needs torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,157 +24,162 @@ from afinar.sources.listing import as_listing, list_pictures
 from afinar.sources.uri_list import list_named
 from afinar.storage.open import normalize_uri, open_reader, open_store
 from afinar.storage.versions import latest
-from afinar.units.cut import iter_units
+from afinar.units.cut import count_pending, iter_units
 from afinar.units.estimate import list_requests, sample_pending
 
 if TYPE_CHECKING:
     from afinar.inference.picture_stream import Pictures
 
 _TABLES: Final = (".csv", ".parquet")
+_CACHE_BYTES: Final = 8 * 2**30  # of a remote dataset's shards on one machine: each is read once
+
+
+class SourceListing(NamedTuple):
+    """All pictures of a source, LISTING and if known `sample_id`, `shard` and `row`; notes for
+    people."""
+
+    pictures: pa.Table
+    notes: list[str]
 
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """One place of pictures. `uri` is what the command line named, normalised."""
+    """One place of pictures. `uri` is normalised."""
 
     uri: str
 
     @property
     def root(self) -> str:
-        """What the names of entries are relative to; "" where they are whole URIs."""
+        """The folder that names of entries are relative to; "" if they are complete URIs."""
         return ""
 
     @abstractmethod
-    def listing(self) -> tuple[pa.Table, list[str]]:
-        """Every picture, LISTING and where known `sample_id`, `shard` and `row`; and what a person should know of it.
-
-        Raises RequestError where there is no picture.
-        """
+    def listing(self) -> SourceListing:
+        """List every picture. Raises RequestError if there is none."""
 
     @abstractmethod
-    def requests(self, listed: int, work: pa.Table) -> dict[str, int]:
-        """How many of which requests listing and reading take; `work` is the plan of what is to be read."""
+    def count_requests(self, plan: pa.Table) -> dict[str, int]:
+        """Return the number of requests, by kind, to list all pictures and to read the pending
+        ones."""
 
-    def sample(self, work: pa.Table) -> list[Entry]:
-        """Some of the pictures to be read, to measure how long one takes."""
-        return sample_pending(work, self.root)
+    def sample(self, plan: pa.Table) -> list[Entry]:
+        """Return some of the pending pictures of a plan, for measuring the time of one."""
+        return sample_pending(plan, self.root)
 
     @abstractmethod
-    def open(self, view: StoredView) -> Pictures:
-        """What a worker sees the pictures through, as `view` has them."""
+    def open_pictures(self, view: StoredView) -> Pictures:
+        """Return the reader of a worker, which converts pictures to `view`."""
 
-    def still_has(self, plan: pa.Table) -> bool:
-        """Whether what an earlier run planned to read can still be read from here."""
+    def can_read(self, plan: pa.Table) -> bool:
+        """Return False if pictures of an earlier run's plan can no longer be read from here."""
         del plan
         return True
 
 
 @dataclass(frozen=True)
-class Folder(Source):
-    """Files below a folder or a prefix, those with one of the `extensions` (None: all)."""
+class FolderSource(Source):
+    """Files in a folder or prefix that end in one of the `extensions` (None: all files)."""
 
     extensions: tuple[str, ...] | None = None
 
     @property
     def root(self) -> str:
-        """The folder."""
         return self.uri
 
-    def listing(self) -> tuple[pa.Table, list[str]]:
-        """See Source."""
-        return list_pictures(self.uri, self.extensions), []
+    def listing(self) -> SourceListing:
+        return SourceListing(list_pictures(self.uri, self.extensions), [])
 
-    def requests(self, listed: int, work: pa.Table) -> dict[str, int]:
-        """See Source."""
-        return {"LIST": list_requests(listed), "GET": len(work)}
+    def count_requests(self, plan: pa.Table) -> dict[str, int]:
+        return {"LIST": list_requests(len(plan)), "GET": count_pending(plan, done=set())}
 
-    def open(self, view: StoredView) -> Pictures:
-        """See Source."""
-        from afinar.inference.picture_stream import Files
+    def open_pictures(self, view: StoredView) -> Pictures:
+        from afinar.inference.picture_stream import FilePictures
 
-        return Files(open_reader(self.uri), view)
+        return FilePictures(open_reader(self.uri), view)
 
 
 @dataclass(frozen=True)
-class UriList(Source):
-    """Files anywhere, named by a table. It is taken whole: whoever wrote it has chosen."""
+class UriListSource(Source):
+    """Files anywhere that a table names. Every row is labelled, whatever its extension."""
 
-    def listing(self) -> tuple[pa.Table, list[str]]:
-        """See Source."""
-        return list_named(self.uri)
+    def listing(self) -> SourceListing:
+        return SourceListing(*list_named(self.uri))
 
-    def requests(self, listed: int, work: pa.Table) -> dict[str, int]:
-        """See Source. Folders of which the list names much take fewer: they are listed."""
-        return {"HEAD": listed, "GET": len(work)}
+    def count_requests(self, plan: pa.Table) -> dict[str, int]:
+        """Return an upper limit: folders from which the list names many files are listed
+        instead."""
+        return {"HEAD": len(plan), "GET": count_pending(plan, done=set())}
 
-    def open(self, view: StoredView) -> Pictures:
-        """See Source."""
+    def open_pictures(self, view: StoredView) -> Pictures:
         from afinar.inference.picture_stream import UriPictures
 
         return UriPictures(view)
 
 
 @dataclass(frozen=True)
-class Shards(Source):
-    """The samples of one version of an ingested dataset, whatever their split; held-out ones too.
+class DatasetSource(Source):
+    """All samples of one dataset version, whatever their split, excluded duplicates too.
 
-    They go by the names and change marks of the pictures that they were made of, so that a picture counts as one
-    whether it was labelled from its file or from its shard.
+    Entries have the uri and etag of the original picture. So a picture is labelled once, whether
+    from its file or from its shard.
     """
 
     version: int = 0
 
-    def listing(self) -> tuple[pa.Table, list[str]]:
-        """See Source. In the order of the shards, so that a unit reads one or two; sizes are those of stored rows."""
+    def listing(self) -> SourceListing:
+        """List the samples by shard and row, so that a unit reads one or two shards.
+
+        `size` is the number of bytes of a stored row.
+        """
         dataset = open_dataset(self.uri, version=self.version)
         if not len(dataset.index):
             raise RequestError(f"{self.uri} holds no samples")
-        each = pa.array([ref.bytes // ref.rows for ref in dataset.shards], pa.int64())
-        index = dataset.index.append_column("size", each.take(pa.array(dataset.shard_numbers)))
+        row_bytes = pa.array([ref.bytes // ref.rows for ref in dataset.shards], pa.int64())
+        sizes = row_bytes.take(pa.array(dataset.shard_numbers))
+        index = dataset.index.append_column("size", sizes)
         index = index.sort_by([("shard", "ascending"), ("row", "ascending"), ("uri", "ascending")])
-        found = as_listing(index)
+        pictures = as_listing(index)
         for name in ("sample_id", "shard", "row"):
-            found = found.append_column(index.schema.field(name), index.column(name))
-        return found, []
+            pictures = pictures.append_column(index.schema.field(name), index.column(name))
+        return SourceListing(pictures, [])
 
-    def requests(self, listed: int, work: pa.Table) -> dict[str, int]:
-        """See Source. A shard that two units share is read for each."""
-        del listed
-        return {"GET": len(work.group_by(["unit", "shard"]).aggregate([]))}
+    def count_requests(self, plan: pa.Table) -> dict[str, int]:
+        """Return one read per unit and shard: a shard with rows of two units is read for both."""
+        pending = plan.filter(pc.is_valid(plan.column("unit")))
+        return {"GET": len(pending.group_by(["unit", "shard"]).aggregate([]))}
 
-    def sample(self, work: pa.Table) -> list[Entry]:
-        """See Source. One whole unit: pictures here and there would each cost a shard."""
-        return [entry for _, entries in islice(iter_units(work, self.root), 1) for entry in entries]
+    def sample(self, plan: pa.Table) -> list[Entry]:
+        """Return one whole unit: a random sample would read a whole shard for each picture."""
+        return [entry for _, entries in islice(iter_units(plan, self.root), 1) for entry in entries]
 
-    def open(self, view: StoredView) -> Pictures:
-        """See Source."""
-        from afinar.inference.picture_stream import Rows
+    def open_pictures(self, view: StoredView) -> Pictures:
+        from afinar.inference.picture_stream import ShardPictures
 
-        return Rows(open_dataset(self.uri, version=self.version, cache_bytes=_CACHE_BYTES), view)
+        dataset = open_dataset(self.uri, version=self.version, cache_bytes=_CACHE_BYTES)
+        return ShardPictures(dataset, view)
 
-    def still_has(self, plan: pa.Table) -> bool:
-        """Whether this version has the shards of an older one's plan."""
-        has = open_dataset(self.uri, version=self.version).shard_names
-        gone = pc.invert(pc.is_in(plan.column("shard").drop_null(), pa.array(has, pa.string())))
-        return not pc.any(gone).as_py()
-
-
-_CACHE_BYTES: Final = 8 * 2**30  # of remote shards on one machine: each is read once
+    def can_read(self, plan: pa.Table) -> bool:
+        """Return False if this version lacks a shard that an older version's plan names."""
+        names = pa.array(open_dataset(self.uri, version=self.version).shard_names, pa.string())
+        missing = pc.invert(pc.is_in(plan.column("shard").drop_null(), names))
+        return not pc.any(missing).as_py()
 
 
 def open_source(config: LabelConfig, view: StoredView) -> Source:
-    """Tell what SOURCE is: a table's file is a list, a folder with a manifest of ours a dataset, any other a folder.
+    """Return the source that a configuration names.
 
-    Raises RequestError for a dataset whose pictures are stored in another way than a model with this `view` sees them.
+    A table's file is a list, a folder with a dataset's manifest a dataset, any other
+    a folder.
+    Raises RequestError for a dataset whose stored view cannot serve a model with this `view`.
     """
     uri = normalize_uri(config.source)
     if _is_list(uri):
-        return UriList(uri)
+        return UriListSource(uri)
     version = _dataset_version(uri)
     if version is None:
-        return Folder(uri, config.endings)
+        return FolderSource(uri, config.endings)
     _require_view(uri, version, view)
-    return Shards(uri, version)
+    return DatasetSource(uri, version)
 
 
 def _is_list(uri: str) -> bool:
@@ -182,30 +187,36 @@ def _is_list(uri: str) -> bool:
 
 
 def _dataset_version(uri: str) -> int | None:
+    """Return the newest version of a dataset; None for any other place.
+
+    A manifest that is not JSON is not ours. If the store fails, listing the folder reports it.
+    """
     store = open_store(uri)
     try:
-        found = latest(store, FOLDER) if store.exists() else None
-    except (
-        StorageError,
-        ValueError,
-    ):  # or no JSON: not ours. A store that does not answer is the listing's to tell.
+        newest = latest(store, FOLDER) if store.exists() else None
+    except (StorageError, ValueError):
         return None
-    if found is None or not isinstance(found[1], dict) or found[1].get("format") != FORMAT:
+    if newest is None:
         return None
-    return found[0]
+    number, record = newest
+    return number if isinstance(record, dict) and record.get("format") == FORMAT else None
 
 
-def _require_view(uri: str, version: int, wanted: StoredView) -> None:
+def _require_view(uri: str, version: int, view: StoredView) -> None:
     dataset = open_dataset(uri, version=version)
-    has = dataset.view
-    # Of pixels the JPEG that a model has learned from can be made, but not the other way round.
-    if replace(has, store=wanted.store) == wanted and has.store in {"pixels", wanted.store}:
+    stored = dataset.view
+    # JPEGs can be made from stored pixels, but not the other way round.
+    if replace(stored, store=view.store) == view and stored.store in {"pixels", view.store}:
         return
     raise RequestError(
-        f"{uri} holds {_described(has)}, and the model sees {_described(wanted)}: ingest with --size {wanted.size} "
-        f"--fit {wanted.fit} --store {wanted.store}, or label the pictures themselves: {dataset.manifest.source['uri']}"
+        f"{uri} holds {_describe(stored)}, and the model needs {_describe(view)}: ingest with "
+        f"--size {view.size} --fit {view.fit} --store {view.store}, or label the pictures "
+        f"themselves: {dataset.manifest.source['uri']}"
     )
 
 
-def _described(view: StoredView) -> str:
-    return f"{view.size} x {view.size} px, {view.fit}, {view.store} ({view.decoder}, background {view.background})"
+def _describe(view: StoredView) -> str:
+    return (
+        f"{view.size} x {view.size} px, {view.fit}, {view.store} "
+        f"({view.decoder}, background {view.background})"
+    )

@@ -1,24 +1,26 @@
-"""Labelling one unit: read, decode, score, write.
+"""The labelling worker: read, decode and predict the pictures of one unit, and commit their parts.
 
-Decode and forward are fused in one process where they share its core; a GPU is fed blocks that other cores decode.
+On a CPU one process does all of it. A worker with a GPU gets blocks of pictures that other
+processes have decoded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 
 from afinar.inference.batch_size import choose_batch_size
-from afinar.inference.picture_stream import Block, Seen, seen_in
-from afinar.inference.predictor import best_classes, load_predictor
-from afinar.inference.quarantine import BadInputTracker
-from afinar.labelling.tasks import LabelSpec, LabelTask, UnitResult
+from afinar.inference.picture_stream import Block, Picture, Pictures, PictureStream, iter_blocks
+from afinar.inference.predictor import Predictor, best_classes, load_predictor
+from afinar.inference.quarantine import BadInputTracker, track_bad_inputs
+from afinar.labelling.tasks import LabelSpec, LabelTask
 from afinar.models.registry.versions import find_model
-from afinar.pictures.decode import Pixels
 from afinar.pictures.rejects import PictureError, Reason
 from afinar.predictions.schema import REJECTS, object_template
 from afinar.sources.entry import Entry
@@ -28,82 +30,103 @@ from afinar.storage.objects import put_object
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.units.progress import PhaseTimer
+from afinar.units.results import UnitResult
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
 
-
-_KILLER: Final = PictureError(
+_QUARANTINED: Final = PictureError(
     Reason.KILLED_WORKER,
-    "two workers died, or were stuck, at this picture: it was not touched again",
+    "two workers died or hung while they read this picture; it is not read again",
 )
 
 
-class Labeller:
-    """One worker process: the model loaded and its golden samples replayed once, then unit after unit."""
+@dataclass
+class LabelledRows:
+    """Rows of a unit: PREDICTIONS with the optional columns, and REJECTS."""
 
-    def __init__(self, spec: LabelSpec) -> None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.set_num_threads(1)  # each worker has one core
-        self.spec = spec
-        self.predictor = load_predictor(*find_model(spec.model), device=device, precision=spec.precision)
-        self.batch_size = spec.batch_size or choose_batch_size(self.predictor, spec.pictures)
-        self.pictures = spec.source.open(self.predictor.version.stored_view)
-        self.out = open_store(spec.predictions)
+    predictions: list[Row] = field(default_factory=list)
+    rejects: list[Row] = field(default_factory=list)
+
+    def add_reject(self, entry: Entry, error: PictureError) -> None:
+        """Append a row for a picture that could not be used."""
+        reject = {"uri": entry.uri, "etag": entry.etag}
+        self.rejects.append({**reject, "reason": str(error.reason), "detail": error.detail})
+
+
+@dataclass(frozen=True)
+class Labeller:
+    """The unit function of one worker process. `store` is that of the predictions."""
+
+    spec: LabelSpec
+    predictor: Predictor
+    batch_size: int
+    pictures: Pictures
+    store: Store
 
     def __call__(self, task: LabelTask, blocks: Iterable[Block] | None = None) -> UnitResult:
-        """Carry out one unit. Running it twice changes nothing that was committed.
+        """Run one unit. Running it twice cannot change a published object.
 
-        `blocks` hold its pictures where others prepare them. Where a worker was lost with the unit, this one goes
-        picture by picture, to find one that kills it.
+        `blocks` are the unit's pictures if other processes prepare them.
         """
-        stages = PhaseTimer()
-        suspects = BadInputTracker(self.out, task.unit, task.attempt)
+        timer = PhaseTimer()
+        tracker = track_bad_inputs(self.store, task.unit, task.attempt)
         if blocks is None:
-            rows, rejects = self.answers(task.entries, stages, suspects)
+            rows = self.label(task.entries, timer, tracker)
         else:
-            rows, rejects = self._score(task.entries, seen_in(blocks, stages), stages, suspects)
-        with stages.phase("write"):
-            self._commit(task.unit, rows, rejects)
-        suspects.clear()
-        return UnitResult(task.unit, len(task.entries), len(rejects), stages.seconds)
+            rows = self._predict(task.entries, iter_blocks(blocks, timer), timer, tracker)
+        with timer.phase("write"):
+            self._commit(task.unit, rows)
+        tracker.clear()
+        return UnitResult(task.unit, len(task.entries), len(rows.rejects), timer.seconds)
 
-    def answers(
-        self, entries: Sequence[Entry], stages: PhaseTimer, suspects: BadInputTracker | None = None
-    ) -> tuple[Rows, Rows]:
-        """What the model says of these pictures, a row each, and a reject for each that it could not see."""
-        suspects = suspects or BadInputTracker(self.out, "", 0)
-        left = [entry for number, entry in enumerate(entries) if number not in suspects.quarantined]
-        with self.pictures.read(left, stages) as seen:
-            return self._score(entries, seen, stages, suspects)
-
-    def _score(
-        self, entries: Sequence[Entry], seen: Seen, stages: PhaseTimer, suspects: BadInputTracker
-    ) -> tuple[Rows, Rows]:
-        """Rows and rejects of a unit; `seen` has every picture but the convicted."""
-        rows: Rows = []
-        rejects: Rows = [
-            _rejected(entries[number], _KILLER) for number in sorted(suspects.quarantined)
+    def label(
+        self, entries: Sequence[Entry], timer: PhaseTimer, tracker: BadInputTracker | None = None
+    ) -> LabelledRows:
+        """Read and predict these pictures. Without a `tracker` it is a first attempt."""
+        tracker = tracker or BadInputTracker(self.store, unit="")
+        readable = [
+            entry for number, entry in enumerate(entries) if number not in tracker.quarantined
         ]
-        left = [number for number in range(len(entries)) if number not in suspects.quarantined]
-        size = self.batch_size if suspects.attempt == 0 else 1
-        for start in range(0, len(left), size):
-            numbers = left[start : start + size]
-            with suspects.at(numbers[0]):
-                images, facts = _sorted([entries[number] for number in numbers], seen, rejects)
-                if images:
-                    rows += self._rows(images, facts, stages)
-        return rows, rejects
+        with self.pictures.read(readable, timer) as stream:
+            return self._predict(entries, stream, timer, tracker)
 
-    def _rows(self, images: list[Pixels], facts: Rows, stages: PhaseTimer) -> Rows:
-        with stages.phase("forward"):
-            scores, features = self.predictor.outputs(np.stack(images), self.spec.extras.features)
-        extras = self.spec.extras.rows(scores, features)
-        answers = (self._answer(one) for one in scores)
-        return [
-            {**fact, **one, **more} for fact, one, more in zip(facts, answers, extras, strict=True)
-        ]
+    def _predict(
+        self,
+        entries: Sequence[Entry],
+        stream: PictureStream,
+        timer: PhaseTimer,
+        tracker: BadInputTracker,
+    ) -> LabelledRows:
+        """Predict the pictures of `stream`, which has every entry but the quarantined ones."""
+        rows = LabelledRows()
+        for number in sorted(tracker.quarantined):
+            rows.add_reject(entries[number], _QUARANTINED)
 
-    def _answer(self, scores: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, Any]:
+        # After a death the unit goes picture by picture, to find one that kills its worker.
+        size = self.batch_size if tracker.attempt == 0 else 1
+        numbers = [number for number in range(len(entries)) if number not in tracker.quarantined]
+        for start in range(0, len(numbers), size):
+            batch = numbers[start : start + size]
+            with tracker.working_on(batch[0]):
+                decoded = split_decoded([entries[number] for number in batch], stream, rows)
+                if decoded:
+                    rows.predictions += self._predict_batch(decoded, timer)
+        return rows
+
+    def _predict_batch(
+        self, decoded: Sequence[tuple[Entry, Picture]], timer: PhaseTimer
+    ) -> Iterator[Row]:
+        images = np.stack([picture.image for _, picture in decoded])
+        columns = self.spec.optional_columns
+        with timer.phase("forward"):
+            output = self.predictor.outputs(images, columns.features)
+
+        optional = columns.rows(output.scores, output.features)
+        for (entry, picture), scores, more in zip(decoded, output.scores, optional, strict=True):
+            known = {"uri": entry.uri, "etag": entry.etag, "sample_id": picture.sample_id}
+            yield {**known, **self._predicted_columns(scores), **more}
+
+    def _predicted_columns(self, scores: NDArray[np.float32]) -> Row:
         best = best_classes(scores, self.spec.top_k)
         classes = self.predictor.classes
         return {
@@ -114,49 +137,58 @@ class Labeller:
             "model_version": self.predictor.version.id,
         }
 
-    def _commit(self, unit: str, rows: Rows, rejects: Rows) -> None:
+    def _commit(self, unit: str, rows: LabelledRows) -> None:
         objects = {}
-        for kind, found, schema in (
-            ("part", rows, self.spec.extras.schema),
-            ("rejects", rejects, REJECTS),
+        for kind, records, schema in (
+            ("part", rows.predictions, self.spec.optional_columns.schema),
+            ("rejects", rows.rejects, REJECTS),
         ):
-            if found:
+            if records:
+                data = to_parquet(pa.Table.from_pylist(records, schema=schema))
                 name = object_template(kind, self.spec.partition, unit)
-                data = to_parquet(pa.Table.from_pylist(found, schema=schema))
-                objects[kind] = put_object(self.out, name, data, len(found))
-        mine = UnitMarker(unit=unit, objects=objects)
-        theirs = commit_unit(self.out, mine)
-        if theirs != mine:
-            delete_own_parts(self.out, mine, theirs)
+                objects[kind] = put_object(self.store, name, data, len(records))
+        marker = UnitMarker(unit=unit, objects=objects)
+        delete_own_parts(self.store, marker, commit_unit(self.store, marker))
 
 
-def _sorted(entries: Sequence[Entry], seen: Seen, rejects: Rows) -> tuple[list[Pixels], Rows]:
-    """Stored views of the pictures that have one, and what is known of each; the others become rejects."""
-    images: list[Pixels] = []
-    facts: Rows = []
+def make_labeller(spec: LabelSpec) -> Labeller:
+    """Load the model and open the source: the entry point of a worker process.
+
+    Limits torch to one thread, since a worker has one core.
+    """
+    torch.set_num_threads(1)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = load_predictor(*find_model(spec.model), device=device, precision=spec.precision)
+    return Labeller(
+        spec=spec,
+        predictor=predictor,
+        batch_size=spec.batch_size or choose_batch_size(predictor, spec.pictures),
+        pictures=spec.source.open_pictures(predictor.version.stored_view),
+        store=open_store(spec.predictions),
+    )
+
+
+def split_decoded(
+    entries: Sequence[Entry], stream: PictureStream, rows: LabelledRows
+) -> list[tuple[Entry, Picture]]:
+    """Take the next items of `stream`: return the pictures, append the others to the rejects."""
+    decoded = []
     for entry in entries:
-        fact = {"uri": entry.uri, "etag": entry.etag}
-        picture = next(seen)
-        if isinstance(picture, PictureError):
-            rejects.append(_rejected(entry, picture))
+        item = next(stream)
+        if isinstance(item, PictureError):
+            rows.add_reject(entry, item)
         else:
-            images.append(picture.image)
-            facts.append({**fact, "sample_id": picture.sample_id})
-    return images, facts
+            decoded.append((entry, item))
+    return decoded
 
 
-def _rejected(entry: Entry, error: PictureError) -> dict[str, Any]:
-    return {
-        "uri": entry.uri,
-        "etag": entry.etag,
-        "reason": str(error.reason),
-        "detail": error.detail,
-    }
+def delete_own_parts(store: Store, own: UnitMarker, committed: UnitMarker) -> None:
+    """Delete the parts of this process that the committed marker does not name.
 
-
-def delete_own_parts(store: Store, mine: UnitMarker, theirs: UnitMarker) -> None:
-    """A twin committed first: take back what a plain reader of the folder would see twice."""
-    kept = {ref.path for ref in theirs.objects.values()}
-    for ref in mine.objects.values():
+    A concurrent run of the same unit may have committed first. A reader of the folder that ignores
+    the manifest would find these pictures twice.
+    """
+    kept = {ref.path for ref in committed.objects.values()}
+    for ref in own.objects.values():
         if ref.path not in kept:
             store.delete(ref.path)

@@ -43,6 +43,11 @@ class PublishedRows:
     parts: list[Part]
     rows: pa.Table
 
+    @classmethod
+    def empty(cls, name: str) -> PublishedRows:
+        """Return the rows of a partition in a folder that does not exist yet."""
+        return cls(name, PredictionManifest(), [], PUBLISHED.empty_table())
+
     @property
     def partition(self) -> Partition | None:
         """The manifest's entry; None if nothing is published under the name."""
