@@ -1,31 +1,31 @@
-"""Everything this project raises on purpose.
+"""Exceptions that this project raises on purpose.
 
 AfinarError
-├── RequestError        the request is wrong: says what, and what to change        (exit code 2)
-├── ShortfallError      the job ran and fell short: reject budget, failed gate      (exit code 1)
-├── StorageError        the store did not do what it was asked                      (exit code 1)
-│   ├── NotFoundError       no such object
-│   ├── ForbiddenError      the store says no
-│   ├── ChangedError        the object is no longer the one that was listed
-│   ├── IntegrityError      bytes differ from the hash they were committed under
-│   └── UnsafePathError     a name, a link or a folder leads out of the place it belongs to
-├── ModelError          a published model does not behave as it did when published  (exit code 1)
-└── PictureError        one picture cannot be used; becomes a reject, never ends a job
+├── RequestError        the request is wrong; the message tells what to change (exit code 2)
+├── ShortfallError      the job ran, but missed its reject budget or its gate (exit code 1)
+├── StorageError        an operation of a store failed (exit code 1)
+│   ├── NotFoundError       no object of that name
+│   ├── ForbiddenError      the credentials do not permit the operation
+│   ├── ChangedError        the object is not the one that was listed
+│   ├── IntegrityError      the bytes do not have the hash they were committed under
+│   └── UnsafePathError     a name, a link or a folder leads out of its store
+├── ModelError          a published model does not reproduce its golden samples (exit code 1)
+└── PictureError        one picture cannot be used: a reject; defined in pictures/rejects.py
 
-A bug is any other exception.
+Any other exception is a bug.
 """
 
 from __future__ import annotations
 
 
 class AfinarError(Exception):
-    """Base of the tree. `exit_code` is what a job ends with when the error reaches the command line."""
+    """Base of the tree. `exit_code` is the exit code of a job that the error ends."""
 
     exit_code = 1
 
 
 class RequestError(AfinarError):
-    """The request cannot be carried out as written; the message says what to change."""
+    """The request cannot be carried out as written. The message tells what to change."""
 
     exit_code = 2
 
@@ -35,7 +35,7 @@ class ShortfallError(AfinarError):
 
 
 class StorageError(AfinarError):
-    """The store failed an operation, after its bounded retries."""
+    """An operation of a store failed, after its bounded retries."""
 
 
 class NotFoundError(StorageError):
@@ -51,12 +51,12 @@ class ChangedError(StorageError):
 
 
 class IntegrityError(StorageError):
-    """An object's bytes do not have the hash it was committed under."""
+    """The bytes of an object do not have the hash they were committed under."""
 
 
 class UnsafePathError(StorageError):
-    """A name read from a record, or a link on disk, leads out of the folder that it belongs to."""
+    """A name read from a record, or a link on disk, leads out of the store that it belongs to."""
 
 
 class ModelError(AfinarError):
-    """A published model answers its golden samples differently than on the day it was published."""
+    """A published model does not reproduce the golden samples it was published with."""

@@ -79,7 +79,7 @@ OPERATIONS: dict[str, Callable[[Store, str], Any]] = {
     "publish large": lambda store, name: write_pieces(store, "shards", name, large=True),
     "prefetch": lambda store, name: store.prefetch(name),
     "delete": lambda store, name: store.delete(name),
-    "sweep": lambda store, name: store.sweep(-1),
+    "delete_scratch": lambda store, name: store.delete_scratch(-1),
     "delete what a walk lists": lambda store, name: [
         store.delete(info.name) for info in list(store.walk())
     ],
@@ -166,7 +166,7 @@ def test_no_operation_on_a_bucket_reaches_what_lies_beside_its_prefix(bucket: st
 
 
 @pytest.mark.parametrize(
-    "operation", sorted(OPERATIONS.keys() - {"sweep", "delete what a walk lists", "prefetch"})
+    "operation", sorted(OPERATIONS.keys() - {"delete_scratch", "delete what a walk lists", "prefetch"})
 )
 def test_every_operation_refuses_a_name_that_leads_out(location: str, operation: str) -> None:
     store = open_store(location)

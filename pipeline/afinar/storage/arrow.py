@@ -1,4 +1,4 @@
-"""Arrow tables to bytes and back."""
+"""Conversion between Arrow tables and bytes."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 NULL: Final = "\0"
-"""Stands for null where columns are joined; no uri, mark or label holds one."""
+"""Replacement for null in joined columns. No URI, etag or label contains it."""
 
 
 def concat_columns(*texts: Any, separator: str) -> pa.ChunkedArray:
-    """Text columns joined row by row; plain strings stand for themselves in every row."""
-    kind = pa.large_string()
-    parts = [
-        pa.scalar(text, kind) if isinstance(text, str) else pc.cast(text, kind) for text in texts
+    """Join text columns row by row. A plain string is repeated in every row."""
+    dtype = pa.large_string()
+    columns = [
+        pa.scalar(text, dtype) if isinstance(text, str) else pc.cast(text, dtype) for text in texts
     ]
     return pc.binary_join_element_wise(
-        *parts, pa.scalar(separator, kind), null_handling="replace", null_replacement=NULL
+        *columns, pa.scalar(separator, dtype), null_handling="replace", null_replacement=NULL
     )
 
 
 def to_parquet(table: pa.Table) -> memoryview:
-    """Parquet bytes, zstd; equal tables give equal bytes."""
+    """Return the table as Parquet, compressed with zstd. Equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return memoryview(sink.getvalue())
 
 
 def from_parquet(data: bytes | memoryview, columns: list[str] | None = None) -> pa.Table:
-    """Table of Parquet bytes; of `columns` alone where they are named."""
+    """Read a Parquet file, or only some of its columns."""
     return pq.read_table(pa.BufferReader(data), columns=columns)
 
 
 def to_ipc(table: pa.Table) -> memoryview:
-    """Arrow IPC file bytes, uncompressed, so that a reader can map them without a copy."""
+    """Return the table as an Arrow IPC file, uncompressed: a reader can map it without a copy."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -44,5 +44,5 @@ def to_ipc(table: pa.Table) -> memoryview:
 
 
 def from_ipc(data: bytes | memoryview) -> pa.Table:
-    """Table of Arrow IPC file bytes, without a copy."""
+    """Read an Arrow IPC file without a copy: the table refers to `data`."""
     return pa.ipc.open_file(pa.BufferReader(data)).read_all()

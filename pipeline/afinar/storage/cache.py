@@ -1,4 +1,4 @@
-"""Verified copies of remote objects on this machine, shared by its processes and bounded in bytes."""
+"""Cache of remote objects: verified copies on this machine, shared by its processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, NamedTuple
 
 from afinar.errors import NotFoundError, RequestError
 from afinar.storage.objects import ObjectRef, check_hash, get_object, sha256
@@ -23,10 +23,10 @@ DEFAULT_BYTES: Final = 32 * 2**30
 
 @dataclass(frozen=True)
 class Cache:
-    """Where copies lie (None: a folder of the user's own in the temporary folder), and how much they may take.
+    """A folder of copies and its limit in bytes. None: this user's folder in the temporary one.
 
-    Files that went longest without being opened are removed first. A process that has one open keeps
-    its bytes for as long as it does.
+    The copies that were opened longest ago are evicted first. A process that has a copy open can
+    read it after that.
     """
 
     folder: Path | None = None
@@ -34,15 +34,15 @@ class Cache:
 
     @property
     def path(self) -> Path:
-        """The folder of the copies."""
+        """Return the folder of the copies."""
         return self.folder or Path(tempfile.gettempdir(), f"afinar-cache-{os.getuid()}")
 
     @contextmanager
     def open(self) -> Iterator[int]:
-        """Yield a descriptor of the folder, which is made where it is missing.
+        """Create the folder if it is missing and yield a descriptor of it.
 
-        The name in the temporary folder can be taken by anybody first, and what lies in the folder is believed. So it
-        must be a folder, no link, ours, and nobody else's to enter. Raises RequestError where it is not.
+        Another user may have taken its name in the temporary folder first. So it must be a folder
+        and no link, belong to this user, and be closed to others. Raises RequestError if it is not.
         """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
@@ -50,31 +50,35 @@ class Cache:
                 self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             )
         except OSError as error:
-            raise RequestError(f"the cache {self.path} is a link or no folder: {_MEND}") from error
+            raise RequestError(
+                f"the cache {self.path} is a link or no folder: {_REMEDY}"
+            ) from error
+
         try:
             status = os.fstat(descriptor)
             if status.st_uid != os.getuid():
                 raise RequestError(
-                    f"the cache {self.path} belongs to another user (uid {status.st_uid}): {_MEND}"
+                    f"the cache {self.path} belongs to another user "
+                    f"(uid {status.st_uid}): {_REMEDY}"
                 )
             if mode := stat.S_IMODE(status.st_mode) & 0o077:
                 raise RequestError(
-                    f"other users may enter the cache {self.path} (mode has {mode:03o}): {_MEND}"
+                    f"other users may enter the cache {self.path} (mode has {mode:03o}): {_REMEDY}"
                 )
             yield descriptor
         finally:
             os.close(descriptor)
 
 
-_MEND: Final = "remove it or make it yours with mode 700, or set TMPDIR to a folder of your own"
+_REMEDY: Final = "remove it or make it yours with mode 700, or set TMPDIR to a folder of your own"
 
 
 def open_verified(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
-    """Open an object on this machine: the object itself in a folder, else a copy that is fetched into the cache.
+    """Open an object as a file: the object itself in a folder, else a copy, fetched into the cache.
 
-    What the descriptor reads is what was verified, whatever happens to the name. Safe to call from several processes
-    at once: one of them fetches. The caller closes the file. Raises IntegrityError when the bytes are not those that
-    were committed.
+    The descriptor reads the verified bytes, even if the name is given to another file later.
+    Several processes may call this at once for one object; one of them fetches it. The caller
+    closes the file. Raises IntegrityError if the bytes are not the committed ones.
     """
     try:
         file = store.open_local(ref.path)
@@ -82,6 +86,7 @@ def open_verified(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
         raise NotFoundError(
             f"{store.uri(ref.path)} is gone, which a version names: restore it from a backup"
         ) from None
+
     if file is None:
         return _open_copy(store, ref, cache)
     try:
@@ -93,27 +98,29 @@ def open_verified(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
 
 
 def map_file(file: BinaryIO) -> memoryview:
-    """Map a whole file into memory, to be read: uint8 of its size. The map outlives the file."""
+    """Map a whole file into memory, read-only. The map stays valid when the file is closed."""
     if not os.fstat(file.fileno()).st_size:
-        return memoryview(b"")  # nothing cannot be mapped
+        return memoryview(b"")  # an empty file cannot be mapped
     return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _open_copy(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
-    with cache.open() as folder, _lock(folder, f"lock-{ref.sha256[:2]}"):
-        file = _open_if_whole(folder, ref)
+    with cache.open() as folder, _file_lock(folder, f"lock-{ref.sha256[:2]}"):
+        file = _open_verified_copy(folder, ref)
         if file is None:
             data = get_object(store, ref)
-            _evict_lru(folder, max(cache.bytes, 2 * len(data)) - len(data), ref.sha256)
+            # Room for two objects at least: the one before this may be in use.
+            limit = max(cache.bytes, 2 * len(data)) - len(data)
+            _evict_lru(folder, limit, keep=ref.sha256)
             file = _write_copy(folder, ref.sha256, data)
         return file
 
 
-def _open_if_whole(folder: int, ref: ObjectRef) -> BinaryIO | None:
-    """Open the copy, if there is one with the right hash, and count it as used."""
+def _open_verified_copy(folder: int, ref: ObjectRef) -> BinaryIO | None:
+    """Open the copy of an object and mark it as used; None if it is missing or damaged."""
     try:
         file = os.fdopen(_open(ref.sha256, folder, os.O_RDONLY), "rb")
-    except OSError:  # none, or a link
+    except OSError:  # no copy, or a link
         return None
     if sha256(map_file(file)) == ref.sha256:
         os.utime(file.fileno())
@@ -143,31 +150,36 @@ def _open(name: str, folder: int, flags: int) -> int:
 
 
 @contextmanager
-def _lock(folder: int, name: str) -> Iterator[None]:
-    """Let one process of this machine in at a time, so that several that want one shard fetch it once."""
+def _file_lock(folder: int, name: str) -> Iterator[None]:
+    """Hold a lock among this machine's processes: one fetches an object, the others wait."""
     with os.fdopen(_open(name, folder, os.O_RDWR | os.O_CREAT), "rb") as file:
-        fcntl.flock(
-            file, fcntl.LOCK_EX
-        )  # released when the file is closed, by the death of its process too
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed, or its process dies
         yield
 
 
-def _evict_lru(folder: int, most: int, coming: str) -> None:
-    """Remove the copies that were opened longest ago until the rest take at most `most` bytes."""
-    found = []
+class _Copy(NamedTuple):
+    """A copy in the cache, ordered by the time of its last use."""
+
+    used_s: float
+    size_bytes: int
+    name: str
+
+
+def _evict_lru(folder: int, max_bytes: int, keep: str) -> None:
+    """Delete the least recently used copies until all but `keep` take at most `max_bytes`."""
+    copies = []
     for name in os.listdir(folder):
-        with suppress(FileNotFoundError):  # another process made room
+        if name == keep or name.startswith(("new-", "lock-")):
+            continue
+        with suppress(FileNotFoundError):  # another process evicted it
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if (
-                stat.S_ISREG(status.st_mode)
-                and name != coming
-                and not name.startswith(("new-", "lock-"))
-            ):
-                found.append((status.st_mtime, status.st_size, name))
-    total = sum(size for _, size, _ in found)
-    for _, size, name in sorted(found):
-        if total <= most:
+            if stat.S_ISREG(status.st_mode):
+                copies.append(_Copy(status.st_mtime, status.st_size, name))
+
+    total_bytes = sum(copy.size_bytes for copy in copies)
+    for copy in sorted(copies):
+        if total_bytes <= max_bytes:
             return
         with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=folder)
-        total -= size
+            os.unlink(copy.name, dir_fd=folder)
+        total_bytes -= copy.size_bytes

@@ -1,8 +1,23 @@
-"""Noticing a body that a network altered on the way.
+"""Check of a body that was read from a bucket against the object's ETag.
 
-The ETag of an object that was put in one piece is the MD5 of its bytes on most stores: 32 hex digits that the
-body can be held against, at 0.13 ms per 100 KB. Under SSE-KMS, and on some stores always, it looks the same and
-is something else, so a mismatch proves nothing: the object is read again until two readings agree.
+Most stores give an object that was put in one piece the MD5 of its bytes as ETag: 32 hex digits.
+Hashing the body again costs 0.13 ms per 100 KB and shows a bit that the network changed. But under
+SSE-KMS, and on some stores always, the ETag looks like an MD5 and is something else. So a mismatch
+alone proves nothing, and the object is read again.
+
+Example, where the ETag is the MD5 of `abc`:
+
+    reading 1   abd   MD5 differs                 read again
+    reading 2   abc   MD5 matches                 return abc; ETags of this bucket are MD5s
+
+Example of a bucket whose ETags are not MD5s:
+
+    reading 1   abc   MD5 differs                 read again
+    reading 2   abc   MD5 differs, same body      return abc; one mismatched object
+
+After three mismatched objects in a row the bucket's ETags are not checked any more, so the second
+reading is paid three times per process. After a match, five equal readings are needed to return a
+body that does not match: an altered body may be repeated, by a caching proxy for example.
 """
 
 from __future__ import annotations
@@ -11,43 +26,49 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable
+from typing import Final
 
 from afinar.errors import StorageError
 
-_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
-_READINGS = 5
-_STRANGERS = 3
+_MD5: Final = re.compile(r'"?([0-9a-f]{32})"?')
+_READINGS: Final = 5
+_EQUAL_READINGS: Final = 2  # enough as long as no ETag of the bucket was an MD5
+# One mismatched object may be an exception in a bucket whose other ETags are MD5s; three in a row
+# are not.
+_MISMATCHED_OBJECTS: Final = 3
 
 
 class EtagVerifier:
-    """Remembers of one bucket whether its ETags are MD5s. Safe to share among threads."""
+    """State of one bucket: whether its ETags are MD5s. Threads may share it."""
 
     def __init__(self) -> None:
-        self._etag_is_md5 = False  # whether an ETag of this bucket was its body's MD5
-        # How many objects in a row were not what their ETag says, though their readings agreed. Three, since a
-        # single one may be an odd object in a bucket whose other ETags hold.
-        self._mismatched_objects = 0
+        self._etag_is_md5 = False  # an ETag of this bucket was the MD5 of its body
+        self._mismatched_objects = 0  # in a row; their readings agreed with each other
 
     def read(self, uri: str, fetch: Callable[[], tuple[bytes, str]]) -> bytes:
-        """Call `fetch`, which returns the body of `uri` and its ETag, until the body can be trusted.
+        """Return the body of `uri`, reading it again while it may have been altered on the way.
 
-        Where no ETag was an MD5 yet, two readings that agree are believed; where one was, all five must. Raises
-        StorageError when they do not.
+        `fetch` reads the object once and returns its body and its ETag. Raises StorageError if five
+        readings do not agree.
         """
-        seen: Counter[bytes] = Counter()
+        readings: Counter[str] = Counter()
         for _ in range(_READINGS):
-            data, etag = fetch()
-            claimed = _MD5.fullmatch(etag)
-            if claimed is None or self._mismatched_objects >= _STRANGERS:
-                return data
-            digest = hashlib.md5(data, usedforsecurity=False)
-            if digest.hexdigest() == claimed[1]:
+            body, etag = fetch()
+            md5 = _MD5.fullmatch(etag)
+            if md5 is None or self._mismatched_objects >= _MISMATCHED_OBJECTS:
+                return body
+
+            digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
+            if digest == md5[1]:
                 self._etag_is_md5, self._mismatched_objects = True, 0
-                return data
-            seen[digest.digest()] += 1
-            if seen[digest.digest()] == (_READINGS if self._etag_is_md5 else 2):
+                return body
+
+            readings[digest] += 1
+            if readings[digest] == (_READINGS if self._etag_is_md5 else _EQUAL_READINGS):
                 self._mismatched_objects += 1
-                return data
+                return body
+
         raise StorageError(
-            f"{uri}: {_READINGS} readings gave {len(seen)} bodies; something alters them on the way"
+            f"{uri}: {_READINGS} readings gave {len(readings)} bodies; something alters them on "
+            "the way"
         )

@@ -1,4 +1,4 @@
-"""What the two ways to read a folder share: etags of files, reading a descriptor, and errors in our own terms."""
+"""Shared parts of FolderReader and LocalStore: etags of files, reading, and errors."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from afinar.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
 
-READ_FLAGS = (
-    os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
-)  # a FIFO without a writer would block for ever
+# O_NONBLOCK: opening a FIFO without a writer would block for ever.
+READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def etag_of(status: os.stat_result) -> str:
@@ -23,8 +23,8 @@ def etag_of(status: os.stat_result) -> str:
 def read_descriptor(descriptor: int, path: str, etag: str | None = None) -> bytes:
     """Read a file to its end and close the descriptor.
 
-    Raises NotFoundError for anything but a regular file, and ChangedError if `etag` is given and the file had another
-    one before or after it was read.
+    Raises NotFoundError for anything but a regular file, and ChangedError if `etag` is given and
+    the file had another one after it was read, or another size.
     """
     try:
         status = os.fstat(descriptor)
@@ -33,7 +33,9 @@ def read_descriptor(descriptor: int, path: str, etag: str | None = None) -> byte
         status = os.fstat(descriptor)
     finally:
         os.close(descriptor)
-    # Etags have the grain of the kernel's clock, 4 ms: a file that is being rewritten may have its old one back.
+
+    # mtime has the grain of the kernel's clock, 4 ms: a file that is being rewritten may have the
+    # etag of before, but then what was read is shorter than the file.
     if etag is not None and (etag_of(status) != etag or len(data) != status.st_size):
         raise ChangedError(f"{path} changed since it was listed")
     return data
@@ -41,10 +43,10 @@ def read_descriptor(descriptor: int, path: str, etag: str | None = None) -> byte
 
 def _read_all(descriptor: int, size: int) -> bytes:
     data = os.read(descriptor, size + 1)
-    if len(data) == size:  # one byte more was asked for, so this is the end of the file
+    if len(data) == size:  # one more byte was asked for, so this is the end of the file
         return data
 
-    pieces = [data]  # it grows, or it is larger than the 2 GB of one call
+    pieces = [data]  # the file grows, or is larger than the 2 GB of one call
     while piece := os.read(descriptor, 2**24):
         pieces.append(piece)
     return b"".join(pieces)
@@ -57,7 +59,11 @@ def require_regular(status: os.stat_result, path: str) -> None:
 
 
 def as_text(name: str) -> str:
-    """Return a file's name for a table. A name that is not UTF-8 is escaped; it is listed and rejected as missing."""
+    """Return a file's name as text for a table.
+
+    A name that is not UTF-8 is escaped. The file is then listed, and rejected as missing when it is
+    read.
+    """
     return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
 
 

@@ -1,4 +1,15 @@
-"""A folder of pictures that somebody else keeps, for reading. Symbolic links in it are followed."""
+"""A folder of pictures that somebody else keeps, for reading. Symbolic links in it are followed.
+
+Example of a walk over this tree, where `b` is a link to `z`:
+
+    root/b -> z
+    root/z/1.jpg ... 1200.jpg
+
+The root's item adds the folder `z` and keeps the link `b` for later. The item `z` cuts its files
+into batches of 500: files 1 to 500 become an item for an idle thread, as do files 501 to 1000, and
+the last 200 are looked at on the spot. Then the links are walked in the order of their names. `b`
+is the folder `z`, which was visited, so it is skipped and every picture is listed once, as `z/...`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from afinar.errors import ForbiddenError
 from afinar.storage.files import (
@@ -22,13 +33,27 @@ from afinar.storage.files import (
 from afinar.storage.parallel_listing import ParallelLister
 from afinar.storage.store import ObjectInfo, Reader
 
-THREADS = 16  # for folders on a network; on a local disk they cost a tenth more than one, and gain nothing
-PAGE = 500  # files looked at in one go
+# For folders on a network. On a local disk 16 threads take a tenth longer than one.
+THREADS: Final = 16
+PAGE: Final = 500
+"""Files in a batch that one thread looks at (calls `stat` on)."""
 
-_Folder: TypeAlias = tuple[str, str]  # path, name below the root with a trailing slash
-_Entries: TypeAlias = tuple[
-    str, str, list[os.DirEntry[str]]
-]  # path and name of their folder, files in it
+
+class _Folder(NamedTuple):
+    """A folder to list: its path, and its name below the root ("" or with a trailing slash)."""
+
+    path: str
+    name: str
+
+
+class _Batch(NamedTuple):
+    """Files of one folder to look at."""
+
+    folder: _Folder
+    files: list[os.DirEntry[str]]
+
+
+_Lister: TypeAlias = ParallelLister[_Folder | _Batch]
 
 
 class FolderReader(Reader):
@@ -37,30 +62,33 @@ class FolderReader(Reader):
     parallel_reads = 1
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Walk the folder with several threads; links to folders are followed, once each.
+        """Walk the folder with several threads. Links to folders are followed, once each.
 
-        Links wait until all that lies in the folder itself is listed, and then go by their names: which of two
-        ways to one picture is listed must not depend on which thread was quicker.
-        Raises ForbiddenError for a folder that cannot be entered: its pictures would be missing unnoticed.
+        Links wait until the folder itself is listed, and then are walked in the order of their
+        names. So a picture that can be reached in two ways is listed under the same name in every
+        run, whichever thread is faster. Raises ForbiddenError for a folder that cannot be entered:
+        its pictures would be missing unnoticed.
         """
         visited: set[tuple[int, int]] = set()
         name = prefix.strip("/")
-        roots = [(str(Path(self.root, name)), f"{name}/" if name else "")]
+        roots = [_Folder(str(Path(self.root, name)), f"{name}/" if name else "")]
         while roots:
             links: list[_Folder] = []
+            list_item = partial(_list_item, visited, links)
             for root in sorted(roots):
-                for page in ParallelLister(partial(_visit, visited, links), THREADS).pages([root]):
+                for page in ParallelLister(list_item, THREADS).pages([root]):
                     yield from page
             roots = links
 
     def get(self, name: str, etag: str | None = None) -> bytes:
-        """Read a file; a change of size or mtime before or while reading is a ChangedError."""
-        path = f"{self.root}/{name}"  # strings and a descriptor: a third of what Path and a buffered file cost
+        """Read a file. Raises ChangedError if its size or mtime is not that of the listing."""
+        # A string and a descriptor cost a third of a Path and a buffered file.
+        path = f"{self.root}/{name}"
         with translate_errors(path):
             return read_descriptor(os.open(path, READ_FLAGS), path, etag)
 
     def stat(self, name: str) -> ObjectInfo:
-        """Look at one file; a folder or a pipe is none."""
+        """Return the listing entry of one file. Raises NotFoundError for a folder or a pipe."""
         path = f"{self.root}/{name}"
         with translate_errors(path):
             status = os.stat(path)  # noqa: PTH116
@@ -68,8 +96,8 @@ class FolderReader(Reader):
         return ObjectInfo(name, self.uri(name), status.st_size, etag_of(status))
 
     def prefetch(self, name: str) -> None:
-        """Ask the kernel to begin reading. Threads that read ahead cost a quarter of a decode in switching."""
-        with suppress(OSError):  # whoever reads it will find out, and say so
+        """Ask the kernel to read ahead. Reading with threads costs a quarter of a decode more."""
+        with suppress(OSError):  # the error appears again, and is reported, when the file is read
             descriptor = os.open(f"{self.root}/{name}", READ_FLAGS)
             try:
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
@@ -77,69 +105,76 @@ class FolderReader(Reader):
                 os.close(descriptor)
 
     def exists(self) -> bool:
-        """Return True if the folder is there."""
+        """Return True if the folder exists."""
         return Path(self.root).is_dir()
 
 
-def _visit(
-    visited: set[tuple[int, int]],
-    links: list[_Folder],
-    item: _Folder | _Entries,
-    walk: ParallelLister[_Folder | _Entries],
+def _list_item(
+    visited: set[tuple[int, int]], links: list[_Folder], item: _Folder | _Batch, lister: _Lister
 ) -> Iterator[list[ObjectInfo]]:
-    """List one folder, or some of its files. Looking at files is handed out, since it is what waits on a network."""
-    folder, name = item[0], item[1]
-    if len(item) == 3:
-        yield _infos(folder, name, item[2])
+    if isinstance(item, _Batch):
+        yield _look_at(item)
         return
     try:
-        if not _first_visit(folder, visited):
-            return
-        with os.scandir(folder) as entries:
-            files: list[os.DirEntry[str]] = []
-            for entry in entries:
-                if entry.name[0] == ".":
-                    continue
-                if entry.is_dir():
-                    below = (f"{folder}/{entry.name}", f"{name}{entry.name}/")
-                    links.append(below) if entry.is_symlink() else walk.add(below)
-                    continue
-                files.append(entry)
-                if len(files) == PAGE:
-                    if walk.has_idle_threads:
-                        walk.add((folder, name, files))
-                    else:  # the others are busy; what is pending must not grow
-                        yield _infos(folder, name, files)
-                    files = []
+        if _is_first_visit(item.path, visited):
+            yield from _list_folder(item, links, lister)
     except FileNotFoundError:
-        return  # gone since it was seen, or never there: empty
+        return  # deleted since it was found, or the prefix does not exist: empty
     except OSError as error:
-        raise ForbiddenError(f"cannot list {folder}: {error.strerror}") from error
-    yield _infos(folder, name, files)
+        raise ForbiddenError(f"cannot list {item.path}: {error.strerror}") from error
 
 
-def _first_visit(folder: str, visited: set[tuple[int, int]]) -> bool:
+def _list_folder(
+    folder: _Folder, links: list[_Folder], lister: _Lister
+) -> Iterator[list[ObjectInfo]]:
+    """Look at the files of a folder; add its subfolders to `lister`, links to them to `links`."""
+    batch = _Batch(folder, [])
+    with os.scandir(folder.path) as entries:
+        for entry in entries:
+            if entry.name[0] == ".":
+                continue
+            if entry.is_dir():
+                below = _Folder(f"{folder.path}/{entry.name}", f"{folder.name}{entry.name}/")
+                if entry.is_symlink():
+                    links.append(below)
+                else:
+                    lister.add(below)
+                continue
+
+            batch.files.append(entry)
+            if len(batch.files) == PAGE:
+                if lister.has_idle_threads:
+                    lister.add(batch)
+                else:  # all threads are busy, and the pending batches must not grow
+                    yield _look_at(batch)
+                batch = _Batch(folder, [])
+    yield _look_at(batch)
+
+
+def _is_first_visit(folder: str, visited: set[tuple[int, int]]) -> bool:
     status = os.stat(folder)  # noqa: PTH116
-    mark = (status.st_dev, status.st_ino)
-    if mark in visited:
+    identity = (status.st_dev, status.st_ino)
+    if identity in visited:
         return False
-    visited.add(mark)
+    visited.add(identity)
     return True
 
 
-def _infos(folder: str, name: str, entries: list[os.DirEntry[str]]) -> list[ObjectInfo]:
-    """Files as listed. One that cannot be looked at is listed too, and found out when it is read."""
-    found = []
-    folder, name = as_text(folder), as_text(name)
-    for entry in entries:
+def _look_at(batch: _Batch) -> list[ObjectInfo]:
+    """Return the listing entries of some files: `stat` on each, which is what waits for a network.
+
+    A file that `stat` fails on is listed too, with an etag that no read can match.
+    """
+    page = []
+    path, name = as_text(batch.folder.path), as_text(batch.folder.name)
+    for entry in batch.files:
         file = as_text(entry.name)
         try:
             status = entry.stat()
         except OSError:
-            found.append(ObjectInfo(name + file, f"{folder}/{file}", 0, "unreadable"))
+            page.append(ObjectInfo(name + file, f"{path}/{file}", 0, "unreadable"))
             continue
         if stat.S_ISREG(status.st_mode):
-            found.append(
-                ObjectInfo(name + file, f"{folder}/{file}", status.st_size, etag_of(status))
-            )
-    return found
+            uri = f"{path}/{file}"
+            page.append(ObjectInfo(name + file, uri, status.st_size, etag_of(status)))
+    return page

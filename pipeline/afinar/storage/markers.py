@@ -1,7 +1,7 @@
 """Unit markers: the record that one unit of work is complete.
 
-A unit writes its objects first and its marker last, put-if-absent. A unit without a marker is not committed, and the
-objects that a killed worker wrote for it are named by nothing.
+A unit writes its objects first and its marker last, put-if-absent. A unit without a marker is not
+committed, and the objects that a killed worker wrote for it are named by nothing.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class UnitMarker:
 def commit_unit(store: Store, marker: UnitMarker) -> UnitMarker:
     """Write a unit's marker and return the committed one.
 
-    Two workers may run the same unit at the same time. The first marker counts: the second worker gets the first
-    one's marker back, and its own objects stay unreferenced.
+    Two workers may run the same unit at the same time. The first marker counts: the second worker
+    gets the first one's marker back, and its own objects stay unreferenced.
     """
     objects = {kind: ref.as_dict() for kind, ref in marker.objects.items()}
     body = json.dumps({"unit": marker.unit, "objects": objects}).encode()

@@ -1,4 +1,4 @@
-"""Objects named by their whole URIs, wherever they lie: what a list of pictures needs."""
+"""Objects by their URIs, in any bucket and folder: for lists without a common root."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from afinar.storage.store import ObjectInfo, Reader
 
 
 class MultiStore:
-    """Reads objects of any bucket and any folder; `remote` says whether some of them lie in buckets.
+    """Reader of objects by normalized URI. Threads may share it.
 
-    Opens one store for each bucket and folder that it meets, and remembers it: make one for some objects, not for all.
+    It keeps one Reader per bucket or folder and drops none: create one per batch of objects.
+    `remote` is True if some of the objects lie in buckets.
     """
 
     def __init__(self, *, remote: bool) -> None:
-        self._stores: dict[str, Reader] = {}
+        self._readers: dict[str, Reader] = {}
         self._remote = remote
 
     @property
     def parallel_reads(self) -> int:
-        """As of a Store. Files among objects of a bucket are read beside these."""
+        """Return the useful number of concurrent reads, that of a bucket if there is one."""
         if not self._remote:
             return 1
         from afinar.storage.s3 import S3Store  # 0.4 s of imports that folders do not need
@@ -26,38 +27,45 @@ class MultiStore:
         return S3Store.parallel_reads
 
     def get(self, uri: str, etag: str | None = None) -> bytes:
-        """As Store.get, of a normalised URI."""
-        store, name = self._place(uri)
-        return store.get(name, etag)
+        """Read one object. See Reader."""
+        reader, name = self._find(uri)
+        return reader.get(name, etag)
 
     def stat(self, uri: str) -> ObjectInfo:
-        """As Store.look_up, of a normalised URI. The name in it is the URI."""
-        store, name = self._place(uri)
-        return store.stat(name)._replace(name=uri, uri=uri)
+        """Return the listing entry of one object. Its `name` is the URI."""
+        reader, name = self._find(uri)
+        return reader.stat(name)._replace(name=uri, uri=uri)
 
     def prefetch(self, uri: str) -> None:
-        """As Store.will_read."""
-        store, name = self._place(uri)
-        store.prefetch(name)
+        """Announce a read. See Reader."""
+        reader, name = self._find(uri)
+        reader.prefetch(name)
 
     def exists(self) -> bool:
-        """Whether every bucket met so far answers us. Raises StorageError where one does not."""
-        for root, store in list(self._stores.items()):
+        """Return True if every bucket used so far answers. Raises StorageError if one does not."""
+        for root, reader in list(self._readers.items()):
             if root.startswith("s3://"):
-                store.exists()
+                reader.exists()
         return True
 
-    def _place(self, uri: str) -> tuple[Reader, str]:
+    def _find(self, uri: str) -> tuple[Reader, str]:
         root, name = split_uri(uri)
-        if root not in self._stores:
-            self._stores[root] = open_reader(root)
-        return self._stores[root], name
+        reader = self._readers.get(root)
+        if reader is None:
+            # Two threads may open one root at the same time; both then use the Reader that was
+            # kept.
+            reader = self._readers.setdefault(root, open_reader(root))
+        return reader, name
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Root of the store that holds the object of a normalised URI, and its name there: its bucket, or its folder."""
+    """Split a normalized URI into the root of a store (its bucket or folder) and the name there.
+
+    `s3://bucket/a/b.jpg` gives `s3://bucket` and `a/b.jpg`, `/data/a/b.jpg` gives `/data/a` and
+    `b.jpg`.
+    """
     if uri.startswith("s3://"):
-        bucket, _, key = uri[len("s3://") :].partition("/")
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
         return f"s3://{bucket}", key
     folder, _, name = uri.rpartition("/")
     return folder or "/", name

@@ -1,7 +1,7 @@
-"""Names of objects in a store, and the patterns of identifiers that become part of such a name.
+"""Names of objects in a store, and patterns of identifiers that become parts of such names.
 
-Datasets, models and predictions may come from strangers, so a name that was read from a record is data: it is
-checked here before it becomes a path.
+Datasets, models and predictions may come from strangers, so a name that was read from a record is
+data. It is checked here before it becomes a path.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 def split_name(name: str) -> list[str]:
     """Return the parts of an object's name.
 
-    Raises UnsafePathError where the name could lead out of its store: an empty part (so also a leading or trailing
-    slash), `.`, `..`, NUL, or text that is not valid Unicode.
+    Raises UnsafePathError for a name that could lead out of its store: an empty part (so also a
+    leading or trailing slash), `.`, `..`, NUL, or text that is not valid Unicode.
     """
     if not isinstance(name, str):
-        raise UnsafePathError(f"{name!r} is not the name of an object: it is no text")
+        raise UnsafePathError(f"{name!r} is not the name of an object: it is not text")
     parts = name.split("/")
     if "\0" in name or any(part in {"", ".", ".."} for part in parts) or not _is_unicode(name):
         raise UnsafePathError(
@@ -59,20 +59,24 @@ def check_identifier(value: object, what: str) -> str:
 
 
 def check_model_id(value: object) -> str:
-    """Return the id of a model version that was read from a record: `<N>-<8 hex digits>`. Raises UnsafePathError."""
+    """Return the id of a model version that was read from a record: `<N>-<8 hex digits>`.
+
+    Raises UnsafePathError for anything else.
+    """
     return _check(value, _MODEL_ID, "the id of a model version")
 
 
 def check_partition(value: object) -> str:
     """Return the name of a partition of predictions that was read from a record.
 
-    It is a model's id and what else changes a row, such as `3-0a1b2c3d-top3-scores`. Raises UnsafePathError.
+    It is a model's id and the options that change its rows, such as `3-0a1b2c3d-top3-scores`.
+    Raises UnsafePathError for anything else.
     """
     return _check(value, _PARTITION, "the name of a partition")
 
 
 def check_sha256(value: object) -> str:
-    """Return a SHA-256 in hex that was read from a record. Raises UnsafePathError."""
+    """Return a SHA-256 in hex that was read from a record, or raise UnsafePathError."""
     return _check(value, _SHA256, "a SHA-256")
 
 

@@ -1,4 +1,4 @@
-"""Objects named by content, and reading them back only as they were committed."""
+"""Objects named by their content, verified when they are read back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from afinar.storage.store import Buffer, Store
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectRef:
-    """One committed object: name below its store's root, rows in it, size, and hash of its bytes."""
+    """Reference to a committed object: its name in the store, number of rows, size and hash."""
 
     path: str
     rows: int
@@ -21,31 +21,33 @@ class ObjectRef:
     sha256: str
 
     def __post_init__(self) -> None:
-        """Raise UnsafePathError for a path that leads out of a store, or a hash or a count that is none.
+        """Raise UnsafePathError for a path that leads out of a store, a bad hash or a bad count.
 
-        References are read from records of others, and everything is read, written and deleted by their paths.
+        References are read from records of others, and objects are read, written and deleted by
+        these paths.
         """
         split_name(self.path)
         check_sha256(self.sha256)
         if not all(isinstance(count, int) and count >= 0 for count in (self.rows, self.bytes)):
             raise UnsafePathError(
-                f"{self.path}: a count of rows or bytes is no number; its record is damaged or forged"
+                f"{self.path}: a count of rows or bytes is no number; "
+                "its record is damaged or forged"
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the reference as JSON."""
         return asdict(self)
 
 
 def sha256(data: Buffer) -> str:
-    """Hex digest of `data`."""
+    """Return the SHA-256 of `data` in hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def put_object(store: Store, template: str, data: Buffer, rows: int) -> ObjectRef:
-    """Write `data` under `template` with `{hash}` replaced by its hash's first 16 digits.
+    """Write `data` under `template`, in which `{hash}` becomes the first 16 digits of its SHA-256.
 
-    A name already taken holds these very bytes, so losing the put is success.
+    If the name is taken, an equal object was written before: that is success too.
     """
     digest = sha256(data)
     path = template.format(hash=digest[:16])
@@ -54,15 +56,16 @@ def put_object(store: Store, template: str, data: Buffer, rows: int) -> ObjectRe
 
 
 class ObjectWriter:
-    """An object of our own written piece by piece, so that a worker's memory does not grow with it.
+    """Writer of an object in pieces, so that a worker's memory does not grow with the object.
 
-    A context manager; what was not committed when it ends is discarded. One that may not fit into memory is `large`.
+    A context manager: an object that is not committed inside the block is discarded. Pass
+    `large=True` for an object that may not fit into memory. pyarrow can write to it as to a file.
     """
 
     def __init__(self, store: Store, folder: str, large: bool = False) -> None:
         self._new = store.new_large_object(folder) if large else store.new_object(folder)
         self._hash, self._bytes = hashlib.sha256(), 0
-        self.closed = False  # what pyarrow asks of a file
+        self.closed = False  # pyarrow asks for it
 
     def __enter__(self) -> ObjectWriter:
         return self
@@ -71,7 +74,7 @@ class ObjectWriter:
         self._new.discard()
 
     def write(self, data: Buffer) -> int:
-        """Append; the number of bytes."""
+        """Append bytes and return their number."""
         self._hash.update(data)
         self._new.write(data)
         size = memoryview(data).nbytes
@@ -79,10 +82,10 @@ class ObjectWriter:
         return size
 
     def flush(self) -> None:
-        """Nothing to do before `commit`."""
+        """Do nothing: the object is complete with `commit`."""
 
     def commit(self, template: str, rows: int) -> ObjectRef:
-        """Publish under `template` with `{hash}` replaced by the first 16 digits of what was written."""
+        """Publish the object under `template`, as `put_object` does."""
         digest = self._hash.hexdigest()
         path = template.format(hash=digest[:16])
         self._new.publish(path)
@@ -90,9 +93,9 @@ class ObjectWriter:
 
 
 def get_object(store: Store, ref: ObjectRef) -> bytes:
-    """Read an object and check it. Raises IntegrityError when its bytes are not the committed ones.
+    """Read an object and verify it. Raises IntegrityError if its bytes are not the committed ones.
 
-    It is read once more before that is said: what a network altered arrives whole the second time.
+    It is read twice before that: a body that the network altered arrives intact the second time.
     """
     data = store.get_unverified(ref.path)
     if not _is_committed(data, ref):
@@ -105,8 +108,9 @@ def check_hash(data: Buffer, ref: ObjectRef, store: Store) -> None:
     """Raise IntegrityError unless `data` has the committed size and hash."""
     if not _is_committed(data, ref):
         raise IntegrityError(
-            f"{store.uri(ref.path)} is not what was committed: {memoryview(data).nbytes} bytes instead of {ref.bytes}, "
-            "or another hash. Restore it from a backup, or remove it and run the job that made it again."
+            f"{store.uri(ref.path)} is not what was committed: {memoryview(data).nbytes} bytes "
+            f"instead of {ref.bytes}, or another hash. Restore it from a backup, or remove it and "
+            "run the job that made it again."
         )
 
 

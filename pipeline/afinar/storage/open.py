@@ -1,4 +1,4 @@
-"""Opening a location: as a store that is ours to write, or as a source of pictures to read."""
+"""Opening a location: as a store that this project writes, or as a source that it reads."""
 
 from __future__ import annotations
 
@@ -10,45 +10,52 @@ from afinar.storage.store import Reader, Store
 
 
 def normalize_uri(uri: str) -> str:
-    """Write a location one way: `s3://bucket/key` or an absolute path, no trailing slash.
+    """Return a location in canonical form: `s3://bucket/key` or an absolute path.
 
-    Raises RequestError for schemes that are neither.
+    It has no trailing slash. Raises RequestError for other schemes and for an empty location.
     """
     if uri.startswith("s3://"):
         if not uri[5:].strip("/"):
             raise RequestError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
         return uri.rstrip("/")
+
     if uri.startswith("file://"):
         uri = uri[len("file://") :]
     if "://" in uri:
         raise RequestError(f"{uri!r}: only folders and s3:// are supported")
     if not uri.strip():
         raise RequestError("an empty location was given: name a folder or s3://BUCKET/PREFIX")
-    return os.path.abspath(Path(uri).expanduser())  # noqa: PTH100  (collapses `..`, which Path.absolute keeps)
+    # Path.absolute would keep `..`.
+    return os.path.abspath(Path(uri).expanduser())  # noqa: PTH100
 
 
 def open_store(uri: str) -> Store:
     """Open a dataset, models or predictions at `uri`, confined to that root.
 
-    Costs no request; credentials come from the process's environment.
+    Costs no request. Credentials come from the environment of the process.
     """
     root = normalize_uri(uri)
     if root.startswith("s3://"):
         from afinar.storage.s3 import S3Store  # 0.4 s of imports that a folder does not need
 
         return S3Store(root)
+
     from afinar.storage.local import LocalStore
 
     return LocalStore(root)
 
 
 def open_reader(uri: str) -> Reader:
-    """Open what a user named to be read (pictures, a table, weights): links are followed and any name is taken."""
+    """Open a location for reading that a user named (pictures, a table, weights).
+
+    Links are followed and any name is taken. Costs no request.
+    """
     root = normalize_uri(uri)
     if root.startswith("s3://"):
         from afinar.storage.s3 import S3Reader  # 0.4 s of imports that a folder does not need
 
         return S3Reader(root)
+
     from afinar.storage.folder_reader import FolderReader
 
     return FolderReader(root)

@@ -1,7 +1,8 @@
-"""A bucket as a store, through s3fs, and for reading objects through obstore.
+"""A bucket as a store.
 
-Endpoint, region and credentials come from the process's own environment (AWS_ENDPOINT_URL, AWS_PROFILE,
-instance roles, …), as boto reads them, so that they never pass through arguments, recipes or job metadata.
+Endpoint, region and credentials come from the environment of the process (AWS_ENDPOINT_URL,
+AWS_PROFILE, instance roles, …), as boto reads them. They never pass through arguments, recipes or
+job metadata.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from aiohttp import ClientPayloadError
 from botocore.exceptions import BotoCoreError, ClientError
@@ -23,29 +24,37 @@ from afinar.errors import NotFoundError, RequestError, StorageError
 from afinar.storage.names import is_safe_name, split_name
 from afinar.storage.parallel_listing import ParallelLister
 from afinar.storage.s3_clients import (
+    Body,
     Clients,
+    bucket_clients,
     call_with_deadline,
-    clients,
+    head_object,
     http_status,
-    look_at_object,
-    quoted,
+    quote_etag,
     read_object,
     s3fs_client,
     translate_errors,
 )
-from afinar.storage.s3_listing import ListingPage, page_of
+from afinar.storage.s3_listing import ListedKey, ListingPage, page_of
 from afinar.storage.store import Buffer, NewObject, ObjectInfo, Reader, Store
 
-_SINGLE_PUT_BYTES = 2**32  # below this one request, so that If-None-Match covers the whole object
-_PIECE_BYTES = (
-    32 * 2**20
-)  # of an upload in pieces, four of them in flight; ten thousand make 320 GB
-_PUT_ATTEMPTS = 7
-_LISTERS = 16
-_LEVELS = 3  # of folders, looked through for ones to list at the same time
-_ENOUGH = 16
+if TYPE_CHECKING:
+    from obstore.store import S3Store as ObstoreS3
 
-_Prefix: TypeAlias = tuple[str, int]  # key prefix, how many levels below it may be looked through
+_SINGLE_PUT_BYTES = 2**32  # up to this size one request, so If-None-Match covers the whole object
+_PIECE_BYTES = 32 * 2**20  # of an upload in pieces; the limit of 10,000 pieces is 320 GB
+_PIECES_IN_FLIGHT = 4
+_PUT_ATTEMPTS = 7
+_LIST_THREADS = 16
+_FOLDER_LEVELS = 3  # below the root of a walk, in which folders are listed one by one
+_ENOUGH_FOLDERS = 16  # to keep all threads busy
+
+
+class _Prefix(NamedTuple):
+    """A key prefix to list. `levels`: so many levels of folders may be listed one by one."""
+
+    key: str
+    levels: int
 
 
 class S3Reader(Reader):
@@ -61,7 +70,7 @@ class S3Reader(Reader):
 
     @cached_property
     def _clients(self) -> Clients:
-        return clients(self._bucket)
+        return bucket_clients(self._bucket)
 
     def _key(self, name: str) -> str:
         return self._base + name
@@ -71,21 +80,30 @@ class S3Reader(Reader):
         return self._clients.fs
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """List recursively, folders at the same time; hidden names are left out as in a folder."""
-        start = self._base + (f"{prefix.strip('/')}/" if prefix.strip("/") else "")
-        for page in ParallelLister(self._visit, _LISTERS).pages([(start, _LEVELS)]):
+        """List all keys below `prefix`, several folders at a time. Hidden names are left out."""
+        folder = prefix.strip("/")
+        start = _Prefix(self._base + (f"{folder}/" if folder else ""), _FOLDER_LEVELS)
+        for page in ParallelLister(self._list_item, _LIST_THREADS).pages([start]):
             yield from page
 
-    def _visit(self, item: _Prefix, walk: ParallelLister[_Prefix]) -> Iterator[list[ObjectInfo]]:
-        """List one prefix: its own level, handing out the folders there, or where there are enough, all below it."""
-        prefix, levels = item
-        below: dict[str, None] = {}
-        for page in self._pages(prefix, **({"Delimiter": "/"} if levels else {})):
-            below |= dict.fromkeys(page.prefixes)
+    def _list_item(
+        self, prefix: _Prefix, lister: ParallelLister[_Prefix]
+    ) -> Iterator[list[ObjectInfo]]:
+        """List one prefix.
+
+        One request lists either one level of folders or all keys below a prefix, page after page.
+        With 3 folders at the root, each is listed level by level, to find more folders to list at
+        the same time. With 16 folders or more in a prefix, each is listed with all keys below it.
+        """
+        folders: dict[str, None] = {}  # an ordered set
+        for page in self._pages(prefix.key, **({"Delimiter": "/"} if prefix.levels else {})):
+            folders |= dict.fromkeys(page.prefixes)
             yield self._infos(page.objects)
-        shown = [folder for folder in below if not folder[len(prefix) :].startswith(".")]
+
+        shown = [folder for folder in folders if not folder[len(prefix.key) :].startswith(".")]
+        levels = prefix.levels - 1 if len(shown) < _ENOUGH_FOLDERS else 0
         for folder in shown:
-            walk.add((folder, levels - 1 if len(shown) < _ENOUGH else 0))
+            lister.add(_Prefix(folder, levels))
 
     def _call(self, operation: str, **options: str) -> Any:
         return call_with_deadline(
@@ -93,16 +111,17 @@ class S3Reader(Reader):
         )
 
     def _pages(self, prefix: str, **options: str) -> Iterator[ListingPage]:
-        more: str | None = ""
-        while more is not None:
-            token = {"ContinuationToken": more} if more else {}
+        token: dict[str, str] = {}
+        while True:
             with translate_errors(f"s3://{self._bucket}/{prefix}"):
                 response = self._call("list_objects_v2", Prefix=prefix, **options, **token)
             page = page_of(response)
             yield page
-            more = page.more
+            if page.next_token is None:
+                return
+            token = {"ContinuationToken": page.next_token}
 
-    def _infos(self, objects: list[tuple[str, int, str]]) -> list[ObjectInfo]:
+    def _infos(self, objects: list[ListedKey]) -> list[ObjectInfo]:
         skip, head = len(self._base), f"s3://{self._bucket}/"
         return [
             ObjectInfo(key[skip:], head + key, size, etag)
@@ -114,49 +133,52 @@ class S3Reader(Reader):
         """Read an object with one GET, conditional on `etag` where given."""
         uri = self.uri(name)
         with translate_errors(uri):
-            return self._clients.check.read(uri, lambda: self._fetch(name, etag))
+            return self._clients.verifier.read(uri, lambda: self._fetch(name, etag))
 
-    def _fetch(self, name: str, etag: str | None) -> tuple[bytes, str]:
-        key, reader = self._key(name), self._clients.reader
-        # obstore takes keys for paths: it would strip slashes at the ends, and refuses empty and dotted parts.
-        if reader is not None and key.strip("/") == key:
-            try:
+    def _obstore_for(self, key: str) -> ObstoreS3 | None:
+        """Return the obstore client, or None for a key with a slash at an end, which obstore would strip.
+
+        For a key with empty or dotted parts obstore raises ValueError. Both kinds of keys are read
+        by s3fs.
+        """
+        return self._clients.reader if key.strip("/") == key else None
+
+    def _fetch(self, name: str, etag: str | None) -> Body:
+        key = self._key(name)
+        if (reader := self._obstore_for(key)) is not None:
+            with suppress(ValueError):
                 return read_object(reader, key, etag)
-            except ValueError:
-                pass  # such a key
-        return self._fetch_any(key, etag)
+        return self._fetch_with_s3fs(key, etag)
 
-    def _fetch_any(self, key: str, etag: str | None) -> tuple[bytes, str]:
-        """One GET through s3fs, which reads any key."""
-        condition = {"IfMatch": quoted(etag)} if etag else {}
+    def _fetch_with_s3fs(self, key: str, etag: str | None) -> Body:
+        condition = {"IfMatch": quote_etag(etag)} if etag else {}
 
-        async def read() -> tuple[bytes, str]:
+        async def read() -> Body:
             response = await self._fs._call_s3(
                 "get_object", Bucket=self._bucket, Key=key, **condition
             )
             async with response["Body"] as body:
-                return await body.read(), response["ETag"]
+                return Body(await body.read(), response["ETag"])
 
+        # s3fs and botocore retry requests, but not a body that breaks off.
         for _ in range(2):
-            with suppress(
-                ClientPayloadError
-            ):  # a body that breaks off: s3fs and botocore retry requests only
-                return cast("tuple[bytes, str]", sync(self._fs.loop, read))
-        return cast("tuple[bytes, str]", sync(self._fs.loop, read))
+            with suppress(ClientPayloadError):
+                return cast("Body", sync(self._fs.loop, read))
+        return cast("Body", sync(self._fs.loop, read))
 
     def stat(self, name: str) -> ObjectInfo:
-        """Look at one object with one HEAD."""
-        key, reader = self._key(name), self._clients.reader
-        with translate_errors(self.uri(name)):
-            if reader is not None and key.strip("/") == key:
-                with suppress(ValueError):  # a key that obstore refuses
-                    size, etag = look_at_object(reader, key)
-                    return ObjectInfo(name, self.uri(name), size, etag)
+        """Return the listing entry of one object, with one HEAD."""
+        key, uri = self._key(name), self.uri(name)
+        with translate_errors(uri):
+            if (reader := self._obstore_for(key)) is not None:
+                with suppress(ValueError):
+                    entry = head_object(reader, key)
+                    return ObjectInfo(name, uri, entry.size_bytes, entry.etag)
             head = self._call("head_object", Key=key)
-            return ObjectInfo(name, self.uri(name), head["ContentLength"], head["ETag"].strip('"'))
+            return ObjectInfo(name, uri, head["ContentLength"], head["ETag"].strip('"'))
 
     def exists(self) -> bool:
-        """Whether the bucket answers these credentials: a wrong endpoint is found out in seconds, not retried."""
+        """Return True if the bucket answers. A wrong endpoint fails within seconds."""
         quick = s3fs_client(attempts=2, connect_s=2, read_s=3)
         try:
             with translate_errors(self.root):
@@ -167,31 +189,30 @@ class S3Reader(Reader):
 
 
 class S3Store(S3Reader, Store):
-    """Objects of a bucket below a prefix that are ours to write; put-if-absent is `If-None-Match: *`."""
+    """Objects of a bucket below a prefix, for writing. Put-if-absent is `If-None-Match: *`."""
 
     def _key(self, name: str) -> str:
         split_name(name)
         return super()._key(name)
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """List recursively as S3Reader does. Keys that are no names of a store are left out: others wrote them."""
+        """List as S3Reader does, without keys that no store writes (see `split_name`)."""
         if prefix:
             split_name(prefix)
         return (info for info in super().walk(prefix) if is_safe_name(info.name))
 
     def get_unverified(self, name: str) -> bytes:
-        """Read an object without holding it against its ETag."""
+        """Read an object without comparing its bytes with its ETag."""
         with translate_errors(self.uri(name)):
-            return self._fetch(name, None)[0]
+            return self._fetch(name, None).data
 
     def put_if_absent(self, name: str, data: Buffer) -> bool:
-        """One conditional PUT. 412 means taken; 409 means a rival is writing, so ask again."""
+        """Send a conditional PUT. 412: the name is taken. 409: a concurrent writer; try again."""
         if isinstance(data, memoryview):
-            data = data.tobytes()  # botocore takes no views; 128 MB are copied in 40 ms
+            data = data.tobytes()  # botocore takes no views; copying 128 MB takes 40 ms
         for attempt in range(_PUT_ATTEMPTS):
             try:
                 self._put(name, data)
-                return True
             except (OSError, ClientError, BotoCoreError) as error:
                 status = http_status(error)
                 if status == 412 or (status is None and isinstance(error, FileExistsError)):
@@ -199,9 +220,10 @@ class S3Store(S3Reader, Store):
                 if status != 409:
                     with translate_errors(self.uri(name)):
                         raise
-            time.sleep(
-                random.uniform(0.5, 1) * 0.05 * 2**attempt
-            )  # 3 to 6 s in all, and rivals drift apart
+            else:
+                return True
+            # 3 to 6 s in all. The random factor spreads the attempts of concurrent writers.
+            time.sleep(random.uniform(0.5, 1) * 0.05 * 2**attempt)
         raise StorageError(f"{self.uri(name)}: the store kept answering 409 to a conditional put")
 
     def _put(self, name: str, data: Buffer) -> None:
@@ -210,16 +232,21 @@ class S3Store(S3Reader, Store):
         call_with_deadline(self._fs, lambda: self._fs._pipe_file(path, data, **options), len(data))
 
     def new_large_object(self, folder: str) -> NewObject:
-        """Begin an object that grows on this machine's disk and is uploaded piece by piece."""
+        """Begin an object that is kept on this machine's disk and uploaded in pieces."""
         split_name(folder)
         return _OnDisk(self)
 
     def put_file_if_absent(self, name: str, path: Path) -> bool:
-        """Upload a file, in pieces where it is large; the condition is then that of completing the upload.
+        """Upload a file, in pieces if it is large; the condition then applies to the last request.
 
-        A store that does not know the condition there would replace the object: for names that say the content only.
+        A store that ignores the condition there would replace the object: use it only for names
+        that contain the hash of the content.
         """
-        options = {"chunksize": _PIECE_BYTES, "max_concurrency": 4, "mode": "create"}
+        options = {
+            "chunksize": _PIECE_BYTES,
+            "max_concurrency": _PIECES_IN_FLIGHT,
+            "mode": "create",
+        }
         key = f"{self._bucket}/{self._key(name)}"
         try:
             call_with_deadline(
@@ -233,19 +260,19 @@ class S3Store(S3Reader, Store):
         return True
 
     def delete(self, name: str) -> None:
-        """Remove an object."""
+        """Delete an object."""
         with translate_errors(self.uri(name)):
             self._call("delete_object", Key=self._key(name))
 
     def require_target(self) -> None:
-        """The bucket must exist and answer; that it takes conditional puts is proved by a probe later."""
+        """Raise RequestError unless the bucket exists and answers. A probe tests writing later."""
         try:
-            there = self.exists()
+            exists = self.exists()
         except StorageError as error:
             raise RequestError(
                 f"cannot reach {error}. Check the endpoint and the credentials."
             ) from error
-        if not there:
+        if not exists:
             raise RequestError(
                 f"{self.root}: there is no such bucket. Make it, or choose another target."
             )

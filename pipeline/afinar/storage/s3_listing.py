@@ -1,35 +1,41 @@
-"""A page of a bucket's listing, parsed by expat.
+"""Parsing of a page of a bucket's listing with expat.
 
-Listing costs 19 µs of processor time for an object, requests included, where it costs 85 with botocore's parser:
-for ten million pictures three minutes instead of fourteen, in one thread.
+An object costs 19 µs of processor time, requests included; botocore's own parser takes 85. For ten
+million pictures that is 3 minutes instead of 14, in one thread.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element, ParseError, fromstring
 
-_PAGE = "AfinarPage"
+_PAGE: Final = "AfinarPage"
 
 
-@dataclass(frozen=True, slots=True)
-class ListingPage:
-    """Objects as (key, size, etag), the prefixes below, and the token of the next page if there is one."""
+class ListedKey(NamedTuple):
+    """One object of a page. A named tuple, since a listing creates millions of them."""
 
-    objects: list[tuple[str, int, str]]
+    key: str
+    size_bytes: int
+    etag: str
+
+
+class ListingPage(NamedTuple):
+    """Objects of a page, key prefixes below it, and the token of the next page, if there is one."""
+
+    objects: list[ListedKey]
     prefixes: list[str]
-    more: str | None
+    next_token: str | None
 
 
-def parse_fast(client: Any) -> None:
-    """Have `client`, which botocore or aiobotocore made, answer list_objects_v2 with what `page_of` understands."""
+def install_parser(client: Any) -> None:
+    """Let a client of botocore or aiobotocore parse replies to list_objects_v2 for `page_of`."""
     client.meta.events.register("before-parse.s3.ListObjectsV2", _parse)
 
 
 def page_of(response: dict[str, Any]) -> ListingPage:
-    """The page in a response of such a client."""
+    """Return the page in a response of such a client."""
     page: ListingPage = response[_PAGE]
     return page
 
@@ -42,32 +48,30 @@ def _parse(
     try:
         root = fromstring(response_dict["body"])
     except ParseError:
-        return  # botocore meets it next, and deals with it as with every broken reply
+        return  # botocore parses it next, and handles it like every broken reply
     if root.tag.rpartition("}")[2] == "ListBucketResult":
         customized_response_dict[_PAGE] = _page(root)
         response_dict["body"] = b"<ListBucketResult/>"
 
 
 def _page(root: Element) -> ListingPage:
-    space = root.tag[: root.tag.index("}") + 1] if root.tag[0] == "{" else ""
-    key, size, etag, prefix = (f"{space}{name}" for name in ("Key", "Size", "ETag", "Prefix"))
+    namespace = root.tag[: root.tag.index("}") + 1] if root.tag[0] == "{" else ""
+    key, size, etag, prefix = (f"{namespace}{tag}" for tag in ("Key", "Size", "ETag", "Prefix"))
+    # botocore asks for URL encoding, since XML cannot express every character.
+    is_encoded = root.findtext(f"{namespace}EncodingType") == "url"
+    decode = unquote_plus if is_encoded else str
+
     objects = [
-        (
-            entry.findtext(key, ""),
+        ListedKey(
+            decode(entry.findtext(key, "")),
             int(entry.findtext(size, "0")),
             entry.findtext(etag, "").strip('"'),
         )
-        for entry in root.iterfind(f"{space}Contents")
+        for entry in root.iterfind(f"{namespace}Contents")
     ]
-    prefixes = [below.findtext(prefix, "") for below in root.iterfind(f"{space}CommonPrefixes")]
-    if (
-        root.findtext(f"{space}EncodingType") == "url"
-    ):  # botocore asks for it: XML cannot hold every character
-        objects = [(unquote_plus(name), size_bytes, mark) for name, size_bytes, mark in objects]
-        prefixes = [unquote_plus(name) for name in prefixes]
-    more = (
-        root.findtext(f"{space}NextContinuationToken")
-        if root.findtext(f"{space}IsTruncated") == "true"
-        else None
-    )
-    return ListingPage(objects, prefixes, more)
+    folders = root.iterfind(f"{namespace}CommonPrefixes")
+    prefixes = [decode(folder.findtext(prefix, "")) for folder in folders]
+
+    is_truncated = root.findtext(f"{namespace}IsTruncated") == "true"
+    token = root.findtext(f"{namespace}NextContinuationToken") if is_truncated else None
+    return ListingPage(objects, prefixes, token)

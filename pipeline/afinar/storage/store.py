@@ -1,4 +1,4 @@
-"""What every store of objects can do, whether a folder or a bucket."""
+"""Interfaces of a store of objects, whether a folder or a bucket."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 
 
 class ObjectInfo(NamedTuple):
-    """One listed object. `name` is relative to the listed store's root, `etag` its change mark.
+    """One listed object. `name` is relative to the root of the listed store, `size` is in bytes.
 
-    A tuple, since a listing makes ten million of them: 0.2 µs each where a frozen dataclass costs 0.5.
+    The etag of an object changes with its content. A named tuple, since a listing creates ten
+    million of them: 0.2 µs each, where a frozen dataclass costs 0.5.
     """
 
     name: str
@@ -25,32 +26,32 @@ class ObjectInfo(NamedTuple):
 
 
 class NewObject(ABC):
-    """An object that is being written: nobody sees it before it is published, and then all of it."""
+    """An object that is being written. Readers see nothing of it before it is published."""
 
     @abstractmethod
     def write(self, data: Buffer) -> None:
-        """Append."""
+        """Append bytes."""
 
     @abstractmethod
     def publish(self, name: str) -> bool:
-        """Give it its name, for good. False, and nothing changed, when the name is taken."""
+        """Give the object its final name. Return False and change nothing if the name is taken."""
 
     @abstractmethod
     def discard(self) -> None:
-        """Forget what was written; harmless after `publish`."""
+        """Delete what was written. Does nothing to a published object."""
 
 
 class Reader(ABC):
-    """Objects under one root URI, for reading: a source of pictures that somebody else keeps, or the base of a store.
+    """Objects under one root URI, for reading: pictures that others keep, or the base of a store.
 
-    Names are relative, with forward slashes. A reader of a folder follows symbolic links and takes any name.
-    Any method may be called from several threads at once.
+    Names are relative, with forward slashes. A reader of a folder follows symbolic links and takes
+    any name. All methods may be called from several threads at once.
     """
 
     parallel_reads: ClassVar[int] = 1
-    """Useful number of concurrent reads per process. 1: read sequentially after calling `prefetch`."""
+    """Useful number of concurrent reads per process. 1: call `prefetch`, then read in sequence."""
     is_remote: ClassVar[bool] = False
-    """True if objects do not lie in this machine's file system."""
+    """True if the objects are not in this machine's file system."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -63,79 +64,82 @@ class Reader(ABC):
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Yield every object below the folder `prefix`, in no particular order.
 
-        Hidden names (a leading dot in any part) are left out. A folder that does not exist is empty.
+        Hidden names (a leading dot in any part) are left out. A folder that does not exist is
+        empty.
         """
 
     @abstractmethod
     def get(self, name: str, etag: str | None = None) -> bytes:
-        """Read one object whole; with `etag`, only if it still is the one listed under that mark.
+        """Read a whole object; with `etag`, only if it still has this etag.
 
-        What a network altered on the way is noticed where the store's marks allow it, and read again.
-        Raises NotFoundError, ForbiddenError, ChangedError, or StorageError after bounded retries.
+        Where ETags are MD5s, a body that the network altered is detected and read again. Raises
+        NotFoundError, ForbiddenError, ChangedError, or StorageError after bounded retries.
         """
 
     @abstractmethod
     def stat(self, name: str) -> ObjectInfo:
-        """Return what a listing would say of one object, hidden ones included.
+        """Return the listing entry of one object, which may be hidden.
 
         Raises NotFoundError, ForbiddenError, or StorageError after bounded retries.
         """
 
-    def prefetch(self, name: str) -> None:  # noqa: B027  (a store may well have no use for it)
-        """Announce that `name` is about to be read, so that its bytes may come while something else is done."""
+    def prefetch(self, name: str) -> None:  # noqa: B027  (not every store has a use for it)
+        """Announce that `name` will be read soon, so that the kernel can begin to load it."""
 
     @abstractmethod
     def exists(self) -> bool:
-        """Return True if the root is there: a folder, or a bucket that answers. Decided within seconds.
+        """Return True if the root exists: a folder, or a bucket that answers.
 
-        Raises StorageError when the store cannot be asked.
+        Takes seconds at most. Raises StorageError if the store cannot be asked.
         """
 
 
 class Store(Reader):
-    """Objects under one root URI that are ours to write: a dataset, models, predictions.
+    """Objects under one root URI that this project writes: a dataset, models, predictions.
 
-    Objects are written whole and only where there is none: there is no overwrite, by design.
+    Objects are written whole, under names that are free: there is no overwrite, by design.
 
-    A store is confined to its root, since what it holds may come from strangers. Every method raises UnsafePathError
-    for a name that `split_name` refuses. In a folder, no component below the root may be a symbolic link: `walk` skips
-    links, everything else refuses them, and only regular files are read, written or deleted.
+    A store is confined to its root, since its content may come from strangers. Every method raises
+    UnsafePathError for a name that `split_name` refuses. In a folder, no component below the root
+    may be a symbolic link: `walk` skips links, all other methods refuse them, and only regular
+    files are read, written or deleted.
     """
 
     def get_unverified(self, name: str) -> bytes:
-        """Read one object for a caller who knows its hash: what a network altered may come back."""
+        """Read a whole object without checking its bytes, for a caller that knows their hash."""
         return self.get(name)
 
     def open_local(self, name: str) -> BinaryIO | None:
-        """Open an object as a file of this machine, or return None for a remote store. The caller closes it."""
+        """Open an object as a local file, which the caller closes; None for a remote store."""
         return None
 
     @abstractmethod
     def put_if_absent(self, name: str, data: Buffer) -> bool:
-        """Write one object whole. False, and nothing written, when the name is already taken.
+        """Write a whole object. Return False, with nothing written, if the name is taken.
 
-        A put whose reply was lost answers False to its own retry: where that matters, read the name back.
+        If the reply to a put is lost, its own retry finds the name taken and returns False: where
+        that matters, read the object back.
         """
 
     def new_object(self, folder: str) -> NewObject:
-        """Begin an object below `folder`, piece by piece. Here it grows in memory and is put whole."""
+        """Begin an object below `folder` that is written in pieces and kept in memory."""
         split_name(folder)
         return _InMemory(self)
 
     def new_large_object(self, folder: str) -> NewObject:
-        """Begin an object of any size, as `new_object` does: memory does not grow with it."""
+        """Begin an object below `folder` that may not fit into memory."""
         return self.new_object(folder)
 
     @abstractmethod
     def delete(self, name: str) -> None:
-        """Remove one object; one that is not there is no error."""
+        """Delete one object. It is no error if it does not exist."""
 
-    def sweep(self, age_s: float) -> None:
-        """Remove what writers that were killed more than `age_s` seconds ago left behind, unseen by `walk`."""
+    def delete_scratch(self, age_s: float) -> None:
+        """Delete unfinished objects that were last written `age_s` seconds ago or earlier."""
 
     @abstractmethod
     def require_target(self) -> None:
-        """Raise RequestError, within seconds, where it can be seen that nothing can be written here."""
+        """Raise RequestError, within seconds, if the root is evidently not writable."""
 
 
 class _InMemory(NewObject):

@@ -1,10 +1,11 @@
-"""Numbered versions: JSON records `<folder>/<number>.json`, put-if-absent; the highest number is current.
+"""Numbered versions: JSON records `<folder>/<number>.json`; the highest number is current.
 
     manifests/00000001.json
     manifests/00000002.json     <- latest()
 
-Two concurrent writers may both try to publish number 3. One put succeeds. The other writer reads record 3 back,
-finds an owner token that is not its own, builds its record anew on top of version 3 and tries number 4.
+Two concurrent writers may both try to publish number 3. One put succeeds. The other writer reads
+record 3 back, finds an owner token that is not its own, builds its record anew on top of version 3
+and tries number 4.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def latest(store: Store, folder: str) -> tuple[int, Record] | None:
 
 
 def versions(store: Store, folder: str) -> list[int]:
-    """Return the numbers of the versions in `folder`, ascending. Files with other names are ignored."""
+    """Return the numbers of the versions in `folder`, ascending; other files are ignored."""
     names = (info.name.removeprefix(f"{folder}/") for info in store.walk(folder))
     records = (name for name in names if _RECORD_NAME.fullmatch(name))
     return sorted(int(name.removesuffix(".json")) for name in records)
@@ -44,10 +45,10 @@ def read_version(store: Store, folder: str, number: int) -> Record:
 
 
 def publish(store: Store, folder: str, number: int, record: Record, owner: str) -> bool:
-    """Publish `record` as version `number`. Return False if another writer has published that number.
+    """Publish `record` as version `number`, put-if-absent; return False if the number is taken.
 
-    If the reply to a put is lost, its retry finds the name taken. So the record there is read back: its owner token
-    tells whether this job wrote it.
+    If the reply to a put is lost, its retry finds the name taken. So the record there is read back:
+    its owner token tells whether this job wrote it.
     """
     body = json.dumps({**record, "owner": owner}, indent=1).encode()
     if store.put_if_absent(_record_name(folder, number), body):
@@ -60,8 +61,8 @@ def append_version(
 ) -> int:
     """Publish `build(number, previous record)` as the next version and return its number.
 
-    If another writer publishes that number first, `build` is called again with the next number and the new record.
-    Raises StorageError after twenty attempts.
+    If another writer publishes that number first, `build` is called again with the next number and
+    the new record. Raises StorageError after twenty attempts.
     """
     for _ in range(_PUBLISH_ATTEMPTS):
         current = latest(store, folder)
@@ -102,6 +103,6 @@ def probe_conditional_put(store: Store) -> None:
 
     if replaced or content != first:
         raise RequestError(
-            f"{store.root} lets a second writer replace an object (it ignores If-None-Match), so two jobs "
-            "could overwrite each other. Use a store that enforces conditional puts."
+            f"{store.root} lets a second writer replace an object (it ignores If-None-Match), so "
+            "two jobs could overwrite each other. Use a store that enforces conditional puts."
         )
