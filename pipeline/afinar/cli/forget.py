@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.deferred_executor import DeferredExecutor
-from afinar.cli.run_folder import as_json, table
+from afinar.cli.formatting import format_table
 from afinar.config.forget import ForgetConfig
+from afinar.execution.executor import RayExecutor
 
 EXAMPLE = "afinar forget dataset/ cats/0001.jpg s3://bucket/pictures/cats/0002.jpg"
 
 
-def configure(words: list[str]) -> ForgetConfig:
-    """Parse and check."""
-    config = parse(ForgetConfig, words, "afinar forget", EXAMPLE)
-    return config
+def configure(argv: list[str]) -> ForgetConfig:
+    """Parse the arguments."""
+    return parse(ForgetConfig, argv, "afinar forget", EXAMPLE)
 
 
 def run(config: ForgetConfig) -> dict[str, Any]:
-    """Erase."""
-    from afinar.ingest.forget import Forget
+    """Erase the pictures and return the summary."""
+    from afinar.ingest.forget import run_forget
 
-    return as_json(Forget(config, DeferredExecutor(config)).run())
+    return asdict(run_forget(config, RayExecutor.for_job(config)))
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
-    withdrawn = ", ".join(map(str, summary["versions_withdrawn"])) or "none"
+    """Return the summary as text."""
+    versions = ", ".join(map(str, summary["versions_withdrawn"])) or "none"
     rows = [
         ("dataset", f"{summary['dataset']}, version {summary['version']}"),
-        ("erased", f"{summary['pictures']} pictures of {summary['contents']} contents"),
+        ("erased", f"{summary['pictures']} pictures with {summary['contents']} distinct contents"),
         ("shards", f"{summary['shards_rewritten']} rewritten or dropped"),
-        ("withdrawn", f"versions {withdrawn}; {summary['objects_removed']} objects removed"),
+        ("deleted", f"versions: {versions}; {summary['objects_removed']} objects"),
     ]
-    return "\n".join([table(rows), *summary["notes"]])
+    return "\n".join([format_table(rows), *summary["notes"]])

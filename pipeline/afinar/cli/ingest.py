@@ -2,60 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.deferred_executor import DeferredExecutor
-from afinar.cli.run_folder import as_json, format_counts, new_run, record_run, table
+from afinar.cli.formatting import format_counts, format_table
 from afinar.config.ingest import IngestConfig
-from afinar.units.progress import limiting_stage
+from afinar.execution.executor import RayExecutor
+from afinar.units.progress import limiting_phase
 
 EXAMPLE = "afinar ingest pictures/ dataset/ --size 224 --split 0.7,0.15,0.15"
 
 
-def configure(words: list[str]) -> IngestConfig:
-    """Parse and check."""
-    config = parse(IngestConfig, words, "afinar ingest", EXAMPLE)
-    return config
+def configure(argv: list[str]) -> IngestConfig:
+    """Parse the arguments."""
+    return parse(IngestConfig, argv, "afinar ingest", EXAMPLE)
 
 
 def run(config: IngestConfig) -> dict[str, Any]:
-    """Bring the dataset up to date."""
-    from afinar.ingest.driver import Ingest
+    """Update the dataset and return the summary; a run that published something is recorded."""
+    from afinar.ingest.driver import run_ingest
+    from afinar.report.run_folder import new_run, record_run
 
-    ingest = Ingest(config, DeferredExecutor(config))
-    summary = as_json(ingest.run())
-    if not any(note.startswith("nothing to do") for note in summary["notes"]):
+    outcome = run_ingest(config, RayExecutor.for_job(config))
+    summary = asdict(outcome.summary)
+    if outcome.published:
         record_run(config.dataset, new_run(), config, summary)
     return summary
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
+    """Return the summary as text."""
+    listed = (
+        f"{summary['listed']} = {summary['added']} added + {summary['changed']} changed + "
+        f"{summary['unchanged']} unchanged + {summary['rejects']} rejected"
+    )
+    changes = (
+        f"{summary['removed']} removed, {summary['relabelled']} relabelled, "
+        f"{summary['renamed']} renamed"
+    )
+    limit = limiting_phase(summary["stages"])
+    time = f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"
+
     rows = [
         ("dataset", f"{summary['dataset']}, version {summary['version']}"),
-        (
-            "listed",
-            f"{summary['listed']} = {summary['added']} added + {summary['changed']} changed + "
-            f"{summary['unchanged']} unchanged + {summary['rejects']} rejected",
-        ),
+        ("listed", listed),
         ("samples", f"{summary['samples']} ({format_counts(summary['splits'])})"),
-        (
-            "since",
-            f"{summary['removed']} removed, {summary['relabelled']} relabelled, {summary['renamed']} renamed",
-        ),
+        *([("since", changes)] if summary["version"] > 1 else []),
         ("classes", ", ".join(summary["classes"]) or "none"),
         ("rejects", format_counts(summary["rejects_by_reason"])),
-        (
-            "time",
-            f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s{_limit(summary)}",
-        ),
+        ("time", f"{time}, limited by {limit}" if limit else time),
     ]
-    if summary["version"] == 1:
-        rows = [row for row in rows if row[0] != "since"]
-    return "\n".join([table(rows), *summary["notes"]])
-
-
-def _limit(summary: dict[str, Any]) -> str:
-    limit = limiting_stage(summary["stages"])
-    return f", limited by {limit}" if limit else ""
+    return "\n".join([format_table(rows), *summary["notes"]])

@@ -1,72 +1,69 @@
-"""`afinar plan ingest SOURCE DATASET`, `afinar plan label SOURCE PREDICTIONS`: what a job would take, from a sample."""
+"""`afinar plan ingest …` and `afinar plan label …`: estimate the cost of a job from a sample."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.run_folder import as_json, format_counts, size, table
+from afinar.cli.formatting import format_counts, format_size, format_table
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
 from afinar.units.progress import format_duration
 
 EXAMPLE = "afinar plan ingest s3://bucket/pictures s3://bucket/dataset --size 224 --workers 64"
-LABEL_EXAMPLE = "afinar plan label s3://bucket/scans s3://bucket/predictions --model models/@champion --workers 64"
+LABEL_EXAMPLE = (
+    "afinar plan label s3://bucket/scans s3://bucket/predictions --model models/@champion "
+    "--workers 64"
+)
 
 
-def configure(words: list[str]) -> IngestConfig | LabelConfig:
-    """Parse and check the planned job's own words."""
-    if words and words[0] == "label":
-        return _configure_label(words[1:])
-    if words and words[0] != "ingest" and not words[0].startswith("-"):
+def configure(argv: list[str]) -> IngestConfig | LabelConfig:
+    """Parse the arguments of the job to estimate."""
+    if argv and argv[0] == "label":
+        return _configure_label(argv[1:])
+    if argv and argv[0] != "ingest" and not argv[0].startswith("-"):
         raise RequestError(
-            f"afinar plan {words[0]}: write afinar plan ingest or afinar plan label, with the words of that job"
+            f"afinar plan {argv[0]}: write afinar plan ingest or afinar plan label, with the "
+            "arguments of that job"
         )
-    config = parse(IngestConfig, words[1:] or ["--help"], "afinar plan ingest", EXAMPLE)
-    return config
+    return parse(IngestConfig, argv[1:] or ["--help"], "afinar plan ingest", EXAMPLE)
 
 
-def _configure_label(words: list[str]) -> LabelConfig:
-    config = parse(LabelConfig, words, "afinar plan label", LABEL_EXAMPLE)
-    if config.predictions == "-":
+def _configure_label(argv: list[str]) -> LabelConfig:
+    config = parse(LabelConfig, argv, "afinar plan label", LABEL_EXAMPLE)
+    if config.is_one_picture:
         raise RequestError("one picture needs no plan: name where PREDICTIONS would go")
     return config
 
 
 def run(config: IngestConfig | LabelConfig) -> dict[str, Any]:
-    """Sample, measure, predict. Writes nothing."""
+    """Time a sample of the work and return the estimate. Writes nothing."""
     if isinstance(config, LabelConfig):
         from afinar.labelling.estimate import forecast_label
 
-        return as_json(forecast_label(config))
+        return asdict(forecast_label(config))
     from afinar.ingest.estimate import forecast_ingest
 
-    return as_json(forecast_ingest(config))
+    return asdict(forecast_ingest(config))
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in summary["stages"].items())
+    """Return the estimate as text."""
+    listing_time = format_duration(summary["listing_seconds"])
+    read = format_size(summary["bytes_read"])
+    time = format_duration(summary["seconds"])
+    phases = ", ".join(f"{name} {share:.0%}" for name, share in summary["stages"].items())
+    rejects = format_counts(summary["sample_rejects"])
+
     rows = [
-        (
-            "listed",
-            f"{summary['listed']} pictures in {format_duration(summary['listing_seconds'])}",
-        ),
-        (
-            "to read",
-            f"{summary['to_read']} in {summary['units']} units, {size(summary['bytes_read'])}",
-        ),
-        ("to write", f"about {size(summary['bytes_written'])}"),
+        ("listed", f"{summary['listed']} pictures in {listing_time}"),
+        ("to read", f"{summary['to_read']} in {summary['units']} units, {read}"),
+        ("to write", f"about {format_size(summary['bytes_written'])}"),
         ("requests", format_counts(summary["requests"])),
-        (
-            "time",
-            f"about {format_duration(summary['seconds'])} with {summary['workers']} workers as fast as this one",
-        ),
-        ("rate", f"{summary['images_per_second']:.0f} pictures/s; {shares}"),
-        (
-            "sample",
-            f"{summary['sampled']} pictures; rejected: {format_counts(summary['sample_rejects'])}",
-        ),
+        ("time", f"about {time} with {summary['workers']} workers as fast as this one"),
+        ("rate", f"{summary['images_per_second']:.0f} pictures/s; {phases}"),
+        ("sample", f"{summary['sampled']} pictures; rejected: {rejects}"),
     ]
-    return "\n".join([table(rows), *summary["notes"]])
+    return "\n".join([format_table(rows), *summary["notes"]])

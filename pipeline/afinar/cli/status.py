@@ -1,115 +1,44 @@
-"""`afinar status PATH`: what a dataset or a prediction folder holds, whether it is whole, what of it nothing needs."""
+"""`afinar status PATH`."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from afinar.cli import predictions_status
 from afinar.cli.arguments import parse
-from afinar.cli.run_folder import format_counts, size, table
-from afinar.config.checks import check_status
-from afinar.config.jobs import StatusConfig
-
-if TYPE_CHECKING:
-    from afinar.dataset.manifest import Manifest
-    from afinar.storage.store import Store
+from afinar.cli.formatting import format_counts, format_size, format_table
+from afinar.config.status import StatusConfig
 
 EXAMPLE = "afinar status dataset/ --verify"
 
 
-def configure(words: list[str]) -> StatusConfig:
-    """Parse and check."""
-    config = parse(StatusConfig, words, "afinar status", EXAMPLE)
-    check_status(config)
-    return config
+def configure(argv: list[str]) -> StatusConfig:
+    """Parse the arguments."""
+    return parse(StatusConfig, argv, "afinar status", EXAMPLE)
 
 
 def run(config: StatusConfig) -> dict[str, Any]:
-    """Look, and where asked verify and clean up. Exit code 1 where an object is damaged."""
-    from afinar.dataset.gc import is_dataset
-    from afinar.storage.open import open_store
+    """Read the status of a folder, delete and verify as requested, and return the summary."""
+    from afinar.report.status import read_status
 
-    store = open_store(config.path)
-    return _dataset(config, store) if is_dataset(store) else predictions_status.look(config, store)
-
-
-def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:
-    from afinar.dataset.gc import collect, drop_plans, manifests, open_plans, verify
-
-    kept = manifests(store)
-    summary: dict[str, Any] = {"dataset": store.root}
-    if config.gc:
-        withdrawn = (
-            {manifest.version for manifest in kept[: -config.keep]} if config.keep else set()
-        )
-        dropped = drop_plans(store, kept[-1].version) if config.drop_plans else []
-        summary |= {"withdrawn": sorted(withdrawn), "removed": dropped + collect(store, withdrawn)}
-        kept = [manifest for manifest in kept if manifest.version not in withdrawn]
-    summary |= {"versions": [_version(manifest) for manifest in kept], **_head(kept[-1])}
-    summary["plans"] = [
-        _plan(store, plan.name, plan.units) for plan in open_plans(store, kept[-1].version)
-    ]
-    if config.verify:
-        read, damage = verify(store, kept)
-        summary |= {
-            "verified": read,
-            "damaged": [asdict(found) for found in damage],
-            "exit_code": int(bool(damage)),
-        }
-        if damage:
-            return summary  # what the damaged objects say of the shards is not to be trusted
-    return summary | _shards(store, kept[-1])
-
-
-def _version(manifest: Manifest) -> dict[str, Any]:
-    counts = manifest.counts
-    return {
-        "version": manifest.version,
-        "lineage": manifest.lineage,
-        "created": manifest.created,
-        "samples": counts["samples"],
-        "rejects": counts["rejects"],
-        "classes": len(manifest.classes),
-        "splits": counts["splits"],
-    }
-
-
-def _head(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "source": manifest.source["uri"],
-        "preprocessing": manifest.preprocessing,
-        "labels": manifest.counts["labels"],
-        "splits": manifest.counts["splits"],
-        "repeats": manifest.counts["repeats"],
-        "rejects_by_reason": manifest.counts["rejects_by_reason"],
-        "forgotten": len(manifest.forgotten),
-    }
-
-
-def _shards(store: Store, manifest: Manifest) -> dict[str, Any]:
-    from afinar.dataset.manifest import get_objects, read_rows
-    from afinar.dataset.schema import INDEX
-
-    shards = get_objects(store, manifest, "shard")
-    places = read_rows(store, manifest, "index", INDEX).group_by(["shard", "row"]).aggregate([])
-    return {
-        "shards": len(shards),
-        "shard_bytes": sum(ref.bytes for ref in shards),
-        "dead_rows": sum(ref.rows for ref in shards) - len(places),
-    }
-
-
-def _plan(store: Store, name: str, units: frozenset[str]) -> dict[str, Any]:
-    from afinar.storage.commit import committed_units
-
-    return {"plan": name, "units": len(units), "committed": len(units & committed_units(store))}
+    return read_status(config)
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
+    """Return the summary as text."""
     if "predictions" in summary:
-        return predictions_status.describe(summary)
+        return format_table([*_prediction_rows(summary), *_upkeep_rows(summary)])
+
+    table = format_table([*_dataset_rows(summary), *_upkeep_rows(summary)])
+    versions = [
+        f"  {version['version']:>4}  {version['created']}  {version['samples']:>9} samples  "
+        f"{version['rejects']:>6} rejects  {version['classes']:>4} classes  "
+        f"{format_counts(version['splits'])}"
+        for version in summary["versions"]
+    ]
+    return "\n".join([table, "versions", *versions])
+
+
+def _dataset_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     view = summary["preprocessing"]
     rows = [
         ("dataset", summary["dataset"]),
@@ -121,37 +50,39 @@ def describe(summary: dict[str, Any]) -> str:
         ("rejects", format_counts(summary["rejects_by_reason"])),
     ]
     if "shards" in summary:
-        rows.append(
-            (
-                "shards",
-                f"{summary['shards']}, {size(summary['shard_bytes'])}, {summary['dead_rows']} rows dead",
-            )
-        )
-    for plan in summary["plans"]:
-        rows.append(
-            (
-                "unfinished",
-                f"{plan['plan']}: {plan['committed']} of {plan['units']} units committed",
-            )
-        )
+        size = format_size(summary["shard_bytes"])
+        rows.append(("shards", f"{summary['shards']}, {size}, {summary['dead_rows']} unused rows"))
+    return rows
+
+
+def _prediction_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("predictions", summary["predictions"])]
+    for partition in summary["partitions"]:
+        newest = " (newest)" if partition["partition"] == summary["current"] else ""
+        counts = f"{partition['rows']} pictures labelled, {partition['rejects']} rejected{newest}"
+        rows += [
+            (partition["partition"], counts),
+            ("  model", partition["model"]),
+            ("  sources", ", ".join(partition["sources"])),
+            ("  last run", format_counts(partition["last_run"])),
+        ]
+    return rows
+
+
+def _upkeep_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the rows on unfinished plans, deletions and verification."""
+    rows = [
+        ("unfinished", f"{plan['plan']}: {plan['committed']} of {plan['units']} units committed")
+        for plan in summary["plans"]
+    ]
     if "removed" in summary:
-        rows.append(
-            (
-                "removed",
-                f"{len(summary['removed'])} objects; versions withdrawn: {summary['withdrawn']}",
-            )
-        )
+        versions = ", ".join(map(str, summary["withdrawn"])) or "none"
+        rows.append(("deleted", f"{len(summary['removed'])} objects; versions: {versions}"))
     if "verified" in summary:
-        rows.append(
-            ("verified", f"{summary['verified']} objects, {len(summary['damaged'])} damaged")
-        )
-    rows += [
-        ("damaged", f"{found['error']} (versions {found['versions']})")
-        for found in summary.get("damaged", [])
-    ]
-    versions = [
-        f"  {entry['version']:>4}  {entry['created']}  {entry['samples']:>9} samples  {entry['rejects']:>6} rejects  "
-        f"{entry['classes']:>4} classes  {format_counts(entry['splits'])}"
-        for entry in summary["versions"]
-    ]
-    return "\n".join([table(rows), "versions", *versions])
+        counts = f"{summary['verified']} objects, {len(summary['damaged'])} damaged"
+        rows.append(("verified", counts))
+
+    for damage in summary.get("damaged", []):
+        needed_by = damage["versions"] if "versions" in damage else damage["partitions"]
+        rows.append(("damaged", f"{damage['error']} (in {', '.join(map(str, needed_by))})"))
+    return rows

@@ -1,64 +1,94 @@
-"""A labelling as one HTML page. Its plots are drawn by the page itself: the driver of a labelling stays small."""
+"""Page and run folder of a labelling. The plot is SVG in the template, without matplotlib."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from afinar.config.label import LabelConfig
+from afinar.labelling.driver import LabelOutcome
 from afinar.labelling.run_report import RunReport
 from afinar.labelling.stats import BINS, LabelStats
 from afinar.report.rendering import template
-from afinar.units.progress import format_duration, limiting_stage
+from afinar.report.run_folder import new_run, record_run, report_uri
+from afinar.units.progress import format_duration, limiting_phase
 
-_WIDTH, _HEIGHT = 900, 220  # of the histogram, in the units of its drawing
-_TICKS = 5
+_WIDTH: Final = 900  # of the histogram, in SVG units
+_HEIGHT: Final = 220
+_TICKS: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRun:
-    """What the page tells of: a run's name, what it labelled, into which partition of which folder."""
+    """One run: its name, its source, the partition that it wrote, its summary as JSON values."""
 
     run: str
     source: str
     partition: str
     summary: dict[str, Any]
-    account: RunReport
+    report: RunReport
 
 
-def label_page(label: LabelRun) -> str:
-    """Render the report of one labelling: `summary` is its LabelSummary, JSON-able."""
-    summary, answers = label.summary, label.account.stats.labels
-    before = label.account.baseline
+def record_labelling(
+    config: LabelConfig, outcome: LabelOutcome, summary: dict[str, Any]
+) -> dict[str, Any]:
+    """Write the run folder of a labelling, and return its summary with the URI of the page.
+
+    A run that published nothing leaves no folder, and its `report` stays None.
+    """
+    if outcome.report is None:
+        return summary
+    run = new_run()
+    summary = {**summary, "report": report_uri(config.predictions, run)}
+    page = label_page(
+        LabelRun(
+            run=run,
+            source=outcome.source,
+            partition=outcome.partition,
+            summary=summary,
+            report=outcome.report,
+        )
+    )
+    record_run(config.predictions, run, config, summary, page)
+    return summary
+
+
+def label_page(run: LabelRun) -> str:
+    """Return the page of a run."""
+    summary, stats, baseline = run.summary, run.report.stats.labels, run.report.baseline
+    before = baseline.labels if baseline else None
     return template("labelling.html.j2").render(
-        title=f"Labels of {label.source}",
-        run=label.run,
+        title=f"Labels of {run.source}",
+        run=run.run,
         summary=summary,
-        numbers=_numbers(summary, answers),
-        drift=label.account.drift(),
-        before=before.name if before else None,
-        classes=_classes(answers, before.labels if before else None),
-        answers=answers,
-        histogram=_histogram(answers, before.labels if before else None),
-        reasons=_reasons(label),
-        stages=_stages(summary["stages"]),
-        limit=limiting_stage(summary["stages"]),
+        numbers=_headline_numbers(summary, stats),
+        drift=run.report.drift(),
+        before=baseline.name if baseline else None,
+        classes=_classes(stats, before),
+        stats=stats,
+        histogram=_histogram(stats, before),
+        reasons=_reasons(run),
+        phases=_phases(summary["stages"]),
+        limit=limiting_phase(summary["stages"]),
         time=format_duration(summary["seconds"]),
-        folder=f"{summary['predictions']}/parts/model={label.partition}",
-        snippets=_snippets(summary["predictions"], label.partition),
+        folder=f"{summary['predictions']}/parts/model={run.partition}",
+        snippets=_snippets(summary["predictions"], run.partition),
     )
 
 
-def _numbers(summary: dict[str, Any], answers: LabelStats) -> list[tuple[str, str]]:
-    numbers = [
-        (name, f"{summary[name]:,}") for name in ("listed", "labelled", "rejected", "skipped")
-    ]
-    if answers.mean is not None:
-        numbers.append(("mean confidence", f"{answers.mean:.1%}"))
-    return [*numbers, ("pictures a second", f"{summary['images_per_second']:,.0f}")]
+def _headline_numbers(summary: dict[str, Any], stats: LabelStats) -> list[tuple[str, str]]:
+    counted = ("listed", "labelled", "rejected", "skipped")
+    numbers = [(name, f"{summary[name]:,}") for name in counted]
+    if stats.mean is not None:
+        numbers.append(("mean confidence", f"{stats.mean:.1%}"))
+    return [*numbers, ("pictures per second", f"{summary['images_per_second']:,.0f}")]
 
 
 def _classes(now: LabelStats, before: LabelStats | None) -> list[dict[str, Any]]:
-    """A row for each class, the most frequent first; `bar` and `mark` are per cent of the longest bar."""
+    """Return a row for each class, the most frequent first.
+
+    `bar` (this run) and `mark` (the baseline) are lengths in per cent of the longest bar.
+    """
     then = before if before and before.pictures else None
     names = {*now.labels, *(then.labels if then else ())}
     rows = [
@@ -70,6 +100,7 @@ def _classes(now: LabelStats, before: LabelStats | None) -> list[dict[str, Any]]
         }
         for name in names
     ]
+
     longest = max((max(row["share"], row["before"] or 0.0) for row in rows), default=0.0) or 1.0
     for row in rows:
         row["bar"] = 100 * row["share"] / longest
@@ -81,32 +112,37 @@ def _share(count: int, total: int) -> float:
     return count / total if total else 0.0
 
 
+def _shares(stats: LabelStats) -> list[float]:
+    return [_share(count, stats.pictures) for count in stats.histogram]
+
+
 def _histogram(now: LabelStats, before: LabelStats | None) -> dict[str, Any]:
-    """Places of the histogram's bars and of the line of the run before, in the drawing's units."""
-    shares = [_share(count, now.pictures) for count in now.histogram]
-    old = (
-        [_share(count, before.pictures) for count in before.histogram]
-        if before and before.pictures
-        else []
-    )
-    highest = max([*shares, *old]) or 1.0
-    wide = _WIDTH / BINS
+    """Return the bars of this run and the step line of the baseline, in SVG units."""
+    shares = _shares(now)
+    shares_before = _shares(before) if before and before.pictures else []
+    highest = max([*shares, *shares_before]) or 1.0
+    width = _WIDTH / BINS
 
     def y(share: float) -> float:
         return round(_HEIGHT * (1 - share / highest), 2)
 
     bars = [
         {
-            "x": round(place * wide + 1, 2), "y": y(share), "width": round(wide - 2, 2),
+            "x": round(number * width + 1, 2),
+            "y": y(share),
+            "width": round(width - 2, 2),
             "height": round(_HEIGHT - y(share), 2),
-            "said": f"{place / BINS:.2f} to {(place + 1) / BINS:.2f}: {now.histogram[place]:,} pictures, {share:.1%}",
+            "text": f"{number / BINS:.2f} to {(number + 1) / BINS:.2f}: "
+            f"{now.histogram[number]:,} pictures, {share:.1%}",
         }
-        for place, share in enumerate(shares)
-    ]  # fmt: skip
+        for number, share in enumerate(shares)
+    ]
+
+    # Two points for each bin: its left and its right edge.
     line = [
-        f"{round((place + end) * wide, 2)},{y(share)}"
-        for place, share in enumerate(old)
-        for end in (0, 1)
+        f"{round(edge * width, 2)},{y(share)}"
+        for number, share in enumerate(shares_before)
+        for edge in (number, number + 1)
     ]
     ticks = [
         (round(_WIDTH * tick / _TICKS, 2), f"{tick / _TICKS:.1f}") for tick in range(_TICKS + 1)
@@ -121,36 +157,44 @@ def _histogram(now: LabelStats, before: LabelStats | None) -> dict[str, Any]:
     }
 
 
-def _reasons(label: LabelRun) -> list[dict[str, Any]]:
-    """A row for each reason, the most frequent first, with a few of this run's rejects."""
-    counts: dict[str, int] = label.summary["rejects_by_reason"]
+def _reasons(run: LabelRun) -> list[dict[str, Any]]:
+    """Return a row for each reason, the most frequent first, with a few rejects of this run."""
+    counts: dict[str, int] = run.summary["rejects_by_reason"]
+    examples = run.report.stats.examples
     rows = [
-        {"reason": reason, "count": count, "examples": label.account.stats.examples.get(reason, [])}
+        {"reason": reason, "count": count, "examples": examples.get(reason, [])}
         for reason, count in counts.items()
     ]
     return sorted(rows, key=lambda row: -row["count"])
 
 
-def _stages(stages: dict[str, float]) -> list[dict[str, Any]]:
-    total = sum(stages.values()) or 1.0
+def _phases(seconds_by_phase: dict[str, float]) -> list[dict[str, Any]]:
+    total = sum(seconds_by_phase.values()) or 1.0
     rows = [
         {"name": name, "seconds": seconds, "share": seconds / total}
-        for name, seconds in stages.items()
+        for name, seconds in seconds_by_phase.items()
     ]
     return sorted(rows, key=lambda row: -row["share"])
 
 
 def _snippets(predictions: str, partition: str) -> list[tuple[str, str]]:
+    """Return titles and code that reads the predictions."""
     parts = f"{predictions}/parts/model={partition}"
-    query = f"SELECT label, count(*) AS pictures, avg(score) FROM {_quoted(f'{parts}/*.parquet')} GROUP BY ALL"
+    table = f"afinar.open_predictions({predictions!r}, {partition!r}).table"
     return [
-        ("In Python, every picture exactly once, even while a job is running",
-         f"import afinar\n\nafinar.open_predictions({predictions!r}, {partition!r}).table"),
+        (
+            "Python: every picture exactly once, even while a job is running",
+            f"import afinar\n\n{table}",
+        ),
         ("pandas", f"import pandas as pd\n\npd.read_parquet({parts!r})"),
-        ("DuckDB", query),
-    ]  # fmt: skip
+        (
+            "DuckDB",
+            "SELECT label, count(*) AS pictures, avg(score) "
+            f"FROM {_quote_sql(f'{parts}/*.parquet')} GROUP BY ALL",
+        ),
+    ]
 
 
-def _quoted(text: str) -> str:
-    doubled = text.replace("'", "''")
-    return f"'{doubled}'"
+def _quote_sql(text: str) -> str:
+    escaped = text.replace("'", "''")
+    return f"'{escaped}'"

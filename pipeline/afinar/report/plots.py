@@ -1,4 +1,4 @@
-"""The report's plots, as PNG bytes. Names of classes are drawn as they are, never parsed as markup."""
+"""Plots of the pages, as PNG bytes. Class names are drawn as they are, not parsed as TeX."""
 
 from __future__ import annotations
 
@@ -18,14 +18,8 @@ from afinar.evaluation.intervals import ConfidenceBin, wilson
 if TYPE_CHECKING:
     from afinar.evaluation.comparison import RunResult
 
-_COLOURS = (
-    "#4477aa",
-    "#ee6677",
-    "#228833",
-    "#ccbb44",
-    "#66ccee",
-    "#aa3377",
-)  # Tol's bright, safe for colour-blind eyes
+# Paul Tol's "bright" scheme, distinct for colour-blind readers too.
+_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 _STYLE: Any = {
     "text.parse_math": False,
     "font.size": 9.5,
@@ -51,7 +45,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def curves(runs: list[RunResult]) -> bytes:
-    """Loss and accuracy by epoch, one panel each; training dashed, validation solid."""
+    """Plot loss and accuracy by epoch in two panels; training dashed, validation solid."""
     with _figure(9.6, 3.4, 2) as (figure, (loss, accuracy)):
         for run, colour in zip(runs, _COLOURS, strict=False):
             epochs = [row["epoch"] for row in run.history]
@@ -63,6 +57,7 @@ def curves(runs: list[RunResult]) -> bytes:
                     axes.plot(
                         epochs, values, line, color=colour, marker=marker, markersize=3, label=label
                     )
+
         loss.set(title="Loss (cross-entropy)", xlabel="epoch", ylim=(0, None))
         accuracy.set(title="Accuracy (top-1, %)", xlabel="epoch", ylim=(None, 101))
         for axes in (loss, accuracy):
@@ -75,8 +70,8 @@ def curves(runs: list[RunResult]) -> bytes:
 
 
 def confusion_matrix(counts: NDArray[np.int64], classes: list[str]) -> bytes:
-    """Counts [true, predicted], shaded by the share of the true class."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    """Plot counts [true class, predicted class], shaded by their share of the true class."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # 1: a class without samples
     side = 1.6 + 0.55 * len(classes)
     with _figure(side + 0.8, side) as (figure, (axes,)):
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -97,15 +92,15 @@ def confusion_matrix(counts: NDArray[np.int64], classes: list[str]) -> bytes:
 
 
 def reliability_diagram(bins: list[ConfidenceBin]) -> bytes:
-    """Share right against confidence with 95 % intervals, and how many predictions were how sure."""
-    confidence = np.array([one.confidence for one in bins])
-    shares = [wilson(one.hits, one.samples) for one in bins]
-    accuracy = np.array([one.value for one in shares])
-    spread = np.abs(
-        np.array([[one.low for one in shares], [one.high for one in shares]]) - accuracy
-    )
+    """Plot accuracy by confidence with 95 % intervals, and a histogram of confidence."""
+    confidence = np.array([entry.confidence for entry in bins])
+    intervals = [wilson(entry.hits, entry.samples) for entry in bins]
+    accuracy = np.array([interval.value for interval in intervals])
+    ends = np.array([[interval.low, interval.high] for interval in intervals]).reshape(-1, 2).T
+    spread = np.abs(ends - accuracy)
+
     with _figure(9.6, 3.6, 2) as (figure, (right, count)):
-        right.plot([0, 1], [0, 1], "--", color="#999999", label="as sure as it is right")
+        right.plot([0, 1], [0, 1], "--", color="#999999", label="perfect calibration")
         right.errorbar(
             confidence,
             accuracy,
@@ -117,10 +112,10 @@ def reliability_diagram(bins: list[ConfidenceBin]) -> bytes:
             label="test, 95 % interval",
         )
         right.set(
-            title="Share right by confidence", xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.05)
+            title="Accuracy by confidence", xlabel="confidence", xlim=(0, 1.02), ylim=(0, 1.05)
         )
         right.legend(frameon=False, loc="upper left")
-        count.bar(confidence, [one.samples for one in bins], width=0.03, color=_COLOURS[0])
+        count.bar(confidence, [entry.samples for entry in bins], width=0.03, color=_COLOURS[0])
         count.set(title="Test pictures by confidence", xlabel="confidence", xlim=(0, 1.02))
         count.yaxis.get_major_locator().set_params(integer=True)
         for axes in (right, count):
@@ -129,7 +124,7 @@ def reliability_diagram(bins: list[ConfidenceBin]) -> bytes:
 
 
 def thumbnail(image: NDArray[np.uint8]) -> bytes:
-    """One picture uint8 [h, w, 3] as JPEG bytes."""
+    """Return a picture uint8 [height, width, 3] as JPEG bytes."""
     sink = io.BytesIO()
     Image.fromarray(image).save(sink, format="JPEG", quality=85)
     return sink.getvalue()

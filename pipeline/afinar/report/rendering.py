@@ -1,4 +1,4 @@
-"""Templates of pages: whatever a picture or a class may be called stays text."""
+"""Templates of the pages. Values are escaped: the name of a picture or of a class stays text."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import jinja2
 
 
 def template(name: str) -> jinja2.Template:
-    """A template of this folder. A variable that is missing is an error, not an empty place."""
+    """Return a template of this package. Rendering it without one of its variables is an error."""
 
-    def text(one: str) -> str:
-        return files("afinar.report").joinpath(one).read_text(encoding="utf-8")
+    def read(file: str) -> str:
+        return files("afinar.report").joinpath(file).read_text(encoding="utf-8")
 
     return jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
-        loader=jinja2.FunctionLoader(text),
+        loader=jinja2.FunctionLoader(read),
     ).get_template(name)

@@ -1,8 +1,7 @@
-"""The review queue as a page: the least certain pictures, on which people say what they show."""
+"""Page of the review queue: the least certain pictures, for people to label."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,24 +14,23 @@ from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import PictureError
 from afinar.predictions.review_queue import FORM, TABLE, ReviewQueue
-from afinar.report.page import data_uri
+from afinar.report.pieces import data_uri
 from afinar.report.plots import thumbnail
 from afinar.report.rendering import template
-from afinar.storage.open import open_reader
+from afinar.storage.multi_store import MultiStore
 
 PICTURES: Final = 200
 """Pictures on a page, the least certain of the queue: about 3 MB."""
 
 _GUESSES: Final = 5
-_VIEW: Final = StoredView(
-    size=240, fit="pad", background=(238, 241, 244)
-)  # the page's own grey: the whole picture
-_AT_ONCE: Final = 4  # pictures in memory
+_READS: Final = 4  # pictures in memory at once
+# The whole picture, padded with the grey of the page.
+_VIEW: Final = StoredView(size=240, fit="pad", background=(238, 241, 244))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One picture of the page; `image` is None for one that can no longer be read as it was labelled."""
+    """One picture of the page; `image` is None if the labelled picture cannot be read any more."""
 
     uri: str
     name: str
@@ -44,16 +42,13 @@ class Candidate:
 
 
 def review_page(queue: ReviewQueue) -> str:
-    """Render the least certain pictures of a queue: one self-contained page that saves what was decided as CSV."""
+    """Return a page with the least certain pictures of a queue; it saves people's labels as CSV."""
     rows = queue.table.slice(0, PICTURES).to_pylist()
+    candidates = [
+        _candidate(row, image) for row, image in zip(rows, _thumbnails(rows), strict=True)
+    ]
     return template("review.html.j2").render(
-        title="Pictures to review",
-        queue=queue,
-        candidates=[
-            _candidate(row, image) for row, image in zip(rows, _thumbnails(rows), strict=True)
-        ],
-        table=TABLE,
-        form=FORM,
+        title="Pictures to review", queue=queue, candidates=candidates, table=TABLE, form=FORM
     )
 
 
@@ -71,44 +66,26 @@ def _candidate(row: dict[str, Any], image: bytes | None) -> Candidate:
 
 
 def _thumbnails(rows: list[dict[str, Any]]) -> Iterator[bytes | None]:
-    """JPEGs of the pictures as they were labelled, in their order; None for one that changed since or is gone."""
-    source = _Pictures()
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        yield from pool.map(lambda row: source.thumbnail(row["uri"], row["etag"]), rows)
+    """Yield each picture as a JPEG, None if it was changed or deleted after it was labelled.
 
+    The page is worth having without its pictures: if the store does not answer, the rest are None.
+    """
+    remote = any(row["uri"].startswith("s3://") for row in rows)
+    reader = PictureReader(MultiStore(remote=remote))
+    is_store_lost = False
 
-class _Pictures:
-    """Pictures by their uri, wherever that is. Of a store that does not answer no more is asked."""
-
-    def __init__(self) -> None:
-        self._readers: dict[str, PictureReader] = {}
-        self._lock = threading.Lock()
-        self._gone = threading.Event()
-
-    def thumbnail(self, uri: str, etag: str) -> bytes | None:
-        if self._gone.is_set():
+    def read(row: dict[str, Any]) -> bytes | None:
+        nonlocal is_store_lost
+        if is_store_lost:
             return None
-        root, name = _split(uri)
         try:
-            return thumbnail(
-                decode(self._reader(root).read(PictureRef(name, etag, 0)), _VIEW).image
-            )
+            data = reader.read(PictureRef(row["uri"], row["etag"], 0))
+            return thumbnail(decode(data, _VIEW).image)
         except PictureError:
             return None
         except StorageError:
-            self._gone.set()
+            is_store_lost = True
             return None
 
-    def _reader(self, root: str) -> PictureReader:
-        with self._lock:
-            if root not in self._readers:
-                self._readers[root] = PictureReader(open_reader(root))
-            return self._readers[root]
-
-
-def _split(uri: str) -> tuple[str, str]:
-    """A store's root and an object's name in it: the bucket, or the root of the file system."""
-    if uri.startswith("s3://"):
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        return f"s3://{bucket}", key
-    return "/", uri.removeprefix("/")
+    with ThreadPoolExecutor(_READS) as pool:
+        yield from pool.map(read, rows)

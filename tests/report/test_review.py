@@ -1,4 +1,4 @@
-"""The page on which people review what the model was not sure of."""
+"""Page of the review queue."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from afinar.predictions.schema import PREDICTIONS
 from afinar.predictions.review_queue import ReviewQueue
+from afinar.predictions.schema import PREDICTIONS
 from afinar.report.review import review_page
 from afinar.storage.open import open_store
 
@@ -19,7 +19,7 @@ NASTY = "<script>alert('x')</script> & \"quoted\""
 
 
 class Page(HTMLParser):
-    """The cards of a page, and whatever it would load."""
+    """Collects the cards of a page and everything that it loads."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -31,21 +31,21 @@ class Page(HTMLParser):
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        found = dict(attrs)
+        attributes = dict(attrs)
         self.scripts += tag == "script"
         if tag == "fieldset":
-            self.cards.append(found)
-        if found.get("type") == "radio":
-            self.choices.append(found["value"])
+            self.cards.append(attributes)
+        if attributes.get("type") == "radio":
+            self.choices.append(attributes["value"])
         if tag == "img":
-            self.images.append(found["src"] or "")
+            self.images.append(attributes["src"] or "")
 
     def handle_data(self, data: str) -> None:
         self.text += data
 
 
 def queue_of(folder: Path, count: int, missing: int = 0) -> ReviewQueue:
-    """A queue of pictures whose class would like to be markup; the last `missing` do not exist."""
+    """Return a queue of pictures whose class looks like markup; the last `missing` do not exist."""
     for number in range(count - missing):
         (folder / f"{number}.jpg").write_bytes(jpeg(number))
     rows = []
@@ -72,7 +72,7 @@ def queue_of(folder: Path, count: int, missing: int = 0) -> ReviewQueue:
     )
 
 
-def test_the_page_shows_pictures_and_keeps_names_text(tmp_path: Path) -> None:
+def test_page_shows_pictures_and_names_stay_text(tmp_path: Path) -> None:
     queue = queue_of(tmp_path, 3, missing=1)
     html = review_page(queue)
     page = Page(html)
@@ -87,7 +87,9 @@ def test_the_page_shows_pictures_and_keeps_names_text(tmp_path: Path) -> None:
     assert not re.search(r"https?://|url\(|@import", html)
 
 
-def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_has_at_most_the_configured_number_of_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("afinar.report.review.PICTURES", 4)
     page = Page(review_page(queue_of(tmp_path, 6)))
     assert [card["data-uri"] for card in page.cards] == [
@@ -95,7 +97,7 @@ def test_a_page_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
-def test_a_picture_that_changed_since_is_not_shown_for_the_one_that_was_labelled(
+def test_picture_that_changed_after_labelling_is_not_shown(
     tmp_path: Path,
 ) -> None:
     queue = queue_of(tmp_path, 2)

@@ -1,0 +1,25 @@
+"""Text of summaries: counts, sizes and aligned tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def format_counts(counts: Mapping[str, int]) -> str:
+    """Return counts as "a 3, b 1"; "none" if there are none."""
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def format_size(size_bytes: float) -> str:
+    """Return a number of bytes as "3.2 GB"; B and kB without a decimal."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if size_bytes < 1000 or unit == "TB":
+            break
+        size_bytes /= 1000
+    return f"{size_bytes:.0f} {unit}" if unit in {"B", "kB"} else f"{size_bytes:.1f} {unit}"
+
+
+def format_table(rows: list[tuple[str, str]]) -> str:
+    """Return names and values as two aligned columns."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

@@ -1,0 +1,50 @@
+"""Parts of several pages: tiles of pictures, and images as data URIs."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from afinar.dataset.reader import Dataset
+from afinar.evaluation.comparison import RunResult
+from afinar.report.plots import thumbnail
+
+_MISTAKES: Final = 12
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture with its title and its caption; `image` is a data URI."""
+
+    image: str
+    title: str
+    caption: str
+
+
+def data_uri(data: bytes, image_format: str) -> str:
+    """Return the bytes of an image ("png" or "jpeg") as a URI that a page can contain."""
+    return f"data:image/{image_format};base64,{base64.b64encode(data).decode()}"
+
+
+def tiles(dataset: Dataset, rows: list[int], captions: list[str]) -> list[Tile]:
+    """Return a tile for each of `rows` (positions in the index), titled with its uri."""
+    uris = dataset.index.column("uri").take(pa.array(rows, pa.int64())).to_pylist()
+    return [
+        Tile(data_uri(thumbnail(image), "jpeg"), uri, caption)
+        for image, uri, caption in zip(dataset.read(rows), uris, captions, strict=True)
+    ]
+
+
+def mistake_tiles(dataset: Dataset, run: RunResult) -> list[Tile]:
+    """Return the wrong test predictions with the highest scores."""
+    is_wrong = pc.not_equal(run.test.column("label"), run.test.column("predicted"))
+    wrong = run.test.filter(is_wrong).sort_by([("score", "descending")]).slice(0, _MISTAKES)
+    captions = [
+        f"{row['label']} predicted as {row['predicted']}, score {row['score']:.0%}"
+        for row in wrong.to_pylist()
+    ]
+    return tiles(dataset, wrong.column("row").to_pylist(), captions)

@@ -1,0 +1,36 @@
+"""Run folders: `<target>/runs/<run>/` keeps configuration, summary and page of a job."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import Any
+
+from afinar.config.base import JobConfig, as_dict
+from afinar.storage.open import open_store
+
+
+def new_run() -> str:
+    """Return the name of a new run: its start in UTC and six random hex digits."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+
+
+def report_uri(target: str, run: str) -> str:
+    """Return the URI of the page of a run."""
+    return open_store(target).uri(_file(run, "report.html"))
+
+
+def record_run(
+    target: str, run: str, config: JobConfig, summary: dict[str, Any], page: str | None = None
+) -> None:
+    """Write the page of a run, if it has one, its configuration, and its summary last."""
+    store = open_store(target)
+    if page is not None:
+        store.put_if_absent(_file(run, "report.html"), page.encode())
+    store.put_if_absent(_file(run, "config.json"), json.dumps(as_dict(config), indent=1).encode())
+    store.put_if_absent(_file(run, "summary.json"), json.dumps(summary, indent=1).encode())
+
+
+def _file(run: str, name: str) -> str:
+    return f"runs/{run}/{name}"

@@ -1,0 +1,127 @@
+"""Status of a dataset or a prediction folder: contents, plans, verification, deletions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from afinar.config.status import StatusConfig
+from afinar.dataset.gc import collect_garbage, drop_plans, open_plans, verify_dataset
+from afinar.dataset.manifest import Manifest, get_manifests, is_dataset
+from afinar.dataset.reader import Dataset
+from afinar.predictions.gc import collect, require_manifest, verify
+from afinar.storage.markers import committed_units
+from afinar.storage.open import open_store
+from afinar.storage.store import Store
+from afinar.units.plans import StoredUnits, stored_plans
+from afinar.units.verify import Verification
+
+_PARTITION_FIELDS: Final = ("sources", "model", "rows", "rejects", "last_run")
+
+
+def read_status(config: StatusConfig) -> dict[str, Any]:
+    """Return the JSON summary of a folder, after the deletions that `config` asks for.
+
+    With `verify`, `exit_code` is 1 if an object is damaged. Raises RequestError for a folder that
+    holds neither a dataset nor predictions.
+    """
+    store = open_store(config.path)
+    return _dataset(config, store) if is_dataset(store) else _predictions(config, store)
+
+
+def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:
+    kept = get_manifests(store)
+    current = kept[-1]
+    summary: dict[str, Any] = {"dataset": store.root}
+
+    if config.gc:
+        deleted = [manifest.version for manifest in kept[: -config.keep]] if config.keep else []
+        dropped = drop_plans(store, current.version) if config.drop_plans else []
+        removed = dropped + collect_garbage(store, deleted)
+        summary |= {"withdrawn": deleted, "removed": removed}
+        kept = [manifest for manifest in kept if manifest.version not in deleted]
+
+    summary |= {"versions": [_version(manifest) for manifest in kept], **_head(current)}
+    summary["plans"] = _plans(store, open_plans(store, current.version))
+
+    if config.verify:
+        result = verify_dataset(store, kept)
+        summary |= _verification(result, "versions")
+        if result.damaged:
+            return summary  # the list of shards may be one of the damaged objects
+    return summary | _shards(store, current)
+
+
+def _version(manifest: Manifest) -> dict[str, Any]:
+    counts = manifest.counts
+    return {
+        "version": manifest.version,
+        "lineage": manifest.lineage,
+        "created": manifest.created,
+        "samples": counts["samples"],
+        "rejects": counts["rejects"],
+        "classes": len(manifest.classes),
+        "splits": counts["splits"],
+    }
+
+
+def _head(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "source": manifest.source["uri"],
+        "preprocessing": manifest.preprocessing,
+        "labels": manifest.counts["labels"],
+        "splits": manifest.counts["splits"],
+        "repeats": manifest.counts["repeats"],
+        "rejects_by_reason": manifest.counts["rejects_by_reason"],
+        "forgotten": len(manifest.forgotten),
+    }
+
+
+def _shards(store: Store, manifest: Manifest) -> dict[str, Any]:
+    dataset = Dataset(store, manifest)
+    shards = dataset.objects_of("shard")
+    # Duplicates share the row of a shard.
+    live = dataset.index.group_by(["shard", "row"]).aggregate([])
+    return {
+        "shards": len(shards),
+        "shard_bytes": sum(ref.bytes for ref in shards),
+        "dead_rows": sum(ref.rows for ref in shards) - len(live),
+    }
+
+
+def _predictions(config: StatusConfig, store: Store) -> dict[str, Any]:
+    manifest = require_manifest(store)
+    summary: dict[str, Any] = {
+        "predictions": store.root,
+        "version": manifest.version,
+        "current": manifest.current,
+    }
+    if config.gc:
+        collected = collect(store, config.keep, config.drop_plans)
+        summary |= {"withdrawn": collected.versions, "removed": collected.objects}
+
+    summary["partitions"] = [
+        {"partition": name, **{field: getattr(partition, field) for field in _PARTITION_FIELDS}}
+        for name, partition in manifest.partitions.items()
+    ]
+    summary["plans"] = _plans(store, stored_plans(store))
+    if config.verify:
+        summary |= _verification(verify(store, manifest), "partitions")
+    return summary
+
+
+def _plans(store: Store, plans: Iterable[StoredUnits]) -> list[dict[str, Any]]:
+    done = committed_units(store)
+    return [
+        {"plan": plan.name, "units": len(plan.units), "committed": len(plan.units & done)}
+        for plan in plans
+    ]
+
+
+def _verification(result: Verification[Any], owners: str) -> dict[str, Any]:
+    """Return the JSON form; `owners` is the key for what needs a damaged object."""
+    damaged = [
+        {"path": damage.path, "error": damage.error, owners: damage.needed_by}
+        for damage in result.damaged
+    ]
+    return {"verified": result.read, "damaged": damaged, "exit_code": int(bool(damaged))}

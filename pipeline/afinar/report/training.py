@@ -1,0 +1,126 @@
+"""Page of one training run."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from afinar.dataset.reader import Dataset
+from afinar.evaluation.comparison import RunResult
+from afinar.evaluation.intervals import calibration_error, reliability
+from afinar.report.pieces import data_uri, mistake_tiles
+from afinar.report.plots import confusion_matrix, curves, reliability_diagram
+from afinar.report.rendering import template
+from afinar.units.progress import format_duration
+
+_MATRIX_CLASSES: Final = 30  # the matrix of more classes is not readable
+_CONFUSED_PAIRS: Final = 20
+_PHASES: Final = {
+    "first_batch_s": "first batch",
+    "waiting_s": "waiting for data",
+    "copy_s": "copying",
+    "augment_s": "augmenting",
+    "prepare_s": "preparing",
+    "compute_s": "computing",
+    "seconds": "total",
+}
+
+
+def training_page(title: str, dataset: Dataset, run: RunResult) -> str:
+    """Return the page of a run. `dataset` is the version that it was trained on.
+
+    Parts that the run did not record (recall by class, times of its epochs) are left out.
+    """
+    version, counts = run.version, run.confusion
+    has_matrix = len(version.classes) <= _MATRIX_CLASSES
+    bins = reliability(
+        run.test.column("score").to_numpy(),
+        pc.equal(run.test.column("label"), run.test.column("predicted")).to_numpy(),
+    )
+    config = version.lineage["config"]
+    return template("training.html.j2").render(
+        title=title,
+        version=version,
+        numbers=_headline_numbers(run),
+        curves=data_uri(curves([run]), "png"),
+        mistakes=mistake_tiles(dataset, run),
+        mistakes_total=int((~run.hits).sum()),
+        test_total=len(run.hits),
+        recalls=_recalls(run),
+        confusion=data_uri(confusion_matrix(counts, version.classes), "png")
+        if has_matrix
+        else None,
+        confusion_width=250 + 85 * len(version.classes),
+        confused=_most_confused(counts, version.classes),
+        calibration_error=calibration_error(bins),
+        reliability=data_uri(reliability_diagram(bins), "png"),
+        times=_epoch_times(run.history),
+        dataset=dataset.manifest,
+        configuration={name.replace("_", "-"): value for name, value in config.items()},
+    )
+
+
+def _headline_numbers(run: RunResult) -> list[tuple[str, str]]:
+    """Return names and values of the metrics that the run has."""
+    metrics, accuracy = run.version.metrics, run.accuracy
+    test = metrics["test"]
+    numbers = [
+        (f"test top-1 ({accuracy.low:.1%} – {accuracy.high:.1%})", f"{accuracy.value:.1%}"),
+        ("validation top-1", f"{metrics['val']['top1']:.1%}"),
+    ]
+
+    optional = {"top5": "test top-5", "macro_f1": "test macro F1", "auroc": "test AUROC"}
+    for key, name in {**optional, "loss": "test loss"}.items():
+        if test.get(key) is not None:
+            numbers.append((name, format(test[key], ".1%" if key == "top5" else ".3f")))
+
+    numbers.append(("epochs", str(metrics["epochs"])))
+    numbers.append(("training time", format_duration(metrics["seconds"])))
+    return numbers
+
+
+def _recalls(run: RunResult) -> list[dict[str, Any]]:
+    """Return a row for each class, the lowest recall first; classes without samples are last."""
+    recall = run.version.metrics["test"].get("recall") or {}
+    counts = run.confusion
+    rows = [
+        {
+            "name": name,
+            "recall": recall[name],
+            "samples": int(counts[number].sum()),
+            "hits": int(counts[number, number]),
+        }
+        for number, name in enumerate(run.version.classes)
+        if name in recall
+    ]
+    return sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])
+
+
+def _most_confused(counts: NDArray[np.int64], classes: list[str]) -> list[tuple[str, str, int]]:
+    """Return the most frequent pairs of true and predicted class that differ, with their counts."""
+    wrong = counts - np.diag(np.diag(counts))
+    pairs = np.argwhere(wrong)
+    order = np.argsort(-wrong[tuple(pairs.T)], kind="stable")[:_CONFUSED_PAIRS]
+    return [
+        (classes[true], classes[predicted], int(wrong[true, predicted]))
+        for true, predicted in pairs[order]
+    ]
+
+
+def _epoch_times(history: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the seconds of each epoch by phase, and the sentence on the limit of the last one.
+
+    None if the run recorded no times.
+    """
+    epochs = [(row["epoch"], row["ledger"]) for row in history if row.get("ledger")]
+    if not epochs:
+        return None
+    rows = [
+        {"epoch": epoch, "seconds": [times.get(phase) for phase in _PHASES]}
+        for epoch, times in epochs
+    ]
+    _, last_times = epochs[-1]
+    return {"columns": list(_PHASES.values()), "rows": rows, "limit": last_times.get("limit")}

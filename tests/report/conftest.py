@@ -1,0 +1,65 @@
+"""Two training runs on pictures and classes whose names look like markup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from afinar import open_dataset
+from afinar.config.ingest import IngestConfig
+from afinar.config.train import TrainConfig
+from afinar.dataset.reader import Dataset
+from afinar.evaluation.comparison import RunResult, read_run
+from afinar.ingest.driver import run_ingest
+from afinar.storage.open import open_store
+from afinar.units.executor import InlineExecutor
+
+from tests.conftest import jpeg
+from tests.report.html import NASTY
+
+CLASS = NASTY.replace("/", "\N{FRACTION SLASH}")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A dataset and the runs that were trained on it."""
+
+    dataset: Dataset
+    runs: list[RunResult]
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """A dataset with a run from scratch of one epoch and a full one of four."""
+    folder = tmp_path_factory.mktemp("report")
+    for name, tint in ((CLASS, (60, 140, 60)), ("rust", (170, 80, 50))):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(40):
+            (folder / "pictures" / name / f'"><b>{number}.jpg').write_bytes(
+                jpeg(number + 50 * len(name), tint=tint)
+            )
+    dataset, models = str(folder / "dataset"), str(folder / "models")
+    config = IngestConfig(source=str(folder / "pictures"), dataset=dataset, size=64)
+    run_ingest(config, InlineExecutor())
+    runs = [_train(dataset, models, "scratch", 1), _train(dataset, models, "full", 4)]
+    return Compared(open_dataset(dataset), runs)
+
+
+def _train(dataset: str, models: str, regime: str, epochs: int) -> RunResult:
+    from afinar.training.distributed import Group
+    from afinar.training.publish import publish
+    from afinar.training.task import plan_training
+    from afinar.training.worker import train
+
+    config = TrainConfig(
+        dataset=dataset,
+        models=models,
+        backbone="small_cnn",
+        regime=regime,
+        weights="none",
+        input_size=64,
+        epochs=epochs,
+        batch_size=8,
+    )
+    task = plan_training(config, regime)
+    return read_run(open_store(models), publish(task, train(task, Group()), 1.0))
