@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from afinar.pictures.decode import Pixels, decode
+from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.resize import Pixels
 
 from tests.bench.outputs import off, reference
 from tests.bench.pictures import LARGE, make_pictures

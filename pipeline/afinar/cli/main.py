@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TextIO
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
     configure_logging()
+    # Pillow warns about odd files that it can read. See `configure_pillow`, which imports Pillow.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     if not argv or argv[0] in {"-h", "--help"}:
         print(_overview())  # noqa: T201
         return 0

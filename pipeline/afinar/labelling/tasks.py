@@ -80,7 +80,9 @@ def _split_into_blocks(task: LabelTask) -> list[Sequence[Entry]]:
 
 def _make_block(source: Source, view: StoredView, entries: Sequence[Entry]) -> Block:
     from afinar.inference.picture_stream import make_block
+    from afinar.pictures.decode import configure_pillow
 
+    configure_pillow()
     return make_block(_open_pictures(source, view), entries)
 
 

@@ -21,6 +21,7 @@ from afinar.inference.predictor import Predictor, best_classes, load_predictor
 from afinar.inference.quarantine import BadInputTracker, track_bad_inputs
 from afinar.labelling.tasks import LabelSpec, LabelTask
 from afinar.models.registry.versions import find_model
+from afinar.pictures.decode import configure_pillow
 from afinar.pictures.rejects import PictureError, Reason
 from afinar.predictions.schema import REJECTS, object_template
 from afinar.sources.entry import Entry
@@ -157,6 +158,7 @@ def make_labeller(spec: LabelSpec) -> Labeller:
     Limits torch to one thread, since a worker has one core.
     """
     torch.set_num_threads(1)
+    configure_pillow()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = load_predictor(*find_model(spec.model), device=device, precision=spec.precision)
     return Labeller(

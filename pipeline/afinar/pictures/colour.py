@@ -1,12 +1,13 @@
-"""From any of Pillow's modes to 8-bit RGB, without what a plain `convert("RGB")` gets silently wrong.
+"""Conversion of a picture in any of Pillow's modes to 8-bit RGB.
 
-That call clips 16-bit samples at 255, turns floats below 1 into black and shows the hidden colours of
-transparent pixels. Embedded colour profiles are not applied: CMYK becomes (1 - ink)(1 - black).
+Pillow's `convert("RGB")` clips 16-bit samples at 255, turns floats below 1 into black and shows the
+hidden colours of transparent pixels. This module scales samples and composites transparency.
+Embedded colour profiles are not applied: CMYK becomes (1 - ink)(1 - black).
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,16 +16,15 @@ from PIL import Image, ImageFile, TiffImagePlugin
 from afinar.pictures.rejects import PictureError, Reason
 
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # TIFF tags
-_BLOCK: Final = (
-    1 << 20
-)  # samples scaled at a time: float64 of a whole 89-megapixel picture would be 0.7 GB
+# Samples scaled at a time: the float64 of a whole 89-megapixel picture would take 0.7 GB.
+_BLOCK: Final = 1 << 20
 
-# A PNG gives its transparent colour at the depth of the file, and Pillow its samples with 8 bits.
+# A PNG states its transparent colour at the depth of the file; Pillow gives samples of 8 bits.
 _KEY_SCALE: Final = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
 def rescale_png_transparency(image: ImageFile.ImageFile) -> None:
-    """Bring the transparent colour of a PNG, as yet not loaded, to the depth that its samples will have."""
+    """Scale the transparent colour of a PNG to the 8 bits of its samples; call before `load`."""
     key = image.info.get("transparency")
     if image.format != "PNG" or key is None or not image.tile:
         return
@@ -36,9 +36,9 @@ def rescale_png_transparency(image: ImageFile.ImageFile) -> None:
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """RGB of a loaded picture, transparent parts over `background`; the picture itself where it is RGB.
+    """Return a loaded picture as RGB, with transparent parts composited over `background`.
 
-    Raises PictureError for samples that are not finite.
+    Returns the picture itself if it is RGB. Raises PictureError for samples that are not finite.
     """
     if image.mode.startswith("I") or image.mode == "F":
         return _from_deep(image, background)
@@ -47,14 +47,17 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
         canvas = Image.new("RGB", image.size, background)
         canvas.paste(rgba, mask=rgba)
         return canvas
+
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_deep(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Convert a grey picture of 12, 16 or 32 bits, or of floats."""
     samples = np.asarray(image)
-    if image.mode == "I" and _is_unsigned(image):
-        samples = samples.view(np.uint32)
-    grey = Image.fromarray(_to_eight_bits(samples, _white(image, samples)))
+    if image.mode == "I" and _depth_of(image) == (32, False):
+        samples = samples.view(np.uint32)  # Pillow gives unsigned samples as signed ones
+    grey = Image.fromarray(_to_eight_bits(samples, _white_level(image, samples)))
+
     key = image.info.get("transparency")
     if not isinstance(key, int):
         return grey.convert("RGB")
@@ -63,43 +66,45 @@ def _from_deep(image: Image.Image, background: tuple[int, int, int]) -> Image.Im
     return canvas
 
 
-def _white(image: Image.Image, samples: NDArray[Any]) -> float:
-    """The sample that is to become 255.
+def _white_level(image: Image.Image, samples: NDArray[Any]) -> float:
+    """Return the sample value that becomes 255.
 
-    Floats are taken as 0 to 1, or as 0 to 255 where any is above 1. Counts are taken at the depth the file
-    states, but those of 32 bits as 16 where none needs more.
+    1 for floats, or 255 if any is above 1. For integers the maximum of the depth that the file
+    states, such as 4095 for 12 bits; for 32 bits that of 16 bits if no sample is larger.
     """
     if image.mode == "F":
         if not np.isfinite(samples).all():
             raise PictureError(Reason.CORRUPT, "samples that are not finite")
         return 1.0 if samples.max(initial=0.0) <= 1.0 else 255.0
-    bits, signed = _tiff_depth(image)
-    if image.mode == "I" and bits not in {12, 16}:
+
+    depth = _depth_of(image)
+    if image.mode == "I" and depth.bits not in {12, 16}:
         if samples.max(initial=0) <= 65535:
             return 65535.0
         return float(np.iinfo(samples.dtype).max)
-    return float(2 ** (bits - signed) - 1)
+    return float(2 ** (depth.bits - depth.is_signed) - 1)
 
 
-def _tiff_depth(image: Image.Image) -> tuple[int, bool]:
-    """Bits per sample, and whether they are signed; 16 and unsigned for what is no TIFF."""
+class _Depth(NamedTuple):
+    bits: int
+    is_signed: bool
+
+
+def _depth_of(image: Image.Image) -> _Depth:
+    """Return the depth of a TIFF's samples; 16 bits, unsigned, for other formats."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return 16, False
-    bits, kind = image.tag_v2.get(_BITS_PER_SAMPLE, (16,)), image.tag_v2.get(_SAMPLE_FORMAT, (1,))
-    return int(bits[0]), kind[0] == _SIGNED
-
-
-def _is_unsigned(image: Image.Image) -> bool:
-    return _tiff_depth(image) == (32, False)
+        return _Depth(16, is_signed=False)
+    bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))
+    sample_format = image.tag_v2.get(_SAMPLE_FORMAT, (1,))
+    return _Depth(int(bits[0]), sample_format[0] == _SIGNED)
 
 
 def _to_eight_bits(samples: NDArray[Any], white: float) -> NDArray[np.uint8]:
-    """Round samples * 255 / white to uint8, below 0 and above 255 clipped."""
+    """Return samples * 255 / white, rounded and clipped to uint8."""
     result = np.empty(samples.shape, dtype=np.uint8)
     rows = max(1, _BLOCK // max(1, samples.shape[1]))
     for top in range(0, len(samples), rows):
-        scaled = samples[top : top + rows] * np.float64(
-            255.0 / white
-        )  # float64, that no float32 overflows
+        # float64, since the product of large float32 samples would overflow.
+        scaled = samples[top : top + rows] * np.float64(255.0 / white)
         result[top : top + rows] = np.clip(np.rint(scaled), 0, 255)
     return result

@@ -1,11 +1,10 @@
-"""The one way that bytes become an array.
+"""Decoding of a picture's bytes into its stored view, for ingest, inference and golden samples.
 
-Limits are checked on the header, before pixels are decoded. One picture's failure is a PictureError with a
-reason; anything a decoder can raise is caught around that one picture.
+Limits are checked on the header, before pixels are decoded. Every error of a decoder becomes a
+PictureError with a reason.
 
-Pillow decodes everything, JPEG included: its libjpeg-turbo is as fast as that of simplejpeg (24 against
-26 ms for 12 megapixels) and stops at a truncated file. Time went into the resize instead: see `resize`.
-"""
+Pillow decodes all formats, JPEG included: its libjpeg-turbo is as fast as simplejpeg's (24 and 26
+ms for 12 megapixels) and refuses a truncated file. The slow part was the resize: see `resize`."""
 
 from __future__ import annotations
 
@@ -25,25 +24,7 @@ from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import PictureError, Reason
 from afinar.pictures.resize import Pixels, write_square
 
-__all__ = [
-    "DEFAULT_LIMITS",
-    "FORMATS",
-    "Decoded",
-    "EncodedPicture",
-    "Limits",
-    "Pixels",
-    "decode",
-    "decode_into",
-    "decode_to_jpeg",
-]
-
-Image.init()  # `formats=` knows only plugins that are loaded, and Pillow loads most of them on demand
-# Pillow's remarks on odd files that it reads; limits are ours. Once for the process, because
-# `warnings.catch_warnings` around each picture is not safe where threads decode.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-AvifImagePlugin.DEFAULT_MAX_THREADS = (
-    1  # one process per core decodes; a thread per core in each is too many
-)
+Image.init()  # load all plugins: `formats=` finds only loaded ones
 
 # Pillow registers 43 formats, some of them thin wrappers over Ghostscript or barely tested.
 FORMATS: Final = (
@@ -61,25 +42,23 @@ FORMATS: Final = (
     "DDS",
     "PSD",
     "SGI",
-    "TGA",  # the last: it has no magic bytes, and takes icons for its own
+    "TGA",  # last: it has no magic bytes, and accepts icons too
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What is refused before decoding. The defaults admit any camera and refuse decompression bombs.
+    """Limits that are checked before decoding. The defaults admit any camera's pictures.
 
-    A 100,000 x 1 picture passes a limit on pixels and then needs 19.7 GB to resize by its shorter side:
-    hence limits on the side and on the ratio of the sides.
+    They refuse decompression bombs. A 100,000 x 1 picture passes a limit on pixels and then needs
+    19.7 GB for a resize by its shorter side: hence the limits on the longer side and the aspect.
     """
 
     max_bytes: int = 200_000_000
-    max_pixels: int = 89_478_485  # where Pillow itself starts to warn
+    max_pixels: int = 89_478_485  # above it, Pillow warns
     max_side: int = 50_000
     max_aspect: float = 50.0
-    max_slow_pixels: int = (
-        2_000_000  # for what Pillow decodes in Python, at 1.4 to 2.8 s a megapixel
-    )
+    max_slow_pixels: int = 2_000_000  # for codecs in Python, at 1.4 to 2.8 s per megapixel
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -87,7 +66,7 @@ DEFAULT_LIMITS: Final = Limits()
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """One picture: `image` uint8 [size, size, 3] RGB; width and height of the original, upright, in pixels."""
+    """A decoded picture: uint8 [size, size, 3] RGB, and the upright original's size in pixels."""
 
     image: Pixels
     width: int
@@ -96,19 +75,30 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class EncodedPicture:
-    """One picture for a shard of `store="jpeg"`: the square as JPEG; width and height as in `Decoded`."""
+    """A picture for a shard of `store="jpeg"`: the square as JPEG; the size as in `Decoded`."""
 
     jpeg: bytes
     width: int
     height: int
 
 
-def decode(data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS) -> Decoded:
-    """Decode one picture into its stored view.
+def configure_pillow() -> None:
+    """Set Pillow up for a worker process; call at the worker's entry point.
 
-    EXIF orientation is applied; of an animation the first frame is taken; 16-bit and float samples are
-    scaled to 8 bits. Raises PictureError, and nothing else, for whatever is wrong with the picture.
+    It silences Pillow's warnings about odd files that it can read; limits are checked here. The
+    filter is process-wide, since `warnings.catch_warnings` around each picture is not safe if
+    several threads decode. AVIF gets one thread, since one process per core decodes.
     """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+
+def decode(data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS) -> Decoded:
+    """Decode a picture into its stored view.
+
+    EXIF orientation is applied. Of an animation the first frame is taken. 16-bit and float samples
+    are scaled to 8 bits. Raises PictureError, and no other error, for a picture that cannot be
+    used."""
     image = np.empty((view.size, view.size, 3), dtype=np.uint8)
     width, height = decode_into(data, view, image, limits)
     return Decoded(image=image, width=width, height=height)
@@ -117,9 +107,9 @@ def decode(data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS) -> De
 def decode_into(
     data: bytes, view: StoredView, out: Pixels, limits: Limits = DEFAULT_LIMITS
 ) -> tuple[int, int]:
-    """As `decode`, into `out`, uint8 [size, size, 3]; returns the original's upright width and height.
+    """Decode into `out`, uint8 [size, size, 3]; return the upright original's width and height.
 
-    Raises PictureError; `out` then holds anything.
+    Raises PictureError as `decode` does; the content of `out` is then undefined.
     """
     width, height = _decode_square(data, view, out, limits)
     if view.store == "jpeg":
@@ -130,74 +120,16 @@ def decode_into(
 def decode_to_jpeg(
     data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS
 ) -> EncodedPicture:
-    """As `decode`, to the JPEG whose pixels `decode` gives with `view.store == "jpeg"`."""
+    """Decode into the JPEG whose pixels `decode` returns with `view.store == "jpeg"`."""
     out = np.empty((view.size, view.size, 3), dtype=np.uint8)
     width, height = _decode_square(data, view, out, limits)
     return EncodedPicture(encode_stored(out), width, height)
 
 
-def _decode_square(data: bytes, view: StoredView, out: Pixels, limits: Limits) -> tuple[int, int]:
-    if not data:
-        raise PictureError(Reason.EMPTY, "0 bytes")
-    if len(data) > limits.max_bytes:
-        raise PictureError(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, limit {limits.max_bytes}")
-    with _whatever_decoders_raise(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        width, height = image.size
-        _check_size(width, height, limits)
-        _check_codec(image, limits)
-        _check_ending(image, data)
-        # Decoding a JPEG at an eighth to a half of its size costs a fraction. A margin of two over the target
-        # keeps the mean difference from a full decode at 0.3 to 0.5 of a level of 255; 1.5 lets it pass 1.
-        image.draft(None, (2 * view.size, 2 * view.size))
-        rescale_png_transparency(image)
-        image.load()
-        _check_size(
-            *image.size, limits
-        )  # of an icon, the header tells one size and the picture may have another
-        # Only now: Pillow turns a TIFF itself, and a PNG may state its orientation after its pixels.
-        turn = _TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-        upright = image if turn is None else image.transpose(turn)
-        write_square(to_rgb(upright, view.background), view, out)
-    return (height, width) if turn in _SWAPS else (width, height)
-
-
-_IN_PYTHON: Final = {"bmp_rle", "dds_rgb", "ppm", "ppm_plain"}
-
-
-def _check_codec(image: ImageFile.ImageFile, limits: Limits) -> None:
-    codec = image.tile[0][0] if image.tile else ""
-    if codec in _IN_PYTHON and image.width * image.height > limits.max_slow_pixels:
-        size = f"{image.width}x{image.height} pixels"
-        raise PictureError(
-            Reason.TOO_MANY_PIXELS, f"{size}, limit {limits.max_slow_pixels} for the codec {codec}"
-        )
-
-
-def _check_ending(image: ImageFile.ImageFile, data: bytes) -> None:
-    """Refuse a JPEG that has no end marker: a copy broken off and filled with zeros decodes, grey below the break."""
-    if (
-        image.format == "JPEG"
-        and image.fp is not None
-        and data.rfind(_END_OF_IMAGE) < image.fp.tell()
-    ):
-        raise PictureError(Reason.TRUNCATED, "no end marker after the start of the scan")
-
-
-_END_OF_IMAGE: Final = b"\xff\xd9"  # cannot occur within a scan, but does in a thumbnail before it
-
-
-@contextmanager
-def _whatever_decoders_raise() -> Iterator[None]:
-    try:
-        yield
-    except PictureError:
-        raise
-    except Exception as error:
-        raise PictureError(_reason(error), f"{type(error).__name__}: {error}") from error
-
-
+_END_OF_IMAGE: Final = b"\xff\xd9"
+_SLOW_CODECS: Final = {"bmp_rle", "dds_rgb", "ppm", "ppm_plain"}  # decoded in Python
 _EXIF_ORIENTATION: Final = 0x0112
-_TURNS: Final = {
+_TRANSPOSITIONS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -206,7 +138,37 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SWAPS: Final = {_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8]}
+_SWAPPING_SIDES: Final = {_TRANSPOSITIONS[orientation] for orientation in (5, 6, 7, 8)}
+
+
+def _decode_square(data: bytes, view: StoredView, out: Pixels, limits: Limits) -> tuple[int, int]:
+    if not data:
+        raise PictureError(Reason.EMPTY, "0 bytes")
+    if len(data) > limits.max_bytes:
+        raise PictureError(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, limit {limits.max_bytes}")
+
+    with _translate_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        width, height = image.size
+        _check_size(width, height, limits)
+        _check_codec(image, limits)
+        _check_ending(image, data)
+
+        # A JPEG can be decoded at 1/8 to 1/2 of its size for a fraction of the time. At twice the
+        # target's size the mean difference from a full decode is 0.3 to 0.5 levels of 255; at 1.5
+        # times it exceeds 1.
+        image.draft(None, (2 * view.size, 2 * view.size))
+        rescale_png_transparency(image)
+        image.load()
+        _check_size(
+            *image.size, limits
+        )  # the picture in an icon may be larger than its header says
+
+        # Only after `load`: Pillow rotates a TIFF itself, and a PNG may state its orientation after
+        # its pixels.
+        transposition = _TRANSPOSITIONS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+        upright = image if transposition is None else image.transpose(transposition)
+        write_square(to_rgb(upright, view.background), view, out)
+    return (height, width) if transposition in _SWAPPING_SIDES else (width, height)
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:
@@ -219,16 +181,49 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
         raise PictureError(Reason.TOO_ELONGATED, f"{size}, limit {limits.max_aspect:g} to 1")
 
 
-def _reason(error: Exception) -> Reason:
+def _check_codec(image: ImageFile.ImageFile, limits: Limits) -> None:
+    codec = image.tile[0][0] if image.tile else ""
+    if codec in _SLOW_CODECS and image.width * image.height > limits.max_slow_pixels:
+        size = f"{image.width}x{image.height} pixels"
+        raise PictureError(
+            Reason.TOO_MANY_PIXELS, f"{size}, limit {limits.max_slow_pixels} for the codec {codec}"
+        )
+
+
+def _check_ending(image: ImageFile.ImageFile, data: bytes) -> None:
+    """Raise PictureError for a JPEG without an end marker.
+
+    A copy that broke off and was filled with zeros decodes without an error, grey below the break.
+    The marker cannot occur within a scan, but a thumbnail before the scan has one too.
+    """
+    if image.format != "JPEG" or image.fp is None:
+        return
+    start_of_scan = image.fp.tell()
+    if data.rfind(_END_OF_IMAGE) < start_of_scan:
+        raise PictureError(Reason.TRUNCATED, "no end marker after the start of the scan")
+
+
+@contextmanager
+def _translate_errors() -> Iterator[None]:
+    """Raise every error of a decoder as PictureError."""
+    try:
+        yield
+    except PictureError:
+        raise
+    except Exception as error:
+        raise PictureError(_reason_for(error), f"{type(error).__name__}: {error}") from error
+
+
+def _reason_for(error: Exception) -> Reason:
     if isinstance(error, UnidentifiedImageError):
         return Reason.UNIDENTIFIED
     if isinstance(error, Image.DecompressionBombError):
         return Reason.TOO_MANY_PIXELS
-    words = str(error).lower()
-    if isinstance(error, MemoryError) or "out of memory" in words:
-        return (
-            Reason.TOO_MUCH_MEMORY
-        )  # it may be the machine's fault: a run with more of it may try again
-    if "truncated" in words or "end of file" in words or "premature" in words:
+
+    message = str(error).lower()
+    # Transient: the machine may be at fault, and one with more memory may succeed.
+    if isinstance(error, MemoryError) or "out of memory" in message:
+        return Reason.TOO_MUCH_MEMORY
+    if "truncated" in message or "end of file" in message or "premature" in message:
         return Reason.TRUNCATED
     return Reason.CORRUPT

@@ -1,4 +1,4 @@
-"""From listed objects to their bytes, or to a reason why not."""
+"""Reading of listed pictures: their bytes, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -6,162 +6,155 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, TypeAlias
 
 from afinar.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
 from afinar.pictures.decode import DEFAULT_LIMITS, Limits
 from afinar.pictures.rejects import PictureError, Reason
+from afinar.storage.multi_store import MultiStore
+from afinar.storage.store import Reader
 
-_IN_A_ROW: Final = 20
-_ANNOUNCED: Final = 8  # files that the kernel is asked to read ahead
-_AHEAD_BYTES: Final = 256 * 2**20  # of pictures read and not yet decoded: bounds a worker's memory
+_MAX_CONSECUTIVE_FAILURES: Final = 20
+_PREFETCHED: Final = 8  # files that the kernel is asked to read ahead
+_MAX_AHEAD_BYTES: Final = 256 * 2**20  # of pictures read and not yet decoded, per worker
 
 
 class PictureRef(NamedTuple):
-    """A picture as listed: its object's name below the source, its change mark, its size in bytes."""
+    """A listed picture: name of its object below the source, etag, and size in bytes."""
 
     name: str
     etag: str
     size: int
 
 
-class Readable(Protocol):
-    """What reading pictures asks of a store."""
+_Outcome: TypeAlias = bytes | PictureError
 
-    @property
-    def parallel_reads(self) -> int:
-        """See Store."""
-        ...
 
-    def get(self, name: str, etag: str | None = None) -> bytes:
-        """See Store."""
-        ...
-
-    def prefetch(self, name: str) -> None:
-        """See Store."""
-        ...
-
-    def exists(self) -> bool:
-        """See Store."""
-        ...
+class _PendingRead(NamedTuple):
+    size: int
+    read: Future[_Outcome]
 
 
 class PictureReader:
-    """Reads the pictures of one unit, and tells a store that is gone from pictures that are."""
+    """Reader of the pictures of one unit. It tells a store that fails from pictures that do."""
 
-    def __init__(self, store: Readable, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, store: Reader | MultiStore, limits: Limits = DEFAULT_LIMITS) -> None:
         self._store, self._limits = store, limits
         self._consecutive_failures = 0
 
     def read(self, picture: PictureRef) -> bytes:
         """Read one picture.
 
-        Raises PictureError with a reason that says what kept the bytes away; StorageError when that
-        happened to twenty pictures in a row: then it is the store, and the unit is to be tried again.
+        Raises PictureError if it cannot be read, and StorageError if that happened to twenty
+        pictures in a row: then the store is at fault, and the unit should be tried again.
         """
-        return self._judged(_fetch(self._store, self._limits, picture))
+        outcome = self._fetch(picture)
+        self._check_store_health(outcome)
+        if isinstance(outcome, PictureError):
+            raise outcome
+        return outcome
 
     @contextmanager
     def read_ahead(
         self, pictures: Iterable[PictureRef]
     ) -> Iterator[Iterator[bytes | PictureError]]:
-        """Read pictures in their order, as many at once as the store rewards, ahead of whoever decodes them.
+        """Read pictures ahead of the caller, several at a time, and return them in their order.
 
-        Within the block the iterator yields what `read` returns or the PictureError it raises; it raises StorageError
-        as `read` does. The block ends the threads: left to the garbage collector they would be ended at any moment,
-        inside another thread pool's lock too.
+        Within the block, the iterator yields what `read` returns or the PictureError it raises; it
+        raises StorageError as `read` does. The end of the block ends the threads. Left to the
+        garbage collector, they could be ended while another thread pool's lock is held.
         """
         if self._store.parallel_reads == 1:
-            yield self._one_by_one(pictures)
+            yield self._read_in_sequence(pictures)
             return
+
         pool = ThreadPoolExecutor(self._store.parallel_reads)
         try:
-            yield self._at_once(pool, pictures)
+            yield self._read_concurrently(pool, pictures)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _one_by_one(self, pictures: Iterable[PictureRef]) -> Iterator[bytes | PictureError]:
-        coming: deque[PictureRef] = deque()
+    def _read_in_sequence(self, pictures: Iterable[PictureRef]) -> Iterator[_Outcome]:
+        prefetched: deque[PictureRef] = deque()
         for picture in pictures:
             self._store.prefetch(picture.name)
-            coming.append(picture)
-            if len(coming) > _ANNOUNCED:
-                yield self._outcome(_fetch(self._store, self._limits, coming.popleft()))
-        while coming:
-            yield self._outcome(_fetch(self._store, self._limits, coming.popleft()))
+            prefetched.append(picture)
+            if len(prefetched) > _PREFETCHED:
+                yield self._checked(self._fetch(prefetched.popleft()))
+        while prefetched:
+            yield self._checked(self._fetch(prefetched.popleft()))
 
-    def _at_once(
+    def _read_concurrently(
         self, pool: ThreadPoolExecutor, pictures: Iterable[PictureRef]
-    ) -> Iterator[bytes | PictureError]:
-        under_way: deque[tuple[int, Future[bytes | PictureError]]] = deque()
-        ahead = 0
+    ) -> Iterator[_Outcome]:
+        pending: deque[_PendingRead] = deque()
+        pending_bytes = 0
         for picture in pictures:
-            while under_way and self._is_far_ahead(len(under_way), ahead + picture.size):
-                size, read = under_way.popleft()
-                ahead -= size
-                yield self._outcome(read.result())
-            under_way.append(
-                (picture.size, pool.submit(_fetch, self._store, self._limits, picture))
-            )
-            ahead += picture.size
-        while under_way:
-            yield self._outcome(under_way.popleft()[1].result())
+            while pending and self._is_far_ahead(len(pending), pending_bytes + picture.size):
+                oldest = pending.popleft()
+                pending_bytes -= oldest.size
+                yield self._checked(oldest.read.result())
+            pending.append(_PendingRead(picture.size, pool.submit(self._fetch, picture)))
+            pending_bytes += picture.size
+        while pending:
+            yield self._checked(pending.popleft().read.result())
 
     def _is_far_ahead(self, pictures: int, size: int) -> bool:
-        return pictures >= 2 * self._store.parallel_reads or size > _AHEAD_BYTES
+        return pictures >= 2 * self._store.parallel_reads or size > _MAX_AHEAD_BYTES
 
-    def _outcome(self, outcome: bytes | PictureError) -> bytes | PictureError:
-        try:
-            return self._judged(outcome)
-        except PictureError as error:
-            return error
+    def _checked(self, outcome: _Outcome) -> _Outcome:
+        self._check_store_health(outcome)
+        return outcome
 
-    def _judged(self, outcome: bytes | PictureError) -> bytes:
+    def _check_store_health(self, outcome: _Outcome) -> None:
+        """Count consecutive failures; raise StorageError if there are too many.
+
+        Twenty forbidden pictures may be a folder that is closed to these credentials. So the store
+        is asked whether it still answers them, once per twenty pictures. If it does, go on.
+        """
         if not isinstance(outcome, PictureError):
             self._consecutive_failures = 0
-            return outcome
-        if outcome.reason in {Reason.FORBIDDEN, Reason.UNREACHABLE}:
-            self._consecutive_failures += 1
-            if self._consecutive_failures >= _IN_A_ROW and not (
-                outcome.reason == Reason.FORBIDDEN and self._may_list()
-            ):
-                raise StorageError(
-                    f"{_IN_A_ROW} pictures in a row could not be read, the last: {outcome}"
-                ) from outcome
-        raise outcome
+            return
+        if outcome.reason not in {Reason.FORBIDDEN, Reason.UNREACHABLE}:
+            return
 
-    def _may_list(self) -> bool:
-        """Whether the store still knows us: then it is a folder of pictures that we may not read, not our credentials.
+        self._consecutive_failures += 1
+        if self._consecutive_failures < _MAX_CONSECUTIVE_FAILURES:
+            return
+        if outcome.reason == Reason.FORBIDDEN:
+            self._consecutive_failures = 0
+            if self._store_answers():
+                return
+        raise StorageError(
+            f"{_MAX_CONSECUTIVE_FAILURES} pictures in a row could not be read, the last: {outcome}"
+        ) from outcome
 
-        Asked once for every twenty pictures.
-        """
-        self._consecutive_failures = 0
+    def _store_answers(self) -> bool:
         try:
             return self._store.exists()
         except StorageError:
             return False
 
+    def _fetch(self, picture: PictureRef) -> _Outcome:
+        """Read one picture; called by several threads at once. Returns errors, raises none."""
+        if picture.size > self._limits.max_bytes:
+            return PictureError(
+                Reason.TOO_MANY_BYTES, f"{picture.size} bytes, limit {self._limits.max_bytes}"
+            )
+        try:
+            return self._get(picture)
+        except ChangedError as error:
+            return PictureError(Reason.CHANGED_WHILE_READING, str(error))
+        except NotFoundError as error:
+            return PictureError(Reason.MISSING, str(error))
+        except ForbiddenError as error:
+            return PictureError(Reason.FORBIDDEN, str(error))
+        except StorageError as error:
+            return PictureError(Reason.UNREACHABLE, str(error))
 
-def _fetch(store: Readable, limits: Limits, picture: PictureRef) -> bytes | PictureError:
-    if picture.size > limits.max_bytes:
-        return PictureError(
-            Reason.TOO_MANY_BYTES, f"{picture.size} bytes, limit {limits.max_bytes}"
-        )
-    try:
-        return _read(store, picture.name, picture.etag)
-    except ChangedError as error:
-        return PictureError(Reason.CHANGED_WHILE_READING, str(error))
-    except NotFoundError as error:
-        return PictureError(Reason.MISSING, str(error))
-    except ForbiddenError as error:
-        return PictureError(Reason.FORBIDDEN, str(error))
-    except StorageError as error:
-        return PictureError(Reason.UNREACHABLE, str(error))
-
-
-def _read(store: Readable, name: str, etag: str) -> bytes:
-    """Read once, and once more for a store whose listing ran ahead of it."""
-    try:
-        return store.get(name, etag)
-    except ChangedError:
-        return store.get(name, etag)
+    def _get(self, picture: PictureRef) -> bytes:
+        """Get the bytes, and once more if they changed: a listing may be newer than its objects."""
+        try:
+            return self._store.get(picture.name, picture.etag)
+        except ChangedError:
+            return self._store.get(picture.name, picture.etag)

@@ -1,8 +1,9 @@
-"""The preprocessing contract: how bytes become the array a network sees, written down once.
+"""The preprocessing contract: how the bytes of a picture become the input of a network.
 
-Two views: the *stored view* is what shards hold (decoded, upright, RGB, square); the *input view* is what
-the network takes (its size, its normalisation). Ingest, training, labelling and the golden replay execute
-the same object, so labelling a picture from its file equals labelling it from its shard.
+It has two views. The *stored view* describes what shards contain (decoded, upright, RGB, square),
+the *input view* what the network takes (size, normalisation). Ingest, training, labelling and the
+golden replay use the same two objects. So labelling a picture from its file equals labelling it
+from its shard.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from afinar.config.base import fingerprint
 from afinar.config.ingest import Fit, StoreKind
 
 DECODER = "pillow/2"
-"""Changes whenever the same bytes would give other pixels, so that datasets of the old and new differ."""
+"""Version of the decoder. It changes whenever the same bytes would give other pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredView:
-    """From bytes to uint8 [size, size, 3].
+    """Conversion of a file's bytes to a square, uint8 [size, size, 3].
 
-    Alpha is composited over `background` (RGB, 0 to 255), which also fills `pad`. With `store="jpeg"` the
-    shard holds a JPEG of the square, and the stored pixels are what that JPEG decodes to.
+    Alpha is composited over `background` (RGB, 0 to 255), which also fills the borders of `pad`.
+    With `store="jpeg"` the shard contains a JPEG of the square, and the stored pixels are what
+    that JPEG decodes to.
     """
 
     size: int
@@ -32,24 +34,25 @@ class StoredView:
     store: StoreKind = "pixels"
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the view as JSON."""
         return {**asdict(self), "background": list(self.background)}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> StoredView:
-        """Inverse of `as_dict`."""
+        """Create a view from the JSON of `as_dict`."""
         return cls(**{**record, "background": tuple(record["background"])})
 
     def key(self) -> str:
-        """Digest of everything that determines the stored pixels."""
+        """Return a digest of everything that determines the stored pixels."""
         return fingerprint(self.as_dict())
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputView:
-    """From uint8 [n, size, size, 3] to float32 [n, 3, input_size, input_size].
+    """Conversion of uint8 [n, size, size, 3] to float32 [n, 3, input_size, input_size].
 
-    The whole stored square is resized (bilinear, antialiased), then (x / 255 - mean) / std per channel.
+    The whole stored square is resized (bilinear, antialiased). Then each channel becomes
+    (x / 255 - mean) / std.
     """
 
     input_size: int
@@ -57,12 +60,12 @@ class InputView:
     std: tuple[float, float, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON form."""
+        """Return the view as JSON."""
         return {"input_size": self.input_size, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> InputView:
-        """Inverse of `as_dict`."""
+        """Create a view from the JSON of `as_dict`."""
         return cls(
             input_size=record["input_size"], mean=tuple(record["mean"]), std=tuple(record["std"])
         )

@@ -1,8 +1,8 @@
 """Rejected pictures: the reasons, which of them are worth another try, and the budget of a job.
 
-A picture that cannot be used raises PictureError where it is read or decoded. A worker turns the error into a row
-of rejects (uri, etag, reason, detail). A driver compares the number of such rows with the job's budget.
-"""
+A picture that cannot be used raises PictureError where it is read or decoded. A worker turns the
+error into a row of rejects (uri, etag, reason, detail). A driver compares the number of such rows
+with the job's budget."""
 
 from __future__ import annotations
 
@@ -63,5 +63,5 @@ class PictureError(AfinarError):
 
 
 def exceeds_budget(rejected: int, listed: int, max_reject_rate: float) -> bool:
-    """Return True if more than the share `max_reject_rate` (0 to 1) of the listed pictures was rejected."""
+    """Return True if more than a share of `max_reject_rate` (0 to 1) was rejected."""
     return rejected > max_reject_rate * listed

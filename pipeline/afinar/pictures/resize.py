@@ -1,10 +1,11 @@
-"""From a decoded picture to its square, bicubic and antialiased.
+"""Resize of a decoded picture to its square, bicubic and antialiased.
 
-Resizing was most of the work: of the 2.6 ms that Pillow takes for a 500x375 JPEG at 256 px, 1.6 are its
-resize, in scalar code. cykooz-resizer (fast_image_resize) does the same in 0.25 ms with vector
-instructions, works on Pillow's memory without a copy, and gives the same bytes with AVX2, SSE 4.1 or none.
-Called once per axis, in Pillow's order, it rounds where Pillow rounds: the two differ by a level of 255 in
-a few of a thousand samples. So where it has no wheel, Pillow's own resize stands in.
+Pillow takes 2.6 ms for a 500x375 JPEG at 256 px, of which 1.6 are its resize, in scalar code.
+cykooz-resizer (fast_image_resize) takes 0.25 ms with vector instructions. It works on Pillow's
+memory without a copy and gives the same bytes with AVX2, SSE 4.1 or neither.
+
+It is called once per axis, in Pillow's order, so it rounds where Pillow rounds. The two differ by
+one level of 255 in a few of a thousand samples. Where it has no wheel, Pillow's resize is used.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ except ImportError:  # no wheel for this platform, or a bare accelerator machine
 Pixels = NDArray[np.uint8]
 Box = tuple[float, float, float, float]
 
-# The resizer reads Pillow's C structure, whose layout it knows by Pillow's major version.
+# The resizer reads Pillow's C structure and knows its layout for these major versions.
 HAS_VECTORS: Final = PilImageWrapper is not None and _pillow_version.split(".")[0] in {"12", "13"}
 
-_CONVOLUTION, _CATMULL_ROM = 2, 3  # the resizer's names for Pillow's BICUBIC, the cubic of a = -1/2
-_SUPPORT = 2.0  # half the width of a cubic, in pixels of the smaller grid
+_CONVOLUTION, _CATMULL_ROM = 2, 3  # the resizer's ids for Pillow's BICUBIC, the cubic of a = -1/2
+_SUPPORT = 2.0  # half the width of a cubic, in pixels of the coarser grid
 
 
 def write_square(image: Image.Image, view: StoredView, out: Pixels) -> None:
-    """Fit an RGB picture into `out`, uint8 [size, size, 3], as `view.fit` says."""
+    """Write an RGB picture to `out`, uint8 [size, size, 3], fitted according to `view.fit`."""
     width, height = image.size
     if view.fit == "crop":
         side = min(width, height)
@@ -60,22 +61,27 @@ def resize(image: Image.Image, size: tuple[int, int], box: Box) -> Pixels:
     """
     if not HAS_VECTORS:
         return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
+
     left, top, right, bottom = box
-    # Pillow's rule; the order decides where the sums between the two passes are rounded.
+    # Pillow's rule. The first pass is rounded to 8 bits, so the order changes the result.
     rows_first = image.height > size[1] and image.height - size[1] > 2 * (image.width - size[0])
     if rows_first:
-        first, last = _reach(left, right, size[0], image.width)
+        first, last = _contributing(left, right, size[0], image.width)
         middle = _pass(image, (last - first, size[1]), (first, top, last - first, bottom - top))
-        done = _pass(middle, size, (left - first, 0, right - left, size[1]))
+        result = _pass(middle, size, (left - first, 0, right - left, size[1]))
     else:
-        first, last = _reach(top, bottom, size[1], image.height)
+        first, last = _contributing(top, bottom, size[1], image.height)
         middle = _pass(image, (size[0], last - first), (left, first, right - left, last - first))
-        done = _pass(middle, size, (0, top - first, size[0], bottom - top))
-    return np.asarray(done)
+        result = _pass(middle, size, (0, top - first, size[0], bottom - top))
+    return np.asarray(result)
 
 
-def _reach(start: float, stop: float, size: int, limit: int) -> tuple[int, int]:
-    """The range of whole rows or columns that the kernels of `size` outputs over start..stop can see."""
+def _contributing(start: float, stop: float, size: int, limit: int) -> tuple[int, int]:
+    """Return the range of rows or columns that contribute to `size` outputs over start..stop.
+
+    Example: 64 outputs over the columns 62.5 to 437.5 of 500. One output covers 5.86 columns, its
+    kernel reaches 2 * 5.86 columns further, and one column is added: 49 to 451.
+    """
     margin = _SUPPORT * max(1.0, (stop - start) / size) + 1
     return max(0, math.floor(start - margin)), min(limit, math.ceil(stop + margin))
 

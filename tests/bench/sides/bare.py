@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from afinar.pictures.decode import Pixels, decode, decode_into
+from afinar.pictures.decode import decode, decode_into
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.resize import Pixels
 from PIL import Image
 
 Decoder = Callable[[bytes, StoredView], Pixels]
