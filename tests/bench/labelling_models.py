@@ -14,13 +14,14 @@ from typing import Final
 import numpy as np
 import torch
 from afinar.config.ingest import Fit
-from afinar.models.networks.backbones import check_cut
-from afinar.models.networks.network import Network, build_network, prepare
+from afinar.models.networks.architecture import Architecture
+from afinar.models.networks.cuts import resolve_cut
+from afinar.models.networks.network import Network, apply_input_view, build_network
 from afinar.models.networks.weights import IMAGENET_MEAN, IMAGENET_STD
 from afinar.models.registry.bundle import put_weights
-from afinar.models.registry.golden import COUNT as GOLDEN
-from afinar.models.registry.golden import put_golden, score
-from afinar.models.registry.versions import Architecture, ModelVersion, publish_model
+from afinar.models.registry.golden import MAX_SAMPLES as GOLDEN
+from afinar.models.registry.golden import compute_logits, put_golden
+from afinar.models.registry.versions import ModelVersion, publish_model
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import InputView, StoredView
 from afinar.storage.open import open_store
@@ -52,18 +53,18 @@ def make_model(models: Path, backbone: str, size: int, fit: Fit = "squash") -> s
     images = np.stack([decode(file, stored).image for file in files])
     architecture = Architecture(
         backbone=backbone,
-        cut=check_cut(backbone, "auto", size),
+        cut=resolve_cut(backbone, "auto", size),
         head="linear",
         input_size=size,
         classes=len(CLASSES),
     )
     network, _ = build_network(architecture)
     network.to(memory_format=torch.channels_last)
-    _fit(network, [prepare(torch.from_numpy(batch), view) for batch in _batches(images)])
+    _fit(network, [apply_input_view(torch.from_numpy(batch), view) for batch in _batches(images)])
     store = open_store(str(models))
     weights = put_weights(store, network)
     golden = put_golden(
-        store, files[:GOLDEN], images[:GOLDEN], score(network, images[:GOLDEN], view)
+        store, files[:GOLDEN], images[:GOLDEN], compute_logits(network, images[:GOLDEN], view)
     )
     publish_model(
         store,

@@ -18,6 +18,7 @@ from tests.bench.sides.train_steps import device_name
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Pictures per second with the fastest of `request["batches"]`; the network is the one that labelling makes."""
     device = torch.device(request["device"])
+    torch.backends.cudnn.allow_tf32 = False  # as in labelling
     predictor = load_predictor(
         *find_model(request["model"]), device=request["device"], precision="auto"
     )

@@ -1,6 +1,6 @@
-"""Which backbones there are: a static table, so that a request is checked without importing torch.
+"""Static table of backbones. A request is checked against it without importing torch.
 
-A test holds it against torchvision's own registry and against the networks themselves.
+A test compares it with torchvision's registry and with the networks.
 """
 
 from __future__ import annotations
@@ -13,23 +13,25 @@ from afinar.errors import RequestError
 
 # fmt: off
 _TORCHVISION: Final = (
-    "alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny", "densenet121", "densenet161",
-    "densenet169", "densenet201", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3",
-    "efficientnet_b4", "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_l",
-    "efficientnet_v2_m", "efficientnet_v2_s", "googlenet", "inception_v3", "maxvit_t", "mnasnet0_5",
-    "mnasnet0_75", "mnasnet1_0", "mnasnet1_3", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small",
-    "regnet_x_16gf", "regnet_x_1_6gf", "regnet_x_32gf", "regnet_x_3_2gf", "regnet_x_400mf", "regnet_x_800mf",
-    "regnet_x_8gf", "regnet_y_128gf", "regnet_y_16gf", "regnet_y_1_6gf", "regnet_y_32gf", "regnet_y_3_2gf",
-    "regnet_y_400mf", "regnet_y_800mf", "regnet_y_8gf", "resnet101", "resnet152", "resnet18", "resnet34",
-    "resnet50", "resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d", "shufflenet_v2_x0_5",
-    "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "squeezenet1_0", "squeezenet1_1", "swin_b",
-    "swin_s", "swin_t", "swin_v2_b", "swin_v2_s", "swin_v2_t", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16",
-    "vgg16_bn", "vgg19", "vgg19_bn", "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32",
-    "wide_resnet101_2", "wide_resnet50_2",
+    "alexnet", "convnext_base", "convnext_large", "convnext_small", "convnext_tiny", "densenet121",
+    "densenet161", "densenet169", "densenet201", "efficientnet_b0", "efficientnet_b1",
+    "efficientnet_b2", "efficientnet_b3", "efficientnet_b4", "efficientnet_b5", "efficientnet_b6",
+    "efficientnet_b7", "efficientnet_v2_l", "efficientnet_v2_m", "efficientnet_v2_s", "googlenet",
+    "inception_v3", "maxvit_t", "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3",
+    "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_16gf", "regnet_x_1_6gf",
+    "regnet_x_32gf", "regnet_x_3_2gf", "regnet_x_400mf", "regnet_x_800mf", "regnet_x_8gf",
+    "regnet_y_128gf", "regnet_y_16gf", "regnet_y_1_6gf", "regnet_y_32gf", "regnet_y_3_2gf",
+    "regnet_y_400mf", "regnet_y_800mf", "regnet_y_8gf", "resnet101", "resnet152", "resnet18",
+    "resnet34", "resnet50", "resnext101_32x8d", "resnext101_64x4d", "resnext50_32x4d",
+    "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0",
+    "squeezenet1_0", "squeezenet1_1", "swin_b", "swin_s", "swin_t", "swin_v2_b", "swin_v2_s",
+    "swin_v2_t", "vgg11", "vgg11_bn", "vgg13", "vgg13_bn", "vgg16", "vgg16_bn", "vgg19", "vgg19_bn",
+    "vit_b_16", "vit_b_32", "vit_h_14", "vit_l_16", "vit_l_32", "wide_resnet101_2",
+    "wide_resnet50_2",
 )
 # fmt: on
 
-# The size at which torchvision's default weights were evaluated, where it is not 224 px.
+# Input size in pixels at which torchvision evaluated its default weights, if not 224.
 _INPUT_SIZE: Final = {
     "inception_v3": 299,
     "efficientnet_b1": 240,
@@ -52,7 +54,7 @@ _INPUT_SIZE: Final = {
 
 @dataclass(frozen=True, slots=True)
 class BackboneInfo:
-    """What is known of a backbone without building it. `input_size` in pixels is the network's own."""
+    """Facts about a backbone that need no network. `input_size` is in pixels."""
 
     name: str
     input_size: int
@@ -69,9 +71,11 @@ CATALOGUE: Final[dict[str, BackboneInfo]] = {
 
 
 def require_backbone(name: str) -> BackboneInfo:
-    """The catalogue's entry; RequestError naming the nearest ones for an unknown name."""
+    """Return a backbone's entry. Raises RequestError for an unknown name, with similar names."""
     if name not in CATALOGUE:
-        near = difflib.get_close_matches(name, CATALOGUE, n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(near)}?" if near else "the README lists the backbones"
+        similar = difflib.get_close_matches(name, CATALOGUE, n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {', '.join(similar)}?" if similar else "the README lists the backbones"
+        )
         raise RequestError(f"--backbone {name!r} is unknown; {hint}")
     return CATALOGUE[name]

@@ -1,4 +1,4 @@
-"""Networks that torchvision does not have: the courses' small CNN and EfficientNet-Lite0."""
+"""Networks that torchvision lacks: the small CNN of courses, and EfficientNet-Lite0."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from torchvision.models.efficientnet import EfficientNet, MBConvConfig
 
 
 def small_cnn(input_size: int, classes: int = 1000) -> nn.Sequential:
-    """Transfer-learning courses' network for training from scratch: 1.2 M parameters at 224 px.
+    """Return the network that transfer-learning courses train from scratch.
 
-    Four times 3x3 valid convolution of 32 channels, ReLU, 2x2 pooling; dropout .25 after the second and
-    the fourth; dense 256, dropout .5, dense.
+    It has four blocks of a 3x3 convolution of 32 channels without padding, ReLU and 2x2 pooling,
+    with dropout 0.25 after the second and fourth block; then dense 256, ReLU, dropout 0.5, dense.
+    The side of the activations falls from 224 px to 111, 54, 26 and 12; the network has 1.2 million
+    parameters.
     """
     layers: list[nn.Module] = []
     channels, side = 3, input_size
@@ -34,7 +36,7 @@ def small_cnn(input_size: int, classes: int = 1000) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-# expand ratio, kernel, stride, in, out, repeats of each stage
+# Expansion ratio, kernel, stride, input channels, output channels and repeats of each stage.
 _LITE0_STAGES = (
     (1, 3, 1, 32, 16, 1),
     (6, 3, 2, 16, 24, 2),
@@ -47,30 +49,35 @@ _LITE0_STAGES = (
 
 
 class _NoExcitation(nn.Identity):
-    """Stands where EfficientNet has squeeze-and-excitation; Lite has none."""
+    """Identity in place of EfficientNet's squeeze-and-excitation, which the Lite variant lacks."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
 
 def efficientnet_lite0(classes: int = 1000) -> nn.Module:
-    """EfficientNet-Lite0 from torchvision's own blocks.
+    """Return EfficientNet-Lite0, built from torchvision's blocks.
 
-    EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) as published for mobile accelerators: no
-    squeeze-and-excitation, ReLU6 instead of SiLU, stem and last stage not scaled. Padding is torch's,
-    symmetric, where the original's is TensorFlow's.
+    It is EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) as published for mobile accelerators:
+    no squeeze-and-excitation, ReLU6 instead of SiLU, stem and last stage not scaled. Padding is
+    symmetric, as usual in torch; the original uses TensorFlow's.
     """
     block = partial(efficientnet.MBConv, se_layer=_NoExcitation)
     stages = [MBConvConfig(*stage, block=block) for stage in _LITE0_STAGES]
     network: nn.Module = EfficientNet(
-        stages, dropout=0.2, stochastic_depth_prob=0.0, norm_layer=partial(nn.BatchNorm2d, eps=1e-3),
-        num_classes=classes, last_channel=1280,
-    )  # fmt: skip
+        stages,
+        dropout=0.2,
+        stochastic_depth_prob=0.0,
+        norm_layer=partial(nn.BatchNorm2d, eps=1e-3),
+        num_classes=classes,
+        last_channel=1280,
+    )
     _replace_activations(network)
     return network
 
 
 def _replace_activations(module: nn.Module) -> None:
+    """Replace each SiLU by ReLU6, in place."""
     for name, child in module.named_children():
         if isinstance(child, nn.SiLU):
             setattr(module, name, nn.ReLU6(inplace=True))
@@ -81,17 +88,24 @@ def _replace_activations(module: nn.Module) -> None:
 def remap_by_position(
     state: dict[str, torch.Tensor], network: nn.Module
 ) -> dict[str, torch.Tensor]:
-    """Rename a state dict that lists its tensors in the network's own order under other names.
+    """Return `state` with the names of `network`, whose tensors it lists in the same order.
 
-    Raises ValueError when the two do not correspond one to one.
+        state                network              result
+        _conv_stem.weight    features.0.0.weight  features.0.0.weight: the first tensor
+        _bn0.weight          features.0.1.weight  features.0.1.weight: the second tensor
+
+    Counters of batches (`num_batches_tracked`) are left out. Raises ValueError if the number of
+    tensors or a shape differs.
     """
     counters = "num_batches_tracked"
-    theirs = [tensor for name, tensor in state.items() if not name.endswith(counters)]
-    ours = {
+    source = [tensor for name, tensor in state.items() if not name.endswith(counters)]
+    target = {
         name: tensor for name, tensor in network.state_dict().items() if not name.endswith(counters)
     }
-    renamed = dict(zip(ours, theirs, strict=True))
+
+    renamed = dict(zip(target, source, strict=True))
     for name, tensor in renamed.items():
-        if tensor.shape != ours[name].shape:
-            raise ValueError(f"{name}: {tuple(tensor.shape)} instead of {tuple(ours[name].shape)}")
+        expected = target[name].shape
+        if tensor.shape != expected:
+            raise ValueError(f"{name}: {tuple(tensor.shape)} instead of {tuple(expected)}")
     return renamed

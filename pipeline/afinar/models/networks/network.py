@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from afinar.config.jobs import Pool
+from afinar.config.train import Pool
 from afinar.errors import RequestError
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import build_backbone

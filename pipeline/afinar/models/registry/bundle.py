@@ -1,4 +1,4 @@
-"""What a published model consists of besides its record: weights as safetensors, objects under their hash."""
+"""Objects of a published model: weights as safetensors, named by their hash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from afinar.storage.store import Store
 
 
 def put_weights(store: Store, network: Network) -> ObjectRef:
-    """Write a network's weights as safetensors, named by their hash."""
+    """Write a network's weights as safetensors."""
     state = {
         name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
     }
@@ -21,17 +21,19 @@ def put_weights(store: Store, network: Network) -> ObjectRef:
 
 
 def put_by_hash(store: Store, template: str, data: bytes | memoryview, rows: int) -> ObjectRef:
-    """Write an object under its whole hash."""
+    """Write an object whose name is `template` with its whole SHA-256 inserted."""
     return put_object(store, template.format(sha256(data)), data, rows)
 
 
 def load_network(store: Store, version: ModelVersion) -> Network:
-    """Build the network and load its verified weights; eval mode, channels last.
+    """Build a version's network and load its verified weights; eval mode, channels last.
 
-    Weights in a bucket are fetched once per machine, however many of its processes ask.
+    Weights in a bucket are fetched once per machine and shared by its processes. Raises
+    IntegrityError for weights that do not have their hash.
     """
-    network, _ = build_network(version.architecture)
+    network = build_network(version.architecture).network
     with open_verified(store, version.weights, Cache()) as file:
-        # The library maps a path: this one is of the descriptor, so that what is loaded is what was verified.
+        # safetensors maps a file by its path. The path of the open descriptor makes sure that the
+        # loaded file is the verified one, even if another process replaces it in the meantime.
         network.load_state_dict(safetensors.torch.load_file(f"/proc/self/fd/{file.fileno()}"))
     return network.eval().to(memory_format=torch.channels_last)

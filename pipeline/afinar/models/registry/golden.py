@@ -1,13 +1,13 @@
-"""Golden samples: pictures that a bundle carries with the answers it gave on the day it was published.
+"""Golden samples: pictures stored with a model, with the logits that it had when it was published.
 
-Every worker that loads a bundle decodes and scores them before its first picture, so a library, a
-processor or a shortcut that changes the answers is found before it labels anything.
+Every worker that loads a model decodes them and computes their logits before its first picture. So
+if a library, a processor or an optimisation changes the results, nothing is labelled with them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from afinar.dataset.reader import Dataset
 from afinar.errors import ModelError, StorageError
-from afinar.models.networks.network import Network, prepare
+from afinar.models.networks.network import Network, apply_input_view
+from afinar.models.networks.precision import tf32_disabled
 from afinar.models.registry.bundle import put_by_hash
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import InputView, StoredView
@@ -25,34 +26,47 @@ from afinar.storage.objects import ObjectRef, get_object, sha256
 from afinar.storage.open import open_reader
 from afinar.storage.store import Store
 
-COUNT: Final = 32
-REDUCED_TOLERANCE: Final = 0.02  # of a probability
-FLOAT32_TOLERANCE: Final = (
-    1e-3  # relative to the largest logit: other processors sum in another order
-)
+MAX_SAMPLES: Final = 32
+REDUCED_TOLERANCE: Final = 0.02  # largest difference of a probability in reduced precision
+# Largest difference of a float32 logit, relative to the largest logit: processors sum in different
+# orders, and their rounding errors differ.
+FLOAT32_TOLERANCE: Final = 1e-3
+_DECODE_TOLERANCE: Final = 1.0  # mean difference of a pixel value, of 255
+
+
+class GoldenPictures(NamedTuple):
+    """Golden samples before their logits are known. See Golden."""
+
+    files: list[bytes]
+    images: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Golden:
-    """files: original bytes, b"" where out of reach; images uint8 [n, s, s, 3]; logits float32 [n, classes]."""
+    """Golden samples of a model.
+
+    files: original bytes, empty where the file was not readable. images: uint8 [n, size, size, 3].
+    logits: float32 [n, classes].
+    """
 
     files: list[bytes]
     images: NDArray[np.uint8]
     logits: NDArray[np.float32]
 
 
-def pick_golden(dataset: Dataset, rows: NDArray[np.int64]) -> tuple[list[bytes], NDArray[np.uint8]]:
-    """Up to 32 of `rows`, spread by content hash, with their original files where these still are.
+def pick_golden(dataset: Dataset, rows: NDArray[np.int64]) -> GoldenPictures:
+    """Return up to 32 samples of `rows`: those with the smallest content hashes.
 
-    A file that changed since ingest is no witness of the stored pixels and is left out.
+    A file that is missing or has changed since ingest gives empty bytes: its stored pixels do not
+    come from it.
     """
     ids = dataset.index.column("sample_id").take(pa.array(rows)).to_pylist()
-    chosen = [int(row) for _, row in sorted(zip(ids, rows.tolist(), strict=True))[:COUNT]]
-    files = [_original(dataset, row) for row in chosen]
-    return files, dataset.read(chosen)
+    by_hash = sorted(zip(ids, rows.tolist(), strict=True))
+    chosen = [int(row) for _, row in by_hash[:MAX_SAMPLES]]
+    return GoldenPictures([_original_file(dataset, row) for row in chosen], dataset.read(chosen))
 
 
-def _original(dataset: Dataset, row: int) -> bytes:
+def _original_file(dataset: Dataset, row: int) -> bytes:
     record = dataset.index.slice(row, 1).to_pylist()[0]
     folder, _, name = record["uri"].rpartition("/")
     try:
@@ -62,11 +76,14 @@ def _original(dataset: Dataset, row: int) -> bytes:
     return data if sha256(data) == record["sample_id"] else b""
 
 
-def score(network: Network, images: NDArray[np.uint8], view: InputView) -> NDArray[np.float32]:
-    """Logits float32 [n, classes] of stored views uint8 [n, s, s, 3]."""
-    first = next(network.parameters())
-    with torch.inference_mode():
-        inputs = prepare(torch.from_numpy(images).to(first.device), view).to(first.dtype)
+def compute_logits(
+    network: Network, images: NDArray[np.uint8], view: InputView
+) -> NDArray[np.float32]:
+    """Return the logits, float32 [n, classes], of stored views uint8 [n, size, size, 3]."""
+    parameter = next(network.parameters())
+    with torch.inference_mode(), tf32_disabled(parameter.device):
+        pixels = torch.from_numpy(images).to(parameter.device)
+        inputs = apply_input_view(pixels, view).to(parameter.dtype)
         logits: NDArray[np.float32] = network(inputs).float().cpu().numpy()
     return logits
 
@@ -74,14 +91,14 @@ def score(network: Network, images: NDArray[np.uint8], view: InputView) -> NDArr
 def put_golden(
     store: Store, files: list[bytes], images: NDArray[np.uint8], logits: NDArray[np.float32]
 ) -> ObjectRef:
-    """Write golden samples, named by their hash."""
+    """Write golden samples as an Arrow file, named by its hash."""
     count, size = images.shape[:2]
-    kind = pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))
-    flat = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), size * size * 3)
+    tensor_type = pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))
+    pixels = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), size * size * 3)
     table = pa.table(
         {
             "file": pa.array(files, pa.binary()),
-            "image": pa.ExtensionArray.from_storage(kind, flat),
+            "image": pa.ExtensionArray.from_storage(tensor_type, pixels),
             "logits": pa.array(list(logits), pa.list_(pa.float32())),
         }
     )
@@ -89,63 +106,77 @@ def put_golden(
 
 
 def get_golden(store: Store, ref: ObjectRef) -> Golden:
-    """Read golden samples back."""
+    """Read golden samples."""
     with pa.ipc.open_file(pa.BufferReader(get_object(store, ref))) as reader:
         table = reader.read_all()
+    images = table.column("image").combine_chunks().to_numpy_ndarray()
     return Golden(
         files=table.column("file").to_pylist(),
-        images=table.column("image")
-        .combine_chunks()
-        .to_numpy_ndarray()
-        .copy(),  # torch wants to own its input
+        images=images.copy(),  # torch needs writable memory
         logits=np.array(table.column("logits").to_pylist(), dtype=np.float32),
     )
 
 
 def redecode(golden: Golden, stored: StoredView) -> Golden:
-    """The golden samples with the images that their files give here. Raises ModelError when they are others."""
+    """Return the golden samples with images decoded anew from their files.
+
+    Raises ModelError if the images differ by more than rounding.
+    """
     images = golden.images.copy()
     for position, file in enumerate(golden.files):
         if file:
             images[position] = decode(file, stored).image
-    drift = float(np.abs(images.astype(np.int16) - golden.images.astype(np.int16)).mean())
-    if drift > 1.0:
+
+    mean_difference = float(np.abs(images.astype(np.int16) - golden.images.astype(np.int16)).mean())
+    if mean_difference > _DECODE_TOLERANCE:
         raise ModelError(
-            f"golden samples decode differently here (mean difference {drift:.2f} of 255): another version "
-            "of pillow or of its JPEG library; install the ones that the model's lineage names"
+            f"golden samples decode differently here (mean difference {mean_difference:.2f} of "
+            "255): another version of pillow or of its JPEG library; install the ones that the "
+            "model's lineage names"
         )
     return replace(golden, images=images)
 
 
 def assert_matches_golden(golden: Golden, network: Network, view: InputView) -> float:
-    """The largest relative difference of a logit. Raises ModelError when it is more than rounding."""
-    apart = difference(golden, score(network, golden.images, view))
-    if not apart <= FLOAT32_TOLERANCE:
+    """Return the largest relative difference of a logit.
+
+    Raises ModelError if it is above FLOAT32_TOLERANCE or not a number.
+    """
+    difference = relative_difference(golden, compute_logits(network, golden.images, view))
+    if not difference <= FLOAT32_TOLERANCE:  # also true for NaN
         raise ModelError(
-            f"golden samples score differently here (relative difference {apart:.2g}, limit "
-            f"{FLOAT32_TOLERANCE:g}): the model would label other than it was evaluated; compare the library "
-            "versions with those in the model's lineage"
+            f"golden samples have other logits here (relative difference {difference:.2g}, limit "
+            f"{FLOAT32_TOLERANCE:g}): the model would not label as it was evaluated; compare the "
+            "library versions with those in the model's lineage"
         )
-    return apart
+    return difference
 
 
-def difference(golden: Golden, logits: NDArray[np.float32]) -> float:
-    """Largest difference of a logit from the golden one, relative to the largest of them."""
+def relative_difference(golden: Golden, logits: NDArray[np.float32]) -> float:
+    """Return the largest difference of a logit from its golden one, over the largest golden logit.
+
+    Example: golden logits [2, -4] and logits [2.001, -4.002] give 0.002 / 4 = 0.0005.
+    """
     scale = max(float(np.abs(golden.logits).max(initial=0.0)), 1e-6)
     return float(np.abs(logits - golden.logits).max(initial=0.0)) / scale
 
 
 def matches_within_tolerance(golden: Golden, logits: NDArray[np.float32]) -> bool:
-    """Whether answers in reduced precision are the golden ones: probabilities within 0.02, and the same class first
-    where it leads by more than 0.04."""
-    ours, theirs = _softmax(logits), _softmax(golden.logits)
-    lead = np.diff(np.sort(theirs, axis=1)[:, -2:], axis=1)[:, 0]
-    same = ours.argmax(axis=1) == theirs.argmax(axis=1)
-    close = float(np.abs(ours - theirs).max(initial=0.0)) <= REDUCED_TOLERANCE
-    return close and bool(np.all(same | (lead <= 2 * REDUCED_TOLERANCE)))
+    """Return True if logits in reduced precision give the predictions of the golden ones.
+
+    All probabilities must be within 0.02. The likeliest class must be the same if its golden
+    probability exceeds the second's by more than 0.04. With a smaller margin it may change:
+    probabilities [0.51, 0.49] may become [0.495, 0.505].
+    """
+    ours, expected = _softmax(logits), _softmax(golden.logits)
+    is_close = float(np.abs(ours - expected).max(initial=0.0)) <= REDUCED_TOLERANCE
+
+    margin = np.diff(np.sort(expected, axis=1)[:, -2:], axis=1)[:, 0]
+    same_class = ours.argmax(axis=1) == expected.argmax(axis=1)
+    return is_close and bool(np.all(same_class | (margin <= 2 * REDUCED_TOLERANCE)))
 
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    raised = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    total: NDArray[np.float64] = raised / raised.sum(axis=1, keepdims=True)
-    return total
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities: NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
+    return probabilities

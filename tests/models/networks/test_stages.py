@@ -1,4 +1,4 @@
-"""Stages: what belongs together, what a frozen stage keeps, and at which rate each learns."""
+"""Stages: grouping of layers, freezing, and learning rates."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from afinar.config.train import Head
 from afinar.errors import RequestError
-from afinar.models.networks.backbones import build_backbone, cut_backbone, meta_device_context
+from afinar.models.networks.architecture import Architecture
+from afinar.models.networks.backbones import build_backbone, meta_device_context
 from afinar.models.networks.catalogue import CATALOGUE
+from afinar.models.networks.cuts import cut_backbone
 from afinar.models.networks.network import Network, build_network
-from afinar.models.networks.stages import freeze, parameter_groups, set_training, stages
-from afinar.models.registry.versions import Architecture
+from afinar.models.networks.stages import find_stages, freeze, parameter_groups, set_training
 from torch import fx, nn
 
 
@@ -33,50 +34,55 @@ def network_of(name: str, size: int, head: Head = "linear", cut: str = "auto") -
         ("resnet18", "relu", "conv1"),
         ("resnet18", "conv1", "conv1"),
         ("vgg16_bn", "features.12", "features.0 features.3 features.7 features.10"),
-        ("densenet121", "auto", "features.conv0 features.denseblock1 features.transition1 features.denseblock2 "
+        ("densenet121", "auto",
+         "features.conv0 features.denseblock1 features.transition1 features.denseblock2 "
          "features.transition2 features.denseblock3 features.transition3 features.denseblock4"),
         ("convnext_tiny", "auto", " ".join(f"features.{number}" for number in range(8))),
         ("swin_t", "auto", " ".join(f"features.{number}" for number in range(8))),
-        ("vit_b_16", "auto", "conv_proj " + " ".join(f"encoder.layers.encoder_layer_{n}" for n in range(12))),
-        ("regnet_y_400mf", "auto", "stem.0 " + " ".join(f"trunk_output.block{number}" for number in (1, 2, 3, 4))),
+        ("vit_b_16", "auto", "conv_proj "
+         + " ".join(f"encoder.layers.encoder_layer_{n}" for n in range(12))),
+        ("regnet_y_400mf", "auto", "stem.0 "
+         + " ".join(f"trunk_output.block{number}" for number in (1, 2, 3, 4))),
         ("shufflenet_v2_x1_0", "auto", "conv1 stage2 stage3 stage4 conv5"),
         ("maxvit_t", "auto", "stem.0 stem.1 blocks.0 blocks.1 blocks.2 blocks.3 classifier.3"),
         ("small_cnn", "auto", "0 3 7 10 15"),
     ],
 )  # fmt: skip
-def test_stages_are_the_parts_that_people_name(name: str, cut: str, names: str) -> None:
-    assert [stage.name for stage in stages(cut_of(name, cut))] == names.split()
+def test_stages_are_the_usual_parts_of_the_backbone(name: str, cut: str, names: str) -> None:
+    assert [stage.name for stage in find_stages(cut_of(name, cut))] == names.split()
 
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet50", "vgg16", "inception_v3", "googlenet", "densenet121", "mobilenet_v2", "efficientnet_lite0",
-     "squeezenet1_1", "mnasnet1_0", "convnext_tiny", "swin_v2_t", "vit_b_16", "maxvit_t", "regnet_y_400mf",
-     "shufflenet_v2_x1_0", "small_cnn"],
+    [
+        "resnet50", "vgg16", "inception_v3", "googlenet", "densenet121", "mobilenet_v2",
+        "efficientnet_lite0", "squeezenet1_1", "mnasnet1_0", "convnext_tiny", "swin_v2_t",
+        "vit_b_16", "maxvit_t", "regnet_y_400mf", "shufflenet_v2_x1_0", "small_cnn",
+    ],
 )  # fmt: skip
-def test_every_parameter_and_layer_is_in_exactly_one_stage(name: str) -> None:
+def test_stages_contain_every_parameter_and_layer_exactly_once(name: str) -> None:
     backbone = cut_of(name)
-    found = stages(backbone)
-    assert len(found) >= 4
-    parameters = [parameter for stage in found for parameter in stage.parameters]
+    stages = find_stages(backbone)
+    assert len(stages) >= 4
+    parameters = [parameter for stage in stages for parameter in stage.parameters]
     assert sorted(parameters) == sorted(name for name, _ in backbone.named_parameters())
     called = {str(node.target) for node in backbone.graph.nodes if node.op == "call_module"}
-    assert sorted(module for stage in found for module in stage.modules) == sorted(called)
-    for stage in found:
+    assert sorted(module for stage in stages for module in stage.modules) == sorted(called)
+    for stage in stages:
         assert any(backbone.get_parameter(parameter).ndim > 1 for parameter in stage.parameters), (
             stage.name
         )
 
 
-def test_tokens_and_the_last_normalisation_join_their_neighbours() -> None:
-    first, *_, last = stages(cut_of("vit_b_16"))
+def test_tokens_and_last_normalisation_join_neighbouring_stages() -> None:
+    first, *_, last = find_stages(cut_of("vit_b_16"))
     assert {"class_token", "encoder.pos_embedding", "conv_proj.weight"} <= set(first.parameters)
     assert {"encoder.ln.weight", "encoder.layers.encoder_layer_11.mlp.3.bias"} <= set(
         last.parameters
     )
 
 
-def test_freezing_leaves_the_last_stages_and_the_classifier() -> None:
+def test_freeze_keeps_last_stages_and_classifier_trainable() -> None:
     network = network_of("resnet18", 32)
     for trainable, wanted in (
         (0, {"classifier"}),
@@ -93,7 +99,7 @@ def test_freezing_leaves_the_last_stages_and_the_classifier() -> None:
         freeze(network, 6)
 
 
-def test_frozen_stages_keep_their_statistics_and_trained_ones_move_theirs() -> None:
+def test_batch_norm_statistics_change_only_in_trained_stages() -> None:
     torch.manual_seed(0)
     network = network_of("resnet18", 32)
     freeze(network, 1)
@@ -105,14 +111,16 @@ def test_frozen_stages_keep_their_statistics_and_trained_ones_move_theirs() -> N
         name for name in statistics if not torch.equal(network.state_dict()[name], before[name])
     }
     assert moved == {name for name in statistics if name.startswith("backbone.layer4.")}
-    assert {name for name, one in network.named_parameters() if one.grad is not None} == {
+    assert {
+        name for name, parameter in network.named_parameters() if parameter.grad is not None
+    } == {
         name
         for name, _ in network.named_parameters()
         if name.startswith(("backbone.layer4.", "classifier."))
     }
 
 
-def test_dropout_acts_in_trained_stages_alone() -> None:
+def test_dropout_is_active_only_in_trained_stages() -> None:
     network = network_of("small_cnn", 64, head="mlp")
     active: dict[int | None, list[str]] = {}
     for trainable in (0, 1, None):
@@ -130,7 +138,7 @@ def test_dropout_acts_in_trained_stages_alone() -> None:
     }
 
 
-def test_training_again_after_evaluation_is_the_same() -> None:
+def test_set_training_after_eval_restores_the_same_modes() -> None:
     network = network_of("efficientnet_lite0", 64)
     freeze(network, 2)
     modes = []
@@ -143,11 +151,11 @@ def test_training_again_after_evaluation_is_the_same() -> None:
     assert not modes[0]["backbone.features.6.0.block.0.1"]
 
 
-def test_rates_fall_with_the_distance_from_the_classifier() -> None:
+def test_parameter_groups_scale_falls_with_distance_from_classifier() -> None:
     network = network_of("resnet18", 32)
     freeze(network, 3)
     groups = parameter_groups(network, 0.1, 0.5)
-    assert [(group["name"], group["factor"], group["weight_decay"]) for group in groups] == [
+    assert [(group["name"], group["lr_scale"], group["weight_decay"]) for group in groups] == [
         ("layer2", 0.125, 0.1), ("layer2 (no decay)", 0.125, 0.0),
         ("layer3", 0.25, 0.1), ("layer3 (no decay)", 0.25, 0.0),
         ("layer4", 0.5, 0.1), ("layer4 (no decay)", 0.5, 0.0),
@@ -155,7 +163,10 @@ def test_rates_fall_with_the_distance_from_the_classifier() -> None:
     ]  # fmt: skip
     names = {parameter: name for name, parameter in network.named_parameters()}
     undecayed = {
-        names[one] for group in groups if not group["weight_decay"] for one in group["params"]
+        names[parameter]
+        for group in groups
+        if not group["weight_decay"]
+        for parameter in group["params"]
     }
     assert {
         "backbone.layer4.1.bn2.weight",
@@ -167,17 +178,19 @@ def test_rates_fall_with_the_distance_from_the_classifier() -> None:
 
 @pytest.mark.parametrize("layer_decay", [1.0, 0.8])
 @pytest.mark.parametrize("trainable", [None, 0, 2])
-def test_groups_hold_what_trains_exactly_once(layer_decay: float, trainable: int | None) -> None:
+def test_parameter_groups_contain_each_trainable_parameter_once(
+    layer_decay: float, trainable: int | None
+) -> None:
     network = network_of("vit_b_16", 224, cut="encoder.layers.encoder_layer_1")
     freeze(network, trainable)
     groups = parameter_groups(network, 0.01, layer_decay)
-    held = [id(parameter) for group in groups for parameter in group["params"]]
-    assert len(held) == len(set(held))
-    assert set(held) == {
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {
         id(parameter) for parameter in network.parameters() if parameter.requires_grad
     }
     if layer_decay == 1:
-        assert [(group["factor"], group["weight_decay"]) for group in groups] == [
+        assert [(group["lr_scale"], group["weight_decay"]) for group in groups] == [
             (1.0, 0.01),
             (1.0, 0.0),
         ]

@@ -1,0 +1,100 @@
+"""Networks: parameters of the recipes' networks counted by hand, input sizes, input view."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from afinar.config.recipes import load_recipe
+from afinar.config.train import TrainConfig
+from afinar.errors import RequestError
+from afinar.models.networks.architecture import Architecture
+from afinar.models.networks.describe import describe_network
+from afinar.models.networks.heads import BinaryLogits
+from afinar.models.networks.network import apply_input_view, build_network
+from afinar.pictures.preprocessing import InputView
+
+from tests.models.networks.helpers import (
+    RECIPES,
+    architecture,
+    head_layers,
+    parameters_by_hand,
+)
+
+
+def recipe(name: str) -> TrainConfig:
+    return TrainConfig(
+        **{
+            "dataset": "dataset",
+            "models": "models",
+            **load_recipe(TrainConfig, str(RECIPES / name)),
+        }
+    )
+
+
+TRAINING = sorted(
+    path.name for path in RECIPES.glob("*.toml") if not path.name.startswith("ingest")
+)
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_recipe_network_has_the_parameters_counted_by_hand(name: str) -> None:
+    config = recipe(name)
+    classes = 2 if config.output == "sigmoid" else 5
+    network = describe_network(config, classes)
+    counts = (network["params_total"], network["params_trainable"])
+    assert counts == parameters_by_hand(name, classes)
+
+
+def test_course_networks_have_recipes() -> None:
+    course_recipes = {
+        "vgg16-flatten.toml",
+        "vgg16-fc2.toml",
+        "resnet50-extractor.toml",
+        "mobilenet-extractor.toml",
+        "inception-mixed6e.toml",
+        "train-scratch.toml",
+    }
+    assert course_recipes <= set(TRAINING)
+    for name in TRAINING:
+        recipe(name)
+        assert (RECIPES / name).read_text().startswith("# Course practice")
+
+
+def test_inception_cut_at_mixed_6e_has_the_width_of_the_course() -> None:
+    config = recipe("inception-mixed6e.toml")
+    fields = set(Architecture.__dataclass_fields__) - {"classes"}
+    options = {field: getattr(config, field) for field in fields}
+    with torch.device("meta"):
+        network, _ = build_network(architecture(**options))
+    hidden, _, dropout, last, output = head_layers(network)
+    assert (hidden.in_features, hidden.out_features, last.out_features) == (37632, 1024, 1)
+    assert dropout.p == 0.2
+    assert isinstance(output, BinaryLogits)
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"), [("vit_b_16", "getitem"), ("shufflenet_v2_x0_5", "stage2.1.chunk")]
+)
+def test_cut_without_a_row_per_picture_is_refused(name: str, cut: str) -> None:
+    with torch.device("meta"), pytest.raises(RequestError, match="no activations for each picture"):
+        build_network(architecture(backbone=name, cut=cut, input_size=224))
+
+
+def test_largest_vision_transformer_has_its_own_input_size() -> None:
+    assert describe_network(TrainConfig(backbone="vit_h_14", describe=True), 2)["input_size"] == 518
+
+
+def test_input_size_the_backbone_cannot_take_is_refused() -> None:
+    architecture = Architecture(
+        backbone="vit_b_16", cut="getitem_5", head="linear", input_size=100, classes=2
+    )
+    with pytest.raises(RequestError, match="--input-size 100"):
+        build_network(architecture)
+
+
+def test_apply_input_view_resizes_and_normalises() -> None:
+    images = torch.full((2, 8, 8, 3), 255, dtype=torch.uint8)
+    view = InputView(input_size=4, mean=(0.5, 0.5, 1.0), std=(0.5, 0.25, 1.0))
+    inputs = apply_input_view(images, view)
+    assert inputs.shape == (2, 3, 4, 4)
+    torch.testing.assert_close(inputs[0, :, 0, 0], torch.tensor([1.0, 2.0, 0.0]))
