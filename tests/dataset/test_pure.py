@@ -9,6 +9,9 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from afinar.config.ingest import SplitShares
 from afinar.dataset.splits import assign_split
 from afinar.sources.entry import LISTING
@@ -20,8 +23,6 @@ from afinar.units.cut import (
     tapered_sizes,
     unit_names,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 SHARES = SplitShares(*(0.7, 0.15, 0.15))
 names = st.text("abcdefgh0123456789", min_size=1, max_size=8)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from afinar import open_dataset
 from afinar.dataset import shards
 from afinar.dataset.shards import batch_rows
@@ -15,7 +16,6 @@ from afinar.pictures.preprocessing import StoredView
 from afinar.storage.arrow import from_ipc
 from afinar.storage.objects import ObjectWriter, check_hash, get_object
 from afinar.storage.open import open_store
-
 from tests.ingest.test_versions import ingest, require_pixels_of_files, shards_in
 
 

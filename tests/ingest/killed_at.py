@@ -33,7 +33,7 @@ def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:
         return done
 
     local._NewFile.publish = deadly  # type: ignore[method-assign]
-    run_ingest(IngestConfig(source=source, dataset=dataset, size=32), InlineExecutor()).summary
+    run_ingest(IngestConfig(source=source, dataset=dataset, size=32), InlineExecutor())
 
 
 if __name__ == "__main__":

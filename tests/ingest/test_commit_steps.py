@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.gc import verify_dataset
@@ -18,7 +19,6 @@ from afinar.dataset.manifest import get_manifests, list_objects
 from afinar.ingest.driver import run_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
-
 from tests.conftest import jpeg, make_archive
 
 REPOSITORY = Path(__file__).parents[2]
@@ -53,9 +53,7 @@ class Scene:
 
 
 def run(source: Path, dataset: Path) -> None:
-    run_ingest(
-        IngestConfig(source=str(source), dataset=str(dataset), size=32), InlineExecutor()
-    ).summary
+    run_ingest(IngestConfig(source=str(source), dataset=str(dataset), size=32), InlineExecutor())
 
 
 def shards_of(dataset: Path) -> dict[str, str]:

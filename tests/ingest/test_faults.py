@@ -10,13 +10,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
 from afinar.errors import AfinarError, RequestError, StorageError
 from afinar.ingest.driver import IngestSummary, run_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
-
 from tests.bad_network import PICTURES
 from tests.conftest import make_archive
 from tests.faults import Fault, FaultProxy

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
 from afinar.ingest.driver import run_ingest
 from afinar.units.executor import InlineExecutor
-
 from tests.pictures.pillow_images import pillow_images
 
 

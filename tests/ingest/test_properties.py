@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.gc import verify_dataset
@@ -27,9 +31,6 @@ from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
 from afinar.storage.store import ObjectInfo
 from afinar.units.executor import InlineExecutor
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 
 def picture(content: int) -> bytes:
@@ -87,7 +88,7 @@ def test_samples_and_rejects_are_the_listing_after_any_changes(
         for batch in rounds:
             for change in batch:
                 apply(source, change)
-            run_ingest(config, InlineExecutor()).summary
+            run_ingest(config, InlineExecutor())
             before = require_exact(source, dataset, before)
 
 
@@ -152,9 +153,7 @@ def test_units_in_any_order_and_twice_give_the_same_dataset(tmp_path: Path) -> N
     datasets = []
     for seed in range(3):
         dataset = str(tmp_path / f"dataset-{seed}")
-        run_ingest(
-            IngestConfig(source=str(archive), dataset=dataset, size=16), Shuffled(seed)
-        ).summary
+        run_ingest(IngestConfig(source=str(archive), dataset=dataset, size=16), Shuffled(seed))
         store = open_store(dataset)
         shards = {info.name: sha256(store.get(info.name)) for info in store.walk("shards")}
         datasets.append((open_dataset(dataset).index, shards))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from afinar import open_dataset
 from afinar.config.forget import ForgetConfig
 from afinar.config.ingest import IngestConfig
@@ -28,7 +29,6 @@ from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.units.executor import InlineExecutor
-
 from tests.conftest import jpeg, make_archive
 from tests.ingest.test_ingest import DyingExecutor
 from tests.ingest.test_versions import ingest, require_pixels_of_files, shards_in
@@ -113,7 +113,7 @@ def test_a_job_under_way_keeps_its_objects(tmp_path: Path) -> None:
         (archive / "rust" / f"new-{number}.jpg").write_bytes(jpeg(20_000 + number))
     config = IngestConfig(source=str(archive), dataset=dataset, size=32)
     with pytest.raises(KeyboardInterrupt):
-        run_ingest(config, DyingExecutor(1)).summary
+        run_ingest(config, DyingExecutor(1))
     store = open_store(dataset)
     under_way = {name for name in names(store) if name.split("/")[-1].startswith("00000002-")}
     assert len(under_way) == 4, "plan, shard, facts, marker"
@@ -263,9 +263,7 @@ def test_an_unwanted_plan_is_given_up_on_request(tmp_path: Path) -> None:
     dataset = str(tmp_path / "dataset")
     ingest(archive, dataset)
     with pytest.raises(KeyboardInterrupt):
-        run_ingest(
-            IngestConfig(source=str(archive), dataset=dataset, size=64), DyingExecutor(1)
-        ).summary
+        run_ingest(IngestConfig(source=str(archive), dataset=dataset, size=64), DyingExecutor(1))
     with pytest.raises(RequestError, match="--drop-plans"):
         forget(dataset, "moss/003.jpg")
     store = open_store(dataset)
@@ -286,10 +284,8 @@ def test_forgetting_what_is_not_there_or_while_an_ingest_is_under_way_is_refused
     for number in range(100):
         (archive / "rust" / f"new-{number}.jpg").write_bytes(jpeg(20_000 + number))
     with pytest.raises(KeyboardInterrupt):
-        run_ingest(
-            IngestConfig(source=str(archive), dataset=dataset, size=32), DyingExecutor(1)
-        ).summary
-    with pytest.raises(RequestError, match="under way or was interrupted"):
+        run_ingest(IngestConfig(source=str(archive), dataset=dataset, size=32), DyingExecutor(1))
+    with pytest.raises(RequestError, match="is running or was interrupted"):
         forget(dataset, "moss/003.jpg")
 
 
@@ -309,7 +305,7 @@ def test_a_forecast_counts_what_the_ingest_then_does(archive: Path, tmp_path: Pa
     assert forecast.bytes_read == sum(path.stat().st_size for path in archive.rglob("*.jpg"))
     assert forecast.requests == {"LIST": 1, "GET": 25, "PUT": 8}
     assert sum(forecast.stages.values()) == pytest.approx(1, abs=0.01)
-    run_ingest(config, InlineExecutor()).summary
+    run_ingest(config, InlineExecutor())
     written = sum(info.size for info in open_store(dataset).walk("shards"))
     assert forecast.bytes_written == pytest.approx(written, rel=0.1)
     assert (

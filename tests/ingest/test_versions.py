@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,22 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from afinar import open_dataset
+from afinar.config.forget import ForgetConfig
 from afinar.config.ingest import IngestConfig, SplitShares
 from afinar.dataset.reader import Dataset
 from afinar.dataset.splits import assign_splits, exclude_duplicates
 from afinar.errors import RequestError
 from afinar.ingest.driver import IngestSummary, run_ingest
+from afinar.ingest.forget import run_forget
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
+from afinar.storage.local import LocalStore
 from afinar.storage.open import open_store
-from hypothesis import given
-from hypothesis import strategies as st
-
+from afinar.units.executor import InlineExecutor
 from tests.conftest import jpeg, make_archive
 from tests.ingest.test_ingest import CountingExecutor
 
@@ -402,3 +407,33 @@ def test_another_preprocessing_begins_a_lineage_and_says_so(archive: Path, tmp_p
     assert (first.lineage, again.lineage, other.lineage) == (1, 1, 3)
     assert len(read) == 24
     assert "version 3 begins a new lineage: the preprocessing changed" in other.notes
+
+
+def test_an_ingest_and_an_erasure_read_each_object_of_the_parent_once(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = str(tmp_path / "dataset")
+    (archive / "moss" / "empty.jpg").write_bytes(b"")
+    ingest(archive, dataset)
+    opened = open_dataset(dataset)
+    objects = {entry.ref.path for entry in opened.objects} | {opened.manifest.objects.path}
+    reads: Counter[str] = Counter()
+    real = LocalStore.get
+
+    def counted(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+        reads[name] += 1
+        return real(self, name, etag)
+
+    monkeypatch.setattr(LocalStore, "get", counted)
+    (archive / "moss" / "new.jpg").write_bytes(jpeg(9000))
+    summary, _ = ingest(archive, dataset)
+    assert (summary.version, summary.added) == (2, 1)
+    read = {name: count for name, count in reads.items() if name in objects}
+    assert set(read.values()) == {1}
+    assert {name.split("/")[0] for name in read} == {"lists", "index", "rejects"}
+
+    current = open_dataset(dataset)
+    named = {entry.ref.path for entry in current.objects if entry.kind != "shard"}
+    reads.clear()
+    run_forget(ForgetConfig(dataset=dataset, uris=("moss/new.jpg",)), InlineExecutor())
+    assert {reads[name] for name in named} == {1}

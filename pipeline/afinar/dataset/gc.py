@@ -44,7 +44,7 @@ def open_plans(store: Store, current: int) -> Iterator[StoredUnits]:
 
 
 def version_in(name: str) -> int:
-    """Return the version that a plan, a unit or a unit's object leads to: its name begins with it."""
+    """Return the version that a plan, a unit or a unit's object leads to, from its name."""
     digits = name.rsplit("/", maxsplit=1)[-1].split("-", maxsplit=1)[0]
     return int(digits) if digits.isdigit() else 0
 

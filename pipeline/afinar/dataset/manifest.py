@@ -1,7 +1,7 @@
 """Manifest: one immutable version of a dataset.
 
-The JSON head stays small at any size. What grows with the dataset lies in one content-addressed Parquet
-list of objects that the head names.
+The JSON head stays small at any size. What grows with the dataset lies in one content-addressed
+Parquet list of objects that the head names.
 """
 
 from __future__ import annotations

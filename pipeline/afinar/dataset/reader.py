@@ -46,12 +46,12 @@ class Dataset:
 
     @cached_property
     def index(self) -> pa.Table:
-        """One row per sample, sorted by uri: uri, etag, sample_id, label, split, group, shard, row."""
+        """One row per sample, sorted by uri: INDEX."""
         return self._read_rows("index", INDEX)
 
     @cached_property
     def rejects(self) -> pa.Table:
-        """One row per picture that could not be used: uri, etag, label, reason, detail."""
+        """One row per picture that could not be used: REJECTS."""
         return self._read_rows("rejects", REJECTS)
 
     @cached_property
@@ -120,10 +120,10 @@ class Dataset:
         self._map(shard)
 
     def map_shard(self, path: str) -> MappedShard:
-        """Fetch, verify and map the shard of that name, for a reader that goes through all shards once.
+        """Fetch, verify and map the shard of that name, without the index and without caching it.
 
-        Needs no index and caches nothing. Raises StorageError if this version has no such shard,
-        IntegrityError for one with other bytes than those that were committed.
+        It is for a reader that goes through all shards once. Raises StorageError if this version
+        has no such shard, IntegrityError for one with other bytes than those that were committed.
         """
         if path not in self._shards_by_name:
             version = self.manifest.version
@@ -169,11 +169,11 @@ def open_dataset(
     cache: Path | None = None,
     cache_bytes: int = DEFAULT_BYTES,
 ) -> Dataset:
-    """Open a version of the dataset at `uri` (a folder or s3://BUCKET/PREFIX), by default the current one.
+    """Open a version of the dataset at `uri`, by default the current one.
 
-    Remote shards are kept in the folder `cache` (by default a folder of the user's in the temporary
-    folder), up to `cache_bytes`. Raises RequestError if there is no dataset.
-    """
+    `uri` is a folder or s3://BUCKET/PREFIX. Remote shards are kept in the folder `cache` (by
+    default a folder of the user's in the temporary folder), up to `cache_bytes`. Raises
+    RequestError if there is no dataset."""
     store = open_store(uri)
     try:
         manifest = current_manifest(store) if version is None else get_manifest(store, version)

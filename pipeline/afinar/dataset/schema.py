@@ -19,7 +19,7 @@ OUTCOMES: Final = pa.schema(
         ("detail", pa.string()),
     ]
 )
-"""What became of one picture: where its sample lies, or (shard null) why it was rejected."""
+"""The outcome of one picture: the place of its sample, or (shard null) a reason."""
 
 INDEX: Final = pa.schema(
     [
@@ -33,7 +33,9 @@ INDEX: Final = pa.schema(
         ("row", pa.int32()),
     ]
 )
-"""One sample: the facts that may change without a pixel being read. `split` is null for one that is held out."""
+"""One sample, with everything that may change without reading a pixel.
+
+`split` is null for a sample that is held out."""
 
 REJECTS: Final = pa.schema(
     [
@@ -55,14 +57,14 @@ OBJECTS: Final = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-"""The objects of one version: its shards, index files and rejects, by `kind`."""
+"""One object of a version: `kind` is "shard", "index" or "rejects" ("part" in predictions)."""
 
 
 def shard_schema(size: int, store: StoreKind) -> pa.Schema:
-    """Schema of a shard: what never changes about a sample.
+    """Return the schema of a shard: what never changes about a sample.
 
-    `image` is uint8 [size, size, 3] in a `pixels` store, the bytes of a JPEG file in a `jpeg` store.
-    """
+    `image` is uint8 [size, size, 3] in a `pixels` store, the bytes of a JPEG file in a `jpeg`
+    store."""
     image = (
         pa.fixed_shape_tensor(pa.uint8(), (size, size, 3))
         if store == "pixels"

@@ -1,7 +1,7 @@
-"""Writing a shard piece by piece, and taking rows out of a mapped one.
+"""Write a shard batch by batch, and read rows of a memory-mapped one.
 
-A shard is an Arrow file of record batches of a few megabytes: what a worker holds is one batch, however many
-pictures the shard takes.
+A shard is an Arrow file of record batches of a few megabytes. So a worker holds one batch in
+memory, however many pictures the shard has.
 """
 
 from __future__ import annotations
@@ -13,25 +13,24 @@ import numpy as np
 import pyarrow as pa
 
 from afinar.dataset.schema import shard_schema
-from afinar.pictures.decode import Pixels
 from afinar.pictures.jpeg import decode_stored
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.resize import Pixels
 from afinar.storage.objects import ObjectRef, ObjectWriter
 from afinar.storage.store import Store
 
 FOLDER: Final = "shards"
-_BATCH_BYTES: Final = (
-    8 * 2**20
-)  # of pixels: stays in a processor's cache between decoding, hashing and writing
+# Pixels of a record batch: they stay in the CPU cache between decoding, hashing and writing.
+_BATCH_BYTES: Final = 8 * 2**20
 
 
 def batch_rows(view: StoredView) -> int:
-    """Pictures to a record batch."""
+    """Return the number of pictures in a record batch."""
     return max(1, _BATCH_BYTES // (view.size * view.size * 3))
 
 
 class ShardWriter:
-    """Writes record batches into a new shard. A context manager; what was not committed is discarded."""
+    """Writes record batches to a new shard. As a context manager it discards an uncommitted one."""
 
     def __init__(self, store: Store, view: StoredView) -> None:
         self._object = ObjectWriter(store, FOLDER)
@@ -51,26 +50,31 @@ class ShardWriter:
         self.rows += len(batch)
 
     def commit(self, unit: str) -> ObjectRef:
-        """Publish the shard of `unit`."""
+        """Write the shard under its final name, which holds `unit` and its hash."""
         self._file.close()
         return self._object.commit(f"{FOLDER}/{unit}-{{hash}}.arrow", self.rows)
 
 
 class MappedShard:
-    """The pictures of one shard, memory-mapped."""
+    """The pictures of one memory-mapped shard; `data` is the whole file."""
 
     def __init__(self, data: memoryview, view: StoredView) -> None:
-        chunks = pa.ipc.open_file(pa.py_buffer(data)).read_all().column("image").chunks
-        self._starts = np.cumsum([0, *(len(chunk) for chunk in chunks)]).tolist()
-        # A numpy view of each batch for pixels; the files themselves for a `jpeg` store.
-        self._chunks = (
-            [chunk.to_numpy_ndarray() for chunk in chunks] if view.store == "pixels" else chunks
+        batches = pa.ipc.open_file(pa.py_buffer(data)).read_all().column("image").chunks
+        # Row number of the first picture of each batch, and the number of all rows.
+        self._starts = np.cumsum([0, *(len(batch) for batch in batches)]).tolist()
+
+        # In a `pixels` store a numpy view of each batch, in a `jpeg` store the files themselves.
+        self._is_pixels = view.store == "pixels"
+        self._batches = (
+            [batch.to_numpy_ndarray() for batch in batches] if self._is_pixels else batches
         )
-        self._pixels = view.store == "pixels"
 
     def picture(self, row: int) -> Pixels:
-        """One row's pixels, uint8 [size, size, 3]: a view of the mapped file, or decoded."""
+        """Return the pixels of a row: uint8 [size, size, 3], a view of the mapped file or decoded.
+
+        Example: with batches of 10 and 7 rows, row 12 is row 2 of the second batch.
+        """
         batch = bisect_right(self._starts, row) - 1
-        found = self._chunks[batch][row - self._starts[batch]]
-        pixels: Pixels = found if self._pixels else decode_stored(found.as_buffer())
+        picture = self._batches[batch][row - self._starts[batch]]
+        pixels: Pixels = picture if self._is_pixels else decode_stored(picture.as_buffer())
         return pixels

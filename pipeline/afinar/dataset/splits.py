@@ -1,4 +1,4 @@
-"""Splits of samples: a pure function of content, group and seed; duplicates are kept out of training."""
+"""Splits of samples, pure functions of content, group and seed; duplicates are held out."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def _digest(group: list[LiveRows]) -> str:
 
 
 def compact(task: CompactTask) -> UnitResult:
-    """Run one unit: copy live rows into one new shard and commit it. Running it twice is harmless."""
+    """Copy live rows to one new shard and commit it. Running a unit twice is harmless."""
     store = open_store(task.dataset)
     with ShardWriter(store, task.view) as writer:
         step = batch_rows(task.view)

@@ -91,7 +91,7 @@ class IngestSummary:
 
 @dataclass(frozen=True)
 class IngestOutcome:
-    """Outcome of an ingest; `published` is False if the current version already had this content."""
+    """Outcome of an ingest; `published` is False if the current version had this content."""
 
     summary: IngestSummary
     published: bool
@@ -140,12 +140,12 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         self.shards_compacted = 0
 
     def open_current(self) -> Parent:
-        """Return the parent version. Raises RequestError if it holds the pictures of another source."""
+        """Return the parent. Raises RequestError if it holds the pictures of another source."""
         parent = open_parent(self.store, self.view)
         if parent.manifest is not None and parent.manifest.source["uri"] != self.source:
             raise RequestError(
-                f"{self.dataset} holds the pictures of {parent.manifest.source['uri']}; an ingest of "
-                f"{self.source} would replace all of them. Give that source, or another DATASET."
+                f"{self.dataset} holds the pictures of {parent.manifest.source['uri']}; an ingest "
+                f"of {self.source} would replace all of them. Give that source, or another DATASET."
             )
         return parent
 
@@ -158,7 +158,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         return Planned(table, source.notes)
 
     def is_current(self, plan: pa.Table, current: Parent) -> bool:
-        """Return True if the parent has this listing, recipe and preprocessing and nothing to retry."""
+        """Return True if the parent has this listing, recipe and preprocessing, none to retry."""
         parent = current.manifest
         if parent is None or not current.has_view:
             return False
@@ -173,8 +173,8 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         lease = forget_plan_name(current.next_version)
         if any(info.name == lease for info in self.store.walk(PLANS)):
             raise ShortfallError(
-                f"pictures are being erased from {self.dataset}: run the command again when that is "
-                "done"
+                f"pictures are being erased from {self.dataset}: run the command again when that "
+                "is done"
             )
 
     def run_units(self, plan: pa.Table, done: set[str], current: Parent) -> Iterator[UnitResult]:
@@ -246,7 +246,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         return read_tables(self.store, refs)
 
     def _delete_transient(self, markers: list[UnitMarker], outcomes: list[pa.Table]) -> None:
-        """Delete the markers of units with transient rejects: the next run carries them out again."""
+        """Delete the markers of units with transient rejects: the next run runs them again."""
         for marker, table in zip(markers, outcomes, strict=True):
             if TRANSIENT & set(table.column("reason").unique().to_pylist()):
                 self.store.delete(marker_name(marker.unit))
@@ -285,7 +285,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         )
 
     def _check_budget(self, content: Content) -> None:
-        """Raise ShortfallError, with the rejects written for the user, if too many were rejected."""
+        """Write the rejects and raise ShortfallError if too many pictures were rejected."""
         over = exceeds_budget(content.unusable, content.listed, self.config.max_reject_rate)
         if not over and len(content.index):
             return
@@ -294,8 +294,8 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         limit = self.config.max_reject_rate
         reason = f", over --max-reject-rate {limit:g}" if over else ": no sample would be left"
         raise ShortfallError(
-            f"{content.unusable} of {content.listed} pictures were rejected{reason}; no version was "
-            f"published. Their reasons: {self.store.uri(table.path)}"
+            f"{content.unusable} of {content.listed} pictures were rejected{reason}; no version "
+            f"was published. Their reasons: {self.store.uri(table.path)}"
         )
 
     def _summary(

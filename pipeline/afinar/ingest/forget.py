@@ -1,12 +1,11 @@
-"""Erase pictures from the current version, from the shards that hold them, and from all versions before.
+"""Erase pictures from a dataset: from the current version, its shards and all earlier versions.
 
 A version without the pictures is published first. Then the versions that had them are deleted, with
-the objects that only they needed. If the command is killed in between, running it again completes it.
-Content hashes of erased pictures are kept, so that no ingest adds them again.
+the objects that only they needed. If the command is killed in between, running it again completes
+it. Content hashes of erased pictures are kept, so that no ingest adds them again.
 
-Every dead row is dropped too: it may be an old state of an erased picture. The command stores a plan
-as a lease: garbage collection skips its objects, and an ingest refuses to run.
-"""
+Every dead row is dropped too: it may be an old state of an erased picture. The command stores a
+plan as a lease: garbage collection skips its objects, and an ingest refuses to run."""
 
 from __future__ import annotations
 
@@ -45,8 +44,8 @@ from afinar.units.plans import store_plan
 
 _DETAIL: Final = "erased on request"
 _OUT_OF_REACH: Final = (
-    "out of reach: the source's own files, models trained before, and copies of shards that machines "
-    "keep in their temporary folders (afinar-cache-*)"
+    "out of reach: the source's own files, models trained before, and copies of shards that "
+    "machines keep in their temporary folders (afinar-cache-*)"
 )
 
 
@@ -67,9 +66,8 @@ class ForgetSummary:
 def run_forget(config: ForgetConfig, executor: Executor) -> ForgetSummary:
     """Erase pictures from a dataset.
 
-    Raises RequestError if no version holds one of them or an ingest is unfinished, ShortfallError if
-    nothing would be left or another job published first.
-    """
+    Raises RequestError if no version holds one of them or an ingest is unfinished, ShortfallError
+    if nothing would be left or another job published first."""
     erasure = _Erasure(config, executor)
     current = get_manifests(erasure.store)[-1]
     lease = forget_plan_name(current.version + 1)
@@ -131,9 +129,9 @@ class _Erasure:
         for plan in open_plans(self.store, current):
             if plan.name != lease:
                 raise RequestError(
-                    f"an ingest into {self.dataset} is running or was interrupted ({plan.name}), and "
-                    "may hold these pictures: let it end, run the same ingest again, or give it up "
-                    f"with `afinar status {self.dataset} --gc --drop-plans`; then forget"
+                    f"an ingest into {self.dataset} is running or was interrupted ({plan.name}), "
+                    "and may hold these pictures: let it end, run the same ingest again, or give "
+                    f"it up with `afinar status {self.dataset} --gc --drop-plans`; then forget"
                 )
 
     def _collect(self, lease: str, versions: Collection[int]) -> int:
@@ -164,7 +162,7 @@ class _Erasure:
     def _publish_without(
         self, current: Dataset, contents: set[str], dead: set[str], summary: ForgetSummary
     ) -> None:
-        """Publish the next version: the current one without these contents and without dead rows."""
+        """Publish the current version without these contents and without dead rows."""
         index = current.index
         erased = _rows_of(index, contents)
         left = index.filter(pc.invert(_has_content(index, contents)))
@@ -198,7 +196,7 @@ class _Erasure:
     def _rewrite(
         self, index: pa.Table, current: Dataset, touched: set[str], version: int
     ) -> tuple[pa.Table, list[ObjectRef]]:
-        """Copy the live rows of the touched shards to new shards; return the index and all shards."""
+        """Copy the live rows of the touched shards; return the index and all shards."""
         shards = current.objects_of("shard")
         rows = live_rows(index, touched)
         sources = [

@@ -52,8 +52,8 @@ class Parent:
     def outcomes(self) -> pa.Table:
         """What the version knows of its pictures: OUTCOMES.
 
-        Empty if its preprocessing was another; without the transient rejects, which are tried again.
-        """
+        Empty if its preprocessing was another; without the transient rejects, which are tried
+        again."""
         if self.dataset is None or not self.has_view:
             return OUTCOMES.empty_table()
         return known_outcomes(self.dataset.index, self.dataset.rejects, TRANSIENT)

@@ -12,9 +12,8 @@ from afinar.storage.open import normalize_uri
 def list_source(config: IngestConfig) -> AnnotatedListing:
     """List the source with labels, given splits and groups.
 
-    Raises RequestError if there are no pictures, a table contradicts itself, or there are fewer than
-    two classes.
-    """
+    Raises RequestError if there are no pictures, a table contradicts itself, or there are fewer
+    than two classes."""
     source = normalize_uri(config.source)
     by_folder = config.split_shares is None
     annotated = annotate(

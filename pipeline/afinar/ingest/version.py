@@ -1,4 +1,4 @@
-"""The content of a version of a dataset: pure functions from outcomes to index, rejects and counts."""
+"""Content of a version: pure functions from outcomes to index, rejects and counts."""
 
 from __future__ import annotations
 

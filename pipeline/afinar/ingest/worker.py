@@ -1,4 +1,4 @@
-"""The ingest worker: read, decode and resize the pictures of one unit and commit them as a shard."""
+"""The ingest worker: read, decode and resize the pictures of one unit and commit a shard."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pyarrow as pa
 from afinar.dataset.schema import OUTCOMES, shard_schema
 from afinar.dataset.shards import ShardWriter, batch_rows
 from afinar.ingest.plan import ShardTask
-from afinar.pictures.decode import Pixels, decode_into, decode_to_jpeg
+from afinar.pictures.decode import configure_pillow, decode_into, decode_to_jpeg
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import PictureError, Reason
+from afinar.pictures.resize import Pixels
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
 from afinar.storage.markers import UnitMarker, commit_unit
@@ -31,6 +32,7 @@ Outcome: TypeAlias = dict[str, Any]
 
 def build_shard(task: ShardTask) -> UnitResult:
     """Run one unit of an ingest. Running it twice cannot change a published object."""
+    configure_pillow()
     source, dataset = open_reader(task.source), open_store(task.dataset)
     timer, forgotten = PhaseTimer(), frozenset(task.forgotten)
     outcomes: list[Outcome] = []
@@ -63,9 +65,8 @@ def process_picture(
 ) -> Outcome:
     """Decode a picture into the batch and return its outcome: the place of its sample, or a reason.
 
-    A picture whose content hash is that of the known sample in `entry` is not decoded: its outcome is
-    the place of that sample.
-    """
+    A picture whose content hash is that of the known sample in `entry` is not decoded: its outcome
+    is the place of that sample."""
     if isinstance(data, PictureError):
         return _reject(data)
     sample_id = sha256(data)
@@ -188,7 +189,7 @@ def make_batch_builder(view: StoredView) -> BatchBuilder:
 
 
 def _commit(dataset: Store, unit: str, writer: ShardWriter, outcomes: list[Outcome]) -> None:
-    """Commit a unit: the shard, the outcomes that name it, and last the marker with their hashes."""
+    """Commit a unit: the shard, the outcomes that name it, last the marker with their hashes."""
     objects: dict[str, ObjectRef] = {}
     if writer.rows:
         objects["shard"] = writer.commit(unit)

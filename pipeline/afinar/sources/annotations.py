@@ -1,7 +1,7 @@
-"""What a source says of its pictures besides their bytes: labels, given splits, groups.
+"""Labels, given splits and groups of a listing, from folder names and tables.
 
-Labels come from folder names or from a table; splits from folders (`train/`, `validation/`, `test/`) or from a
-column of the label table; groups from a table.
+Labels come from folder names or from a table. Splits come from folders (`train/`, `validation/`,
+`test/`) or from a column of the label table. Groups come from a table.
 """
 
 from __future__ import annotations
@@ -26,15 +26,22 @@ _SPLIT_FOLDERS: Final = {
     "validation": "validation",
     "valid": "validation",
     "val": "validation",
-} | {"test": "test"}
+    "test": "test",
+}
 
 
 @dataclass
 class AnnotatedListing:
-    """A listing with its labels, given splits and groups; `notes` tell what did not fit."""
+    """A listing with labels, given splits and groups; `notes` report rows that did not match."""
 
     listing: pa.Table
     notes: list[str] = field(default_factory=list)
+
+    def set_column(self, name: str, values: pa.ChunkedArray) -> None:
+        """Replace a column of the listing."""
+        schema = self.listing.schema
+        position = schema.get_field_index(name)
+        self.listing = self.listing.set_column(position, schema.field(name), values)
 
 
 def annotate(
@@ -42,70 +49,71 @@ def annotate(
 ) -> AnnotatedListing:
     """Fill in `label`, `split` and `group` of a listing.
 
-    `labels` is "folder", "none", or the location of a table; `group` the location of a table, or "". Raises
-    RequestError for a table that cannot be read or contradicts itself, and for folders that are no split.
+    `labels` is "folder", "none", or the location of a table; `group` is the location of a table, or
+    "". Raises RequestError for a table that cannot be read or contradicts itself, and for folders
+    that are not splits.
     """
-    done = AnnotatedListing(listing)
-    folders = (
-        _folders(listing, source, 1 + split_by_folder)
-        if split_by_folder or labels == "folder"
-        else []
-    )
-    if split_by_folder:
-        _set(done, "split", _given_splits(folders[0], source))
-    if labels == "folder":
-        _set(done, "label", folders[-1])
-    elif labels != "none":
+    annotated = AnnotatedListing(listing)
+    if split_by_folder or labels == "folder":
+        folders = _folders(listing, source, 1 + split_by_folder)
+        if split_by_folder:
+            annotated.set_column("split", _given_splits(folders[0], source))
+        if labels == "folder":
+            annotated.set_column("label", folders[-1])
+
+    if labels not in {"folder", "none"}:
+        flag = f"--labels {labels}"
         table = read_table("--labels", labels, "label")
-        _look_up(done, source, table, "label", f"--labels {labels}")
+        _join(annotated, source, table, "label", flag)
         if "split" in table.column_names and not split_by_folder:
             _check_splits(table.column("split"), labels)
-            _look_up(done, source, table, "split", f"--labels {labels}")
+            _join(annotated, source, table, "split", flag)
     if group:
-        _look_up(done, source, read_table("--group", group, "group"), "group", f"--group {group}")
-    return done
-
-
-def _set(done: AnnotatedListing, name: str, values: pa.ChunkedArray) -> None:
-    table = done.listing
-    done.listing = table.set_column(
-        table.schema.get_field_index(name), table.schema.field(name), values
-    )
+        table = read_table("--group", group, "group")
+        _join(annotated, source, table, "group", f"--group {group}")
+    return annotated
 
 
 def _folders(listing: pa.Table, source: str, depth: int) -> list[pa.ChunkedArray]:
-    """The first `depth` folders of each picture's name; null where it lies less deep."""
+    """Return the first `depth` folders of each picture's name; null where there are fewer.
+
+    Example with depth 2: `train/cats/1.jpg` gives `train` and `cats`, `train/1.jpg` gives `train`
+    and null.
+    """
     parts = pc.split_pattern(names_of(listing, source), "/", max_splits=depth)
     lengths = pc.list_value_length(parts)
-    found = []
+    none = pa.scalar(None, pa.string())
+
+    folders = []
     for level in range(depth):
         padded = pc.list_slice(parts, level, level + 1, return_fixed_size_list=True)
-        folder = pc.cast(pc.list_element(padded, 0), pa.string())
-        found.append(
-            pc.if_else(pc.greater(lengths, level + 1), folder, pa.scalar(None, pa.string()))
-        )
-    return found
+        part = pc.cast(pc.list_element(padded, 0), pa.string())
+        # The last part of a name is the file, not a folder.
+        folders.append(pc.if_else(pc.greater(lengths, level + 1), part, none))
+    return folders
 
 
 def _given_splits(folders: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
     names = folders.unique()
-    odd = sorted(str(name) for name in names.drop_null().to_pylist() if name not in _SPLIT_FOLDERS)
-    if odd or folders.null_count:
-        what = repr(odd[0]) if odd else "a picture in no folder"
+    unknown = sorted(name for name in names.drop_null().to_pylist() if name not in _SPLIT_FOLDERS)
+    if unknown or folders.null_count:
+        content = repr(unknown[0]) if unknown else "a picture in no folder"
         raise RequestError(
-            f"--split folder: below {source} lies {what}, which is no split. Name the first folders train, "
-            "validation (or val) and test, or give shares such as --split 0.7,0.15,0.15."
+            f"--split folder: {source} holds {content}, which is not a split. "
+            "Name the first folders train, validation (or val) and test, or give shares such as "
+            "--split 0.7,0.15,0.15."
         )
     if "train" not in names.to_pylist():
         raise RequestError(f"--split folder: {source} has no folder train/")
-    known = pa.array([_SPLIT_FOLDERS[name] for name in names.to_pylist()], pa.string())
-    return known.take(pc.index_in(folders, names))
+
+    splits = pa.array([_SPLIT_FOLDERS[name] for name in names.to_pylist()], pa.string())
+    return splits.take(pc.index_in(folders, names))
 
 
 def read_table(flag: str, location: str, column: str) -> pa.Table:
-    """The table at a location, its `uri` and `column` (and `split`, where it has one) as strings.
+    """Read the table at a location: `uri`, `column` and, if it has one, `split`, as strings.
 
-    Raises RequestError, with `flag` in front, where there is none or it is not such a table.
+    Raises RequestError, which begins with `flag`, if there is no such table.
     """
     folder, _, name = normalize_uri(location).rpartition("/")
     try:
@@ -114,86 +122,83 @@ def read_table(flag: str, location: str, column: str) -> pa.Table:
         raise RequestError(f"{flag} {location}: there is no such table") from error
     except StorageError as error:
         raise RequestError(f"{flag}: cannot read {error}") from error
+
     try:
-        table = (
-            pq.read_table(io.BytesIO(data))
-            if name.lower().endswith(".parquet")
-            else _read_csv(data, column)
-        )
+        is_parquet = name.lower().endswith(".parquet")
+        table = pq.read_table(io.BytesIO(data)) if is_parquet else _read_csv(data, column)
     except pa.ArrowInvalid as error:
         raise RequestError(f"{flag} {location} is not a readable table: {error}") from error
-    for wanted in ("uri", column):
-        if wanted not in table.column_names:
-            raise RequestError(
-                f"{flag} {location} has no column {wanted!r}; it has {', '.join(table.column_names)}"
-            )
-    kept = [name for name in ("uri", column, "split") if name in table.column_names]
-    return pa.table(
-        {name: pc.cast(table.column(name), pa.large_string()) for name in dict.fromkeys(kept)}
-    )
+
+    for required in ("uri", column):
+        if required not in table.column_names:
+            names = ", ".join(table.column_names)
+            raise RequestError(f"{flag} {location} has no column {required!r}; it has {names}")
+    kept = [name for name in dict.fromkeys(("uri", column, "split")) if name in table.column_names]
+    return pa.table({name: pc.cast(table.column(name), pa.large_string()) for name in kept})
 
 
 def _read_csv(data: bytes, column: str) -> pa.Table:
-    """Read as text throughout: a class called 007 or NA is what it says. Only an empty field is missing."""
-    texts = {name: pa.string() for name in ("uri", column, "split")}
+    """Read all values as text: a class may be called 007 or NA. Only an empty field is null."""
     options = pyarrow.csv.ConvertOptions(
-        column_types=texts, strings_can_be_null=True, null_values=[""]
+        column_types={name: pa.string() for name in ("uri", column, "split")},
+        strings_can_be_null=True,
+        null_values=[""],
     )
     return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
 
 
 def _check_splits(splits: pa.ChunkedArray, location: str) -> None:
-    odd = set(splits.unique().to_pylist()) - {*SPLITS, None}
-    if odd:
+    unknown = set(splits.unique().to_pylist()) - {*SPLITS, None}
+    if unknown:
         raise RequestError(
-            f"--labels {location}: the split {min(map(str, odd))!r} is none of {', '.join(SPLITS)}"
+            f"--labels {location}: the split {min(map(str, unknown))!r} is none of "
+            f"{', '.join(SPLITS)}"
         )
 
 
-def _look_up(done: AnnotatedListing, source: str, table: pa.Table, column: str, what: str) -> None:
-    """Set a column of the listing from a table that names pictures by whole or by relative uri.
-
-    A row without a uri or without a value says nothing.
-    """
-    table = table.filter(
-        pc.and_(pc.is_valid(table.column("uri")), pc.is_valid(table.column(column)))
-    )
-    whole = absolute(table.column("uri"), source)
-    _require_one_answer(whole, table.column(column), what, column)
-    listed = done.listing.column("uri")
-    at = pc.index_in(listed, whole)
-    _set(done, column, pc.cast(table.column(column).take(at), pa.string()))
-    unlisted = (
-        len(table) - pc.sum(pc.cast(pc.is_in(whole, listed), pa.int64())).as_py()
-        if len(table)
-        else 0
-    )
-    unnamed = at.null_count
-    if unnamed:
-        done.notes.append(
-            f"{unnamed} of {len(listed)} pictures are not in {what} and have no {column}"
-        )
-    if unlisted:
-        done.notes.append(f"{unlisted} rows of {what} name no picture of {source}")
-
-
-def absolute(uris: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
-    """Whole URIs of a table's, which may be relative to `source`."""
-    within = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "s3://"))
-    return pc.if_else(within, uris, concat_columns(source.rstrip("/"), uris, separator="/"))
-
-
-def _require_one_answer(
-    uris: pa.ChunkedArray, values: pa.ChunkedArray, what: str, column: str
+def _join(
+    annotated: AnnotatedListing, source: str, table: pa.Table, column: str, flag: str
 ) -> None:
-    pairs = (
-        pa.table({"uri": uris, "value": values})
-        .group_by("uri")
-        .aggregate([("value", "count_distinct")])
-    )
-    torn = pairs.filter(pc.greater(pairs.column("value_count_distinct"), 1))
-    if len(torn):
-        uri = torn.column("uri")[0].as_py()
+    """Set a column of the listing from a table with complete or relative uris.
+
+    A row without a uri or without a value is ignored.
+    """
+    is_complete = pc.and_(pc.is_valid(table.column("uri")), pc.is_valid(table.column(column)))
+    table = table.filter(is_complete)
+    uris = absolute_uris(table.column("uri"), source)
+    _require_one_value(uris, table.column(column), flag, column)
+
+    listed = annotated.listing.column("uri")
+    position = pc.index_in(listed, uris)
+    values = table.column(column).take(position)
+    annotated.set_column(column, pc.cast(values, pa.string()))
+
+    if position.null_count:
+        annotated.notes.append(
+            f"{position.null_count} of {len(listed)} pictures are not in {flag} "
+            f"and have no {column}"
+        )
+    unlisted = len(table.filter(pc.invert(pc.is_in(uris, listed)))) if len(table) else 0
+    if unlisted:
+        annotated.notes.append(f"{unlisted} rows of {flag} name no picture of {source}")
+
+
+def absolute_uris(uris: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
+    """Return complete URIs; a relative one is relative to `source`."""
+    is_absolute = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "s3://"))
+    joined = concat_columns(source.rstrip("/"), uris, separator="/")
+    return pc.if_else(is_absolute, uris, joined)
+
+
+def _require_one_value(
+    uris: pa.ChunkedArray, values: pa.ChunkedArray, flag: str, column: str
+) -> None:
+    pairs = pa.table({"uri": uris, "value": values})
+    counts = pairs.group_by("uri").aggregate([("value", "count_distinct")])
+    ambiguous = counts.filter(pc.greater(counts.column("value_count_distinct"), 1))
+    if len(ambiguous):
+        uri = ambiguous.column("uri")[0].as_py()
         raise RequestError(
-            f"{what} gives {uri} more than one {column}; {len(torn)} pictures are so: give each one"
+            f"{flag} gives {uri} more than one {column}, and {len(ambiguous)} pictures in all: "
+            "give each one"
         )

@@ -12,10 +12,10 @@ SPLITS: Final = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One listed picture: its object's name below the source, its full URI, its change mark, its size in bytes.
+    """One listed picture: its name below the source, its full URI, its etag, its size in bytes.
 
-    `sample_id`, `shard` and `row` say where a picture lies that this one may turn out to be, unchanged but for its
-    name or its change mark: if its content has that hash it need not be decoded.
+    `sample_id`, `shard` and `row` are the location of a sample that this file probably duplicates
+    (renamed or touched). If the content hash matches, decoding is skipped.
     """
 
     name: str
@@ -37,5 +37,5 @@ LISTING: Final = pa.schema(
         ("group", pa.string()),
     ]
 )
-"""One listed picture; `label`, `split` and `group` are null where the source does not state them. Uris of ten million
-pictures pass the 2 GB that `string` can address: hence `large_string`."""
+"""One listed picture. `label`, `split` and `group` are null if the source does not state them. URIs
+of ten million pictures exceed the 2 GB that `string` can address, hence `large_string`."""

@@ -1,6 +1,6 @@
-"""A list of pictures, wherever they lie, as a listing: each of them looked up.
+"""A list of pictures in any places as a listing: each picture is looked up.
 
-Everything stays in Arrow columns but for the few thousand objects that are being looked up.
+Everything stays in Arrow columns, except for the few thousand objects that are being looked up.
 """
 
 from __future__ import annotations
@@ -11,183 +11,196 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from threading import Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from afinar.errors import ForbiddenError, NotFoundError, RequestError, StorageError
-from afinar.sources.annotations import absolute, read_table
+from afinar.sources.annotations import AnnotatedListing, absolute_uris, read_table
 from afinar.sources.listing import as_listing, table_of
 from afinar.storage.multi_store import MultiStore
 from afinar.storage.open import open_reader
 from afinar.storage.store import ObjectInfo
 
 MISSING: Final = "missing"
-"""Change mark of a picture that a list names and that is not there."""
+"""Etag of a picture that a list names and that does not exist."""
 
 _UNREADABLE: Final = (
-    "unreadable"  # the mark of one that could not be looked up: its reading will say why
+    "unreadable"  # etag of one that could not be looked up: reading gives the reason
 )
 _THREADS: Final = 32
 _CHUNK: Final = 8192  # pictures looked up at a time
-_PIECE: Final = 64  # of which one thread takes so many
+_BATCH: Final = 64  # pictures that one thread looks up in one go
 _LISTERS: Final = 4  # folders of buckets at a time; each has threads of its own
-_IN_A_ROW: Final = 20  # failures after which it is the store
-# A page of a listing is one request for a thousand objects, at 19 µs of processor time each: a folder of a bucket that
-# holds at most so many times the pictures that the list names is listed rather than asked for each.
+_FAILURES_IN_A_ROW: Final = 20  # after so many failures the store is at fault, not the pictures
+# One page of a listing is one request for a thousand objects, at 19 µs of CPU time each. So a
+# folder of a bucket is listed if the list names many of its pictures, and at most so many objects.
 _LIST_FROM: Final = 100
 _LIST_TIMES: Final = 20
 
 
-def list_named(location: str) -> tuple[pa.Table, list[str]]:
+class _Folder(NamedTuple):
+    """A folder of a bucket, and the largest number of objects to list there."""
+
+    uri: str
+    max_objects: int
+
+
+def list_named(location: str) -> AnnotatedListing:
     """Look up every picture that the table at `location` (CSV or Parquet, column `uri`) names.
 
-    Returns LISTING, sorted by URI, each picture once, and what a person should know of it. A relative URI is relative
-    to the table's folder. A picture that does not exist has the change mark MISSING. Raises RequestError for a table
-    that cannot be read or names none, and where a store does not answer.
+    Returns LISTING, sorted by URI, each picture once. A relative URI is relative to the table's
+    folder. A picture that does not exist has the etag MISSING. Raises RequestError for a table that
+    cannot be read or names no picture, and if a store does not answer.
     """
     rows = read_table("SOURCE", location, "uri").column("uri")
     named = rows.drop_null()
-    uris = _normalised(named, location).unique()
-    notes = []
-    if len(rows) > len(named):
-        notes.append(f"{len(rows) - len(named)} of {len(rows)} rows of {location} have no uri")
-    if len(named) > len(uris):
-        notes.append(
-            f"{len(named) - len(uris)} of {len(rows)} rows of {location} name a picture that an earlier row names"
-        )
+    uris = _normalize(named, location).unique()
     if not len(uris):
         raise RequestError(
             f"{location} names no picture: give a table with one in each row, in the column `uri`"
         )
-    found = _look_up(uris.sort())
-    if missing := pc.sum(pc.equal(found.column("etag"), MISSING)).as_py():
-        notes.append(f"{missing} of {len(found)} pictures of {location} do not exist")
-    return as_listing(found.sort_by("uri")), notes
 
-
-def _normalised(uris: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
-    """URIs as listings write them."""
-    bare = pc.replace_substring_regex(uris, "^file://", "")
-    is_object = pc.match_substring_regex(bare, "^s3://[^/]+/.")
-    odd = uris.filter(
-        pc.and_(pc.match_substring_regex(bare, "^[A-Za-z][A-Za-z0-9+.-]*://"), pc.invert(is_object))
-    )
-    if len(odd):
-        raise RequestError(
-            f"{location} names {odd[0].as_py()!r}: only files and s3://BUCKET/KEY are supported"
+    listing = _look_up(uris.sort())
+    missing = pc.sum(pc.equal(listing.column("etag"), MISSING)).as_py() or 0
+    notes = []
+    if len(rows) > len(named):
+        notes.append(f"{len(rows) - len(named)} of {len(rows)} rows of {location} have no uri")
+    if repeated := len(named) - len(uris):
+        notes.append(
+            f"{repeated} of {len(rows)} rows of {location} name a picture that an earlier row names"
         )
-    whole = absolute(bare, location.rpartition("/")[0])
-    crooked = pc.and_(
-        pc.starts_with(whole, "/"), pc.match_substring_regex(whole, r"//|/\.\.?(/|$)|/$")
-    )
-    if not pc.any(crooked).as_py():
-        return whole
-    table = pa.table({"uri": whole, "crooked": crooked})
-    return pa.chunked_array(
-        map(_straightened, table.to_batches(max_chunksize=_CHUNK)), pa.large_string()
-    )
+    if missing:
+        notes.append(f"{missing} of {len(listing)} pictures of {location} do not exist")
+    return AnnotatedListing(as_listing(listing.sort_by("uri")), notes)
 
 
-def _straightened(batch: pa.RecordBatch) -> pa.Array:
-    """Paths without `..` and the like, as a listing would name them."""
-    uris, crooked = (column.to_pylist() for column in batch.columns)
+def _normalize(uris: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
+    """Return URIs as a listing writes them: absolute, without `file://`, `..` and the like."""
+    bare = pc.replace_substring_regex(uris, "^file://", "")
+    has_scheme = pc.match_substring_regex(bare, "^[A-Za-z][A-Za-z0-9+.-]*://")
+    is_object = pc.match_substring_regex(bare, "^s3://[^/]+/.")
+    unsupported = uris.filter(pc.and_(has_scheme, pc.invert(is_object)))
+    if len(unsupported):
+        raise RequestError(
+            f"{location} names {unsupported[0].as_py()!r}: only files and s3://BUCKET/KEY are "
+            "supported"
+        )
+
+    absolute = absolute_uris(bare, location.rpartition("/")[0])
+    has_dots = pc.match_substring_regex(absolute, r"//|/\.\.?(/|$)|/$")
+    is_path = pc.starts_with(absolute, "/")
+    to_normalize = pc.and_(is_path, has_dots)
+    if not pc.any(to_normalize).as_py():
+        return absolute
+    table = pa.table({"uri": absolute, "to_normalize": to_normalize})
+    batches = table.to_batches(max_chunksize=_CHUNK)
+    return pa.chunked_array(map(_normalize_paths, batches), pa.large_string())
+
+
+def _normalize_paths(batch: pa.RecordBatch) -> pa.Array:
+    uris, flags = (column.to_pylist() for column in batch.columns)
     paths = [
-        f"/{os.path.normpath(uri).lstrip('/')}" if bent else uri
-        for uri, bent in zip(uris, crooked, strict=True)
+        f"/{os.path.normpath(uri).lstrip('/')}" if to_normalize else uri
+        for uri, to_normalize in zip(uris, flags, strict=True)
     ]
     return pa.array(paths, pa.large_string())
 
 
 def _look_up(uris: pa.Array) -> pa.Table:
-    """uri, etag and size of each."""
-    is_remote = pc.starts_with(uris, "s3://")
-    remote = uris.filter(is_remote)
+    """Return uri, etag and size of each picture."""
+    remote = uris.filter(pc.starts_with(uris, "s3://"))
     _require_answers(remote)
+
+    # Folders with many of the pictures are listed, the other pictures looked up one by one.
     with ThreadPoolExecutor(_LISTERS) as pool:
-        listed = pa.concat_tables([table_of(()), *pool.map(_list_folder, _dense_folders(remote))])
+        tables = list(pool.map(_list_folder, _dense_folders(remote)))
+    listed = pa.concat_tables([table_of(()), *tables])
     listed = listed.filter(pc.is_in(listed.column("uri"), remote))
-    rest = uris.filter(pc.invert(pc.is_in(uris, listed.column("uri"))))
-    return pa.concat_tables([listed, table_of(_one_by_one(rest))])
+    others = uris.filter(pc.invert(pc.is_in(uris, listed.column("uri"))))
+    return pa.concat_tables([listed, table_of(_look_up_each(others))])
 
 
 def _require_answers(remote: pa.Array) -> None:
-    """Ask every bucket once: a wrong endpoint is found out in seconds. One that is not there has no pictures."""
-    for bucket in (
-        pc.replace_substring_regex(remote, "^s3://([^/]+)/.*", r"\1").unique().to_pylist()
-    ):
+    """Ask every bucket once, so that a wrong endpoint is found within seconds.
+
+    A bucket that does not exist has no pictures.
+    """
+    buckets = pc.replace_substring_regex(remote, "^s3://([^/]+)/.*", r"\1").unique()
+    for bucket in buckets.to_pylist():
         try:
             open_reader(f"s3://{bucket}").exists()
         except ForbiddenError:
             continue  # who may not list a bucket may still read it
         except StorageError as error:
-            raise RequestError(
-                f"cannot look pictures up: {error}. Check the endpoint and the credentials."
-            ) from error
+            raise _no_answer(error) from error
 
 
-def _dense_folders(remote: pa.Array) -> list[tuple[str, int]]:
-    """Folders of which a list names many pictures, and how many objects may be listed there."""
+def _dense_folders(remote: pa.Array) -> list[_Folder]:
+    """Return the folders of which a list names many pictures."""
     counts = pc.value_counts(pc.replace_substring_regex(remote, "/[^/]*$", ""))
-    dense = counts.filter(
-        pc.greater_equal(pc.struct_field(counts, "counts"), _LIST_FROM)
-    ).to_pylist()
-    return [(one["values"], one["counts"] * _LIST_TIMES) for one in dense]
+    dense = counts.filter(pc.greater_equal(pc.struct_field(counts, "counts"), _LIST_FROM))
+    return [_Folder(row["values"], row["counts"] * _LIST_TIMES) for row in dense.to_pylist()]
 
 
-def _list_folder(folder: tuple[str, int]) -> pa.Table:
-    """What lies in a folder, or the first so many objects of it; nothing where it may not be listed."""
-    uri, most = folder
+def _list_folder(folder: _Folder) -> pa.Table:
+    """List the first objects of a folder; nothing if it may not be listed."""
     try:
-        return table_of(islice(open_reader(uri).walk(), most))
+        return table_of(islice(open_reader(folder.uri).walk(), folder.max_objects))
     except StorageError:
         return table_of(())
 
 
-def _one_by_one(uris: pa.Array) -> Iterator[ObjectInfo]:
-    streak = _Streak()
+def _look_up_each(uris: pa.Array) -> Iterator[ObjectInfo]:
+    failures = _FailureCounter()
     with ThreadPoolExecutor(_THREADS) as pool:
         for start in range(0, len(uris), _CHUNK):
             chunk = uris.slice(start, _CHUNK).to_pylist()
-            look = partial(_infos, MultiStore(remote=True), streak)
-            for infos in pool.map(
-                look, [chunk[first : first + _PIECE] for first in range(0, len(chunk), _PIECE)]
-            ):
+            batches = [chunk[first : first + _BATCH] for first in range(0, len(chunk), _BATCH)]
+            look_up = partial(_look_up_batch, MultiStore(remote=True), failures)
+            for infos in pool.map(look_up, batches):
                 yield from infos
 
 
-class _Streak:
+class _FailureCounter:
     """Failures in a row, over all threads."""
 
     def __init__(self) -> None:
         self._count, self._lock = 0, Lock()
 
-    def broken(self) -> None:
-        """An answer came."""
+    def reset(self) -> None:
+        """Note that a store has answered."""
         self._count = 0
 
     def add(self, error: StorageError) -> None:
-        """None came. Raises RequestError when that happens again and again."""
+        """Count a failure. Raises RequestError after too many in a row."""
         with self._lock:
             self._count += 1
-        if self._count >= _IN_A_ROW:
-            raise RequestError(
-                f"cannot look pictures up: {error}. Check the endpoint and the credentials."
-            ) from error
+        if self._count >= _FAILURES_IN_A_ROW:
+            raise _no_answer(error) from error
 
 
-def _infos(places: MultiStore, streak: _Streak, uris: list[str]) -> list[ObjectInfo]:
-    return [_info(places, uri, streak) for uri in uris]
+def _no_answer(error: StorageError) -> RequestError:
+    return RequestError(
+        f"cannot look pictures up: {error}. Check the endpoint and the credentials."
+    )
 
 
-def _info(places: MultiStore, uri: str, streak: _Streak) -> ObjectInfo:
+def _look_up_batch(
+    stores: MultiStore, failures: _FailureCounter, uris: list[str]
+) -> list[ObjectInfo]:
+    return [_look_up_one(stores, uri, failures) for uri in uris]
+
+
+def _look_up_one(stores: MultiStore, uri: str, failures: _FailureCounter) -> ObjectInfo:
     try:
-        info = places.stat(uri)
+        info = stores.stat(uri)
     except (NotFoundError, ForbiddenError) as error:
-        info = ObjectInfo(uri, uri, 0, MISSING if isinstance(error, NotFoundError) else _UNREADABLE)
+        etag = MISSING if isinstance(error, NotFoundError) else _UNREADABLE
+        info = ObjectInfo(uri, uri, 0, etag)
     except StorageError as error:
-        streak.add(error)
+        failures.add(error)
         return ObjectInfo(uri, uri, 0, _UNREADABLE)
-    streak.broken()
+    failures.reset()
     return info

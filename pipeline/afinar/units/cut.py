@@ -1,4 +1,4 @@
-"""Cut a listing into units of work: pure functions of the listing, never of the number of workers."""
+"""Cut a listing into units of work: pure functions, independent of the number of workers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PLAN: Final = pa.schema(
         ("row", pa.int32()),
     ]
 )
-"""Schema of a plan: the whole listing. `unit` is null for a picture that needs no work; `sample_id`,
-`shard` and `row` are as in Entry."""
+"""Schema of a plan: the whole listing. `unit` is null for a picture that needs no work;
+`sample_id`, `shard` and `row` are as in Entry."""
 
 _SMALL_ARCHIVE_UNITS: Final = 32  # units of a small archive: a few dozen cores can share it
 _MIN_UNIT: Final = 48  # pictures; a smaller unit is not worth its files
@@ -91,12 +91,13 @@ def even_sizes(largest: int, pictures: int) -> list[int]:
 
 
 def tapered_sizes(largest: int, pictures: int) -> list[int]:
-    """Return sizes of units of at most `largest` pictures that grow at the start and shrink at the end.
+    """Return sizes of units that grow from small ones at the start and shrink at the end.
 
-    The first results are ready early, and at the end no worker is left alone with a large unit.
-    The method is guided self-scheduling (Polychronopoulos and Kuck, 1987), which makes a unit a
-    fraction of what is left, applied at both ends. Example: of 10,000 pictures the first units have
-    48 pictures, the one that begins after 4,000 pictures has min(4000, 6000) / 16 = 250.
+    No unit has more than `largest` pictures. The first results are ready early, and at the end no
+    worker is left alone with a large unit. The method is guided self-scheduling (Polychronopoulos
+    and Kuck, 1987), which makes a unit a fraction of what is left, applied at both ends. Example:
+    of 10,000 pictures the first units have 48 pictures, and the one that begins after 4,000
+    pictures has min(4000, 6000) / 16 = 250.
     """
     sizes: list[int] = []
     done = 0
@@ -116,7 +117,7 @@ def _unit_name(pictures: pa.Table, identity: str) -> str:
 
 
 def unit_names(plan: pa.Table) -> list[str]:
-    """Return the names of the plan's units, in order. Raises UnsafePathError for one that is no name."""
+    """Return the names of the plan's units, in order. Raises UnsafePathError for a bad name."""
     return [
         check_identifier(unit, "the name of a unit")
         for unit in plan.column("unit").unique().drop_null().to_pylist()

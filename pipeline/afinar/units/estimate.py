@@ -25,8 +25,8 @@ _CHUNK: Final = 65_536  # uris that are Python objects at a time
 class Estimate:
     """Extrapolation from a sample to all pending pictures, with `workers` processes like this one.
 
-    Times are in seconds, without the start of Ray. `stages` are fractions of a unit's time by phase.
-    """
+    Times are in seconds, without the start of Ray. `stages` are fractions of a unit's time by
+    phase."""
 
     listed: int
     to_read: int
@@ -83,9 +83,8 @@ class Sample:
 def extrapolate(plan: pa.Table, sample: Sample, *, workers: int, listing_s: float) -> Estimate:
     """Extrapolate the cost of a sample to all pictures of a plan (PLAN) that have a unit.
 
-    Example: 200 pictures took 0.5 s; of 10,000 pending pictures two workers take 10,000 x 0.0025 / 2
-    = 12.5 s, besides listing and start.
-    """
+    Example: 200 pictures took 0.5 s; of 10,000 pending pictures two workers take 10,000 x 0.0025 /
+    2 = 12.5 s, besides listing and start."""
     pending = plan.filter(pc.is_valid(plan.column("unit")))
     seconds = sample.seconds_each * len(pending) / workers
     return Estimate(

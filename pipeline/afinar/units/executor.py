@@ -1,8 +1,4 @@
-"""Units of work and the executors that run them.
-
-A driver decides in plain Python what is to be done and hands units to an Executor. Ray's is in `afinar.execution`;
-`InlineExecutor` runs them in this process, for tests and machines without Ray.
-"""
+"""Executors: run units of work. Ray's is in `afinar.execution`, `InlineExecutor` needs no Ray."""
 
 from __future__ import annotations
 
@@ -16,8 +12,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Generic[Task]):
-    """How a unit's blocks are prepared elsewhere for the worker that needs them: `prepare` is applied to each of
-    `blocks(task)`, which come to the work, in order, as its second argument."""
+    """CPU-side preprocessing for workers that have a GPU.
+
+    Each item of `blocks(task)` is passed to `prepare` in a Ray task of its own. The work function
+    receives the results, in order, as its second argument.
+    """
 
     blocks: Callable[[Task], list[Any]]
     prepare: Callable[[Any], Any]
@@ -25,10 +24,11 @@ class Preprocessing(Generic[Task]):
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy(Generic[Task]):
-    """What to do about a unit whose worker is lost, or works at it for longer than its `deadline_s`.
+    """Handling of a unit whose worker died or hangs.
 
-    `next_attempt` makes of its task the one for the next attempt. `preprocessing` is used where the work has silicon of its own, a GPU,
-    which is not to wait while cores prepare.
+    - `deadline_s(task)`: seconds after which a worker counts as hung.
+    - `next_attempt(task)`: the task for the next attempt.
+    - `preprocessing`: used only for workers that have a GPU.
     """
 
     deadline_s: Callable[[Task], float] = lambda task: 3600.0
@@ -47,24 +47,26 @@ class Executor(Protocol):
         self,
         make_work: Callable[[], Callable[[Task], Result]],
         tasks: Iterable[Task],
-        care: RetryPolicy[Task] | None = None,
+        policy: RetryPolicy[Task] | None = None,
     ) -> Iterator[Result]:
-        """Apply work that is costly to make: `make_work` is called once per worker process."""
+        """Apply work that is expensive to make: `make_work` is called once per worker process."""
         ...
 
 
 class InlineExecutor:
-    """Runs every task in this process, one after the other."""
+    """Runs every task in this process, one after the other.
+
+    A task whose process dies cannot be retried here, so a RetryPolicy has no effect.
+    """
 
     def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """See Executor."""
         return map(work, tasks)
 
     def run_with_state(
         self,
         make_work: Callable[[], Callable[[Task], Result]],
         tasks: Iterable[Task],
-        care: RetryPolicy[Task] | None = None,
+        policy: RetryPolicy[Task] | None = None,
     ) -> Iterator[Result]:
-        """See Executor."""
+        del policy
         return map(make_work(), tasks)

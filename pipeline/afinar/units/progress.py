@@ -1,4 +1,4 @@
-"""Progress of a job: seconds by phase of the work, a bar on a terminal, a line every ten seconds in a log."""
+"""Progress of a job: seconds by phase, a bar on a terminal, a line every ten seconds in a log."""
 
 from __future__ import annotations
 
@@ -16,36 +16,37 @@ logger = logging.getLogger(__name__)
 
 
 class PhaseTimer:
-    """Seconds that a unit spent in each of its stages: waiting for bytes, decoding, …"""
+    """Seconds that a unit spent in each phase of its work: fetch, decode, forward, write."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def phase(self, stage: str) -> Iterator[None]:
-        """Count the block's time for `stage`."""
+    def phase(self, name: str) -> Iterator[None]:
+        """Add the time of the block to a phase."""
         started = time.perf_counter()
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+        elapsed = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + elapsed
 
 
 class ProgressReporter:
-    """Progress on stderr: a bar on a terminal, a line every ten seconds in a log.
+    """Reports rate, time left, rejects and the limiting phase: as a bar, or as log lines.
 
-    Says the rate, the time left, the rejects so far, and what limits the work now.
+    `name` is the work in progress, `total` the number of items, `item` what is counted.
     """
 
     EVERY_S = 10.0
 
-    def __init__(self, what: str, total: int, unit: str = "pictures") -> None:
-        self._what, self._total, self._unit = what, total, unit
+    def __init__(self, name: str, total: int, item: str = "pictures") -> None:
+        self._name, self._total, self._item = name, total, item
         self._done = self._rejects = 0
-        self._stages: dict[str, float] = {}
-        self._started = self._spoke = time.monotonic()
+        self._phases: dict[str, float] = {}
+        self._started = self._logged = time.monotonic()
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = _bar()
-            self._task = self._bar.add_task(what, total=total, note="")
+            self._task = self._bar.add_task(name, total=total, note="")
 
     def __enter__(self) -> ProgressReporter:
         if self._bar:
@@ -56,20 +57,23 @@ class ProgressReporter:
         if self._bar:
             self._bar.stop()
 
-    def add(self, done: int, rejects: int = 0, stages: Mapping[str, float] | None = None) -> None:
-        """Count `done` more, of which `rejects` could not be used; `stages` are the seconds that each stage took."""
+    def add(self, done: int, rejects: int = 0, phases: Mapping[str, float] | None = None) -> None:
+        """Count `done` items, `rejects` of them not usable; `phases` are seconds by phase."""
         self._done += done
         self._rejects += rejects
-        # Older stages count for less and less: what limits the work is said of now.
-        for name, seconds in (stages or {}).items():
-            self._stages[name] = self._stages.get(name, 0.0) / 2 + seconds
+
+        # Old units count for less: the report is about what limits the work now.
+        for phase, seconds in (phases or {}).items():
+            self._phases[phase] = self._phases.get(phase, 0.0) / 2 + seconds
+
         if self._bar:
             self._bar.update(self._task, completed=self._done, note=self._note())
-        elif time.monotonic() - self._spoke > self.EVERY_S:
-            self._spoke = time.monotonic()
+        elif time.monotonic() - self._logged > self.EVERY_S:
+            self._logged = time.monotonic()
             left_s = (self._total - self._done) / max(self._rate(), 1e-9)
             logger.info(
-                f"{self._what}: {self._done} of {self._total} {self._unit}, {self._note()}, {format_duration(left_s)} left"
+                f"{self._name}: {self._done} of {self._total} {self._item}, {self._note()}, "
+                f"{format_duration(left_s)} left"
             )
 
     def _rate(self) -> float:
@@ -79,22 +83,22 @@ class ProgressReporter:
         notes = [f"{self._rate():.0f}/s"]
         if self._rejects:
             notes.append(f"{self._rejects} rejected")
-        if limit := limiting_stage(self._stages):
+        if limit := limiting_phase(self._phases):
             notes.append(f"limited by {limit}")
         return ", ".join(notes)
 
 
-def limiting_stage(stages: Mapping[str, float]) -> str | None:
-    """The stage that took most of the time, and its share: "decode (83 %)". None where nothing took any."""
-    total = sum(stages.values())
+def limiting_phase(phases: Mapping[str, float]) -> str | None:
+    """Return the phase with most of the time and its share, such as "decode (83%)", or None."""
+    total = sum(phases.values())
     if total <= 0:
         return None
-    name = max(stages, key=lambda stage: stages[stage])
-    return f"{name} ({stages[name] / total:.0%})"
+    phase = max(phases, key=lambda name: phases[name])
+    return f"{phase} ({phases[phase] / total:.0%})"
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as people say them: "42 s", "7 min", "3 h 20 min"."""
+    """Return seconds in words: "42 s", "7 min", "3 h 20 min"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class UnitResult:
-    """Counts of one finished unit, and the seconds that each phase of it took. The rest lies in the store."""
+    """Counts of one finished unit and its seconds by phase. Everything else is in the store."""
 
     unit: str
     pictures: int

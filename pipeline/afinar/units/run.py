@@ -1,6 +1,7 @@
 """The incremental runner under every job that works in units: plan, resume, run, publish.
 
-1. Open the current version and load the plan that an interrupted run left, or make and store a new one.
+1. Open the current version and load the plan that an interrupted run left, or make and store a new
+   one.
 2. Run the plan's units that no earlier run committed.
 3. Publish a version on top of the current one.
 4. If the plan was resumed, the source may have changed since it was made: begin again at 1.
