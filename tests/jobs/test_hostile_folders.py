@@ -1,4 +1,4 @@
-"""Jobs on datasets, models and predictions that a stranger made: nothing outside of them is touched."""
+"""Jobs on datasets, models and predictions from an untrusted source: they touch nothing outside."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from afinar.cli.main import main
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError, UnsafePathError
-from afinar.ingest.driver import Ingest
-from afinar.labelling.driver import Labelling
+from afinar.ingest.driver import run_ingest
+from afinar.labelling.driver import LabelOutcome, run_labelling
 from afinar.training.task import plan_training
 from afinar.units.executor import InlineExecutor
 
@@ -26,7 +26,7 @@ PRECIOUS = ("thesis.tex", "photos/a.jpg", "checkpoints/llm.ckpt")
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A folder that no job was given."""
+    """A folder that is an argument of no job."""
     folder = tmp_path / "victim"
     for name in PRECIOUS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -46,16 +46,14 @@ def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(record))
 
 
-def label(source: str, out: Path, models: Path, **options: Any) -> Labelling:
+def label(source: str, out: Path, models: Path, **options: Any) -> LabelOutcome:
     config = LabelConfig(source=source, predictions=str(out), model=f"{models}@champion", **options)
-    job = Labelling(config, InlineExecutor())
-    job.run()
-    return job
+    return run_labelling(config, InlineExecutor())
 
 
 @pytest.fixture
 def models(trained: Trained, tmp_path: Path) -> Path:
-    """A copy of the session's model, for a test to forge."""
+    """A copy of the session's model, which a test may change."""
     return Path(shutil.copytree(trained.models, tmp_path / "models"))
 
 
@@ -63,7 +61,7 @@ def rename(models: Path, suffix: str) -> None:
     edit(models / "versions/00000001.json", lambda record: record.update(id=record["id"] + suffix))
 
 
-def test_a_model_whose_id_leads_out_deletes_nothing_and_labels_nothing(
+def test_model_id_with_path_is_refused_and_nothing_is_deleted(
     trained: Trained, tmp_path: Path, models: Path, victim: Path
 ) -> None:
     old = label(trained.dataset, tmp_path / "preds", models).partition
@@ -81,7 +79,7 @@ def test_a_model_whose_id_leads_out_deletes_nothing_and_labels_nothing(
     assert untouched(victim)
 
 
-def test_an_update_of_a_model_does_not_reach_other_predictions(
+def test_model_id_with_path_to_other_predictions_is_refused(
     trained: Trained, tmp_path: Path, models: Path
 ) -> None:
     old = label(trained.dataset, tmp_path / "preds", models).partition
@@ -93,7 +91,7 @@ def test_an_update_of_a_model_does_not_reach_other_predictions(
     assert sorted(path for path in (tmp_path / "other").rglob("*") if path.is_file()) == before
 
 
-def test_a_note_of_an_unfinished_run_that_leads_out_is_refused(
+def test_unfinished_run_record_with_path_is_refused(
     trained: Trained, tmp_path: Path, victim: Path
 ) -> None:
     config = train_config(trained, tmp_path / "models")
@@ -106,7 +104,7 @@ def test_a_note_of_an_unfinished_run_that_leads_out_is_refused(
     assert untouched(victim)
 
 
-def test_links_in_folders_of_ours_are_not_followed(
+def test_links_below_datasets_and_predictions_are_not_followed(
     trained: Trained, tmp_path: Path, models: Path, victim: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     dataset = Path(shutil.copytree(trained.dataset, tmp_path / "dataset"))
@@ -119,11 +117,11 @@ def test_links_in_folders_of_ours_are_not_followed(
         assert untouched(victim)
     assert main(["forget", str(dataset), "moss/000.jpg"]) == 0
     assert untouched(victim)
-    assert (dataset / "probes" / "x").is_symlink(), "what afinar did not write stays"
+    assert (dataset / "probes" / "x").is_symlink(), "afinar deletes only what it wrote"
     capfd.readouterr()
 
 
-def test_a_link_in_place_of_a_folder_of_ours_is_refused(
+def test_link_in_place_of_an_output_folder_is_refused(
     trained: Trained, tmp_path: Path, models: Path, victim: Path
 ) -> None:
     partition = label(str(trained.pictures), tmp_path / "preds", models).partition
@@ -141,7 +139,7 @@ def test_links_in_a_source_are_followed(trained: Trained, tmp_path: Path) -> Non
     config = IngestConfig(
         source=str(tmp_path / "source"), dataset=str(tmp_path / "dataset"), size=32
     )
-    assert Ingest(config, InlineExecutor()).run().samples == 80
+    assert run_ingest(config, InlineExecutor()).summary.samples == 80
 
 
 def test_locations_outside_ascii_work(local_ray: None, trained: Trained, tmp_path: Path) -> None:

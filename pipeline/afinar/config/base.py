@@ -59,9 +59,7 @@ def require(condition: bool, message: str) -> None:
 
 def require_worker_count(config: JobConfig) -> None:
     """Raise RequestError for a negative number of workers."""
-    require(
-        config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count"
-    )
+    require(config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count")
 
 
 def parse_extensions(extensions: str) -> tuple[str, ...] | None:

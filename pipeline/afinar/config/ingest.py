@@ -63,7 +63,9 @@ class IngestConfig(JobConfig):
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""
         require_worker_count(self)
-        require(8 <= self.size <= 4096, f"--size {self.size}: give a side between 8 and 4096 pixels")
+        require(
+            8 <= self.size <= 4096, f"--size {self.size}: give a side between 8 and 4096 pixels"
+        )
         require(
             0 <= self.max_reject_rate <= 1,
             f"--max-reject-rate {self.max_reject_rate}: give a share, 0 to 1",

@@ -154,7 +154,9 @@ class TrainConfig(JobConfig):
     def _check_ranges(self) -> None:
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
-            require(value >= minimum, f"--{name.replace('_', '-')} {value}: give at least {minimum}")
+            require(
+                value >= minimum, f"--{name.replace('_', '-')} {value}: give at least {minimum}"
+            )
         for name in _SHARES_BELOW_1:
             value = getattr(self, name)
             require(

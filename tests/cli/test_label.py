@@ -1,4 +1,4 @@
-"""What `afinar label` leaves in its run's folder, run in this process without Ray."""
+"""Run folders of `afinar label`, run in this process without Ray."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.conftest import Trained, make_archive
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label, "DeferredExecutor", lambda config: InlineExecutor())
+    monkeypatch.setattr(label.RayExecutor, "for_job", lambda config: InlineExecutor())
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def runs(out: str) -> list[Path]:
     return sorted(Path(out, "runs").iterdir()) if Path(out, "runs").exists() else []
 
 
-def test_a_run_leaves_its_report(config: dict[str, Any]) -> None:
+def test_run_that_published_leaves_a_run_folder_and_another_does_not(
+    config: dict[str, Any],
+) -> None:
     summary = label.run(LabelConfig(**config))
     (run,) = runs(config["predictions"])
     assert summary["report"] == str(run / "report.html")
@@ -46,15 +48,15 @@ def test_a_run_leaves_its_report(config: dict[str, Any]) -> None:
 
     again = label.run(LabelConfig(**config))
     assert again["report"] is None
-    assert runs(config["predictions"]) == [run], "a run that did nothing leaves nothing"
+    assert runs(config["predictions"]) == [run], "a run that published nothing leaves no folder"
     assert "\nreport" not in label.describe(again)
 
 
-def test_a_run_over_its_reject_budget_leaves_its_report_too(
+def test_run_over_its_reject_budget_leaves_a_run_folder_too(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ShortfallError, match="1 of 13"):
         label.run(LabelConfig(**config, max_reject_rate=0.01))
     (run,) = runs(config["predictions"])
     assert f"report: {run / 'report.html'}" in capsys.readouterr().err
-    assert "What was rejected" in (run / "report.html").read_text(encoding="utf-8")
+    assert "Rejects" in (run / "report.html").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, sentences, one JSON object, recipes."""
+"""The command line: exit codes, messages, help, one JSON object."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from afinar.cli.main import COMMANDS
-from afinar.config.ingest import IngestConfig
-from afinar.config.recipes import load_recipe
-from afinar.config.train import TrainConfig
-from afinar.errors import RequestError
 
 from tests.conftest import Trained, make_archive, run_afinar
 
-RECIPES = Path(__file__).resolve().parents[2] / "jobs" / "recipes"
 HEAVY = ("torch", "torchvision", "ray")
 
 PROBE = """
@@ -28,19 +24,27 @@ print(code, *[name for name in {heavy!r} if name in sys.modules])
 """
 
 
-def refused(*words: str, cwd: Path) -> tuple[int, str, list[str]]:
-    """Exit code, what was said, and which heavy libraries were imported before saying it."""
+class Refusal(NamedTuple):
+    """Exit code and stderr of a command, and the heavy libraries that it imported."""
+
+    code: int
+    stderr: str
+    imported: list[str]
+
+
+def run_refused(*argv: str, cwd: Path) -> Refusal:
+    """Run a command that is refused, in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-P", "-c", PROBE.format(heavy=HEAVY), *words],
+        [sys.executable, "-P", "-c", PROBE.format(heavy=HEAVY), *argv],
         cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     code, *imported = done.stdout.strip().splitlines()[-1].split()
-    return int(code), done.stderr, imported
+    return Refusal(int(code), done.stderr, imported)
 
 
 @pytest.fixture
 def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
-    """Places that requests go wrong in."""
+    """Files and folders for wrong requests; the names stand for paths that are only known here."""
     make_archive(tmp_path / "one-class", 2, ("moss",))
     (tmp_path / "no-pictures").mkdir()
     (tmp_path / "a-file").write_text("")
@@ -50,7 +54,7 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("command", "message"),
     [
         ("ingest nowhere out", "does not exist"),
         ("ingest no-pictures out", "holds no pictures"),
@@ -83,7 +87,7 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
         ),
         ("ingest GOOD out --labels folders", "ends in .csv or .parquet"),
         ("ingest GOOD out --labels nowhere.csv", "there is no such table"),
-        ("ingest GOOD out --split folder", "is no split"),
+        ("ingest GOOD out --split folder", "is not a split"),
         ("label nowhere.csv out --model MODEL", "there is no such table"),
         ("label GOOD out --model MODEL --forecast nowhere.json", "No such file"),
         ("plan label GOOD - --model MODEL", "one picture needs no plan"),
@@ -94,35 +98,36 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
         ("ingets a b", "unknown command"),
     ],
 )
-def test_a_wrong_request_exits_2_with_what_to_change_before_torch_or_ray(
-    words: str, sentence: str, requests: dict[str, str], tmp_path: Path
+def test_wrong_request_exits_2_with_its_message_before_torch_or_ray_is_imported(
+    command: str, message: str, requests: dict[str, str], tmp_path: Path
 ) -> None:
-    code, said, imported = refused(
-        *(requests.get(word, word) for word in words.split()), cwd=tmp_path
-    )
-    assert code == 2
-    assert sentence in said
-    assert imported == []
+    argv = (requests.get(word, word) for word in command.split())
+    refusal = run_refused(*argv, cwd=tmp_path)
+    assert refusal.code == 2
+    assert message in refusal.stderr
+    assert refusal.imported == []
     assert not (tmp_path / "out").exists()
 
 
-def test_an_unknown_cut_is_refused_before_ray(requests: dict[str, str], tmp_path: Path) -> None:
-    code, said, imported = refused(
+def test_unknown_cut_is_refused_before_ray_is_imported(
+    requests: dict[str, str], tmp_path: Path
+) -> None:
+    code, stderr, imported = run_refused(
         "train", requests["DATASET"], "out", "--cut", "layer9", cwd=tmp_path
     )
     assert (code, "ray" in imported) == (2, False)
-    assert "--cut 'layer9' is no node" in said
+    assert "--cut 'layer9' is no node" in stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_target_without_permission_is_refused(requests: dict[str, str], tmp_path: Path) -> None:
+def test_target_without_permission_is_refused(requests: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    code, said, _ = refused("ingest", requests["GOOD"], "locked/out", cwd=tmp_path)
-    assert (code, "no permission" in said) == (2, True)
+    code, stderr, _ = run_refused("ingest", requests["GOOD"], "locked/out", cwd=tmp_path)
+    assert (code, "no permission" in stderr) == (2, True)
 
 
 @pytest.mark.parametrize("where", ["nobucket", "closed"])
-def test_an_s3_target_that_does_not_answer_is_refused(
+def test_s3_target_that_does_not_answer_is_refused(
     where: str,
     requests: dict[str, str],
     tmp_path: Path,
@@ -131,64 +136,34 @@ def test_an_s3_target_that_does_not_answer_is_refused(
 ) -> None:
     if where == "closed":
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    code, said, imported = refused(
+    code, stderr, imported = run_refused(
         "ingest", requests["GOOD"], "s3://no-such-bucket/out", cwd=tmp_path
     )
     assert (code, imported) == (2, [])
-    assert ("there is no such bucket" if where == "nobucket" else "Check the endpoint") in said
+    assert ("there is no such bucket" if where == "nobucket" else "Check the endpoint") in stderr
 
 
-def test_wrong_credentials_are_told_and_not_shown(
+def test_wrong_credentials_are_reported_and_not_printed(
     requests: dict[str, str], tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
-    code, said, _ = refused("ingest", requests["GOOD"], f"{bucket}/out", cwd=tmp_path)
+    code, stderr, _ = run_refused("ingest", requests["GOOD"], f"{bucket}/out", cwd=tmp_path)
     assert code == 2
-    assert "credentials" in said
-    assert "not-the-secret" not in said
-
-
-def test_flags_override_a_recipe(tmp_path: Path) -> None:
-    from afinar.cli.ingest import configure
-
-    recipe = tmp_path / "nightly.toml"
-    recipe.write_text('source = "a"\ndataset = "b"\nsize = 64\nmax-reject-rate = 0\n')
-    assert configure(["--recipe", str(recipe)]) == IngestConfig(
-        source="a", dataset="b", size=64, max_reject_rate=0.0, recipe=str(recipe)
-    )
-    assert configure(["c", "d", "--recipe", str(recipe), "--size", "32"]).size == 32
-
-
-def test_recipes_that_ship_are_valid() -> None:
-    recipes = sorted(RECIPES.glob("*.toml"))
-    assert recipes
-    for path in recipes:
-        kind = IngestConfig if path.name.startswith("ingest") else TrainConfig
-        assert load_recipe(kind, path.stem) == load_recipe(kind, str(path))
-
-
-def test_a_recipe_that_does_not_ship_is_met_with_near_names() -> None:
-    with pytest.raises(RequestError, match=r"no recipe 'vgg16-fc3'.*vgg16-fc2"):
-        load_recipe(TrainConfig, "vgg16-fc3")
-
-
-def test_a_recipe_must_be_toml(tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text("size: 64")
-    with pytest.raises(RequestError, match="not TOML"):
-        load_recipe(IngestConfig, str(tmp_path / "r.toml"))
+    assert "credentials" in stderr
+    assert "not-the-secret" not in stderr
 
 
 @pytest.mark.parametrize(
     "name", ["ingest", "train", "label", "plan", "status", "forget", "demo", "submit"]
 )
-def test_help_has_an_example(name: str, tmp_path: Path) -> None:
+def test_help_of_each_command_has_an_example(name: str, tmp_path: Path) -> None:
     done = run_afinar(name, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert f"afinar {name}" in done.stdout
     assert "Example" in done.stdout
 
 
-def test_the_overview_names_every_command(tmp_path: Path) -> None:
+def test_overview_names_every_command(tmp_path: Path) -> None:
     done = run_afinar("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert all(name in done.stdout for name in COMMANDS)
@@ -196,12 +171,12 @@ def test_the_overview_names_every_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["ingest nowhere out --json", "ingest --json", "ingest --recipe asks-for-json.toml"]
+    "command", ["ingest nowhere out --json", "ingest --json", "ingest --recipe asks-for-json.toml"]
 )
-def test_json_of_a_refusal_is_one_object(words: str, tmp_path: Path) -> None:
+def test_json_of_a_refusal_is_one_object(command: str, tmp_path: Path) -> None:
     (tmp_path / "asks-for-json.toml").write_text(
         'source = "nowhere"\ndataset = "out"\njson = true\n'
     )
-    done = run_afinar(*words.split(), cwd=tmp_path)
+    done = run_afinar(*command.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert json.loads(done.stdout)["exit_code"] == 2

@@ -1,0 +1,115 @@
+"""Job configurations: validation in the constructor, parsed values, what a run records."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from afinar.config.base import as_dict, fingerprint
+from afinar.config.forget import ForgetConfig
+from afinar.config.ingest import IngestConfig, SplitShares
+from afinar.config.label import LabelConfig
+from afinar.config.status import StatusConfig
+from afinar.config.train import TrainConfig
+from afinar.errors import RequestError
+
+# As recorded by earlier releases: fingerprints of interrupted trainings depend on every byte.
+TRAIN_FINGERPRINT = "83d62d77b263892019c4fdca3bcbd8cf35fb0e1ad87fc4fa12a810f3072578c8"
+
+
+def ingest(**options: Any) -> IngestConfig:
+    return IngestConfig(source="a", dataset="b", **options)
+
+
+def train(**options: Any) -> TrainConfig:
+    return TrainConfig(**{"dataset": "a", "models": "b", **options})
+
+
+def label(**options: Any) -> LabelConfig:
+    return LabelConfig(**{"source": "a", "predictions": "b", "model": "m@1", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": -1}, "--workers"),
+        ({"size": 4}, "between 8 and 4096"),
+        ({"max_reject_rate": 1.5}, "0 to 1"),
+        ({"split": "0.9,0.2"}, "three shares"),
+        ({"split": "0.9,0.2,-0.1"}, "sum to 1"),
+        ({"extensions": "jpg"}, "such as .jpg"),
+        ({"labels": "folders"}, "ends in .csv or .parquet"),
+        ({"group": "groups"}, "ends in .csv or .parquet"),
+    ],
+)
+def test_wrong_ingest_value_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        ingest(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0}, "--epochs 0: give at least 1"),
+        ({"dropout": 1.0}, "from 0 to below 1"),
+        ({"layer_decay": 0.0}, "above 0"),
+        ({"min_workers": 2}, "give --workers too"),
+        ({"min_workers": 1, "workers": 2}, "give --checkpoint-steps"),
+        ({"regime": "last:0"}, "choose frozen, last:N"),
+        ({"augment": "turn:40"}, "--augment"),
+        ({"models": ""}, "give --describe"),
+        ({"regime": "frozen", "weights": "none"}, "random features"),
+    ],
+)
+def test_wrong_train_value_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        train(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "--top-k"),
+        ({"batch_size": -1}, "--batch-size"),
+        ({"unit_timeout_s": 0}, "above 0"),
+        ({"abstain_below": 70}, "0 to 1"),
+        ({"model": "models"}, "MODELS@champion"),
+        ({"predictions": "-", "single": True}, "only prints classes"),
+    ],
+)
+def test_wrong_label_value_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        label(**options)
+
+
+def test_wrong_status_and_forget_values_are_refused() -> None:
+    with pytest.raises(RequestError, match="give --gc with it"):
+        StatusConfig(path="a", keep=3)
+    with pytest.raises(RequestError, match="at least one picture"):
+        ForgetConfig(dataset="a", uris=())
+
+
+def test_strings_are_parsed_to_values() -> None:
+    assert ingest(extensions=".JPG, .png").endings == (".jpg", ".png")
+    assert label(extensions="all").endings is None
+    assert ingest().split_shares == SplitShares(train=0.7, validation=0.15, test=0.15)
+    assert ingest(split="folder").split_shares is None
+    regimes = {"full": None, "scratch": None, "frozen": 0, "last:2": 2}
+    assert {regime: train(regime=regime).trainable_stages for regime in regimes} == regimes
+    assert train(regime="last:2").regime_kind == "last"
+    assert train(weights="own.pth").has_weights_file
+    assert not train().has_weights_file
+
+
+def test_copies_have_their_own_parsed_values() -> None:
+    config = train(regime="last:2")
+    assert replace(config, regime="frozen").trainable_stages == 0
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_recorded_fields_leave_out_those_of_logging() -> None:
+    config = train()
+    assert as_dict(replace(config, verbose=True, log_format="json")) == as_dict(config)
+    assert fingerprint(as_dict(config)) == TRAIN_FINGERPRINT
