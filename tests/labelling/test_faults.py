@@ -1,17 +1,15 @@
-"""A whole labelling between buckets while server and network misbehave."""
+"""A whole labelling between two buckets with faults of the server and the network."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
-from afinar import open_predictions
-from afinar.config.label import LabelConfig
-from afinar.errors import StorageError
-from afinar.labelling.driver import Labelling, LabelSummary
-from afinar.storage.open import open_store
-from afinar.units.executor import InlineExecutor
 
+from afinar import open_predictions
+from afinar.errors import StorageError
+from afinar.storage.open import open_store
+from tests.archives import label
 from tests.bad_network import PICTURES
 from tests.conftest import Trained
 from tests.faults import Fault, FaultProxy
@@ -24,17 +22,10 @@ def out(bucket: str) -> str:
     return f"{bucket}/out"
 
 
-def label(source: str, out: str, trained: Trained) -> LabelSummary:
-    config = LabelConfig(
-        source=source, predictions=out, model=trained.champion, precision="float32"
-    )
-    return Labelling(config, InlineExecutor()).run()
-
-
-def test_a_bad_network_changes_no_answer(
+def test_network_has_faults_predictions_are_the_same(
     source: str, out: str, trained: Trained, fault_proxy: FaultProxy
 ) -> None:
-    label(source, f"{out}-calm", trained)
+    label(source, f"{out}-calm", trained, precision="float32")
     fault_proxy.set(
         *(Fault(kind, share=0.05 / 3) for kind in ("500", "503", "reset")),
         *(
@@ -44,31 +35,31 @@ def test_a_bad_network_changes_no_answer(
         Fault("409", conditional=True, share=0.3),
         seed=4,
     )
-    summary = label(source, out, trained)
-    met = fault_proxy.faults()
+    summary = label(source, out, trained, precision="float32")
+    faults = fault_proxy.faults()
     fault_proxy.set()
     assert (summary.labelled, summary.rejected) == (PICTURES, 0)
-    assert len(met) >= 5, met
+    assert len(faults) >= 5, faults
     assert open_predictions(out).table == open_predictions(f"{out}-calm").table
 
 
-def test_a_storm_of_503_is_waited_out(
+def test_server_answers_503_often_all_pictures_are_labelled(
     source: str, out: str, trained: Trained, fault_proxy: FaultProxy
 ) -> None:
     fault_proxy.set(Fault("503", match=GET_PICTURE, share=0.25), seed=5)
-    assert label(source, out, trained).labelled == PICTURES
+    assert label(source, out, trained, precision="float32").labelled == PICTURES
     assert fault_proxy.faults()["503"] >= 8
 
 
-def test_an_outage_ends_the_job_and_the_next_one_completes_it(
+def test_server_fails_job_ends_and_next_run_completes_it(
     source: str, out: str, trained: Trained, fault_proxy: FaultProxy
 ) -> None:
     fault_proxy.set(Fault("reset", after=40))
     started = time.monotonic()
     with pytest.raises(StorageError, match="s3://"):
-        label(source, out, trained)
+        label(source, out, trained, precision="float32")
     assert time.monotonic() - started < 120
     fault_proxy.set()
-    assert label(source, out, trained).labelled == PICTURES
+    assert label(source, out, trained, precision="float32").labelled == PICTURES
     uris = [row["uri"] for row in open_predictions(out).table.to_pylist()]
     assert uris == sorted(info.uri for info in open_store(source).walk())

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from afinar.dataset.reader import Dataset
 from afinar.dataset.shards import MappedShard
-from afinar.pictures.decode import Pixels, decode
+from afinar.pictures.decode import decode
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.jpeg import decode_stored, encode_stored
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import PictureError, Reason
+from afinar.pictures.resize import Pixels
 from afinar.sources.entry import Entry
 from afinar.sources.uri_list import MISSING
 from afinar.storage.multi_store import MultiStore
@@ -67,8 +68,7 @@ _MISSING: Final = PictureError(Reason.MISSING, "no such object when the list was
 
 
 class UriPictures(Pictures):
-    """Files of any store, decoded. Those that were missing when the list was looked up are not
-    read."""
+    """Files of any store, decoded. Files that the list already found missing are not read."""
 
     def __init__(self, view: StoredView) -> None:
         self._view = view

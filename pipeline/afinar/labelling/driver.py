@@ -58,8 +58,7 @@ _PUBLISH_ATTEMPTS: Final = 20  # each on top of one more manifest of a concurren
 
 @dataclass(kw_only=True)
 class LabelSummary:
-    """Counts of a labelling. listed = labelled + rejected + skipped; this run read `read` of
-    them."""
+    """Counts of a labelling: listed = labelled + rejected + skipped. The run read `read` of them."""
 
     predictions: str
     model: str
@@ -187,11 +186,12 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
         return self.source.can_read(plan.table)
 
     def make_plan(self, current: PublishedRows) -> Planned:
-        listing, notes = self.source.listing()
+        annotated = self.source.listing()
+        listing = annotated.listing
         up_to_date = is_up_to_date(listing, current.known(self.config.retry_rejects))
         identity = f"{self.model}:{self.partition}:{current.manifest.version + 1}"
         table = plan_units(listing, up_to_date, identity, partial(tapered_sizes, UNIT_PICTURES))
-        return Planned(table, notes)
+        return Planned(table, annotated.notes)
 
     def is_current(self, plan: pa.Table, current: PublishedRows) -> bool:
         del current

@@ -73,8 +73,7 @@ class RunReport:
         return detect_drift(self.baseline, self.stats.labels)
 
     def confidence(self) -> dict[str, Any]:
-        """Return mean and histogram of the run's scores as JSON; the mean is null without
-        predictions."""
+        """Return mean (None without predictions) and histogram of the run's scores, as JSON."""
         mean = self.stats.labels.mean
         return {
             "mean": None if mean is None else round(mean, 6),
@@ -95,8 +94,11 @@ def read_stats(store: Store, parts: list[Part]) -> RunStats:
 
 @dataclass(frozen=True, slots=True)
 class SourceStats:
-    """Statistics of one source in one partition: of its last run, which published manifest
-    `version`, and of all its published predictions."""
+    """Statistics of one source in one partition.
+
+    `run` counts its last run, which published manifest `version`, `published` all its predictions in
+    the partition.
+    """
 
     version: int
     run: LabelStats

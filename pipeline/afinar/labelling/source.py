@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,7 @@ from afinar.dataset.manifest import FOLDER, FORMAT
 from afinar.dataset.reader import open_dataset
 from afinar.errors import RequestError, StorageError
 from afinar.pictures.preprocessing import StoredView
+from afinar.sources.annotations import AnnotatedListing
 from afinar.sources.entry import Entry
 from afinar.sources.listing import as_listing, list_pictures
 from afinar.sources.uri_list import list_named
@@ -34,14 +35,6 @@ _TABLES: Final = (".csv", ".parquet")
 _CACHE_BYTES: Final = 8 * 2**30  # of a remote dataset's shards on one machine: each is read once
 
 
-class SourceListing(NamedTuple):
-    """All pictures of a source, LISTING and if known `sample_id`, `shard` and `row`; notes for
-    people."""
-
-    pictures: pa.Table
-    notes: list[str]
-
-
 @dataclass(frozen=True)
 class Source(ABC):
     """One place of pictures. `uri` is normalised."""
@@ -54,13 +47,15 @@ class Source(ABC):
         return ""
 
     @abstractmethod
-    def listing(self) -> SourceListing:
-        """List every picture. Raises RequestError if there is none."""
+    def listing(self) -> AnnotatedListing:
+        """List every picture, with notes for people. Raises RequestError if there is none.
+
+        The table is LISTING, with `sample_id`, `shard` and `row` if they are known.
+        """
 
     @abstractmethod
     def count_requests(self, plan: pa.Table) -> dict[str, int]:
-        """Return the number of requests, by kind, to list all pictures and to read the pending
-        ones."""
+        """Return the number of requests, by kind, to list all and read the pending pictures."""
 
     def sample(self, plan: pa.Table) -> list[Entry]:
         """Return some of the pending pictures of a plan, for measuring the time of one."""
@@ -86,8 +81,8 @@ class FolderSource(Source):
     def root(self) -> str:
         return self.uri
 
-    def listing(self) -> SourceListing:
-        return SourceListing(list_pictures(self.uri, self.extensions), [])
+    def listing(self) -> AnnotatedListing:
+        return AnnotatedListing(list_pictures(self.uri, self.extensions))
 
     def count_requests(self, plan: pa.Table) -> dict[str, int]:
         return {"LIST": list_requests(len(plan)), "GET": count_pending(plan, done=set())}
@@ -102,12 +97,11 @@ class FolderSource(Source):
 class UriListSource(Source):
     """Files anywhere that a table names. Every row is labelled, whatever its extension."""
 
-    def listing(self) -> SourceListing:
-        return SourceListing(*list_named(self.uri))
+    def listing(self) -> AnnotatedListing:
+        return list_named(self.uri)
 
     def count_requests(self, plan: pa.Table) -> dict[str, int]:
-        """Return an upper limit: folders from which the list names many files are listed
-        instead."""
+        """Return an upper limit: a folder with many of the files is listed instead."""
         return {"HEAD": len(plan), "GET": count_pending(plan, done=set())}
 
     def open_pictures(self, view: StoredView) -> Pictures:
@@ -126,7 +120,7 @@ class DatasetSource(Source):
 
     version: int = 0
 
-    def listing(self) -> SourceListing:
+    def listing(self) -> AnnotatedListing:
         """List the samples by shard and row, so that a unit reads one or two shards.
 
         `size` is the number of bytes of a stored row.
@@ -141,7 +135,7 @@ class DatasetSource(Source):
         pictures = as_listing(index)
         for name in ("sample_id", "shard", "row"):
             pictures = pictures.append_column(index.schema.field(name), index.column(name))
-        return SourceListing(pictures, [])
+        return AnnotatedListing(pictures)
 
     def count_requests(self, plan: pa.Table) -> dict[str, int]:
         """Return one read per unit and shard: a shard with rows of two units is read for both."""
@@ -169,8 +163,8 @@ def open_source(config: LabelConfig, view: StoredView) -> Source:
     """Return the source that a configuration names.
 
     A table's file is a list, a folder with a dataset's manifest a dataset, any other
-    a folder.
-    Raises RequestError for a dataset whose stored view cannot serve a model with this `view`.
+    a folder. Raises RequestError for a dataset whose stored view cannot serve a model with this
+    `view`.
     """
     uri = normalize_uri(config.source)
     if _is_list(uri):

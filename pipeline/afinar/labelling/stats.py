@@ -59,8 +59,7 @@ _MOVED: Final = 5  # classes that a sentence names
 
 @dataclass(frozen=True)
 class LabelStats:
-    """Number of predictions by label, histogram of their scores (counts in BINS), and sum of the
-    scores."""
+    """Predictions by label, histogram of their scores (counts in BINS), and sum of the scores."""
 
     labels: dict[str, int] = field(default_factory=dict)
     histogram: tuple[int, ...] = (0,) * BINS
@@ -107,8 +106,7 @@ class LabelStats:
 
 
 def count_labels(table: pa.Table) -> LabelStats:
-    """Return the statistics of predictions with the columns `label` (string) and `score` (0 to
-    1)."""
+    """Return the statistics of predictions: a table with `label` and `score` (0 to 1)."""
     counts = pc.value_counts(table.column("label")).to_pylist()
     labels = Counter({count["values"]: count["counts"] for count in counts})
     scores = np.clip(table.column("score").to_numpy().astype(np.float64), 0.0, 1.0)
@@ -140,8 +138,10 @@ class DistributionShift:
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """A comparison of two runs. `classes` and `confidence` are None if too few pictures were
-    compared."""
+    """A comparison of two runs.
+
+    `classes` and `confidence` are None if there were too few pictures to compare.
+    """
 
     drifted: bool
     pictures: int
@@ -212,8 +212,7 @@ def _label_counts(stats: LabelStats, names: list[str]) -> Counts:
 def measure_shift(
     before: Counts, now: Counts, distance: Distance, limit: float
 ) -> DistributionShift:
-    """Compare two histograms int64 [n] over the same bins. The test runs only if `limit` is
-    reached."""
+    """Compare two histograms int64 [n]; run the permutation test if the `limit` is reached."""
     size = float(distance(before / before.sum(), now / now.sum()))
     p_value = permutation_p_value(before, now, distance) if size >= limit else None
     significant = p_value is not None and p_value < SIGNIFICANCE_LEVEL

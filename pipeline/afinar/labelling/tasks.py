@@ -68,8 +68,7 @@ def deadline_s(timeout_s: float, task: LabelTask) -> float:
 
 
 def preprocessing_for(source: Source, view: StoredView) -> Preprocessing[LabelTask]:
-    """Return how CPU cores prepare a unit's pictures for a worker with a GPU: in blocks of
-    `view`."""
+    """Return how CPU cores prepare a unit's pictures, in blocks, for a worker with a GPU."""
     return Preprocessing(blocks=_split_into_blocks, prepare=partial(_make_block, source, view))
 
 
@@ -88,6 +87,5 @@ def _make_block(source: Source, view: StoredView, entries: Sequence[Entry]) -> B
 
 @lru_cache(maxsize=1)
 def _open_pictures(source: Source, view: StoredView) -> Pictures:
-    """Open the source once per process: a dataset's manifest and shards are read once for all
-    blocks."""
+    """Open the source once per process, so that a dataset's manifest is read once for all blocks."""
     return source.open_pictures(view)

@@ -29,8 +29,10 @@ _ATTEMPTS: Final = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ExportResult:
-    """URIs of the single file and of the review queue, "" where there is none; the number of
-    predictions below the threshold."""
+    """URIs of the single file and of the review queue, "" if there is none.
+
+    `abstained` is the number of predictions below the threshold.
+    """
 
     single: str = ""
     review: str = ""

@@ -49,8 +49,7 @@ def verify(store: Store, manifest: PredictionManifest) -> Verification[str]:
 
 
 def _listed_objects(store: Store, partition: Partition) -> list[ObjectRef]:
-    """Return a partition's objects; none if the list is damaged, which verifying the list
-    reports."""
+    """Return a partition's objects; none if their list is damaged, which is reported for itself."""
     try:
         return [part.ref for part in get_parts(store, partition)]
     except StorageError:

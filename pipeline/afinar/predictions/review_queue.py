@@ -32,8 +32,7 @@ _BELOW: Final = b"afinar.below"  # key of a table's Parquet metadata
 
 
 class LeastCertain(NamedTuple):
-    """The rows of a queue, PREDICTIONS, least certain first; and how many pictures abstained in
-    all."""
+    """Rows of a queue, PREDICTIONS, least certain first. `below` counts all that abstained."""
 
     table: pa.Table
     below: int
@@ -120,8 +119,7 @@ def least_certain(tables: Iterable[pa.Table], limit: int) -> LeastCertain:
 
 
 def corrections_form(table: pa.Table) -> bytes:
-    """Return a CSV with `uri` and `label`, one row per picture, filled in with the predicted
-    label."""
+    """Return a CSV with `uri` and `label`, filled in with the predicted labels."""
     sink = pa.BufferOutputStream()
     pyarrow.csv.write_csv(table.select(["uri", "label"]), sink)
     data: bytes = sink.getvalue().to_pybytes()
@@ -163,8 +161,7 @@ def _read_below(data: bytes) -> int:
 
 
 def _is_edited(store: Store, folder: str) -> bool:
-    """Return True if a form differs from the one that its table gives, or if the table is
-    missing."""
+    """Return True if a form differs from the one of its table, or if the table is missing."""
     try:
         table = from_parquet(store.get(f"{folder}/{TABLE}"))
         return store.get(f"{folder}/{FORM}") != corrections_form(table)

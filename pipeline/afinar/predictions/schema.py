@@ -50,8 +50,7 @@ def object_folder(kind: str, partition: str) -> str:
 
 
 def object_template(kind: str, partition: str, unit: str) -> str:
-    """Return the name of an object that `unit` writes, with `{hash}` in place of its content
-    hash."""
+    """Return the name of an object that `unit` writes, with `{hash}` for its content hash."""
     return f"{object_folder(kind, partition)}/part-{unit}-{{hash}}.parquet"
 
 

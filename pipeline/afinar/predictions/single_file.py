@@ -22,8 +22,7 @@ _GROUP_BYTES: Final = 64 * 2**20
 
 
 def single_folder(name: str) -> str:
-    """Return the folder of a partition's single file. A reader of `parts/` must not find its rows
-    twice."""
+    """Return the folder of a single file, outside `parts/`: its readers would find rows twice."""
     return f"single/model={name}"
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from afinar import open_predictions
 from afinar.cli.main import main
 from afinar.config.label import LabelConfig
-from afinar.labelling.driver import Labelling
+from afinar.labelling.driver import run_labelling
 from afinar.predictions.gc import collect, require_manifest, verify
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.units.executor import InlineExecutor
 from afinar.units.plans import stored_plans
-
 from tests.conftest import Trained, jpeg
 
 
@@ -43,7 +43,7 @@ def scans(tmp_path: Path) -> Path:
 
 def label(source: Path, out: str, trained: Trained, executor: Any = None, **options: Any) -> None:
     config = LabelConfig(source=str(source), predictions=out, model=trained.champion, **options)
-    Labelling(config, executor or InlineExecutor()).run()
+    run_labelling(config, executor or InlineExecutor())
 
 
 def names(store: Store) -> set[str]:

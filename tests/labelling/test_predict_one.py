@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from afinar import open_model
 from afinar.errors import RequestError
 from afinar.labelling.predict_one import label_one
 from afinar.pictures.rejects import PictureError
 from afinar.storage.open import open_store
-
 from tests.conftest import Trained, jpeg, run_afinar
 
 

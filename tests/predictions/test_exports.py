@@ -16,14 +16,15 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 import pytest
 import torch
+
 from afinar import open_dataset, open_model, open_predictions
 from afinar.cli.label import describe
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
-from afinar.ingest.driver import Ingest
+from afinar.ingest.driver import run_ingest
 from afinar.labelling import driver as job
-from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.labelling.driver import LabelSummary, run_labelling
 from afinar.predictions import single_file as single
 from afinar.predictions.columns import OptionalColumns, partition_name
 from afinar.predictions.manifest import FOLDER
@@ -35,7 +36,6 @@ from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.storage.versions import latest
 from afinar.units.executor import InlineExecutor
-
 from tests.conftest import Trained, jpeg
 
 COUNT = 60
@@ -64,7 +64,7 @@ def label(
     source: Path, out: str, trained: Trained, gallery: Any = review_page, **options: Any
 ) -> LabelSummary:
     config = LabelConfig(source=str(source), predictions=out, model=trained.champion, **options)
-    return Labelling(config, InlineExecutor(), gallery).run()
+    return run_labelling(config, InlineExecutor(), gallery).summary
 
 
 def entry_of(out: str) -> tuple[str, dict[str, Any]]:
@@ -227,7 +227,7 @@ def test_a_form_that_was_edited_becomes_the_labels_of_a_dataset(
     config = IngestConfig(
         source=str(scans), dataset=dataset, labels=str(path), size=64, max_reject_rate=1.0
     )
-    Ingest(config, InlineExecutor()).run()
+    run_ingest(config, InlineExecutor())
     labels = {row["uri"]: row["label"] for row in open_dataset(dataset).index.to_pylist()}
     guessed = {row["uri"]: row["label"] for row in rows}
     assert len(labels) == COUNT

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from afinar import open_predictions
 from afinar.config.label import LabelConfig
-from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.labelling.driver import LabelSummary, run_labelling
 from afinar.labelling.run_report import RunStats, SourceStats, find_baseline, update_source_stats
 from afinar.labelling.stats import (
     BINS,
@@ -32,9 +35,6 @@ from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
 from afinar.storage.versions import Record, latest
 from afinar.units.executor import InlineExecutor
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from tests.conftest import Trained, jpeg
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -213,12 +213,17 @@ def test_what_a_run_is_compared_with() -> None:
         return one is not None and one.as_dict() == other.as_dict()
 
     assert find_baseline(PredictionManifest(), "new", "s") is None
-    assert same(before({"new": partition(s=SourceStats(3, night, archive))}), night), "the previous run"
+    assert same(before({"new": partition(s=SourceStats(3, night, archive))}), night), (
+        "the previous run"
+    )
     assert same(before({"new": partition(s=SourceStats(3, few, archive))}), archive), (
         "a run of twelve says nothing"
     )
     assert before({"new": partition(s=SourceStats(3, night, archive))}, "another source") is None
-    older, newer = partition(s=SourceStats(3, night, night)), partition(s=SourceStats(8, few, archive))
+    older, newer = (
+        partition(s=SourceStats(3, night, night)),
+        partition(s=SourceStats(8, few, archive)),
+    )
     assert same(before({"old": older, "newer": newer}), archive), (
         "another model: all that it had said"
     )
@@ -232,7 +237,12 @@ def test_a_picture_of_two_sources_is_taken_from_the_one_that_is_labelled() -> No
     )
     first = update_source_stats(None, "s", 1, one, LabelStats(), one)
     second = update_source_stats(
-        replace(partition(), accounts=first), "t", 2, other, LabelStats({"a": 1}, (1,) + (0,) * 19, 0.01), other
+        replace(partition(), accounts=first),
+        "t",
+        2,
+        other,
+        LabelStats({"a": 1}, (1,) + (0,) * 19, 0.01),
+        other,
     )
     assert second["s"]["standing"]["labels"] == {"a": 2, "b": 1}
     assert second["t"]["standing"]["labels"] == {"a": 2}
@@ -273,7 +283,7 @@ def pictures(folder: Path, first: int, moss: int, rust: int) -> None:
 
 def label(source: Path, out: str, model: str, **options: Any) -> LabelSummary:
     config = LabelConfig(source=str(source), predictions=out, model=model, **options)
-    return Labelling(config, InlineExecutor()).run()
+    return run_labelling(config, InlineExecutor()).summary
 
 
 def standing(out: str) -> Record:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from afinar.cli.main import main
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
-from afinar.ingest.driver import Ingest
-from afinar.labelling.driver import Labelling
+from afinar.ingest.driver import run_ingest
+from afinar.labelling.driver import LabelJob, run_labelling
 from afinar.labelling.estimate import forecast_error, forecast_label, read_forecast
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
-
 from tests.conftest import Trained
 
 
@@ -41,7 +41,7 @@ def test_a_forecast_counts_what_the_labelling_then_does(
     assert forecast.bytes_read == sum(path.stat().st_size for path in archive.rglob("*.jpg"))
     assert forecast.stages.keys() == {"fetch", "decode", "forward", "write"}
     assert sum(forecast.stages.values()) == pytest.approx(1, abs=0.01)
-    Labelling(config, InlineExecutor()).run()
+    run_labelling(config, InlineExecutor())
     left = [info.name.split("/")[0] for info in store.walk()]
     assert {kind: left.count(kind) for kind in set(left)} == dict.fromkeys(
         ("parts", "rejects", "units", "lists", "manifests"), 1
@@ -57,7 +57,7 @@ def test_a_forecast_counts_what_the_labelling_then_does(
 
 def test_what_lists_and_datasets_take(archive: Path, tmp_path: Path, trained: Trained) -> None:
     dataset = str(tmp_path / "dataset")
-    Ingest(IngestConfig(source=str(archive), dataset=dataset, size=64), InlineExecutor()).run()
+    run_ingest(IngestConfig(source=str(archive), dataset=dataset, size=64), InlineExecutor())
     forecast = forecast_label(requested(dataset, tmp_path / "out", trained))
     assert (forecast.to_read, forecast.sampled) == (24, 24)
     assert forecast.requests == {"GET": 1, "PUT": 5}, "the shard, once"
@@ -112,7 +112,7 @@ def _written(path: Path, config: LabelConfig) -> str:
 def test_a_forecast_of_something_else_is_refused(
     archive: Path, tmp_path: Path, trained: Trained
 ) -> None:
-    job = Labelling(requested(archive, tmp_path / "out", trained), InlineExecutor())
+    job = LabelJob(requested(archive, tmp_path / "out", trained), InlineExecutor())
     path = tmp_path / "forecast.json"
     read_forecast(_written(path, requested(archive, tmp_path / "out", trained)), job)
     path.unlink()

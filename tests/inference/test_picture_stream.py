@@ -1,0 +1,72 @@
+"""Streams of pictures: files, shards and blocks give the same stored views."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from afinar.config.label import LabelConfig
+from afinar.inference.picture_stream import FilePictures, Picture, iter_blocks, make_block
+from afinar.labelling.source import Source, open_source
+from afinar.models.registry.versions import find_model
+from afinar.pictures.decode import decode
+from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import PictureError, Reason
+from afinar.sources.entry import Entry
+from afinar.storage.objects import sha256
+from afinar.storage.open import open_reader
+from afinar.units.cut import is_up_to_date, iter_units, plan_units
+from afinar.units.progress import PhaseTimer
+from tests.archives import BROKEN, flat_archive, ingest
+from tests.conftest import Trained
+
+VIEW = StoredView(size=32, fit="crop")
+
+
+def entries_of(source: Source) -> tuple[Entry, ...]:
+    """All pictures of a source, as one unit."""
+    pictures = source.listing().listing
+    up_to_date = is_up_to_date(pictures, pictures.slice(0, 0))
+    plan = plan_units(pictures, up_to_date, "x", lambda count: [count])
+    ((_, entries),) = iter_units(plan, source.root)
+    return entries
+
+
+def test_model_has_learned_from_jpegs_shards_of_pixels_give_the_same_input(
+    archive: Path, tmp_path: Path, trained: Trained
+) -> None:
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    view = replace(find_model(trained.champion)[1].stored_view, store="jpeg")
+    source = open_source(LabelConfig(source=dataset, predictions="-", model="m@1"), view)
+    entries = entries_of(source)
+    with source.open_pictures(view).read(entries, PhaseTimer()) as stream:
+        for entry, picture in zip(entries, stream, strict=True):
+            assert isinstance(picture, Picture)
+            assert (picture.image == decode(Path(entry.uri).read_bytes(), view).image).all()
+
+
+def test_unit_is_prepared_in_blocks_stream_is_that_of_the_files(tmp_path: Path) -> None:
+    folder = flat_archive(tmp_path / "scans", 5)
+    (folder / "002.jpg").write_bytes(BROKEN["unidentified"])
+    pictures = FilePictures(open_reader(str(folder)), VIEW)
+    entries = entries_of(
+        open_source(LabelConfig(source=str(folder), predictions="-", model="m@1"), VIEW)
+    )
+    blocks = [make_block(pictures, entries[:3]), make_block(pictures, entries[3:])]
+    assert blocks[0].images.shape == (2, 32, 32, 3)
+
+    timer = PhaseTimer()
+    items = list(iter_blocks(blocks, timer))
+    assert timer.seconds.keys() == {"feed"}
+    for entry, item in zip(entries, items, strict=True):
+        data = Path(entry.uri).read_bytes()
+        if entry.name == "002.jpg":
+            assert isinstance(item, PictureError)
+            assert item.reason == Reason.UNIDENTIFIED
+            continue
+        assert isinstance(item, Picture)
+        assert item.sample_id == sha256(data)
+        np.testing.assert_array_equal(item.image, decode(data, VIEW).image)
