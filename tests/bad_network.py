@@ -1,4 +1,4 @@
-"""An archive in a bucket behind a proxy that misbehaves, and clients that do not wait long for it."""
+"""Fixtures for jobs on a faulty network: an archive behind a proxy, and short timeouts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+
 from afinar.storage import s3_clients
 from afinar.storage.open import open_store
-
 from tests.conftest import make_archive
 from tests.faults import FaultProxy
 
@@ -18,21 +18,21 @@ PICTURES = 60
 
 @pytest.fixture
 def source(tmp_path: Path, bucket: str, fault_proxy: FaultProxy, impatient: None) -> str:
-    """Sixty pictures in a bucket behind the proxy."""
+    """Return a folder of sixty pictures in a bucket behind the proxy."""
     folder = make_archive(tmp_path / "pictures", PICTURES // 2)
     store = open_store(f"{bucket}/pictures")
     with ThreadPoolExecutor(16) as pool:
-        put = [
-            pool.submit(store.put_if_absent, f"{p.parent.name}/{p.name}", p.read_bytes())
-            for p in folder.rglob("*.jpg")
+        puts = [
+            pool.submit(store.put_if_absent, f"{path.parent.name}/{path.name}", path.read_bytes())
+            for path in folder.rglob("*.jpg")
         ]
-    assert all(done.result() for done in put)
+    assert all(put.result() for put in puts)
     return store.root
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Clients that give up within seconds."""
+    """Shorten timeouts and retries, so that clients fail within seconds."""
     monkeypatch.setattr(s3_clients, "STALL_S", 0.5)
     monkeypatch.setattr(s3_clients, "WRITE_S", 5.0)
     monkeypatch.setattr(s3_clients, "READ_ATTEMPTS", 5)

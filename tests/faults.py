@@ -1,8 +1,8 @@
-"""An HTTP proxy that misbehaves on request, between a client and its S3 server.
+"""An HTTP proxy that injects faults between a client and its S3 server.
 
-It runs in a process of its own, so that it does not share the client's interpreter, and passes every byte
-through unchanged (the Host header too, which signatures cover) but for the faults it was told. Tests use the
-`fault_proxy` fixture (`pytest_plugins = ["tests.faults"]`); benchmarks `start(endpoint)`.
+It runs in a separate process, so that it does not share the client's interpreter. Apart from the
+faults it passes every byte through unchanged, the Host header too, which signatures cover. Tests
+use the fixture `fault_proxy`; benchmarks use `start(endpoint)`.
 
     proxy.set(Fault("503", share=0.05), Fault("delay", delay_s=0.03, match="^GET"))
     proxy.requests(), proxy.faults()
@@ -23,15 +23,16 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
 
 _CONTROL = "/-/faults"
 _CHUNK_BYTES = 1 << 18
-_SECRET = "S"  # the test server's own: a header that is left out must leave the signature too
+_SECRET = "S"  # of the test server: a request without one of its headers is signed again
 
-# Kinds that spoil the body of a successful reply; the others are answered without asking the server.
+# Faults in the body of a successful reply; the status kinds are answered without the server.
 _BODY_KINDS = {"truncate", "stall", "flip"}
 _STATUS_KINDS = {
     "400": ("Bad Request", "BadDigest"),
@@ -44,15 +45,17 @@ _STATUS_KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way to misbehave. Of several that apply to a request the first does, and delays add to it.
+    """One fault. If several match a request, the first is applied; delays are applied in addition.
 
-    kind: "403" | "409" | "500" | "503" | "reset" (the connection) | "hang" (no answer for `delay_s`) | "truncate"
-    (half the body) | "stall" (half the body, then silence for `delay_s`) | "flip" (a bit of the body) |
-    "lost_reply" (the server is asked, then the connection reset) | "unconditional" (If-None-Match is left out) |
-    "delay" (`delay_s` before the server is asked).
+    kind: "400" | "403" | "409" | "500" | "503" (a status), "reset" (of the connection),
+      "hang" (no answer for `delay_s`), "truncate" (half the body), "stall" (half the body, then
+      silence for `delay_s`), "flip" (one bit of the body), "lost_reply" (the server is asked, then
+      the connection is reset), "unconditional" (If-None-Match is left out), "delay" (`delay_s`
+      before the server is asked).
     match: regular expression on "METHOD /bucket/key?query".
-    share: fraction of matching requests that suffer; times: at most so many; after: not the first so many.
-    conditional: only requests that carry If-None-Match.
+    share: fraction of the matching requests that get the fault.
+    times: number of requests that get it at most. after: number of requests before the first.
+    conditional: only requests with If-None-Match.
     """
 
     kind: str
@@ -65,24 +68,24 @@ class Fault:
 
 
 class FaultProxy:
-    """The running proxy as a test sees it."""
+    """Control of a running proxy."""
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
 
     def set(self, *faults: Fault, seed: int = 0) -> None:
-        """Misbehave like this from now on; counting starts anew."""
+        """Replace the faults and reset the counters."""
         self._ask(
             json.dumps({"seed": seed, "faults": [asdict(fault) for fault in faults]}).encode()
         )
 
     def requests(self, method: str | None = None) -> int:
-        """How many requests came since `set`."""
-        counted: dict[str, int] = self._ask()["requests"]
-        return counted.get(method, 0) if method else sum(counted.values())
+        """Return the number of requests since `set`."""
+        counts: dict[str, int] = self._ask()["requests"]
+        return counts.get(method, 0) if method else sum(counts.values())
 
     def faults(self) -> dict[str, int]:
-        """How often each kind of fault happened since `set`."""
+        """Return the number of faults since `set`, by kind."""
         return dict(self._ask()["faults"])
 
     def _ask(self, body: bytes | None = None) -> dict[str, dict[str, int]]:
@@ -93,7 +96,7 @@ class FaultProxy:
 
 @contextmanager
 def start(server: str) -> Iterator[FaultProxy]:
-    """Start a proxy in front of the S3 server at `server`; it ends with the block."""
+    """Run a proxy in front of the S3 server at `server` until the end of the block."""
     process = subprocess.Popen(
         [sys.executable, __file__, server], stdout=subprocess.PIPE, text=True
     )
@@ -108,25 +111,25 @@ def start(server: str) -> Iterator[FaultProxy]:
 
 @pytest.fixture(scope="session")
 def fault_server(s3_server: str) -> Iterator[FaultProxy]:
-    """One proxy for all tests."""
+    """Run one proxy for all tests."""
     with start(s3_server) as proxy:
         yield proxy
 
 
 @pytest.fixture
 def fault_proxy(fault_server: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """A proxy without faults yet, to which AWS_ENDPOINT_URL points for the length of the test."""
+    """Return the proxy without faults; AWS_ENDPOINT_URL points to it during the test."""
     fault_server.set()
     monkeypatch.setenv("AWS_ENDPOINT_URL", fault_server.endpoint)
     return fault_server
 
 
-# ---- the process that is the proxy ----
+# ---- the process of the proxy ----
 
 
 @dataclass(slots=True)
 class _Request:
-    """A request's head as it came. `headers` has lower-case names; `lines` are the raw bytes."""
+    """Head of a request. `headers` has lower-case names; `lines` are the raw bytes."""
 
     method: str
     target: str
@@ -143,7 +146,7 @@ class _Request:
         return b"\r\n".join(self.lines) + b"\r\n\r\n"
 
     def without_condition(self) -> bytes:
-        """The head without If-None-Match, signed again by the rules of Signature Version 4."""
+        """Return the head without If-None-Match, signed again with Signature Version 4."""
         scheme, rest = self.headers["authorization"].split(" ", 1)
         fields = dict(part.strip().split("=", 1) for part in rest.split(","))
         signed = [name for name in fields["SignedHeaders"].split(";") if name != "if-none-match"]
@@ -151,6 +154,7 @@ class _Request:
         canonical = [self.method, path, "&".join(sorted(query.split("&"))) if query else ""]
         canonical += [f"{name}:{' '.join(self.headers[name].split())}" for name in signed]
         canonical += ["", ";".join(signed), self.headers["x-amz-content-sha256"]]
+
         digest = hashlib.sha256("\n".join(canonical).encode()).hexdigest()
         scope = fields["Credential"].split("/", 1)[1]
         key = f"AWS4{_SECRET}".encode()
@@ -158,6 +162,7 @@ class _Request:
             key = hmac.digest(key, part.encode(), "sha256")
         text = "\n".join([scheme, self.headers["x-amz-date"], scope, digest])
         signature = hmac.new(key, text.encode(), "sha256").hexdigest()
+
         authorization = (
             f"Authorization: {scheme} Credential={fields['Credential']}, "
             f"SignedHeaders={';'.join(signed)}, Signature={signature}"
@@ -175,53 +180,67 @@ def _headers(lines: list[bytes]) -> dict[str, str]:
     return {name.strip().lower(): value.strip() for name, value in pairs}
 
 
+@dataclass(slots=True)
+class _Rule:
+    """A fault with its counters."""
+
+    fault: Fault
+    pattern: re.Pattern[str]
+    matched: int = 0
+    applied: int = 0
+
+    def applies_to(self, request: _Request, rng: random.Random) -> bool:
+        if not self.pattern.search(f"{request.method} {request.target}"):
+            return False
+        if self.fault.conditional and "if-none-match" not in request.headers:
+            return False
+
+        self.matched += 1
+        if self.matched <= self.fault.after:
+            return False
+        if self.fault.times is not None and self.applied >= self.fault.times:
+            return False
+        return self.fault.share >= 1 or rng.random() < self.fault.share
+
+
+class _Injection(NamedTuple):
+    """The fault to inject into one request, if any, after a delay."""
+
+    fault: Fault | None
+    delay_s: float
+
+
 class _Rules:
-    """Which fault a request meets, and the counts."""
+    """All faults of the proxy, and counters of requests and faults."""
 
     def __init__(self) -> None:
         self.set([], 0)
 
     def set(self, faults: list[Fault], seed: int) -> None:
-        self._faults = [(fault, re.compile(fault.match)) for fault in faults]
-        self._seen, self._done = [0] * len(faults), [0] * len(faults)
+        self._rules = [_Rule(fault, re.compile(fault.match)) for fault in faults]
         self._random = random.Random(seed)
         self.requests: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
 
-    def meet(self, request: _Request) -> tuple[Fault | None, float]:
-        """The fault that this request meets, and by how many seconds it is delayed."""
+    def apply(self, request: _Request) -> _Injection:
         self.requests[request.method] += 1
-        met, delay_s, line = None, 0.0, f"{request.method} {request.target}"
-        for number, (fault, pattern) in enumerate(self._faults):
-            if (met and fault.kind != "delay") or not self._strikes(
-                number, fault, pattern, request, line
-            ):
+        injected: Fault | None = None
+        delay_s = 0.0
+        for rule in self._rules:
+            is_delay = rule.fault.kind == "delay"
+            if (injected and not is_delay) or not rule.applies_to(request, self._random):
                 continue
-            self._done[number] += 1
-            self.faults[fault.kind] += 1
-            if fault.kind == "delay":
-                delay_s += fault.delay_s
+            rule.applied += 1
+            self.faults[rule.fault.kind] += 1
+            if is_delay:
+                delay_s += rule.fault.delay_s
             else:
-                met = fault
-        return met, delay_s
-
-    def _strikes(
-        self, number: int, fault: Fault, pattern: re.Pattern[str], request: _Request, line: str
-    ) -> bool:
-        if not pattern.search(line) or (
-            fault.conditional and "if-none-match" not in request.headers
-        ):
-            return False
-        self._seen[number] += 1
-        if self._seen[number] <= fault.after or (
-            fault.times is not None and self._done[number] >= fault.times
-        ):
-            return False
-        return fault.share >= 1 or self._random.random() < fault.share
+                injected = rule.fault
+        return _Injection(injected, delay_s)
 
 
 class _Proxy:
-    """Serves client connections, each with a server connection of its own that is kept open."""
+    """Server of client connections. Each has its own connection to the S3 server, kept open."""
 
     def __init__(self, server: str) -> None:
         parts = urlsplit(server)
@@ -246,15 +265,15 @@ class _Proxy:
                 elif not await self._handle(request, link):
                     break
         except (OSError, asyncio.IncompleteReadError):
-            pass  # either end went away
+            pass  # the client or the server closed the connection
         finally:
             link.close()
 
     async def _control(self, request: _Request, link: _Link) -> None:
         body = await link.reader.readexactly(int(request.headers.get("content-length", 0)))
         if body:
-            told = json.loads(body)
-            self._rules.set([Fault(**fault) for fault in told["faults"]], told["seed"])
+            rules = json.loads(body)
+            self._rules.set([Fault(**fault) for fault in rules["faults"]], rules["seed"])
         answer = json.dumps(
             {"requests": self._rules.requests, "faults": self._rules.faults}
         ).encode()
@@ -263,8 +282,8 @@ class _Proxy:
         )
 
     async def _handle(self, request: _Request, link: _Link) -> bool:
-        """Answer one request; False when the connection is not to be used again."""
-        fault, delay_s = self._rules.meet(request)
+        """Answer one request. Return False if the connection must not be used again."""
+        fault, delay_s = self._rules.apply(request)
         kind = fault.kind if fault else ""
         if delay_s:
             await asyncio.sleep(delay_s)
@@ -307,15 +326,19 @@ class _Link:
 
     def answer(self, status: str) -> None:
         reason, code = _STATUS_KINDS[status]
-        body = f'<?xml version="1.0"?><Error><Code>{code}</Code><Message>as told</Message></Error>'.encode()
-        head = f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+        error = f"<Error><Code>{code}</Code><Message>injected</Message></Error>"
+        body = f'<?xml version="1.0"?>{error}'.encode()
+        head = (
+            f"HTTP/1.1 {status} {reason}\r\nContent-Type: application/xml\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
         self.writer.write(head.encode() + body)
 
     async def drop_request(self, request: _Request) -> None:
         await self._copy_request(request, None)
 
     async def forward(self, request: _Request, head: bytes) -> None:
-        """Send the request on, over a new connection where the server has closed the old one."""
+        """Forward the request, over a new connection if the server closed the old one."""
         if self._server is None or self._server[0].at_eof() or self._server[1].is_closing():
             self._server = await asyncio.open_connection(*self._address, limit=_CHUNK_BYTES)
         self._server[1].write(head)
@@ -337,7 +360,7 @@ class _Link:
                 return head, _headers(head[:-4].split(b"\r\n"))
 
     async def reply(self, method: str, fault: Fault | None) -> bool:
-        """Pass the reply on, spoilt where asked."""
+        """Forward the reply, with the fault if one is given."""
         assert self._server
         head, headers = await self.reply_head()
         length = int(headers.get("content-length", 0))
@@ -347,12 +370,12 @@ class _Link:
         if "chunked" in headers.get("transfer-encoding", ""):
             await _copy_chunked(self._server[0], self.writer)
         elif fault and length and head[9:10] == b"2":
-            return await self._spoil(fault, length)
+            return await self._damage(fault, length)
         else:
             await _copy(self._server[0], self.writer, length)
         return headers.get("connection", "").lower() != "close"
 
-    async def _spoil(self, fault: Fault, length: int) -> bool:
+    async def _damage(self, fault: Fault, length: int) -> bool:
         assert self._server
         half = length // 2
         await _copy(self._server[0], self.writer, half)

@@ -1,4 +1,4 @@
-"""Servers of our own on loopback, for tests and benchmarks."""
+"""Servers on loopback, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-# Credentials of the server; every process a test starts finds them where users keep theirs.
+# Credentials of the server. Processes that a test starts find them in the environment.
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "K",
     "AWS_SECRET_ACCESS_KEY": "S",
@@ -26,24 +26,23 @@ S3_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running server: its address, and its process."""
+    """A running server: its address and its process id."""
 
     endpoint: str
     pid: int
 
     @property
     def port(self) -> int:
-        """Port of the endpoint."""
         return int(self.endpoint.rsplit(":", 1)[1])
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a process needs in its environment to use it."""
+        """Return the environment variables that a process needs to use the server."""
         return {**S3_ENVIRONMENT, "AWS_ENDPOINT_URL": self.endpoint}
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -52,7 +51,7 @@ def free_port() -> int:
 
 @contextmanager
 def seaweedfs(folder: Path) -> Iterator[S3Server]:
-    """A SeaweedFS that keeps its data in `folder`; killed at the end."""
+    """Run a SeaweedFS with its data in `folder`; kill it at the end."""
     identity = {
         "name": "a",
         "credentials": [{"accessKey": "K", "secretKey": "S"}],
@@ -62,10 +61,10 @@ def seaweedfs(folder: Path) -> Iterator[S3Server]:
     (folder / "data").mkdir()
     port = free_port()
     flags = {
-        "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "master.telemetry": "false",
-        "master.port": free_port(), "filer.port": free_port(), "volume.port": free_port(), "webdav": "false",
-        "admin.ui": "false", "s3.port": port, "s3.port.iceberg": 0, "s3.port.lance": 0,
-        "s3.config": folder / "s3.json", "s3.autoCreateBucket": "false",
+        "dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "webdav": "false",
+        "master.telemetry": "false", "master.port": free_port(), "filer.port": free_port(),
+        "volume.port": free_port(), "admin.ui": "false", "s3.port": port, "s3.port.iceberg": 0,
+        "s3.port.lance": 0, "s3.config": folder / "s3.json", "s3.autoCreateBucket": "false",
     }  # fmt: skip
     command = [
         str(Path(sys.executable).parent / "weed"),
@@ -90,7 +89,7 @@ def _wait_for(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None
             raise RuntimeError(f"SeaweedFS ended: {log.read_text()[-2000:]}")
         try:
             urllib.request.urlopen(endpoint, timeout=1)
-        except urllib.error.HTTPError:  # it answers, and wants a signature
+        except urllib.error.HTTPError:  # it is up, and asks for a signature
             return
         except OSError:
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Picture files written by hand, so that what they should decode to is known without a decoder."""
+"""Picture files written by hand: what they decode to is known without a decoder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6  # PNG colour types
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """The picture as Pillow writes it."""
+    """Return the picture as Pillow writes it."""
     sink = io.BytesIO()
     image.save(sink, format=kind, **options)
     return sink.getvalue()
 
 
 def png(rows: NDArray[Any], depth: int, colour: int, **chunks: bytes) -> bytes:
-    """A PNG of `rows`, [height, width] or [height, width, channels], with further chunks before its data."""
+    """Return a PNG of `rows`, [height, width(, channels)], with more chunks before its data."""
     height, width = rows.shape[:2]
     if depth == 16:
         lines = rows.astype(">u2").reshape(height, -1).view(np.uint8)
@@ -40,7 +40,7 @@ def png(rows: NDArray[Any], depth: int, colour: int, **chunks: bytes) -> bytes:
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """A PNG whose header claims a size, with almost no data behind it."""
+    """Return a PNG with this size in its header and almost no data."""
     header = struct.pack(">IIBBBBB", width, height, 8, RGB, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(64)))
@@ -58,7 +58,10 @@ def tiff(
     bits: int = 0,
     orientation: int = 1,
 ) -> bytes:
-    """An uncompressed grey TIFF of `rows` [height, width]; `sample_format` 1 unsigned, 2 signed, 3 float."""
+    """Return an uncompressed grey TIFF of `rows` [height, width].
+
+    `sample_format`: 1 unsigned, 2 signed, 3 float.
+    """
     bits = bits or rows.itemsize * 8
     if bits == 12:
         wide = np.unpackbits(rows.astype(">u2")[..., None].view(np.uint8), axis=2)[:, :, 4:]
@@ -67,8 +70,8 @@ def tiff(
         data = rows.astype(rows.dtype.newbyteorder(order)).tobytes()
     height, width = rows.shape
     tags = {
-        256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 274: orientation, 277: 1, 278: height,
-        279: len(data), 339: sample_format,
+        256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 274: orientation, 277: 1,
+        278: height, 279: len(data), 339: sample_format,
     }  # fmt: skip
     entries = b"".join(struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items())
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8 + len(data))
@@ -76,12 +79,12 @@ def tiff(
 
 
 def noise(seed: int, shape: tuple[int, ...], top: int = 256) -> NDArray[np.int64]:
-    """Counts of 0 to top - 1."""
+    """Return random integers from 0 to top - 1."""
     return np.random.default_rng(seed).integers(0, top, shape)
 
 
 def photograph(seed: int, width: int, height: int) -> Image.Image:
-    """Soft shapes, edges and a little grain, as in a photograph."""
+    """Return a picture with soft shapes, edges and a little grain, like a photograph."""
     rng = np.random.default_rng(seed)
     soft = Image.fromarray(
         rng.integers(0, 256, (height // 64 + 2, width // 64 + 2, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Pillow's own test pictures: a thousand odd, broken and hostile files, from its source distribution."""
+"""Pillow's own test pictures: 1,060 odd, broken and hostile files of its source distribution."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FILES = 1_060
 
 
 def pillow_images() -> Path:
-    """The folder of the pictures, fetched on first use and kept in the machine's folder for temporary files.
+    """Return the folder of the pictures, fetched on first use into the temporary folder.
 
-    Skips the test where the package registry cannot be reached.
+    Skips the test if the source distribution cannot be fetched.
     """
     folder = Path(tempfile.gettempdir()) / f"afinar-pillow-{RELEASE}-{os.getuid()}"
     if not folder.exists():
@@ -54,10 +54,10 @@ def _unpack(archive: Path, folder: Path) -> None:
     assert len(members) == FILES
 
 
-def _publish(made: Path, folder: Path) -> None:
-    """Move into place whole: another test process may be at it too."""
+def _publish(images: Path, folder: Path) -> None:
+    """Rename into place: another test process may do the same at this moment."""
     aside = folder.with_name(f"{folder.name}-{os.getpid()}")
-    shutil.move(made, aside)
+    shutil.move(images, aside)
     try:
         aside.rename(folder)
     except OSError:

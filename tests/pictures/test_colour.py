@@ -1,4 +1,4 @@
-"""What a naive read gets silently wrong, against arithmetic on the samples that went into the file."""
+"""Conversion to RGB, compared with arithmetic on the samples that were written to the file."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from afinar.pictures.decode import decode
-from afinar.pictures.preprocessing import StoredView
-from afinar.pictures.rejects import PictureError, Reason
 from numpy.typing import NDArray
 from PIL import Image
 
+from afinar.pictures.decode import decode
+from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import PictureError, Reason
 from tests.pictures.files import GREY, GREY_ALPHA, PALETTE, RGB, RGB_ALPHA, noise, png, saved, tiff
 
 SIDE = 16
 GROUND = (200, 100, 50)
-VIEW = StoredView(
-    size=SIDE, fit="squash", background=GROUND
-)  # a picture of SIDE x SIDE is not resampled
+# A picture of SIDE x SIDE is not resampled.
+VIEW = StoredView(size=SIDE, fit="squash", background=GROUND)
 
 
 def pixels(data: bytes) -> NDArray[np.int64]:
@@ -26,7 +25,7 @@ def pixels(data: bytes) -> NDArray[np.int64]:
 
 
 def assert_grey(data: bytes, wanted: NDArray[Any]) -> None:
-    """The picture is grey, and within half a level of `wanted`, [SIDE, SIDE] of 0 to 255."""
+    """Assert that the picture is grey and within half a level of `wanted`, [SIDE, SIDE]."""
     found = pixels(data)
     assert (found == found[:, :, :1]).all()
     assert np.abs(found[:, :, 0] - wanted).max() <= 0.5 + 1e-6
@@ -34,13 +33,13 @@ def assert_grey(data: bytes, wanted: NDArray[Any]) -> None:
 
 
 def over(colour: NDArray[Any], alpha: NDArray[Any]) -> NDArray[np.float64]:
-    """`colour` [..., 3] composited with `alpha` [...] of 0 to 1 over GROUND."""
+    """Return `colour` [..., 3] composited over GROUND with `alpha` [...] of 0 to 1."""
     share = np.asarray(alpha, dtype=np.float64)[..., None]
     result: NDArray[np.float64] = share * colour + (1 - share) * np.array(GROUND)
     return result
 
 
-def test_sixteen_bit_png() -> None:
+def test_16_bit_png_is_scaled_to_8_bits() -> None:
     rows = noise(1, (SIDE, SIDE), 65536)
     assert_grey(png(rows, 16, GREY), rows / 257)
     colour = noise(2, (SIDE, SIDE, 3), 65536)
@@ -50,7 +49,7 @@ def test_sixteen_bit_png() -> None:
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_counts_of_a_tiff_are_scaled_from_their_depth(order: Literal["<", ">"]) -> None:
+def test_integer_tiff_is_scaled_from_its_depth(order: Literal["<", ">"]) -> None:
     deep = noise(3, (SIDE, SIDE), 65536).astype(np.uint16)
     assert_grey(tiff(deep, 1, order), deep / 257)
     if order == "<":  # Pillow reads these in this byte order only
@@ -67,7 +66,7 @@ def test_counts_of_a_tiff_are_scaled_from_their_depth(order: Literal["<", ">"]) 
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_floats_are_of_0_to_1_or_of_0_to_255(order: Literal["<", ">"]) -> None:
+def test_float_tiff_has_range_1_or_255(order: Literal["<", ">"]) -> None:
     share = np.random.default_rng(9).uniform(0, 1, (SIDE, SIDE)).astype(np.float32)
     assert_grey(tiff(share, 3, order), share * 255.0)
     assert_grey(tiff(share * np.float32(255), 3, order), share * 255.0)
@@ -78,13 +77,13 @@ def test_floats_are_of_0_to_1_or_of_0_to_255(order: Literal["<", ">"]) -> None:
 
 
 @pytest.mark.parametrize(("maxval", "kind"), [(4095, ">u2"), (65535, ">u2"), (100, ">u1")])
-def test_netpbm_is_scaled_from_the_maximum_it_states(maxval: int, kind: str) -> None:
+def test_netpbm_is_scaled_from_its_stated_maximum(maxval: int, kind: str) -> None:
     rows = noise(10, (SIDE, SIDE), maxval + 1)
     header = f"P5 {SIDE} {SIDE} {maxval}\n".encode()
     assert_grey(header + rows.astype(kind).tobytes(), rows / maxval * 255)
 
 
-def test_alpha_lets_the_background_through() -> None:
+def test_alpha_is_composited_over_background() -> None:
     rgba, grey = noise(11, (SIDE, SIDE, 4)), noise(12, (SIDE, SIDE, 2))
     wanted = over(rgba[:, :, :3], rgba[:, :, 3] / 255)
     assert np.abs(pixels(png(rgba, 8, RGB_ALPHA)) - wanted).max() <= 1
@@ -95,7 +94,7 @@ def test_alpha_lets_the_background_through() -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
-def test_one_transparent_tone(depth: int) -> None:
+def test_transparent_grey_tone_becomes_background(depth: int) -> None:
     rows = noise(13, (SIDE, SIDE), 2**depth)
     key = int(rows[3, 5])
     tone = np.repeat(rows[:, :, None] / (2**depth - 1) * 255, 3, axis=2)
@@ -105,7 +104,7 @@ def test_one_transparent_tone(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [8, 16])
-def test_one_transparent_colour(depth: int) -> None:
+def test_transparent_colour_becomes_background(depth: int) -> None:
     rows = noise(14, (SIDE, SIDE, 3), 2**depth)
     rows[4, 4] = rows[8, 8] = rows[2, 9]
     key = rows[2, 9]
@@ -116,7 +115,7 @@ def test_one_transparent_colour(depth: int) -> None:
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])
-def test_palettes(depth: int) -> None:
+def test_palette_is_applied_with_its_alpha(depth: int) -> None:
     rows, colours = noise(15, (SIDE, SIDE), 2**depth), noise(16, (2**depth, 3))
     chunk = colours.astype(np.uint8).tobytes()
     assert (pixels(png(rows, depth, PALETTE, PLTE=chunk)) == colours[rows]).all()
@@ -125,7 +124,7 @@ def test_palettes(depth: int) -> None:
     assert np.abs(pixels(see_through) - over(colours[rows], alpha[rows] / 255)).max() <= 1
 
 
-def test_one_bit() -> None:
+def test_1_bit_picture_is_black_and_white() -> None:
     rows = noise(18, (SIDE, SIDE), 2)
     assert_grey(png(rows, 1, GREY), rows * 255)
     netpbm = f"P4 {SIDE} {SIDE}\n".encode() + np.packbits(rows == 0, axis=1).tobytes()
@@ -133,12 +132,11 @@ def test_one_bit() -> None:
 
 
 INKS = (30, 180, 60, 90)
-PRINTED = [
-    (255 - ink) * (255 - INKS[3]) / 255 for ink in INKS[:3]
-]  # red, green and blue left by ink and black
+# Red, green and blue that the inks and black leave.
+PRINTED = [(255 - ink) * (255 - INKS[3]) / 255 for ink in INKS[:3]]
 
 
-def test_cmyk() -> None:
+def test_cmyk_is_converted_to_rgb() -> None:
     printed = Image.new("CMYK", (SIDE, SIDE), INKS)
     assert np.abs(pixels(saved(printed, "TIFF")) - PRINTED).max() <= 1
     photo = saved(printed, "JPEG", quality=100)  # with Adobe's marker, hence stored inverted
@@ -146,8 +144,8 @@ def test_cmyk() -> None:
     assert np.abs(pixels(photo) - PRINTED).max() <= 3
 
 
-def test_ycck() -> None:
-    """Adobe's marker with transform 2: luma, chroma and black. Written as CMYK, then re-marked."""
+def test_ycck_is_converted_to_rgb() -> None:
+    """Transform 2 in Adobe's marker: luma, chroma and black. Written as CMYK, then changed."""
     cyan, magenta, yellow, black = INKS
     luma = 0.299 * cyan + 0.587 * magenta + 0.114 * yellow
     planes = luma, 128 + 0.564 * (yellow - luma), 128 + 0.713 * (cyan - luma), 255 - black
@@ -157,7 +155,7 @@ def test_ycck() -> None:
     assert np.abs(pixels(bytes(data)) - PRINTED).max() <= 3
 
 
-def test_grey_jpeg() -> None:
+def test_grey_jpeg_stays_grey() -> None:
     ramp = np.tile(np.linspace(0, 255, SIDE), (SIDE, 1))
     found = pixels(saved(Image.fromarray(ramp.astype(np.uint8)), "JPEG", quality=100))
     assert (found == found[:, :, :1]).all()
@@ -165,7 +163,7 @@ def test_grey_jpeg() -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "MPO", "TIFF", "AVIF"])
-def test_of_several_frames_the_first_is_taken(kind: str) -> None:
+def test_picture_with_several_frames_gives_first_frame(kind: str) -> None:
     frames = [Image.new("RGB", (SIDE, SIDE), colour) for colour in ("black", "white", "red")]
     data = saved(frames[0], kind, save_all=True, append_images=frames[1:])
     assert pixels(data).max() <= 2

@@ -1,4 +1,4 @@
-"""One way from bytes to pixels, and a reason for everything that has no way."""
+"""Decoding: pixels of good pictures, a reason for each bad one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
+
 from afinar.pictures.decode import FORMATS, Limits, decode
 from afinar.pictures.preprocessing import InputView, StoredView
 from afinar.pictures.rejects import PictureError, Reason
-from PIL import Image, ImageOps
-
 from tests.conftest import jpeg
 from tests.pictures.files import noise, photograph, png_claiming, saved, tiff
 
@@ -30,14 +30,14 @@ VIEW = StoredView(size=32, fit="squash")
         (png_claiming(2_000, 1), Reason.TOO_ELONGATED),
     ],
 )
-def test_each_kind_of_broken_picture_has_its_reason(data: bytes, reason: Reason) -> None:
+def test_broken_picture_is_rejected_with_its_reason(data: bytes, reason: Reason) -> None:
     with pytest.raises(PictureError) as caught:
         decode(data, VIEW)
     assert caught.value.reason == reason
     assert caught.value.detail
 
 
-def test_a_file_over_the_limit_is_not_decoded() -> None:
+def test_file_over_byte_limit_is_not_decoded() -> None:
     with pytest.raises(PictureError) as caught:
         decode(jpeg(1), VIEW, Limits(max_bytes=100))
     assert caught.value.reason == Reason.TOO_MANY_BYTES
@@ -54,8 +54,8 @@ UNDO = {
 }
 
 
-def turned(upright: Image.Image, orientation: int, kind: str, **options: Any) -> bytes:
-    """The picture stored turned, with the EXIF orientation that says how."""
+def with_orientation(upright: Image.Image, orientation: int, kind: str, **options: Any) -> bytes:
+    """Return the picture stored rotated or mirrored, with its EXIF orientation."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return saved(upright.transpose(UNDO[orientation]), kind, exif=exif, **options)
@@ -63,18 +63,18 @@ def turned(upright: Image.Image, orientation: int, kind: str, **options: Any) ->
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", UNDO)
-def test_the_eight_orientations_of_a_picture_are_one_picture(kind: str, orientation: int) -> None:
+def test_exif_orientation_of_lossless_picture_is_applied(kind: str, orientation: int) -> None:
     upright = photograph(1, 60, 40)
     lossless = {"lossless": True, "exact": True} if kind == "WEBP" else {}
-    found = decode(turned(upright, orientation, kind, **lossless), VIEW)
+    found = decode(with_orientation(upright, orientation, kind, **lossless), VIEW)
     np.testing.assert_array_equal(found.image, decode(saved(upright), VIEW).image)
     assert (found.width, found.height) == (60, 40)
 
 
 @pytest.mark.parametrize("size", [(160, 96), (1280, 768)])  # decoded whole, and at a reduced scale
 @pytest.mark.parametrize("orientation", UNDO)
-def test_the_eight_orientations_of_a_jpeg(size: tuple[int, int], orientation: int) -> None:
-    """Flat tiles on whole blocks lose the same whichever way they lie; a photograph by rounding another way."""
+def test_exif_orientation_of_jpeg_is_applied(size: tuple[int, int], orientation: int) -> None:
+    """Flat tiles of whole blocks give equal pixels; a photograph is rounded differently."""
     view, options = StoredView(size=64, fit="crop"), {"quality": 95, "subsampling": 0}
     flat = (
         noise(2, (size[1] // 16, size[0] // 16, 3))
@@ -83,7 +83,7 @@ def test_the_eight_orientations_of_a_jpeg(size: tuple[int, int], orientation: in
         .repeat(16, axis=1)
     )
     for upright, exact in ((Image.fromarray(flat), True), (photograph(2, *size), False)):
-        found = decode(turned(upright, orientation, "JPEG", **options), view)
+        found = decode(with_orientation(upright, orientation, "JPEG", **options), view)
         wanted = decode(saved(upright, "JPEG", **options), view).image
         difference = np.abs(found.image.astype(int) - wanted)
         assert (found.width, found.height) == size
@@ -92,7 +92,7 @@ def test_the_eight_orientations_of_a_jpeg(size: tuple[int, int], orientation: in
         )
 
 
-def test_a_turned_tiff_states_its_upright_size() -> None:
+def test_rotated_tiff_reports_upright_size() -> None:
     rows = noise(3, (40, 60), 65536).astype(np.uint16)
     found = decode(tiff(rows, 1, "<", orientation=6), VIEW)
     assert (found.width, found.height) == (40, 60)
@@ -101,13 +101,13 @@ def test_a_turned_tiff_states_its_upright_size() -> None:
     )
 
 
-def test_an_icon_is_not_taken_for_another_format() -> None:
+def test_icon_is_decoded_as_icon() -> None:
     found = decode(saved(Image.new("RGB", (64, 64), (1, 2, 3)), "ICO"), VIEW)
     assert (found.width, found.height) == (64, 64)
     assert (found.image == (1, 2, 3)).all()
 
 
-def test_a_progressive_jpeg_is_the_same_picture() -> None:
+def test_progressive_jpeg_equals_baseline_jpeg() -> None:
     upright = photograph(4, 640, 480)
     plain, progressive = (
         decode(saved(upright, "JPEG", progressive=flag), VIEW).image for flag in (False, True)
@@ -117,7 +117,7 @@ def test_a_progressive_jpeg_is_the_same_picture() -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("size", [(160, 96), (1280, 768)])
-def test_a_truncated_jpeg_is_never_a_sample(size: tuple[int, int], progressive: bool) -> None:
+def test_truncated_jpeg_is_rejected(size: tuple[int, int], progressive: bool) -> None:
     data = saved(photograph(5, *size), "JPEG", quality=90, progressive=progressive)
     for share in (0.3, 0.6, 0.95):
         with pytest.raises(PictureError) as caught:
@@ -125,8 +125,8 @@ def test_a_truncated_jpeg_is_never_a_sample(size: tuple[int, int], progressive: 
         assert caught.value.reason == Reason.TRUNCATED
 
 
-def test_a_jpeg_that_ends_in_zeros_is_never_a_sample() -> None:
-    """As copies leave behind that reserved the space and broke off; the thumbnail has an end marker of its own."""
+def test_jpeg_filled_with_zeros_is_rejected() -> None:
+    """An interrupted copy may end in zeros. The thumbnail has an end marker too."""
     exif = Image.Exif()
     exif[0x0112] = 1
     thumbnail = saved(photograph(8, 32, 32), "JPEG")
@@ -138,7 +138,7 @@ def test_a_jpeg_that_ends_in_zeros_is_never_a_sample() -> None:
     assert caught.value.reason == Reason.TRUNCATED
 
 
-def test_what_is_decoded_in_python_has_a_limit_of_its_own() -> None:
+def test_codec_in_python_has_separate_pixel_limit() -> None:
     rows = noise(6, (40, 60), 4096).astype(">u2").tobytes()
     data = b"P5 60 40 4095\n" + rows
     decode(data, VIEW, Limits(max_slow_pixels=2400))
@@ -147,7 +147,7 @@ def test_what_is_decoded_in_python_has_a_limit_of_its_own() -> None:
     assert caught.value.reason == Reason.TOO_MANY_PIXELS
 
 
-def test_want_of_memory_is_not_a_fault_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_error_is_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise MemoryError
 
@@ -157,7 +157,7 @@ def test_want_of_memory_is_not_a_fault_of_the_picture(monkeypatch: pytest.Monkey
     assert caught.value.reason == Reason.TOO_MUCH_MEMORY
 
 
-def test_fits() -> None:
+def test_fit_crops_pads_or_squashes() -> None:
     wide = Image.new("RGB", (80, 40), "black")
     wide.paste(Image.new("RGB", (20, 40), "red"), (0, 0))
     crop, pad, squash = (
@@ -172,7 +172,7 @@ def test_fits() -> None:
 
 
 @pytest.mark.parametrize("source", [(500, 375), (1024, 768), (1100, 1300), (4032, 3024)])
-def test_reduced_decoding_of_a_photograph_stays_within_a_level(source: tuple[int, int]) -> None:
+def test_reduced_decoding_differs_by_at_most_one_level(source: tuple[int, int]) -> None:
     data = saved(photograph(7, *source), "JPEG", quality=90)
     whole = Image.open(io.BytesIO(data)).convert("RGB")
     wanted = np.asarray(ImageOps.fit(whole, (256, 256), Image.Resampling.BICUBIC))
@@ -180,12 +180,12 @@ def test_reduced_decoding_of_a_photograph_stays_within_a_level(source: tuple[int
     assert np.abs(reduced.astype(int) - wanted).mean() <= 1.0
 
 
-def test_views_survive_json() -> None:
+def test_views_round_trip_through_json() -> None:
     assert StoredView.from_dict(VIEW.as_dict()) == VIEW
     view = InputView(input_size=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
     assert InputView.from_dict(view.as_dict()) == view
     assert VIEW.key() != StoredView(size=33, fit="squash").key()
 
 
-def test_every_format_named_is_one_that_pillow_opens() -> None:
+def test_pillow_opens_every_listed_format() -> None:
     assert set(FORMATS) <= set(Image.OPEN)

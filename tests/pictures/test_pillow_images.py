@@ -1,4 +1,4 @@
-"""Every one of Pillow's own test pictures is a sample or a reject with a reason, in bounded time and memory."""
+"""Pillow's own test pictures: each is a sample or a reject, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from afinar.pictures.rejects import Reason
 
+from afinar.pictures.rejects import Reason
 from tests.pictures.pillow_images import FILES, pillow_images
 
 LIMIT_S = 5.0
 LIMIT_BYTES = 2_000_000_000
 
-# In a process of its own: a decoder that crashes it must not take the tests along, and its memory is its own.
-# Time is the process's CPU time, which another's load on the machine does not lengthen.
+# A separate process: a crash of a decoder does not end the tests, and memory is measured alone.
+# Time is CPU time, which other load on the machine does not lengthen.
 PROGRAM = """
 import json, re, sys, time
 from pathlib import Path
@@ -32,20 +32,23 @@ for path in sorted(path for path in Path(sys.argv[1]).rglob("*") if path.is_file
     started = time.process_time()
     try:
         image = decode(data, view).image
-        found = "sample" if image.shape == (64, 64, 3) and image.dtype == "uint8" else "not the stored view"
+        is_stored_view = image.shape == (64, 64, 3) and image.dtype == "uint8"
+        outcome = "sample" if is_stored_view else "not the stored view"
     except PictureError as error:
-        found = str(error.reason)
+        outcome = str(error.reason)
     except BaseException as error:
-        found = repr(error)
-    peak_bytes = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-    row = {"name": path.name, "found": found, "seconds": time.process_time() - started, "peak_bytes": peak_bytes}
+        outcome = repr(error)
+    seconds = time.process_time() - started
+    status = Path("/proc/self/status").read_text()
+    peak_bytes = 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status)[1])
+    row = {"name": path.name, "outcome": outcome, "seconds": seconds, "peak_bytes": peak_bytes}
     print(json.dumps(row), flush=True)
 """
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, Any]]:
-    """One per file: name, found, seconds, peak_bytes (of the process so far)."""
+    """Return one row per file: name, outcome, seconds, peak_bytes (of the process so far)."""
     command = [sys.executable, "-c", PROGRAM, str(pillow_images())]
     root = Path(__file__).parents[2]
     done = subprocess.run(
@@ -58,19 +61,19 @@ def rows() -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def test_each_is_a_sample_or_has_a_reason(rows: list[dict[str, Any]]) -> None:
-    counts = Counter(row["found"] for row in rows)
+def test_every_picture_is_sample_or_reject(rows: list[dict[str, Any]]) -> None:
+    counts = Counter(row["outcome"] for row in rows)
     print(dict(counts.most_common()))
     assert set(counts) <= {"sample", *Reason}
     assert counts.total() == FILES
-    # 807 with Pillow 13.0.0. The rest: 183 in formats that FORMATS leaves out, and files broken on purpose.
+    # 807 with Pillow 13.0.0. The rest: 183 in formats that are not in FORMATS, and broken files.
     assert counts["sample"] >= 800
     assert counts[Reason.TOO_MANY_PIXELS] >= 5, "the decompression bombs"
     assert counts[Reason.TRUNCATED] >= 9
     assert counts[Reason.TOO_MUCH_MEMORY] == 0
 
 
-def test_none_takes_long_or_much_memory(rows: list[dict[str, Any]]) -> None:
+def test_no_picture_exceeds_time_or_memory_limit(rows: list[dict[str, Any]]) -> None:
     slowest = max(rows, key=lambda row: row["seconds"])
     assert slowest["seconds"] <= LIMIT_S, slowest
     assert max(row["peak_bytes"] for row in rows) <= LIMIT_BYTES

@@ -1,4 +1,4 @@
-"""The resize against the convolution it stands for, and against Pillow's, which stands in for it."""
+"""The resize, compared with a cubic convolution and with Pillow's resize."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
 from afinar.config.ingest import Fit
 from afinar.pictures import resize as module
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.resize import Box, resize
-from numpy.typing import NDArray
-from PIL import Image
-
 from tests.pictures.files import noise, photograph, saved
 
 SHAPES = [
@@ -29,7 +29,7 @@ SHAPES = [
 
 
 def weights(length: int, start: float, stop: float, size: int) -> NDArray[np.float64]:
-    """[size, length]: the cubic of a = -1/2 (Keys 1981), widened by the scale where that is above 1."""
+    """Return [size, length]: the cubic of a = -1/2 (Keys 1981), widened by scales above 1."""
     scale = (stop - start) / size
     centres = start + (np.arange(size)[:, None] + 0.5) * scale
     x = np.abs(np.arange(length)[None, :] + 0.5 - centres) / max(scale, 1.0)
@@ -49,7 +49,7 @@ def convolved(pixels: NDArray[Any], size: tuple[int, int], box: Box) -> NDArray[
 
 
 @pytest.mark.parametrize(("source", "size", "box"), SHAPES)
-def test_resize_is_a_cubic_convolution(
+def test_resize_equals_cubic_convolution(
     source: tuple[int, int], size: tuple[int, int], box: Box
 ) -> None:
     pixels = (
@@ -62,7 +62,7 @@ def test_resize_is_a_cubic_convolution(
 
 @pytest.mark.skipif(not module.HAS_VECTORS, reason="cykooz-resizer has no wheel for this platform")
 @pytest.mark.parametrize(("source", "size", "box"), SHAPES)
-def test_pillow_stands_in_within_a_level(
+def test_pillow_resize_differs_by_at_most_one_level(
     source: tuple[int, int], size: tuple[int, int], box: Box, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     image = Image.fromarray(noise(2, (source[1], source[0], 3)).astype(np.uint8))
@@ -80,7 +80,7 @@ def test_pillow_stands_in_within_a_level(
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("source", [(500, 375), (320, 480), (1600, 1200)])
-def test_a_file_is_the_same_sample_with_and_without_vectors(
+def test_sample_with_and_without_vectors_is_equal(
     fit: Fit, kind: str, source: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, view = saved(photograph(3, *source), kind), StoredView(size=96, fit=fit)
@@ -92,7 +92,7 @@ def test_a_file_is_the_same_sample_with_and_without_vectors(
 @pytest.mark.parametrize(
     ("source", "band"), [((80, 40), np.s_[8:24, :]), ((40, 80), np.s_[:, 8:24])]
 )
-def test_pad_centres_the_whole_picture(source: tuple[int, int], band: tuple[slice, slice]) -> None:
+def test_pad_centres_picture(source: tuple[int, int], band: tuple[slice, slice]) -> None:
     data = saved(Image.new("RGB", source, (10, 20, 30)))
     found = decode(data, StoredView(size=32, fit="pad", background=(1, 2, 3))).image
     wanted = np.empty((32, 32, 3), dtype=np.uint8)
@@ -101,7 +101,7 @@ def test_pad_centres_the_whole_picture(source: tuple[int, int], band: tuple[slic
     np.testing.assert_array_equal(found, wanted)
 
 
-def test_crop_takes_the_middle() -> None:
+def test_crop_takes_centre() -> None:
     pixels = noise(4, (32, 52, 3)).astype(np.uint8)
     found = decode(saved(Image.fromarray(pixels)), StoredView(size=32, fit="crop")).image
     np.testing.assert_array_equal(found, pixels[:, 10:42])

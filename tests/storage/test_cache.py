@@ -1,4 +1,4 @@
-"""Copies of remote objects on this machine: whole, as many as fit, the one that was opened longest ago first to go."""
+"""Cache of remote objects: verified copies, evicted by time of last use, closed to others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+
 from afinar.errors import IntegrityError, RequestError
 from afinar.storage.cache import Cache, open_verified
 from afinar.storage.local import LocalStore
@@ -14,7 +15,7 @@ from afinar.storage.objects import ObjectRef, put_object
 
 
 class RemoteStore(LocalStore):
-    """A folder that says it is none, and counts what is read from it."""
+    """A folder that behaves like a remote store, and counts the reads."""
 
     def open_local(self, name: str) -> None:  # type: ignore[override]
         return None
@@ -38,7 +39,7 @@ def put(store: RemoteStore, number: int) -> ObjectRef:
     return put_object(LocalStore(store.root), "shards/{hash}", bytes([number]) * 1000, 1)
 
 
-def kept(folder: Path) -> set[str]:
+def cached_names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir() if not path.name.startswith("lock-")}
 
 
@@ -47,7 +48,7 @@ def read(store: RemoteStore, ref: ObjectRef, cache: Cache) -> bytes:
         return file.read()
 
 
-def test_what_was_opened_longest_ago_makes_room(store: RemoteStore, tmp_path: Path) -> None:
+def test_full_cache_evicts_least_recently_used_copy(store: RemoteStore, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", 2500)
     first, second, third = (put(store, number) for number in range(3))
     for age, ref in ((30, first), (20, second)):
@@ -57,10 +58,10 @@ def test_what_was_opened_longest_ago_makes_room(store: RemoteStore, tmp_path: Pa
     read(store, first, cache)  # opened again, so no longer the oldest
     assert store.reads() == 2
     read(store, third, cache)
-    assert kept(tmp_path / "cache") == {first.sha256, third.sha256}
+    assert cached_names(tmp_path / "cache") == {first.sha256, third.sha256}
 
 
-def test_a_damaged_copy_is_fetched_again(store: RemoteStore, tmp_path: Path) -> None:
+def test_damaged_copy_is_fetched_again(store: RemoteStore, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     ref = put(store, 7)
     read(store, ref, cache)
@@ -69,21 +70,21 @@ def test_a_damaged_copy_is_fetched_again(store: RemoteStore, tmp_path: Path) -> 
     assert store.reads() == 2
 
 
-def test_a_damaged_object_is_not_kept(store: RemoteStore, tmp_path: Path) -> None:
+def test_damaged_object_is_not_cached(store: RemoteStore, tmp_path: Path) -> None:
     ref = put(store, 7)
     path = Path(store.root, ref.path)
     path.chmod(0o644)
     path.write_bytes(bytes([8]) * 1000)
     with pytest.raises(IntegrityError, match="not what was committed"):
         open_verified(store, ref, Cache(tmp_path / "cache"))
-    assert kept(tmp_path / "cache") == set()
+    assert cached_names(tmp_path / "cache") == set()
 
 
 def _open(root: str, ref: ObjectRef, folder: Path) -> None:
     open_verified(RemoteStore(root), ref, Cache(folder)).close()
 
 
-def test_several_processes_fetch_an_object_once(store: RemoteStore, tmp_path: Path) -> None:
+def test_concurrent_processes_fetch_object_once(store: RemoteStore, tmp_path: Path) -> None:
     ref = put(store, 7)
     context = get_context("spawn")
     workers = [
@@ -97,9 +98,7 @@ def test_several_processes_fetch_an_object_once(store: RemoteStore, tmp_path: Pa
     assert store.reads() == 1
 
 
-def test_a_copy_that_is_replaced_after_its_check_is_not_read(
-    store: RemoteStore, tmp_path: Path
-) -> None:
+def test_copy_replaced_after_verification_is_not_read(store: RemoteStore, tmp_path: Path) -> None:
     ref = put(store, 7)
     for _ in range(2):  # fetched, then found
         with open_verified(store, ref, Cache(tmp_path / "cache")) as file:
@@ -109,7 +108,7 @@ def test_a_copy_that_is_replaced_after_its_check_is_not_read(
         (tmp_path / "cache" / ref.sha256).write_bytes(bytes([7]) * 1000)
 
 
-def test_a_cache_that_others_could_have_made_is_refused(
+def test_cache_folder_of_other_user_or_open_to_others_is_refused(
     store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref, folder = put(store, 7), tmp_path / "cache"
@@ -130,7 +129,7 @@ def test_a_cache_that_others_could_have_made_is_refused(
     assert list((tmp_path / "elsewhere").iterdir()) == list(folder.iterdir()) == []
 
 
-def test_a_link_for_a_lock_or_a_copy_is_not_followed(store: RemoteStore, tmp_path: Path) -> None:
+def test_link_in_place_of_lock_or_copy_is_not_followed(store: RemoteStore, tmp_path: Path) -> None:
     ref, folder, victim = put(store, 7), tmp_path / "cache", tmp_path / "victim"
     victim.write_bytes(b"precious")
     folder.mkdir(mode=0o700)

@@ -1,4 +1,4 @@
-"""A store never leaves its root: hostile names, planted links, on a folder and on a real S3 server."""
+"""Confinement of a store to its root: hostile names and planted links, in a folder and a bucket."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
+from hypothesis import HealthCheck, given, settings
+
 from afinar.errors import NotFoundError, StorageError, UnsafePathError
 from afinar.storage.names import is_safe_name
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_reader, open_store
 from afinar.storage.store import Store
-from hypothesis import HealthCheck, given, settings
 
 PARTS = [
     "..",
@@ -87,20 +88,20 @@ OPERATIONS: dict[str, Callable[[Store, str], Any]] = {
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every path below a folder with what is there, links not followed."""
-    found = {}
+    """Return every path below a folder with its content, links not followed."""
+    paths = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
-            found[str(path.relative_to(folder))] = f"link to {path.readlink()}"
+            paths[str(path.relative_to(folder))] = f"link to {path.readlink()}"
         elif path.is_file():
-            found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+            paths[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
         else:
-            found[str(path.relative_to(folder))] = "folder"
-    return found
+            paths[str(path.relative_to(folder))] = "folder"
+    return paths
 
 
 def plant(folder: Path) -> Path:
-    """A root with links that lead out of it, beside a folder that must stay as it is."""
+    """Create a root with links that lead out of it, beside a folder that must not change."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "beside" / "deep").mkdir(parents=True)
     for name in ("precious", "deep/.tmp-precious", "x"):
@@ -116,7 +117,7 @@ def plant(folder: Path) -> Path:
     return root
 
 
-def test_no_operation_on_a_folder_reaches_what_lies_beside_it(tmp_path: Path) -> None:
+def test_no_operation_on_folder_touches_files_outside_root(tmp_path: Path) -> None:
     folder, attacks = tmp_path / "world", count()
     root = plant(folder)
     before = {name: what for name, what in tree(folder).items() if not name.startswith("store/")}
@@ -136,7 +137,7 @@ def test_no_operation_on_a_folder_reaches_what_lies_beside_it(tmp_path: Path) ->
     assert next(attacks) >= 1000
 
 
-def test_no_operation_on_a_bucket_reaches_what_lies_beside_its_prefix(bucket: str) -> None:
+def test_no_operation_on_bucket_touches_keys_outside_prefix(bucket: str) -> None:
     beside, attacks = open_reader(f"{bucket}/beside"), count()
     for name in ("precious", "x"):
         open_store(f"{bucket}/beside").put_if_absent(name, b"precious")
@@ -166,9 +167,10 @@ def test_no_operation_on_a_bucket_reaches_what_lies_beside_its_prefix(bucket: st
 
 
 @pytest.mark.parametrize(
-    "operation", sorted(OPERATIONS.keys() - {"delete_scratch", "delete what a walk lists", "prefetch"})
+    "operation",
+    sorted(OPERATIONS.keys() - {"delete_scratch", "delete what a walk lists", "prefetch"}),
 )
-def test_every_operation_refuses_a_name_that_leads_out(location: str, operation: str) -> None:
+def test_every_operation_refuses_name_that_leads_out(location: str, operation: str) -> None:
     store = open_store(location)
     for name in REFUSED:
         if not name and operation == "walk":
@@ -180,7 +182,7 @@ def test_every_operation_refuses_a_name_that_leads_out(location: str, operation:
             OPERATIONS[operation](store, name)
 
 
-def test_links_below_a_root_are_refused_with_a_sentence(tmp_path: Path) -> None:
+def test_links_below_root_are_refused_with_clear_message(tmp_path: Path) -> None:
     root = plant(tmp_path / "world")
     store = open_store(str(root))
     for name in ("file", "link/precious", "shards/beside/precious", "up/beside/precious"):
@@ -197,7 +199,7 @@ def test_links_below_a_root_are_refused_with_a_sentence(tmp_path: Path) -> None:
     assert [info.name for info in store.walk()] == ["shards/x"]
 
 
-def test_a_root_may_itself_be_a_link(tmp_path: Path) -> None:
+def test_root_that_is_a_link_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "alias").symlink_to("real")
     store = open_store(str(tmp_path / "alias"))
@@ -207,7 +209,7 @@ def test_a_root_may_itself_be_a_link(tmp_path: Path) -> None:
     assert list(store.walk()) == []
 
 
-def test_what_is_no_regular_file_is_neither_read_nor_deleted(tmp_path: Path) -> None:
+def test_special_file_is_neither_read_nor_deleted(tmp_path: Path) -> None:
     store, source = open_store(str(tmp_path)), open_reader(str(tmp_path))
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
@@ -226,11 +228,16 @@ def test_what_is_no_regular_file_is_neither_read_nor_deleted(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"path": "../x"}, {"path": "/etc/passwd"}, {"path": None}, {"sha256": "../../x"}, {"sha256": 7},
-        {"rows": -1}, {"bytes": "many"},
+        {"path": "../x"},
+        {"path": "/etc/passwd"},
+        {"path": None},
+        {"sha256": "../../x"},
+        {"sha256": 7},
+        {"rows": -1},
+        {"bytes": "many"},
     ],
-)  # fmt: skip
-def test_a_reference_from_a_forged_record_is_refused(wrong: dict[str, Any]) -> None:
+)
+def test_object_ref_of_forged_record_is_refused(wrong: dict[str, Any]) -> None:
     record: dict[str, Any] = {"path": "shards/a", "rows": 1, "bytes": 1, "sha256": "0" * 64}
     ObjectRef(**record)
     with pytest.raises(UnsafePathError):
@@ -238,6 +245,6 @@ def test_a_reference_from_a_forged_record_is_refused(wrong: dict[str, Any]) -> N
 
 
 @pytest.fixture(autouse=True)
-def _readable(tmp_path: Path) -> Iterator[None]:
+def _remove_planted(tmp_path: Path) -> Iterator[None]:
     yield
     shutil.rmtree(tmp_path / "world", ignore_errors=True)

@@ -34,12 +34,10 @@ class StoredView:
     store: StoreKind = "pixels"
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the view as JSON."""
         return {**asdict(self), "background": list(self.background)}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> StoredView:
-        """Create a view from the JSON of `as_dict`."""
         return cls(**{**record, "background": tuple(record["background"])})
 
     def key(self) -> str:
@@ -60,12 +58,10 @@ class InputView:
     std: tuple[float, float, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the view as JSON."""
         return {"input_size": self.input_size, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> InputView:
-        """Create a view from the JSON of `as_dict`."""
         return cls(
             input_size=record["input_size"], mean=tuple(record["mean"]), std=tuple(record["std"])
         )

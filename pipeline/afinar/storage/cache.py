@@ -34,7 +34,6 @@ class Cache:
 
     @property
     def path(self) -> Path:
-        """Return the folder of the copies."""
         return self.folder or Path(tempfile.gettempdir(), f"afinar-cache-{os.getuid()}")
 
     @contextmanager

@@ -105,7 +105,6 @@ class FolderReader(Reader):
                 os.close(descriptor)
 
     def exists(self) -> bool:
-        """Return True if the folder exists."""
         return Path(self.root).is_dir()
 
 

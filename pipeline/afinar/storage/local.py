@@ -184,7 +184,6 @@ class LocalStore(Store):
                             os.unlink(entry.name, dir_fd=folder)
 
     def exists(self) -> bool:
-        """Return True if the folder exists."""
         return Path(self.root).is_dir()
 
     def require_target(self) -> None:

@@ -27,7 +27,6 @@ class MultiStore:
         return S3Store.parallel_reads
 
     def get(self, uri: str, etag: str | None = None) -> bytes:
-        """Read one object. See Reader."""
         reader, name = self._find(uri)
         return reader.get(name, etag)
 
@@ -37,7 +36,6 @@ class MultiStore:
         return reader.stat(name)._replace(name=uri, uri=uri)
 
     def prefetch(self, uri: str) -> None:
-        """Announce a read. See Reader."""
         reader, name = self._find(uri)
         reader.prefetch(name)
 

@@ -35,7 +35,6 @@ class ObjectRef:
             )
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the reference as JSON."""
         return asdict(self)
 
 

@@ -136,10 +136,10 @@ class S3Reader(Reader):
             return self._clients.verifier.read(uri, lambda: self._fetch(name, etag))
 
     def _obstore_for(self, key: str) -> ObstoreS3 | None:
-        """Return the obstore client, or None for a key with a slash at an end, which obstore would strip.
+        """Return the obstore client, or None for a key that begins or ends with a slash.
 
-        For a key with empty or dotted parts obstore raises ValueError. Both kinds of keys are read
-        by s3fs.
+        obstore would strip the slash, and raises ValueError for a key with empty or dotted parts.
+        s3fs reads both kinds of keys.
         """
         return self._clients.reader if key.strip("/") == key else None
 
@@ -260,7 +260,6 @@ class S3Store(S3Reader, Store):
         return True
 
     def delete(self, name: str) -> None:
-        """Delete an object."""
         with translate_errors(self.uri(name)):
             self._call("delete_object", Key=self._key(name))
 

@@ -1,4 +1,4 @@
-"""The jpeg store: the stored pixels are what the stored JPEG decodes to, however one comes by them."""
+"""The jpeg store: the stored pixels are those that the stored JPEG decodes to."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import io
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from afinar.pictures.decode import decode, decode_into, decode_to_jpeg
 from afinar.pictures.jpeg import decode_stored, encode_stored
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import PictureError, Reason
-from PIL import Image
-
 from tests.pictures.files import photograph, saved
 
 PIXELS = StoredView(size=96, fit="crop")
@@ -19,14 +19,14 @@ JPEG = StoredView(size=96, fit="crop", store="jpeg")
 FILE = saved(photograph(1, 320, 240), "JPEG", quality=90)
 
 
-def test_a_picture_from_its_file_is_the_one_from_its_shard() -> None:
+def test_picture_from_file_equals_picture_from_shard() -> None:
     shard = decode_to_jpeg(FILE, JPEG)
     np.testing.assert_array_equal(decode(FILE, JPEG).image, decode_stored(shard.jpeg))
     np.testing.assert_array_equal(decode_stored(memoryview(shard.jpeg)), decode_stored(shard.jpeg))
     assert (shard.width, shard.height) == (320, 240)
 
 
-def test_the_pixels_store_holds_no_jpeg_loss() -> None:
+def test_pixels_store_has_no_jpeg_loss() -> None:
     exact, stored = decode(FILE, PIXELS).image.astype(int), decode(FILE, JPEG).image
     assert 0 < np.abs(exact - stored).mean() <= 3
     np.testing.assert_array_equal(
@@ -34,7 +34,7 @@ def test_the_pixels_store_holds_no_jpeg_loss() -> None:
     )
 
 
-def test_the_stored_jpeg_keeps_colour_at_full_resolution() -> None:
+def test_stored_jpeg_keeps_colour_at_full_resolution() -> None:
     stripes = np.zeros((96, 96, 3), dtype=np.uint8)
     stripes[:, ::2, 0] = stripes[:, 1::2, 2] = 200
     assert np.abs(decode_stored(encode_stored(stripes)).astype(int) - stripes).mean() <= 4
@@ -43,21 +43,21 @@ def test_the_stored_jpeg_keeps_colour_at_full_resolution() -> None:
 
 
 @pytest.mark.parametrize("view", [PIXELS, JPEG])
-def test_decode_into_writes_a_slot_and_nothing_beside_it(view: StoredView) -> None:
+def test_decode_into_writes_only_its_slot(view: StoredView) -> None:
     batch = np.full((3, 96, 96, 3), 7, dtype=np.uint8)
     assert decode_into(FILE, view, batch[1]) == (320, 240)
     np.testing.assert_array_equal(batch[1], decode(FILE, view).image)
     assert (batch[[0, 2]] == 7).all()
 
 
-def test_both_stores_refuse_alike() -> None:
+def test_truncated_file_is_rejected_by_both_stores() -> None:
     for attempt in (decode, decode_to_jpeg):
         with pytest.raises(PictureError) as caught:
             attempt(FILE[:3000], JPEG)
         assert caught.value.reason == Reason.TRUNCATED
 
 
-def test_the_store_is_part_of_the_views_identity() -> None:
+def test_store_is_part_of_view_key() -> None:
     assert StoredView.from_dict(JPEG.as_dict()) == JPEG
     assert JPEG.key() != PIXELS.key()
     record = PIXELS.as_dict()

@@ -1,0 +1,24 @@
+"""Canonical form of locations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afinar.errors import (
+    RequestError,
+)
+from afinar.storage.open import normalize_uri
+
+
+def test_locations_are_normalized_or_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert normalize_uri("pictures/") == str(tmp_path / "pictures")
+    assert normalize_uri("file:///data") == "/data"
+    assert normalize_uri("s3://bucket/a/") == "s3://bucket/a"
+    for wrong in ("gs://bucket/a", "s3://", "  "):
+        with pytest.raises(RequestError):
+            normalize_uri(wrong)
