@@ -1,18 +1,35 @@
-"""Logging of a job: one logger tree below `afinar`, to stderr, as lines for people or as JSON for machines.
+"""Logging of a job: one logger tree below `afinar`, written to stderr as text or as JSON lines.
 
-Modules log with `logging.getLogger(__name__)`. A process decides once, at its entry point, where the lines go.
+Modules log with `logging.getLogger(__name__)`. A process decides once, at its entry point, where
+the lines go: `configure_logging` in the command line, `configure_worker_logging` in Ray's workers.
+The driver keeps the user's choice in the environment, where `log_settings` reads it.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
-from typing import Literal, TextIO
+from dataclasses import dataclass
+from typing import Final, Literal, TextIO
 
 Format = Literal["text", "json"]
 
+FORMAT_VARIABLE: Final = "AFINAR_LOG_FORMAT"
+VERBOSE_VARIABLE: Final = "AFINAR_VERBOSE"
+
 _ROOT = logging.getLogger("afinar")
+_WORKER_PREFIX: Final = "[afinar] "
+_JSON_START: Final = '{"logger": "afinar'
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """The user's choice of log format, and whether debug messages are shown."""
+
+    log_format: Format = "text"
+    verbose: bool = False
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
@@ -31,18 +48,17 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 class _JsonFormatter(logging.Formatter):
-    """One JSON object per line: time (UTC), level, logger, run, rank, message, and the traceback if there is one."""
+    """One JSON object per line: logger, time (UTC), level, run, rank, message, traceback."""
 
     def __init__(self, run: str, rank: int | None) -> None:
         super().__init__()
         self._run, self._rank = run, rank
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the record as JSON."""
         line: dict[str, object] = {
+            "logger": record.name,
             "time": round(record.created, 3),
             "level": record.levelname,
-            "logger": record.name,
             "run": self._run,
             "message": record.getMessage(),
         }
@@ -53,21 +69,56 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def configure_logging(
-    log_format: Format = "text", *, run: str = "", rank: int | None = None, verbose: bool = False
-) -> None:
-    """Send the log of afinar to stderr. Calling it again replaces what an earlier call set.
+class _WorkerFormatter(logging.Formatter):
+    """The message and the traceback, each of their lines marked as written by this logger."""
 
-    `run` and `rank` name the job's run and the worker in every JSON line; a text line of a worker begins with its
-    rank. `verbose` also shows debug messages.
+    def format(self, record: logging.LogRecord) -> str:
+        lines = super().format(record).splitlines()
+        return "\n".join(_WORKER_PREFIX + line for line in lines)
+
+
+def configure_logging(log_format: Format = "text", *, run: str = "", verbose: bool = False) -> None:
+    """Send the driver's log of afinar to stderr. A later call replaces what an earlier one set.
+
+    `run` names the job's run in every JSON line. `verbose` also shows debug messages, and the
+    output of Ray's own processes.
     """
+    os.environ[FORMAT_VARIABLE] = log_format
+    os.environ[VERBOSE_VARIABLE] = str(int(verbose))
+    formatter = _JsonFormatter(run, None) if log_format == "json" else logging.Formatter()
+    _set_handler(formatter, verbose)
+    _ROOT.propagate = True
+
+
+def log_settings() -> LogSettings:
+    """Return the arguments of `configure_logging` in this process or the one that started it."""
+    log_format: Format = "json" if os.environ.get(FORMAT_VARIABLE) == "json" else "text"
+    return LogSettings(log_format=log_format, verbose=os.environ.get(VERBOSE_VARIABLE) == "1")
+
+
+def configure_worker_logging(
+    settings: LogSettings | None = None, *, run: str = "", rank: int | None = None
+) -> None:
+    """Send a worker's log of afinar to stderr, in lines that `parse_worker_line` recognises.
+
+    `settings` come from the driver; a worker on its machine inherits them and may leave them out.
+    `run` and `rank` are in every JSON line.
+    """
+    settings = settings or log_settings()
+    json_lines = settings.log_format == "json"
+    _set_handler(_JsonFormatter(run, rank) if json_lines else _WorkerFormatter(), settings.verbose)
+    _ROOT.propagate = False  # Ray Train's handler at the root would write each line again
+
+
+def parse_worker_line(line: str) -> str | None:
+    """Return the log line in a line of a worker's output; None if afinar did not log it."""
+    if line.startswith(_WORKER_PREFIX):
+        return line.removeprefix(_WORKER_PREFIX)
+    return line if line.startswith(_JSON_START) else None
+
+
+def _set_handler(formatter: logging.Formatter, verbose: bool) -> None:
     handler = _StderrHandler()
-    if log_format == "json":
-        handler.setFormatter(_JsonFormatter(run, rank))
-    else:
-        handler.setFormatter(
-            logging.Formatter("%(message)s" if rank is None else f"rank {rank}: %(message)s")
-        )
+    handler.setFormatter(formatter)
     _ROOT.handlers[:] = [handler]
     _ROOT.setLevel(logging.DEBUG if verbose else logging.INFO)
-    _ROOT.propagate = True

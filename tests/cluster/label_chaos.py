@@ -26,7 +26,7 @@ import ray
 from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
-from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.labelling.driver import LabelSummary, run_labelling
 from afinar.units.executor import RetryPolicy
 from ray.cluster_utils import Cluster
 
@@ -37,7 +37,7 @@ class Audited(RayExecutor):
     """Ray, whose workers write down the units that they begin, and whose feeders show that they are at work."""
 
     def __init__(self, audit: Path, feeders: Path | None) -> None:
-        super().__init__(None, workers=1 if feeders else 0, feeds=feeders is not None)
+        super().__init__(None, workers=1 if feeders else 0, always_preprocess=feeders is not None)
         self._audit, self._feeders = audit, feeders
 
     def run_with_state(
@@ -125,10 +125,10 @@ class Killer(threading.Thread):
 
 
 def label(source: str, out: str, model: str, audit: Path, feeders: Path | None) -> LabelSummary:
-    return Labelling(
+    return run_labelling(
         LabelConfig(source=source, predictions=out, model=model, precision="float32"),
         Audited(audit, feeders),
-    ).run()
+    ).summary
 
 
 def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) -> None:

@@ -1,6 +1,6 @@
-"""`python -m tests.cluster.raylets SOURCE DATASET`: an ingest on three raylets, one of which is SIGKILLed midway.
+"""`python -m tests.cluster.raylets SOURCE DATASET`: ingest on three raylets, one is SIGKILLed.
 
-The head has no cores, so that what dies is a node with workers. Prints how many units were committed when it died.
+The head has no cores, so that a node with workers dies. Prints how many units were committed then.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import threading
 import time
 
 import ray
-from afinar.config.jobs import IngestConfig
-from afinar.execution.executor import RayExecutor
-from afinar.ingest.driver import Ingest
-from afinar.storage.commit import committed_units
-from afinar.storage.open import open_store
 from ray.cluster_utils import Cluster
+
+from afinar.config.ingest import IngestConfig
+from afinar.execution.executor import RayExecutor
+from afinar.ingest.driver import run_ingest
+from afinar.storage.markers import committed_units
+from afinar.storage.open import open_store
 
 # By default a dead raylet is noticed after 20 s.
 HEALTH = {
@@ -50,9 +51,9 @@ def main(source: str, dataset: str) -> None:
     killer = threading.Thread(target=kill_one)
     killer.start()
     try:
-        summary = Ingest(
+        summary = run_ingest(
             IngestConfig(source=source, dataset=dataset, size=32), RayExecutor(None)
-        ).run()
+        ).summary
     finally:
         finished.set()
         killer.join()

@@ -1,4 +1,7 @@
-"""The executor on a real Ray: bounded, honest about errors, never waiting for workers that cannot come."""
+"""RayExecutor on a real Ray: results, errors, workers that die or hang, clusters without room.
+
+The decisions are tested without Ray in tests/execution/test_retry.py.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,18 @@ from typing import Any
 
 import pytest
 import ray
-from afinar.errors import ModelError, RequestError, ShortfallError, StorageError
-from afinar.execution.actor_pool import ActorPool
-from afinar.execution.executor import RayExecutor, _Worker
-from afinar.execution.session import wait_for_resources
-from afinar.execution.train_launcher import _first_failure
-from afinar.units.executor import RetryPolicy
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from afinar.errors import ModelError, RequestError, ShortfallError, StorageError
+from afinar.execution.actor_pool import ActorPool
+from afinar.execution.executor import RayExecutor
+from afinar.execution.retry import PoolPolicy
+from afinar.execution.session import wait_for_resources
+from afinar.execution.train_launcher import _first_failure
+from afinar.execution.worker import Worker
+from afinar.logs import log_settings
+from afinar.units.executor import RetryPolicy
 
 
 def double(number: int) -> int:
@@ -31,7 +38,7 @@ def make_double(offset: int) -> Callable[[int], int]:
 
 
 def make_broken() -> Callable[[int], int]:
-    raise ModelError("golden samples score differently here")
+    raise ModelError("golden samples have other logits here")
 
 
 def refuse(number: int) -> int:
@@ -56,13 +63,13 @@ def test_every_task_has_one_result(local_ray: None) -> None:
     )
 
 
-def test_more_actors_than_room_do_not_hang_the_job(local_ray: None) -> None:
+def test_actors_without_room_do_not_delay_the_job(local_ray: None) -> None:
     assert sorted(
         RayExecutor(None, workers=5).run_with_state(partial(make_double, 0), range(20))
     ) == list(range(0, 40, 2))
 
 
-def test_errors_of_ours_come_out_as_themselves(local_ray: None) -> None:
+def test_errors_of_the_work_are_raised_unwrapped(local_ray: None) -> None:
     with pytest.raises(RequestError, match="no 3"):
         list(RayExecutor(None).run(refuse, [3]))
     with pytest.raises(ModelError, match="golden"):
@@ -76,7 +83,7 @@ def make_die_once() -> Callable[[Path], str]:
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_replaced_and_its_unit_done(local_ray: None, tmp_path: Path) -> None:
+def test_worker_that_dies_is_replaced_and_its_unit_retried(local_ray: None, tmp_path: Path) -> None:
     assert sorted(RayExecutor(None).run(die_once, [tmp_path / "a", tmp_path / "b"])) == ["a", "b"]
     assert sorted(
         RayExecutor(None).run_with_state(make_die_once, [tmp_path / "c", tmp_path / "d"])
@@ -87,14 +94,14 @@ def make_dead() -> Callable[[int], int]:
     os._exit(1)
 
 
-def test_workers_that_die_at_every_start_end_the_job(local_ray: None) -> None:
+def test_workers_that_die_at_every_start_fail_the_job(local_ray: None) -> None:
     with pytest.raises(StorageError, match="3 workers in a row died as they started"):
         list(RayExecutor(None).run_with_state(make_dead, range(10)))
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """A unit that dies, or hangs, until it was tried often enough."""
+    """A unit that kills its worker, or hangs, in its first `fatal` attempts."""
 
     name: str
     fatal: int
@@ -115,7 +122,7 @@ def make_fatal() -> Callable[[Attempt], tuple[str, int]]:
 
 
 @pytest.mark.slow
-def test_a_unit_that_is_lost_is_tried_again_and_knows_how_often_it_was(local_ray: None) -> None:
+def test_retried_unit_has_the_task_of_the_next_attempt(local_ray: None) -> None:
     units = [Attempt("one", 2), *(Attempt(str(number), 0) for number in range(6))]
     done = dict(
         RayExecutor(None).run_with_state(
@@ -124,16 +131,18 @@ def test_a_unit_that_is_lost_is_tried_again_and_knows_how_often_it_was(local_ray
     )
     assert done.pop("one") == 2
     assert set(done) == {str(number) for number in range(6)}
-    assert set(done.values()) == {0}, "a unit that waited behind a lost one was not itself lost"
+    assert set(done.values()) == {0}, "units queued behind the fatal one have no attempt more"
 
 
-def test_idle_workers_take_what_a_lost_one_leaves(local_ray: None) -> None:
-    """There is no room for another in its place."""
-    kind, made = ray.remote(num_cpus=1)(_Worker), list[Any]()
+def test_idle_workers_take_over_the_units_of_a_dead_one_without_room_for_another(
+    local_ray: None,
+) -> None:
+    actor_class, made = ray.remote(num_cpus=1)(Worker), list[Any]()
 
     def make_actor() -> Any:
-        made.append(kind if len(made) < 2 else kind.options(resources={"nowhere": 1}))
-        return made[-1].remote(make_fatal)
+        has_room = len(made) < 2
+        made.append(actor_class if has_room else actor_class.options(resources={"nowhere": 1}))
+        return made[-1].remote(make_fatal, log_settings())
 
     units = [Attempt("one", 1), Attempt("two", 0)]
     pool = ActorPool(
@@ -143,32 +152,29 @@ def test_idle_workers_take_what_a_lost_one_leaves(local_ray: None) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_is_stuck_is_replaced(local_ray: None) -> None:
-    units = [Attempt("stuck", 1, hangs=True), Attempt("other", 0)]
+def test_hung_worker_is_replaced(local_ray: None) -> None:
+    units = [Attempt("hung", 1, hangs=True), Attempt("other", 0)]
     done = RayExecutor(None).run_with_state(
         make_fatal, units, RetryPolicy(deadline_s=lambda _: 3.0, next_attempt=Attempt.next_attempt)
     )
-    assert sorted(done) == [("other", 0), ("stuck", 1)]
+    assert sorted(done) == [("hung", 1), ("other", 0)]
 
 
 @pytest.mark.slow
-def test_a_unit_that_loses_every_worker_ends_the_job(
-    local_ray: None, monkeypatch: pytest.MonkeyPatch
+def test_unit_that_kills_every_worker_fails_the_job(
+    local_ray: None,
 ) -> None:
-    monkeypatch.setattr("afinar.execution.actor_pool._ATTEMPTS", 3)
-    with pytest.raises(StorageError, match="lost its worker 3 times"):
-        list(
-            RayExecutor(None).run_with_state(
-                make_fatal, [Attempt("one", 99)], RetryPolicy(next_attempt=Attempt.next_attempt)
-            )
-        )
+    executor = RayExecutor(None, pool_policy=PoolPolicy(max_attempts=3))
+    policy = RetryPolicy(next_attempt=Attempt.next_attempt)
+    with pytest.raises(StorageError, match="3 workers in a row failed at one unit"):
+        list(executor.run_with_state(make_fatal, [Attempt("one", 99)], policy))
 
 
-def test_a_cluster_without_room_is_not_waited_for_without_end(local_ray: None) -> None:
+def test_wait_for_resources_ends_at_its_timeout(local_ray: None) -> None:
     assert wait_for_resources({"CPU": 1}, 2, "a cluster's", 60.0, 0.1)
     assert not wait_for_resources({"CPU": 2}, 2, "a cluster's", 1.0, 0.1)
     assert not wait_for_resources({"CPU": 1, "GPU": 1}, 1, None, 60.0, 0.1), (
-        "this machine alone will not grow"
+        "a local Ray cannot grow"
     )
 
 

@@ -21,7 +21,7 @@ import pytest
 from afinar import open_predictions
 from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
-from afinar.labelling.driver import Labelling, LabelSummary
+from afinar.labelling.driver import LabelSummary, run_labelling
 from afinar.storage.arrow import from_parquet
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor, RetryPolicy
@@ -88,7 +88,7 @@ def label(source: Path, out: Path, trained: Trained, **options: Any) -> LabelSum
         precision="float32",
         **options,
     )
-    return Labelling(config, Dangerous(None)).run()
+    return run_labelling(config, Dangerous(None)).summary
 
 
 def archive(folder: Path, count: int) -> Path:
@@ -131,9 +131,9 @@ def test_workers_that_are_fed_answer_alike(
         model=trained.champion,
         precision="float32",
     )
-    fed = Labelling(config, RayExecutor(None, workers=1, feeds=True)).run()
+    fed = run_labelling(config, RayExecutor(None, workers=1, always_preprocess=True)).summary
     assert (fed.labelled, fed.rejects_by_reason) == (200, {"unidentified": 1})
-    Labelling(replace(config, predictions=str(tmp_path / "fused")), InlineExecutor()).run()
+    run_labelling(replace(config, predictions=str(tmp_path / "fused")), InlineExecutor())
     assert (
         open_predictions(str(tmp_path / "fed")).table
         == open_predictions(str(tmp_path / "fused")).table
@@ -149,7 +149,7 @@ def test_a_picture_that_kills_whoever_decodes_it_is_a_reject_where_workers_are_f
     config = LabelConfig(
         source=str(scans), predictions=str(tmp_path / "out"), model=trained.champion
     )
-    summary = Labelling(config, Dangerous(None, workers=1, feeds=True)).run()
+    summary = run_labelling(config, Dangerous(None, workers=1, always_preprocess=True)).summary
     assert (summary.labelled, summary.rejects_by_reason) == (23, {"killed_worker": 1})
 
 
@@ -185,7 +185,7 @@ def undisturbed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> U
         model=trained.champion,
         precision="float32",
     )
-    summary = Labelling(config, InlineExecutor()).run()
+    summary = run_labelling(config, InlineExecutor()).summary
     assert summary.labelled == PICTURES
     return Undisturbed(scans, open_predictions(str(folder / "out")).table, summary.units_run)
 

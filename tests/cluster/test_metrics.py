@@ -1,4 +1,4 @@
-"""The counters of an ingest and a labelling, as Prometheus would read them from a real node."""
+"""Counters of an ingest and a labelling, read from a real node as Prometheus does."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ray
-from afinar.cli.deferred_executor import DeferredExecutor
-from afinar.config.ingest import IngestConfig
-from afinar.config.label import LabelConfig
-from afinar.execution.metrics import NAMES, JobMetrics
-from afinar.ingest.driver import Ingest
-from afinar.labelling.driver import Labelling
 from prometheus_client.parser import text_string_to_metric_families
 
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
+from afinar.execution.executor import RayExecutor
+from afinar.execution.metrics import NAMES, JobMetrics
+from afinar.ingest.driver import run_ingest
+from afinar.labelling.driver import run_labelling
 from tests.conftest import Trained, make_archive
 
 DASHBOARD = Path(__file__).resolve().parents[2] / "infra" / "monitoring" / "dashboard.json"
@@ -25,7 +25,7 @@ Counters = dict[tuple[str, str], float]
 
 
 def exported(target: str) -> Counters:
-    """(name, stage or "") → value, of the samples with that target on the only node's endpoint."""
+    """Return (name, stage or "") → value of the target's samples on the only node's endpoint."""
     (node,) = ray.nodes()  # type: ignore[no-untyped-call]
     address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(address, timeout=10) as reply:
@@ -38,20 +38,20 @@ def exported(target: str) -> Counters:
     }
 
 
-def is_up_to_date(target: str, wanted: Callable[[Counters], bool]) -> Counters:
-    """What the endpoint says once it says enough: Ray sends to it every ten seconds."""
+def wait_for_counters(target: str, wanted: Callable[[Counters], bool]) -> Counters:
+    """Return the counters once `wanted` is true of them; Ray exports every ten seconds."""
     deadline = time.monotonic() + 60
     while not wanted(found := exported(target)) and time.monotonic() < deadline:
         time.sleep(0.5)
     return found
 
 
-def test_what_an_ingest_did(local_ray: None, tmp_path: Path) -> None:
+def test_ingest_exports_its_counters(local_ray: None, tmp_path: Path) -> None:
     source = make_archive(tmp_path / "pictures", 60)
     (source / "moss" / "broken.jpg").write_bytes(b"no picture")
     config = IngestConfig(source=str(source), dataset=str(tmp_path / "dataset"), size=32)
-    summary = Ingest(config, DeferredExecutor(config)).run()
-    counters = is_up_to_date(
+    summary = run_ingest(config, RayExecutor.for_job(config)).summary
+    counters = wait_for_counters(
         config.dataset, lambda found: found.get(("ray_afinar_pictures_total", ""), 0) >= 121
     )
     assert counters["ray_afinar_pictures_total", ""] == 121
@@ -64,33 +64,33 @@ def test_what_an_ingest_did(local_ray: None, tmp_path: Path) -> None:
         )
 
 
-def test_what_a_labelling_did_and_what_was_retried(
+def test_labelling_exports_its_counters_and_retries(
     local_ray: None, tmp_path: Path, trained: Trained
 ) -> None:
     config = LabelConfig(
         source=str(trained.pictures), predictions=str(tmp_path / "out"), model=trained.champion
     )
     metrics = JobMetrics("label", config.source, config.predictions)
-    metrics.retried(2)
-    summary = Labelling(config, DeferredExecutor(config)).run()
-    counters = is_up_to_date(
+    metrics.count_retry(2)
+    summary = run_labelling(config, RayExecutor.for_job(config)).summary
+    counters = wait_for_counters(
         config.predictions, lambda found: found.get(("ray_afinar_pictures_total", ""), 0) >= 80
     )
     assert counters["ray_afinar_pictures_total", ""] == summary.labelled == 80
     assert counters["ray_afinar_units_total", ""] == summary.units_run
     assert counters["ray_afinar_units_retried_total", ""] == 2
     assert counters["ray_afinar_stage_seconds_total", "forward"] > 0
-    assert list(metrics.counted(iter(["no unit", 3]))) == ["no unit", 3]
+    assert list(metrics.count_results(iter(["no unit", 3]))) == ["no unit", 3]
 
 
-def test_the_dashboard_asks_for_counters_that_are_exported() -> None:
+def test_dashboard_queries_exactly_the_exported_counters() -> None:
     text = DASHBOARD.read_text(encoding="utf-8")
     panels = json.loads(text)["panels"]
-    asked = {target["expr"] for panel in panels for target in panel["targets"]}
+    queries = {target["expr"] for panel in panels for target in panel["targets"]}
     names = {f"ray_{name}_total" for name in NAMES}
-    assert asked
-    for expression in asked:
+    assert queries
+    for expression in queries:
         assert sum(expression.count(name) for name in names) == expression.count("ray_"), expression
-    assert all(any(name in expression for expression in asked) for name in names), (
-        "and none is left out"
+    assert all(any(name in expression for expression in queries) for name in names), (
+        "every counter is on the dashboard"
     )

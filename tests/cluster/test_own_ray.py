@@ -1,4 +1,4 @@
-"""A Ray of our own is nobody else's: loopback, a token in the environment alone, private files."""
+"""A local Ray is closed to other users: loopback, token only in the environment, private files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 import ray
+
 from afinar.execution.metrics import JobMetrics, ascii_tag
 
 PROBE = """
@@ -22,9 +23,10 @@ os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
 found = {"tokens": [], "jobs": [], "entered": [], "refused": 0}
+own = f"/proc/{os.getpid()}/"
 for path in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline"):
     try:
-        if sys.argv[1].encode() in open(path, "rb").read() and not path.startswith(f"/proc/{os.getpid()}/"):
+        if sys.argv[1].encode() in open(path, "rb").read() and not path.startswith(own):
             found["tokens"].append(path)
     except OSError:
         pass
@@ -36,7 +38,8 @@ for folder in sys.argv[3:]:
 for port in map(int, sys.argv[2].split(",")):
     for path in ("/api/jobs/", "/api/job_agent/jobs/"):
         body = json.dumps({"entrypoint": "id"}).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body, {"Content-Type": "application/json"})
+        url = f"http://127.0.0.1:{port}{path}"
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
         try:
             found["jobs"].append(urllib.request.urlopen(request, timeout=3).read().decode())
         except Exception:  # a refusal, or no HTTP
@@ -58,32 +61,40 @@ for dashboard in (False, True):
     with ray_session(None, 1, dashboard):
         print(json.dumps({"token": ray.get(token.remote())}), flush=True)
         sys.stdin.readline()
-    print(json.dumps({"left": [name for name in os.environ if name.startswith("RAY_AUTH")]}), flush=True)
+    left = [name for name in os.environ if name.startswith("RAY_AUTH")]
+    print(json.dumps({"left": left}), flush=True)
 """
 
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A process that starts a Ray without a dashboard, then one with it; it goes on at every line it is sent."""
+    """Process that starts a Ray without a dashboard, then one with it.
+
+    It continues at every line on its stdin.
+    """
     (tmp_path / "home").mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path / "home"), "CHECKOUT": str(Path.cwd())}
     process = subprocess.Popen(
-        [sys.executable, "-c", SESSION], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        [sys.executable, "-c", SESSION],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        text=True,
+    )
     yield process
     process.kill()
     process.wait()
 
 
 def listening(process: int) -> list[tuple[str, int]]:
-    """Address and port of every socket on which a process and those below it listen."""
-    family = [psutil.Process(process), *psutil.Process(process).children(recursive=True)]
+    """Return address and port of every socket on which a process or its descendants listen."""
+    root = psutil.Process(process)
     return [
         (str(connection.laddr.ip), connection.laddr.port)
-        for one in family
-        for connection in one.net_connections("inet")
+        for member in [root, *root.children(recursive=True)]
+        for connection in member.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     ]
 
@@ -94,9 +105,7 @@ def read(session: subprocess.Popen[str]) -> dict[str, Any]:
     return answer
 
 
-def test_a_ray_of_our_own_is_closed_to_others(
-    session: subprocess.Popen[str], tmp_path: Path
-) -> None:
+def test_local_ray_is_closed_to_other_users(session: subprocess.Popen[str], tmp_path: Path) -> None:
     assert session.stdin is not None
     tokens = set()
     for dashboard in (False, True):
@@ -120,16 +129,16 @@ def test_a_ray_of_our_own_is_closed_to_others(
         session.stdin.flush()
         assert read(session)["left"] == []
         assert not folder.exists()
-    assert len(tokens) == 2, "each has a token of its own"
+    assert len(tokens) == 2, "each Ray has its own token"
 
 
 def _owners(folder: Path) -> set[int]:
-    """Ids of the processes that started the Rays below a folder: the last number of a session's name."""
+    """Return the ids of the processes that started the Rays in a folder, by the sessions' names."""
     return {int(path.name.rsplit("_", 1)[1]) for path in folder.glob("ray/session_2*")}
 
 
 def _as_nobody(token: str, ports: list[int], folder: Path) -> dict[str, Any]:
-    """Look for the token, submit a job to every port, and list the folder, all as another user."""
+    """As another user, look for the token, submit a job to every port, and list the folder."""
     command = [sys.executable, "-c", PROBE]
     done = subprocess.run(
         [*command, token, ",".join(map(str, ports)), str(folder)],
@@ -142,12 +151,12 @@ def _as_nobody(token: str, ports: list[int], folder: Path) -> dict[str, Any]:
     return answer
 
 
-def test_tags_of_metrics_are_ascii() -> None:
+def test_ascii_tag_percent_encodes_other_characters() -> None:
     assert ascii_tag("/data/José/100%/苔") == "/data/Jos%C3%A9/100%/%E8%8B%94"
     assert ascii_tag("s3://bucket/a b") == "s3://bucket/a b"
 
 
-def test_a_metric_that_fails_ends_no_job(
+def test_failing_counter_is_logged_once_and_raises_nothing(
     local_ray: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken(name: str) -> None:
@@ -156,8 +165,8 @@ def test_a_metric_that_fails_ends_no_job(
     assert ray.is_initialized()
     monkeypatch.setattr("afinar.execution.metrics._counter", broken)
     metrics = JobMetrics("ingest", "/pictures", "/dataset")
-    metrics.retried()
-    metrics.retried()
+    metrics.count_retry()
+    metrics.count_retry()
     assert (
         capfd.readouterr().err.count("metrics are not counted: no room for afinar_units_retried")
         == 1

@@ -1,54 +1,72 @@
-"""Running units of work on Ray, a bounded number at a time."""
+"""Executor that runs units on Ray.
+
+Ray is imported when the first unit runs: a wrong request, or a job with nothing to do, does not pay
+for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Final, TypeVar
 
-import ray
-from ray.exceptions import RayError
-
-from afinar.execution.actor_pool import ActorPool
-from afinar.execution.failures import root_cause
+from afinar.config.base import JobConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.label import LabelConfig
 from afinar.execution.metrics import JobMetrics
-from afinar.execution.session import cluster_cores, cluster_gpus, ray_session
+from afinar.execution.retry import PoolPolicy
+from afinar.logs import log_settings
+from afinar.storage.open import normalize_uri
 from afinar.units.executor import RetryPolicy
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_AHEAD = (
-    2  # units queued per worker: one running, one waiting, so that no worker idles between units
-)
-_MESSAGES = 3  # attempts at a message to an actor that lives; one that died is replaced by the pool
-_ATTEMPTS = 10  # a unit whose worker dies, or whose message is lost, is run again this often; units are idempotent
+_TASKS_PER_CORE: Final = 2  # one runs and one is queued, so that no core idles between tasks
+_MESSAGE_RETRIES: Final = 3  # of a message to an actor that lives; the pool replaces a dead actor
 
 
 class RayExecutor:
-    """Executor on a Ray cluster; connects on first use, so a job with nothing to do starts nothing."""
+    """Executor on a Ray cluster. Connects, or starts a local Ray, when the first unit runs."""
 
     def __init__(
         self,
         address: str | None,
         workers: int = 0,
-        feeds: bool = False,
+        always_preprocess: bool = False,
         metrics: JobMetrics | None = None,
+        pool_policy: PoolPolicy | None = None,
     ) -> None:
-        """Use `workers` processes, 0 for one per core of the cluster (per GPU for work with state).
+        """Use `workers` processes; 0: one per core of the cluster (work with state: one per GPU).
 
-        Work with a feed is fed where workers have GPUs, or where `feeds` says so; else each prepares for itself, on
-        the core that it has anyway. `metrics` counts what is done.
+        Preprocessing runs on separate cores if workers have GPUs, or with `always_preprocess`; else
+        each worker preprocesses on its own core. `metrics` counts finished and retried units.
         """
-        self._address, self._workers, self._feeds, self._metrics = address, workers, feeds, metrics
+        self._address, self._workers = address, workers
+        self._always_preprocess, self._metrics = always_preprocess, metrics
+        self._pool_policy = pool_policy or PoolPolicy()
+
+    @classmethod
+    def for_job(cls, config: JobConfig) -> RayExecutor:
+        """Return the executor for a job's configuration. An ingest and a labelling have metrics."""
+        metrics = None
+        if isinstance(config, LabelConfig):
+            source, predictions = normalize_uri(config.source), normalize_uri(config.predictions)
+            metrics = JobMetrics("label", source, predictions)
+        elif isinstance(config, IngestConfig):
+            source, dataset = normalize_uri(config.source), normalize_uri(config.dataset)
+            metrics = JobMetrics("ingest", source, dataset)
+        return cls(config.address, config.workers, metrics=metrics)
 
     def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """Ray tasks, one core each."""
+        """Yield results of Ray tasks with one core each, in the order in which they finish."""
+        from afinar.execution.session import cluster_cores, ray_session
+        from afinar.execution.task_pool import run_tasks
+
         with ray_session(self._address, self._workers):
-            remote = ray.remote(num_cpus=1, max_retries=_ATTEMPTS)(work)
-            limit = (self._workers or cluster_cores()) * (1 if self._workers else _AHEAD)
-            yield from self._counted(_bounded(remote.remote, tasks, limit))
+            limit = self._workers or cluster_cores() * _TASKS_PER_CORE
+            yield from self._count(run_tasks(work, tasks, limit))
 
     def run_with_state(
         self,
@@ -56,64 +74,41 @@ class RayExecutor:
         tasks: Iterable[Task],
         care: RetryPolicy[Task] | None = None,
     ) -> Iterator[Result]:
-        """A pool of Ray actors, each with one GPU where the cluster has any, else one core.
+        """Yield results of a pool of Ray actors, in the order in which units finish.
 
-        They are fed where that leaves a core for it; a Ray of our own has all cores for that, however few the workers.
+        Each actor has one core, and one GPU if the cluster has any. Preprocessing tasks run only if
+        the actors leave cores for them. A local Ray is started with all cores for that, however few
+        the workers.
         """
-        care = care or RetryPolicy()
-        with ray_session(self._address, 0 if care.preprocessing else self._workers):
+        import ray
+
+        from afinar.execution.actor_pool import ActorPool
+        from afinar.execution.session import cluster_cores, cluster_gpus, ray_session
+        from afinar.execution.worker import Worker
+
+        retry_policy = care or RetryPolicy()
+        with ray_session(self._address, 0 if retry_policy.preprocessing else self._workers):
             gpus = cluster_gpus()
+
+            # No more actors than units.
             tasks = iter(tasks)
-            first = list(
-                islice(tasks, self._workers or gpus or cluster_cores())
-            )  # no more actors than units
-            kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_task_retries=_MESSAGES)(
-                _Worker
-            )
-            if not (gpus or self._feeds) or cluster_cores() <= len(first):
-                care = replace(care, preprocessing=None)
-            lost = self._metrics.retried if self._metrics else lambda: None
+            first_tasks = list(islice(tasks, self._workers or gpus or cluster_cores()))
+            size = len(first_tasks)
+
+            if not (gpus or self._always_preprocess) or cluster_cores() <= size:
+                retry_policy = replace(retry_policy, preprocessing=None)
+            actor_class = ray.remote(
+                num_cpus=1, num_gpus=1 if gpus else 0, max_task_retries=_MESSAGE_RETRIES
+            )(Worker)
             pool = ActorPool(
-                lambda: kind.remote(make_work), len(first), chain(first, tasks), care, lost
+                lambda: actor_class.remote(make_work, log_settings()),
+                size,
+                chain(first_tasks, tasks),
+                retry_policy,
+                on_retry=self._metrics.count_retry if self._metrics else lambda: None,
+                policy=self._pool_policy,
             )
-            yield from self._counted(pool.results())
+            yield from self._count(pool.results())
 
-    def _counted(self, results: Iterator[Result]) -> Iterator[Result]:
-        return self._metrics.counted(results) if self._metrics else results
-
-
-class _Worker:
-    """One actor: makes its work when it starts, then does it unit after unit."""
-
-    def __init__(self, make_work: Callable[[], Callable[..., Any]]) -> None:
-        self._make_work = make_work
-        self._work: Callable[..., Any] | None = None
-
-    def start(self) -> None:
-        """Make the work. Apart from __init__, whose errors Ray reports as the actor's death, without their cause."""
-        self._work = self._work or self._make_work()
-
-    def run(self, task: Any, blocks: list[Any]) -> Any:
-        """Do a unit; its blocks, references to what is being prepared elsewhere, are taken as they are needed."""
-        assert self._work is not None, "the pool waits for a start before it gives a unit"
-        return self._work(task, map(ray.get, blocks)) if blocks else self._work(task)
-
-
-def _bounded(submit: Callable[[Any], Any], tasks: Iterable[Any], limit: int) -> Iterator[Any]:
-    running: list[Any] = []
-    for task in tasks:
-        if len(running) >= limit:
-            finished, running = ray.wait(running, num_returns=1)
-            yield _result(finished[0])
-        running.append(submit(task))
-    while running:
-        finished, running = ray.wait(running, num_returns=1)
-        yield _result(finished[0])
-
-
-def _result(reference: Any) -> Any:
-    """Result of a finished unit; an error of ours comes out as itself, not wrapped in Ray's."""
-    try:
-        return ray.get(reference)
-    except RayError as error:
-        raise root_cause(error) from error
+    def _count(self, results: Iterator[Result]) -> Iterator[Result]:
+        return self._metrics.count_results(results) if self._metrics else results

@@ -1,4 +1,4 @@
-"""What Ray's errors say: that a worker is gone, or what its work raised."""
+"""Classification of Ray's errors: a process died, or the work raised."""
 
 from __future__ import annotations
 
@@ -15,23 +15,30 @@ from ray.exceptions import (
 from afinar.errors import AfinarError, StorageError
 
 WORKER_DIED: Final = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
-"""A worker is gone; its work may be right."""
+"""Errors after which a unit can be retried: its process died, and its work did not raise."""
+
+_MAX_CAUSES: Final = 10
 
 
 def is_preprocessing_loss(error: BaseException) -> bool:
-    """Whether a worker met this as it waited for what another was to prepare."""
+    """Return whether a unit failed because the process that preprocessed its blocks died."""
     return isinstance(error, RayTaskError) and isinstance(error.cause, WORKER_DIED)
 
 
 def root_cause(error: BaseException) -> Exception:
-    """The AfinarError at the bottom of an error of Ray's; else the task's own error, or that a worker was lost."""
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None or (isinstance(seen, AfinarError) and not isinstance(seen, RayTaskError)):
+    """Return the AfinarError in the chain of causes of one of Ray's errors.
+
+    Without one: a StorageError if a worker died, else the error itself.
+    """
+    cause: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        # Ray's copy of an AfinarError derives from RayTaskError and from the original's class.
+        if isinstance(cause, AfinarError) and not isinstance(cause, RayTaskError):
+            return cause
+        if cause is None:
             break
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    if isinstance(seen, AfinarError):
-        return seen
+        cause = getattr(cause, "cause", None) or cause.__cause__
+
     if isinstance(error, WORKER_DIED):
-        return StorageError(f"a worker was lost and could not be replaced: {error}")
+        return StorageError(f"a worker died and could not be replaced: {error}")
     return error if isinstance(error, Exception) else RuntimeError(str(error))

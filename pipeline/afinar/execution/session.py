@@ -1,4 +1,4 @@
-"""Finding Ray, or starting it: one place for everything that a driver does to a cluster before its work."""
+"""Connection to a Ray cluster, or to a local Ray that no other user can use; its resources."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-d
 from ray.autoscaler.sdk import request_resources
 
 from afinar.errors import RequestError
+from afinar.execution.console import worker_output
+from afinar.logs import log_settings
 
 logger = logging.getLogger(__name__)
 
@@ -26,29 +28,38 @@ _TOKEN_VARIABLES: Final = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PA
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, cores: int = 0, dashboard: bool = False) -> Iterator[None]:
-    """Connect to `address`, else RAY_ADDRESS, else a local Ray of `cores` (0: all) that ends with the block.
+def ray_session(
+    address: str | None, cores: int = 0, dashboard: bool = False, verbose: bool = False
+) -> Iterator[None]:
+    """Connect to `address`, else RAY_ADDRESS, else start a local Ray that ends with the block.
 
-    A Ray that this process is already connected to is used as it is and left running. `dashboard` starts the dashboard
-    of a local Ray, which Ray Train asks.
+    If this process is already connected, that Ray is used and left running. `cores` (0: all) and
+    `dashboard`, which Ray Train needs, concern a local Ray. The output of Ray's own processes is
+    shown only if `verbose`, here or in `configure_logging`; what afinar logs in them always is.
     """
     if ray.is_initialized():
         yield
         return
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0"
-    )  # the future default; Ray warns without it
+    # The future default; Ray warns if it is not set.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
     target = address or os.environ.get("RAY_ADDRESS") or "local"
-    with _local_ray(cores, dashboard) if target == "local" else _connection(target):
+    verbose = verbose or log_settings().verbose
+    session = (
+        _local_ray(cores, dashboard, verbose) if target == "local" else _connection(target, verbose)
+    )
+    with worker_output(verbose), session:
         yield
 
 
 @contextlib.contextmanager
-def _connection(target: str) -> Iterator[None]:
+def _connection(target: str, verbose: bool) -> Iterator[None]:
     logger.info(f"connecting to Ray at {target}")
+    level = logging.INFO if verbose else logging.WARNING
     try:
-        ray.init(target, namespace=_NAMESPACE, logging_level=logging.WARNING)
+        ray.init(target, namespace=_NAMESPACE, logging_level=level)
     except ConnectionError as error:
         raise RequestError(
             f"no Ray cluster answers at {target}: {error}. Check --address or RAY_ADDRESS."
@@ -60,12 +71,16 @@ def _connection(target: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _local_ray(cores: int, dashboard: bool) -> Iterator[None]:
+def _local_ray(cores: int, dashboard: bool, verbose: bool) -> Iterator[None]:
     """Start a Ray that no other user of this machine, and no other machine, can use.
 
-    Whoever may submit a task to a Ray runs commands as the user that started it. So every socket listens on loopback
-    only, every request needs a random token that is in the environment of our processes and nowhere else, and Ray's
-    files (logs, sockets) lie in a folder of mode 0700, which is removed with the block unless it raises.
+    Anybody who can submit a task to a Ray runs commands as the user that started it. Therefore:
+
+    - every socket listens on loopback only;
+    - every request needs a random token that is only in the environment of our processes;
+    - Ray's files (logs, sockets) are in a folder of mode 0700. It is removed at the end of the
+    block, and
+      kept if the block raises.
     """
     logger.info("starting a local Ray")
     folder = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
@@ -75,7 +90,8 @@ def _local_ray(cores: int, dashboard: bool) -> Iterator[None]:
                 "local",
                 num_cpus=cores or None,
                 namespace=_NAMESPACE,
-                logging_level=logging.ERROR,  # Ray warns that authentication is on, which it is on purpose
+                # Ray warns that authentication is on, which is intended.
+                logging_level=logging.INFO if verbose else logging.ERROR,
                 include_dashboard=dashboard,
                 _node_ip_address="127.0.0.1",
                 _temp_dir=f"{folder}/ray",  # Ray makes this one 0777
@@ -92,17 +108,17 @@ def _local_ray(cores: int, dashboard: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _own_token() -> Iterator[None]:
-    """Have a local Ray, and all processes that it starts, authenticate with a random token.
+    """Make a local Ray and all processes that it starts authenticate with a random token.
 
-    Without a token in the environment Ray writes one to `~/.ray/auth_token`, readable by all. The environment, and what
-    Ray remembers of it, are what they were after the block: a later connection to a cluster uses the cluster's token.
+    Without a token in the environment Ray writes one to `~/.ray/auth_token`, readable by all users.
+    After the block the environment and Ray's cached copy of it are restored, so that a later
+    connection to a cluster uses the cluster's token.
     """
     before = {name: os.environ.get(name) for name in _TOKEN_VARIABLES}
     for name in _TOKEN_VARIABLES:
         os.environ.pop(name, None)
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(
-        32
-    )  # no mode is given: a local Ray turns authentication on
+    # RAY_AUTH_MODE stays unset: a local Ray turns authentication on.
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     AuthenticationTokenLoader.instance().reset_cache()
     try:
         yield
@@ -118,10 +134,11 @@ def _own_token() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _loopback() -> Iterator[None]:
-    """Let `ray.init` take 127.0.0.1 for this node's address, so that its processes listen there alone.
+    """Make `ray.init` use 127.0.0.1 as this node's address: its processes listen only there.
 
-    Ray replaces a loopback address by one that other machines reach unless it believes that this platform has no
-    clusters. It reads that from the environment when it is imported, which may be long past.
+    Ray replaces a loopback address by one that other machines reach, unless clusters are disabled
+    for the platform. Ray reads that setting from the environment at import, so it is changed in
+    Ray's module.
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
@@ -132,12 +149,12 @@ def _loopback() -> Iterator[None]:
 
 
 def cluster_cores() -> int:
-    """Cores of the cluster we are connected to."""
+    """Return the number of cores of the connected cluster, at least 1."""
     return max(1, int(_resources().get("CPU", 1)))
 
 
 def cluster_gpus() -> int:
-    """GPUs of the cluster we are connected to."""
+    """Return the number of GPUs of the connected cluster."""
     return int(_resources().get("GPU", 0))
 
 
@@ -149,7 +166,11 @@ def _resources() -> dict[str, float]:
 def wait_for_resources(
     bundle: Mapping[str, float], count: int, address: str | None, timeout_s: float, poll_s: float
 ) -> bool:
-    """Whether the cluster has room for `count` bundles of resources; one that may grow is asked to, and waited for."""
+    """Return whether the cluster can hold `count` bundles of resources, waiting for it to grow.
+
+    A cluster (`address` or RAY_ADDRESS is given) is asked to grow and polled every `poll_s` seconds
+    until `timeout_s`. A local Ray cannot grow and is checked once.
+    """
     deadline = time.monotonic() + (timeout_s if address or "RAY_ADDRESS" in os.environ else 0.0)
     if fits(bundle, count):
         return True
@@ -165,11 +186,14 @@ def wait_for_resources(
 
 
 def fits(bundle: Mapping[str, float], count: int) -> bool:
-    """Whether the cluster's nodes, taken or free, can hold so many bundles; each lies on one node."""
+    """Return whether the cluster's nodes, busy or idle, can hold `count` bundles.
+
+    A bundle lies on one node. Example: nodes of 3 and 5 cores hold 1 + 2 = 3 bundles of 2 cores.
+    """
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    room = [
-        min(int(node["Resources"].get(kind, 0) // amount) for kind, amount in bundle.items())
-        for node in nodes
-        if node["Alive"]
-    ]
-    return sum(room) >= count
+    bundles = 0
+    for node in nodes:
+        if node["Alive"]:
+            resources = node["Resources"]
+            bundles += min(int(resources.get(name, 0) // bundle[name]) for name in bundle)
+    return bundles >= count

@@ -1,0 +1,49 @@
+"""What a driver prints of its workers' output, from batches as Ray's log monitor sends them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
+from ray._private.worker import print_to_stdstream
+
+from afinar.execution.console import worker_output
+
+
+def emit(pid: int, *lines: str) -> None:
+    batch: dict[str, Any] = {
+        "lines": list(lines),
+        "pid": pid,
+        "ip": "127.0.0.1",
+        "localhost": "127.0.0.1",
+        "actor_name": "Worker",
+        "is_err": True,
+    }
+    dispatcher.emit(batch)  # type: ignore[no-untyped-call]
+    print_to_stdstream(batch, ignore_prefix=False)  # the handler of ray.init, added after ours
+
+
+def test_only_lines_of_afinar_are_printed_without_a_prefix(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with worker_output(verbose=False):
+        emit(1, "core_worker.cc:2465: Actor", "[afinar] epoch 1", "Traceback")
+    assert capsys.readouterr().err == "epoch 1\n"
+
+
+def test_line_that_several_workers_log_is_printed_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with worker_output(verbose=False):
+        emit(1, "[afinar] note", "[afinar] step")
+        emit(2, "[afinar] note")
+        emit(1, "[afinar] step")
+    assert capsys.readouterr().err == "note\nstep\nstep\n"
+
+
+def test_verbose_leaves_other_lines_to_ray(capsys: pytest.CaptureFixture[str]) -> None:
+    with worker_output(verbose=True):
+        emit(7, "[afinar] epoch 1", "raylet: out of memory")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "epoch 1"
+    assert "(Worker pid=7)" in second
+    assert "out of memory" in second

@@ -1,0 +1,77 @@
+"""Log lines of driver and workers."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from afinar.logs import (
+    LogSettings,
+    configure_logging,
+    configure_worker_logging,
+    log_settings,
+    parse_worker_line,
+)
+
+logger = logging.getLogger("afinar.somewhere")
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    yield
+    configure_logging()
+
+
+def test_driver_logs_the_message_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging()
+    logger.info("epoch 1")
+    logger.debug("details")
+    assert capsys.readouterr().err == "epoch 1\n"
+
+
+def test_verbose_shows_debug_messages(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(verbose=True)
+    logger.debug("details")
+    assert capsys.readouterr().err == "details\n"
+
+
+def test_json_line_names_logger_run_and_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_worker_logging(LogSettings(log_format="json"), run="r1", rank=2)
+    logger.info("two\nlines")
+    line = json.loads(capsys.readouterr().err)
+    assert line.pop("time") > 0
+    assert line == {
+        "logger": "afinar.somewhere",
+        "level": "INFO",
+        "run": "r1",
+        "rank": 2,
+        "message": "two\nlines",
+    }
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_lines_of_a_worker_are_recognised(
+    log_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_worker_logging(LogSettings(log_format="json" if log_format == "json" else "text"))
+    logger.info("epoch 1\nloss 0.5")
+    lines = [parse_worker_line(line) for line in capsys.readouterr().err.splitlines()]
+    if log_format == "text":
+        assert lines == ["epoch 1", "loss 0.5"]
+    else:
+        assert [json.loads(line or "")["message"] for line in lines] == ["epoch 1\nloss 0.5"]
+
+
+@pytest.mark.parametrize("line", ["", "core_worker.cc:2465: Actor", '{"message": "afinar"}'])
+def test_lines_of_others_are_not_recognised(line: str) -> None:
+    assert parse_worker_line(line) is None
+
+
+def test_settings_are_kept_in_the_environment() -> None:
+    configure_logging("json", verbose=True)
+    assert log_settings() == LogSettings(log_format="json", verbose=True)
+    configure_logging()
+    assert log_settings() == LogSettings()
