@@ -226,7 +226,7 @@ def test_splits_come_from_folders(tmp_path: Path) -> None:
 
     (source / "extra" / "a").mkdir(parents=True)
     (source / "extra" / "a" / "x.jpg").write_bytes(jpeg(1))
-    with pytest.raises(RequestError, match="'extra', which is no split"):
+    with pytest.raises(RequestError, match="'extra', which is not a split"):
         ingest(source, tmp_path / "dataset", split="folder")
 
 
