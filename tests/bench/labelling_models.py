@@ -13,6 +13,9 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
 from afinar.config.ingest import Fit
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.cuts import resolve_cut
@@ -25,9 +28,6 @@ from afinar.models.registry.versions import ModelVersion, publish_model
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import InputView, StoredView
 from afinar.storage.open import open_store
-from numpy.typing import NDArray
-from torch import Tensor, nn
-
 from tests.bench.pictures import SMALL, photograph, shown
 
 CLASSES: Final = ("china", "flower")

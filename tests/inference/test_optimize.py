@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from afinar.errors import ModelError
 from afinar.inference import optimize as module
 from afinar.inference.optimize import optimize_for_inference
@@ -17,7 +19,6 @@ from afinar.models.networks.network import Network, build_network
 from afinar.models.networks.weights import IMAGENET_MEAN, IMAGENET_STD
 from afinar.models.registry.golden import Golden, compute_logits, matches_within_tolerance
 from afinar.pictures.preprocessing import InputView
-from torch import nn
 
 SIZE = 64
 VIEW = InputView(input_size=SIZE, mean=IMAGENET_MEAN, std=IMAGENET_STD)

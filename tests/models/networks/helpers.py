@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torchvision.models as zoo
+from torch import nn
+
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.network import Network
-from torch import nn
 
 RECIPES = Path(__file__).resolve().parents[3] / "jobs" / "recipes"
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+
 from afinar.errors import RequestError
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.network import build_network
-
 from tests.models.networks.helpers import (
     architecture,
     head_layers,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torchvision.models
+
 from afinar.errors import RequestError
 from afinar.models.networks.catalogue import CATALOGUE, require_backbone
 

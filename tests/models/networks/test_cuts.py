@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torchvision.models
+from torch import nn
+
 from afinar.errors import RequestError
 from afinar.models.networks.backbones import build_backbone
 from afinar.models.networks.catalogue import CATALOGUE
 from afinar.models.networks.cuts import cut_backbone, resolve_cut
-from torch import nn
 
 
 @pytest.mark.parametrize(

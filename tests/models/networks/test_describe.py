@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import build_backbone, meta_device_context
 from afinar.models.networks.describe import describe_network
 from afinar.models.networks.network import build_network
-
 from tests.conftest import Trained
 
 

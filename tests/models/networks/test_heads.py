@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from afinar.models.networks.architecture import Architecture
-from afinar.models.networks.network import build_network
 from torch import nn
 from torch.nn import functional as F
 
+from afinar.models.networks.architecture import Architecture
+from afinar.models.networks.network import build_network
 from tests.models.networks.helpers import (
     architecture,
     count_parameters,

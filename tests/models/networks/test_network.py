@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
@@ -12,7 +13,6 @@ from afinar.models.networks.describe import describe_network
 from afinar.models.networks.heads import BinaryLogits
 from afinar.models.networks.network import apply_input_view, build_network
 from afinar.pictures.preprocessing import InputView
-
 from tests.models.networks.helpers import (
     RECIPES,
     architecture,

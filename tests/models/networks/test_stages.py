@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import fx, nn
+
 from afinar.config.train import Head
 from afinar.errors import RequestError
 from afinar.models.networks.architecture import Architecture
@@ -12,7 +14,6 @@ from afinar.models.networks.catalogue import CATALOGUE
 from afinar.models.networks.cuts import cut_backbone
 from afinar.models.networks.network import Network, build_network
 from afinar.models.networks.stages import find_stages, freeze, parameter_groups, set_training
-from torch import fx, nn
 
 
 def cut_of(name: str, cut: str = "auto") -> fx.GraphModule:

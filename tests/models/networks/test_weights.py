@@ -15,11 +15,12 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision.models
+from torch import nn
+
 from afinar.errors import RequestError
 from afinar.models.networks.backbones import build_backbone
 from afinar.models.networks.cuts import cut_backbone
 from afinar.models.networks.weights import find_weights, load_weights, parse_cached
-from torch import nn
 
 
 def test_package_source_loads_imagenet_weights() -> None:

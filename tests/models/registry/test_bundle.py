@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from afinar.errors import IntegrityError
 from afinar.models.registry.bundle import load_network, put_weights
 from afinar.models.registry.versions import find_model
 from afinar.storage.open import open_store
-
 from tests.conftest import Trained
 
 

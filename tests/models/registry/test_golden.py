@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from afinar.errors import ModelError
 from afinar.models.registry.bundle import load_network
 from afinar.models.registry.golden import (
@@ -15,7 +16,6 @@ from afinar.models.registry.golden import (
     redecode,
 )
 from afinar.models.registry.versions import find_model
-
 from tests.conftest import Trained
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+
 from afinar.errors import RequestError
 from afinar.models.registry.aliases import promote
 from afinar.models.registry.versions import find_model
-
 from tests.conftest import Trained
 
 

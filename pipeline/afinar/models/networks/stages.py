@@ -98,8 +98,8 @@ def stage_by_node(backbone: fx.GraphModule) -> dict[fx.Node, str]:
     """Return the name of each graph node's stage.
 
     A node without parameters belongs to the last stage among its inputs; before the first layer
-    with parameters, to the first stage. Examples in resnet18: maxpool belongs to conv1. layer1.0.add
-    has the inputs maxpool (the shortcut) and layer1.0.bn2, and belongs to layer1.
+    with parameters, to the first stage. In resnet18, maxpool belongs to conv1; layer1.0.add, whose
+    inputs are maxpool (the shortcut) and layer1.0.bn2, belongs to layer1.
     """
     layers = dict(_layers(backbone))
     stage_of_path = _stage_by_path(list(layers.values()))
