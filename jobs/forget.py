@@ -1,4 +1,4 @@
-"""Erase pictures from a dataset and from every version that held them.
+"""Erase pictures from a dataset and from every version that contained them.
 
     python jobs/forget.py dataset/ cats/0001.jpg
 

@@ -1,4 +1,4 @@
-"""Turn a folder or an s3:// prefix of pictures into an Arrow dataset.
+"""Convert a folder or an s3:// prefix of pictures to an Arrow dataset.
 
     python jobs/ingest.py pictures/ dataset/ --size 224
 

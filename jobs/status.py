@@ -1,4 +1,4 @@
-"""Show what a dataset or a prediction folder holds; verify it; collect garbage.
+"""Show what a dataset or a prediction folder contains; verify it; delete what nothing needs.
 
     python jobs/status.py dataset/ --verify
 

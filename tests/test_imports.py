@@ -19,8 +19,9 @@ def imported_by(statement: str) -> set[str]:
 
 def test_work_functions_import_no_ray() -> None:
     modules = imported_by(
-        "import afinar.training.worker, afinar.labelling.driver, afinar.labelling.worker, afinar.ingest.driver, "
-        "afinar.report.training, afinar.report.comparison, afinar.evaluation.comparison, afinar.models.registry.golden"
+        "import afinar.training.worker, afinar.labelling.driver, afinar.labelling.worker, "
+        "afinar.ingest.driver, afinar.report.training, afinar.report.comparison, "
+        "afinar.evaluation.comparison, afinar.models.registry.golden"
     )
     assert "torch" in modules, "the probe works"
     assert "ray" not in modules

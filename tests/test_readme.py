@@ -1,4 +1,4 @@
-"""The README's Python runs, as it stands there, on what its commands leave behind."""
+"""The Python snippets of the README run, unchanged, on the output of its commands."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import afinar
 import pytest
-from afinar.config.label import LabelConfig
-from afinar.labelling.driver import Labelling
-from afinar.units.executor import InlineExecutor
 
+import afinar
+from afinar.config.label import LabelConfig
+from afinar.labelling.driver import run_labelling
+from afinar.units.executor import InlineExecutor
 from tests.conftest import Trained
 
 README = Path(afinar.__file__).resolve().parent.parent / "README.md"
@@ -21,7 +21,7 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def folder(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder with dataset, models and predictions in it."""
+    """A working folder with a dataset, models and predictions."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "dataset").symlink_to(trained.dataset)
     (folder / "models").symlink_to(trained.models)
@@ -30,12 +30,12 @@ def folder(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
         predictions=str(folder / "predictions"),
         model=trained.champion,
     )
-    Labelling(config, InlineExecutor()).run()
+    run_labelling(config, InlineExecutor())
     return folder
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_a_snippet_runs(
+def test_snippet_runs_and_gives_its_result(
     number: int,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -58,9 +58,9 @@ def test_a_snippet_runs(
             len(names["predictions"]) == 80 and names["images"].shape == (3, 64, 64, 3)
         ),
     }
-    (check,) = [check for mark, check in checks.items() if mark in SNIPPETS[number]]
+    (check,) = [check for text, check in checks.items() if text in SNIPPETS[number]]
     assert check()
 
 
-def test_every_snippet_is_known() -> None:
+def test_number_of_snippets_is_known() -> None:
     assert len(SNIPPETS) == 5

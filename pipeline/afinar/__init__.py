@@ -1,7 +1,7 @@
 """afinar: distributed transfer learning for image archives, on Ray.
 
-The names below are the whole public surface for notebooks and tests. They are resolved on first use,
-so that `import afinar` costs nothing: torch comes with `open_model`, pyarrow with the other two.
+`open_dataset`, `open_predictions` and `open_model` are the interface for notebooks and tests.
+Each is imported when it is first used: `import afinar` imports neither torch nor pyarrow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "open_dataset", "open_model", "open_predictions"]
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "open_dataset": "afinar.dataset.reader",
     "open_predictions": "afinar.predictions.part_reader",
     "open_model": "afinar.inference.predictor",
@@ -24,8 +24,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'afinar' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)
