@@ -1,4 +1,4 @@
-"""One picture, asked about on the command line."""
+"""One picture whose classes are printed."""
 
 from __future__ import annotations
 
@@ -25,28 +25,31 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def test_its_answer_is_the_models(picture: Path, trained: Trained, tmp_path: Path) -> None:
+def test_picture_is_a_file_scores_are_those_of_the_model(
+    picture: Path, trained: Trained, tmp_path: Path
+) -> None:
     done = run_afinar(
         "label", picture.name, "-", "--model", trained.champion, "--json", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    answer = json.loads(done.stdout)
     (expected,) = open_model(trained.champion).predict([picture])
-    assert found["picture"] == str(picture)
-    assert found["model"].startswith(f"{trained.models}@1-")
-    assert {one["label"]: one["score"] for one in found["predictions"]} == pytest.approx(
-        expected, rel=1e-6
-    )
-    assert [one["label"] for one in found["predictions"]] == sorted(
-        expected, key=expected.__getitem__, reverse=True
-    )
+    assert answer["picture"] == str(picture)
+    assert answer["model"].startswith(f"{trained.models}@1-")
+    scores = {row["label"]: row["score"] for row in answer["predictions"]}
+    assert scores == pytest.approx(expected, rel=1e-6)
+    assert list(scores) == sorted(expected, key=expected.__getitem__, reverse=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == [picture.name], "nothing is written"
 
 
-WITHOUT_RAY = "import sys; sys.modules['ray'] = None; from afinar.cli.main import main; sys.exit(main(sys.argv[1:]))"
+WITHOUT_RAY = """import sys
+sys.modules["ray"] = None
+from afinar.cli.main import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-def test_a_person_gets_a_table_of_the_best_classes_without_ray(
+def test_ray_is_not_installed_a_table_of_the_best_classes_is_printed(
     picture: Path, trained: Trained
 ) -> None:
     words = ["label", str(picture), "-", "--model", trained.champion, "--top-k", "1"]
@@ -61,7 +64,7 @@ def test_a_person_gets_a_table_of_the_best_classes_without_ray(
 @pytest.mark.parametrize(
     ("data", "reason"), [(b"", "empty"), (b"see the next box", "unidentified")]
 )
-def test_a_picture_that_cannot_be_used_is_exit_code_1_with_its_reason(
+def test_picture_cannot_be_used_exit_code_is_1_with_the_reason(
     data: bytes, reason: str, trained: Trained, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(data)
@@ -72,22 +75,24 @@ def test_a_picture_that_cannot_be_used_is_exit_code_1_with_its_reason(
     assert refusal["error"].startswith(f"{reason}: {tmp_path / 'bad.jpg'}: ")
 
 
-def test_a_picture_may_lie_in_a_bucket(picture: Path, trained: Trained, bucket: str) -> None:
+def test_picture_is_in_a_bucket_scores_are_those_of_the_file(
+    picture: Path, trained: Trained, bucket: str
+) -> None:
     open_store(bucket).put_if_absent("scans/one.jpg", picture.read_bytes())
     found = label_one(f"{bucket}/scans/one.jpg", trained.champion, 5)
     assert found["picture"] == f"{bucket}/scans/one.jpg"
     assert found["predictions"] == label_one(str(picture), trained.champion, 5)["predictions"]
-    for place, words in (
+    for uri, message in (
         (f"{bucket}/scans", "is a folder"),
         (bucket.rsplit("/", 1)[0], "is a folder"),
         (f"{bucket}/scans/two.jpg", "no picture"),
         ("s3://there-is-no-such-bucket/one.jpg", "no picture"),
     ):
-        with pytest.raises(RequestError, match=words):
-            label_one(place, trained.champion, 5)
+        with pytest.raises(RequestError, match=message):
+            label_one(uri, trained.champion, 5)
 
 
-def test_a_picture_out_of_reach_says_why(
+def test_picture_cannot_be_read_error_has_the_reason(
     picture: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from afinar.errors import ForbiddenError

@@ -92,7 +92,7 @@ def mixed_archive(trained: Trained, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def require_as_alone(out: str, archive: Archive, tolerance: float) -> None:
-    """Require every good picture once, by uri and by content, with the label and score it has alone."""
+    """Require every good picture once, by uri and content, with its label and score alone."""
     rows = open_predictions(out).table.to_pylist()
     assert [row["uri"] for row in rows] == sorted(archive.alone)
     for row in rows:
