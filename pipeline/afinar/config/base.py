@@ -22,7 +22,7 @@ _LOGGING_FIELDS: Final = ("verbose", "log_format")
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """Options of every job. Subclasses raise RequestError from their constructor for a wrong value."""
+    """Options of every job. Constructors of subclasses raise RequestError for a wrong value."""
 
     recipe: str | None = None
     """TOML file whose keys are these flags, or the name of a recipe that ships with afinar
@@ -41,7 +41,7 @@ class JobConfig:
 
 
 def as_dict(config: JobConfig) -> dict[str, Any]:
-    """Return the fields that a run records, as JSON values: all but those that only concern the log."""
+    """Return the fields that a run records, as JSON values: all but those for logging."""
     fields = dataclasses.asdict(config)
     return {name: value for name, value in fields.items() if name not in _LOGGING_FIELDS}
 

@@ -30,21 +30,21 @@ class SplitShares(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class IngestConfig(JobConfig):
-    """Convert a folder or an s3:// prefix of pictures to an Arrow dataset, or update that dataset."""
+    """Convert a folder or an s3:// prefix of pictures to an Arrow dataset, or update it."""
 
     source: Annotated[str, POSITIONAL]
     """Root of the pictures: a folder or s3://BUCKET/PREFIX."""
     dataset: Annotated[str, POSITIONAL]
     """Dataset to write or update: a folder or s3://BUCKET/PREFIX."""
     labels: str = "folder"
-    """`folder`: the first folder below SOURCE is the label. `none`: pictures have no label. Or a CSV
-    or Parquet FILE with the columns uri (complete, or relative to SOURCE) and label."""
+    """`folder`: the first folder below SOURCE is the label. `none`: pictures have no label. Or a
+    CSV or Parquet FILE with the columns uri (complete, or relative to SOURCE) and label."""
     extensions: str = ".jpg,.jpeg,.png"
     """File name endings to read, comma-separated, or `all`."""
     split: str = "0.7,0.15,0.15"
     """Shares of train, validation and test. The split of a picture is a function of its content (or
-    group) and of --seed. Or `folder`: the first folders below SOURCE are train, validation and test;
-    validation and test may be missing."""
+    group) and of --seed. Or `folder`: the first folders below SOURCE are train, validation and
+    test; validation and test may be missing."""
     group: str = ""
     """CSV or Parquet FILE with the columns uri and group (a patient, a burst, a page). Pictures of
     one group are always in the same split."""
@@ -58,7 +58,7 @@ class IngestConfig(JobConfig):
     """Content of the shards: `pixels` (memory-mapped, read without decoding) or `jpeg` (quality 95,
     a fifth of the size)."""
     max_reject_rate: float = 0.05
-    """Highest share of rejected pictures. Above it no version is published and the exit code is 1."""
+    """Highest share of rejected pictures. Above it nothing is published and the exit code is 1."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""

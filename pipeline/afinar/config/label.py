@@ -18,16 +18,18 @@ from afinar.config.base import (
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig(JobConfig):
-    """Label every picture of a folder, a list or a dataset with a published model, or print the
-    classes of one picture."""
+    """Label the pictures of a folder, a list or a dataset with a published model.
+
+    With `-` as PREDICTIONS, print the classes of one picture.
+    """
 
     source: Annotated[str, POSITIONAL]
     """Pictures to label: a folder or s3://BUCKET/PREFIX; a CSV or Parquet FILE with the column uri
     (complete, or relative to the folder of FILE), of which every row is labelled; or a dataset made
     by `afinar ingest`. With `-` as PREDICTIONS: one picture."""
     predictions: Annotated[str, POSITIONAL]
-    """Prediction folder to write or continue: a folder or s3://BUCKET/PREFIX. `-`: print the classes
-    of one picture."""
+    """Prediction folder to write or continue: a folder or s3://BUCKET/PREFIX. `-`: print the
+    classes of one picture."""
     model: str
     """MODELS@champion or MODELS@VERSION (a number, or the id of a version)."""
     extensions: str = ".jpg,.jpeg,.png"
@@ -40,13 +42,13 @@ class LabelConfig(JobConfig):
     features: bool = False
     """Also keep the activations of the network at its cut, in the column `features`."""
     abstain_below: float = 0.0
-    """Mark predictions below this probability as `abstained` and put them into review/ for people to
-    check. 0: none."""
+    """Mark predictions below this probability as `abstained` and put them into review/ for people
+    to check. 0: none."""
     single: bool = False
     """Also write all rows of this model as one Parquet file, in single/."""
     batch_size: int = 0
-    """Pictures per forward pass. 0: measured when there are 4,000 pictures or more, otherwise 8 on a
-    CPU and 64 on a GPU."""
+    """Pictures per forward pass. 0: measured when there are 4,000 pictures or more, otherwise 8 on
+    a CPU and 64 on a GPU."""
     precision: Precision = "auto"
     """`float32`, `bfloat16`, or `auto`: bfloat16 if the hardware multiplies it (Tensor Cores, AMX,
     AVX-512) and it reproduces the golden samples of the model."""
@@ -75,9 +77,10 @@ class LabelConfig(JobConfig):
             f"--abstain-below {self.abstain_below}: give a probability, 0 to 1",
         )
         for name in ("scores", "features", "abstain_below", "single"):
+            flag = f"--{name.replace('_', '-')}"
             require(
                 not (self.is_one_picture and getattr(self, name)),
-                f"--{name.replace('_', '-')} needs a place for predictions: `-` only prints classes",
+                f"{flag} needs a place for predictions: `-` only prints classes",
             )
         require(
             "@" in self.model, f"--model {self.model!r}: write MODELS@champion or MODELS@VERSION"

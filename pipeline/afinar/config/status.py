@@ -10,12 +10,13 @@ from afinar.config.base import POSITIONAL, JobConfig, require
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig(JobConfig):
-    """Show what a dataset or a prediction folder contains; verify its objects; delete unused ones."""
+    """Show a dataset or a prediction folder, verify its objects, delete unused ones."""
 
     path: Annotated[str, POSITIONAL]
     """A dataset or a prediction folder: a folder or s3://BUCKET/PREFIX."""
     verify: bool = False
-    """Read every object of every version (predictions: of the newest version) and compare its hash."""
+    """Read every object of every version (predictions: of the newest version) and compare its
+    hash."""
     gc: bool = False
     """Delete objects that no kept version and no running job uses."""
     drop_plans: bool = False

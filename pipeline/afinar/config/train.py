@@ -55,8 +55,8 @@ class TrainConfig(JobConfig):
     backbone: str = "resnet18"
     """Any torchvision classification network, `efficientnet_lite0`, or `small_cnn`."""
     weights: str = "imagenet"
-    """Initial weights: `imagenet` (the first source available), `none`, `torchvision`, `package`, or
-    a file or URI, with `#sha256=…` if its hash must be verified."""
+    """Initial weights: `imagenet` (the first source available), `none`, `torchvision`, `package`,
+    or a file or URI, with `#sha256=…` if its hash must be verified."""
     cut: str = "auto"
     """Node at which the backbone is cut (`--describe` lists the nodes). `auto`: the input of its
     classifier."""
@@ -102,14 +102,15 @@ class TrainConfig(JobConfig):
     clip_norm: float = 0.0
     """Clip the norm of the gradient to this value. 0: do not clip."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights; the average is evaluated and published.
-    0: no average."""
+    """Decay of an exponential moving average of the weights; the average is evaluated and
+    published. 0: no average."""
     augment: str = "auto"
     """Comma-separated: flip, flip-vertical, rotate:DEGREES, shift:SHARE, zoom:SHARE, shear:DEGREES,
     brightness:SHARE, contrast:SHARE, saturation:SHARE; or `none`. `auto`: flip, but none for the
     frozen regime, whose features are computed once."""
     precision: Precision = "auto"
-    """`float32`, `bfloat16`, or `auto`: bfloat16 if the hardware multiplies it (Tensor Cores, AMX)."""
+    """`float32`, `bfloat16`, or `auto`: bfloat16 if the hardware multiplies it (Tensor Cores,
+    AMX)."""
     compile: bool = False
     """Compile the network with torch.compile; worthwhile for long runs."""
 
@@ -130,8 +131,8 @@ class TrainConfig(JobConfig):
     start_timeout_s: float = 600.0
     """Seconds to wait for the cluster to provide the resources of the workers."""
     audit: str = ""
-    """Folder to which each worker writes the sample ids of each of its steps, as evidence that every
-    sample was used once."""
+    """Folder to which each worker writes the sample ids of each of its steps, as evidence that
+    every sample was used once."""
     seed: int = 0
     """Seed of initial weights, sample order, dropout and augmentation."""
 

@@ -1,20 +1,25 @@
-"""Page of one training run."""
+"""Page and summary of one training run."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from afinar.dataset.reader import Dataset
-from afinar.evaluation.comparison import RunResult
+from afinar.dataset.reader import Dataset, open_dataset
+from afinar.evaluation.comparison import RunResult, read_run
 from afinar.evaluation.intervals import calibration_error, reliability
 from afinar.report.pieces import data_uri, mistake_tiles
 from afinar.report.plots import confusion_matrix, curves, reliability_diagram
 from afinar.report.rendering import template
+from afinar.storage.open import open_store
 from afinar.units.progress import format_duration
+
+if TYPE_CHECKING:
+    from afinar.training.driver import TrainOutcome
 
 _MATRIX_CLASSES: Final = 30  # the matrix of more classes is not readable
 _CONFUSED_PAIRS: Final = 20
@@ -27,6 +32,39 @@ _PHASES: Final = {
     "compute_s": "computing",
     "seconds": "total",
 }
+
+
+def write_training_page(outcome: TrainOutcome) -> None:
+    """Write the page of a published training into its run folder."""
+    store, version = open_store(outcome.models), outcome.version
+    trained_on = version.lineage["dataset"]
+    page = training_page(
+        f"{version.architecture.backbone}, {version.regime}: model {version.id}",
+        open_dataset(trained_on["uri"], version=trained_on["version"]),
+        read_run(store, version),
+    )
+    store.put_if_absent(f"{outcome.run}/report.html", page.encode())
+
+
+def summarize_training(outcome: TrainOutcome) -> dict[str, Any]:
+    """Return the summary of a published training as JSON values."""
+    store, version, result = open_store(outcome.models), outcome.version, outcome.result
+    return {
+        "model": f"{store.root}@{version.id}",
+        "version": version.version,
+        "params_total": result.params_total,
+        "params_trainable": result.params_trainable,
+        "epochs": len(result.history),
+        "metrics": result.metrics,
+        "temperature": result.temperature,
+        "stall_fraction": round(result.stall_fraction, 4),
+        "limit": result.history[-1]["ledger"]["limit"],
+        "weights": version.lineage["weights"],
+        "architecture": asdict(version.architecture),
+        "run": store.uri(outcome.run),
+        "report": store.uri(f"{outcome.run}/report.html"),
+        "seconds": round(outcome.seconds, 1),
+    }
 
 
 def training_page(title: str, dataset: Dataset, run: RunResult) -> str:
