@@ -17,6 +17,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s3fs
@@ -37,8 +38,8 @@ from afinar.training.worker import train
 from afinar.units.executor import InlineExecutor
 
 FIXTURE = Path(__file__).parent / "data" / "written-by-777c397.tar.xz"
-INGEST = {"source": "s3://compat/pictures", "size": 16}
-LABEL = {"source": "s3://compat/pictures", "model": "s3://compat/models@1"}
+INGEST: dict[str, Any] = {"source": "s3://compat/pictures", "size": 16}
+LABEL: dict[str, Any] = {"source": "s3://compat/pictures", "model": "s3://compat/models@1"}
 
 
 @pytest.fixture(scope="module")
