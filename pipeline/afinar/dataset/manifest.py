@@ -93,6 +93,7 @@ def get_manifests(store: Store) -> list[Manifest]:
             content = record.get("format", "something else")
             raise RequestError(f"{store.root} holds {content}, not a dataset")
         manifests.append(Manifest.from_dict(record))
+
     if not manifests:
         raise RequestError(f"{store.root} holds no dataset")
     return manifests

@@ -179,6 +179,7 @@ def open_dataset(
         manifest = current_manifest(store) if version is None else get_manifest(store, version)
     except StorageError as error:
         raise RequestError(f"cannot read {store.root}: {error}") from error
+
     if manifest is None:
         raise RequestError(
             f"{store.root} holds no dataset: make one with `afinar ingest SOURCE {uri}`"

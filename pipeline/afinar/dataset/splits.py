@@ -29,6 +29,7 @@ def assign_split(key: str, shares: SplitShares, seed: int) -> str:
     """
     digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
+
     if position < shares.train:
         return SPLITS[0]
     return SPLITS[1] if position < shares.train + shares.validation else SPLITS[2]

@@ -68,6 +68,7 @@ def shards_to_compact(index: pa.Table, shards: list[ObjectRef]) -> list[LiveRows
     A shard without any live row is left out: the next version does not name it.
     """
     count = count_live(index)
+    # Shards by path: the index names each of them at least once.
     worn = {
         ref.path: ref
         for ref in shards

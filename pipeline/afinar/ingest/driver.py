@@ -183,6 +183,8 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
                 f"the preprocessing differs from that of version {current.manifest.version}: "
                 "every picture is read again"
             )
+
+        # Hashes that were erased on request travel with every unit: workers reject these pictures.
         forgotten = tuple(current.manifest.forgotten) if current.manifest else ()
         tasks = (
             ShardTask(

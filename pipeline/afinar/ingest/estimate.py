@@ -61,6 +61,7 @@ def _measure(source: str, view: StoredView, entries: list[Entry]) -> Sample:
     """Read and decode pictures as a unit does, without writing to a store."""
     sample = Sample(len(entries))
     batch = make_batch_builder(view)
+
     pictures = (PictureRef(entry.name, entry.etag, entry.size) for entry in entries)
     with PictureReader(open_reader(source)).read_ahead(pictures) as reads:
         for entry in entries:

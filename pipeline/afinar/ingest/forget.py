@@ -69,6 +69,8 @@ def run_forget(config: ForgetConfig, executor: Executor) -> ForgetSummary:
     Raises RequestError if no version holds one of them or an ingest is unfinished, ShortfallError
     if nothing would be left or another job published first."""
     erasure = _Erasure(config, executor)
+
+    # The lease is stored before the manifests are read again: from then on no ingest starts.
     current = get_manifests(erasure.store)[-1]
     lease = forget_plan_name(current.version + 1)
     store_plan(erasure.store, lease, PLAN.empty_table())

@@ -69,6 +69,7 @@ def counts_of(content: Content) -> dict[str, Any]:
     splits = _count_values(content.index.column("split"))
     labels = _count_values(content.index.column("label"))
     reasons = _count_values(content.rejects.column("reason"))
+
     return {
         "listed": content.listed,
         "samples": len(content.index),

@@ -69,6 +69,8 @@ def process_picture(
     is the place of that sample."""
     if isinstance(data, PictureError):
         return _reject(data)
+
+    # The content decides: an erased one stays out, a known one keeps its place.
     sample_id = sha256(data)
     if sample_id in forgotten:
         return _reject(PictureError(Reason.FORGOTTEN, "erased on request; it must not come back"))
@@ -118,6 +120,7 @@ class BatchBuilder(ABC):
             pa.array([height for _, height in self._sizes], pa.int32()),
             self._column(),
         ]
+
         self._sample_ids, self._sizes = [], []
         return pa.RecordBatch.from_arrays(
             columns, schema=shard_schema(self.view.size, self.view.store)

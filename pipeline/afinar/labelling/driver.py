@@ -58,7 +58,7 @@ _PUBLISH_ATTEMPTS: Final = 20  # each on top of one more manifest of a concurren
 
 @dataclass(kw_only=True)
 class LabelSummary:
-    """Counts of a labelling: listed = labelled + rejected + skipped. The run read `read` of them."""
+    """Counts of a labelling: listed = labelled + rejected + skipped. This run read `read`."""
 
     predictions: str
     model: str
@@ -326,6 +326,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
         old_rejects = current.count_rejects(untouched)
         reasons = dict(sorted((Counter(stats.reasons) + Counter(old_rejects)).items()))
         labels = stats.labels.labels
+
         summary = LabelSummary(
             predictions=self.out,
             model=self.model,

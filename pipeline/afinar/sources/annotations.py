@@ -195,6 +195,7 @@ def _require_one_value(
 ) -> None:
     pairs = pa.table({"uri": uris, "value": values})
     counts = pairs.group_by("uri").aggregate([("value", "count_distinct")])
+
     ambiguous = counts.filter(pc.greater(counts.column("value_count_distinct"), 1))
     if len(ambiguous):
         uri = ambiguous.column("uri")[0].as_py()

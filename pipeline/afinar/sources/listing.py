@@ -30,6 +30,7 @@ def list_pictures(source: str, extensions: tuple[str, ...] | None) -> pa.Table:
     infos = _walk(reader)
     if extensions is not None:
         infos = (info for info in infos if info.name.lower().endswith(extensions))
+
     listing = table_of(infos)
     if not len(listing):
         wanted = "files" if extensions is None else ", ".join(extensions)

@@ -87,6 +87,7 @@ def extrapolate(plan: pa.Table, sample: Sample, *, workers: int, listing_s: floa
     2 = 12.5 s, besides listing and start."""
     pending = plan.filter(pc.is_valid(plan.column("unit")))
     seconds = sample.seconds_each * len(pending) / workers
+
     return Estimate(
         listed=len(plan),
         to_read=len(pending),

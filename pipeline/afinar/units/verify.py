@@ -48,6 +48,7 @@ def needed_objects(
 def verify_objects(store: Store, needed_by: Mapping[ObjectRef, list[Owner]]) -> Verification[Owner]:
     """Read every object and compare its hash, several at a time."""
     damaged = []
+
     with (
         ThreadPoolExecutor(_READS) as pool,
         ProgressReporter("verify", len(needed_by), "objects") as progress,
