@@ -10,6 +10,7 @@ import pytest
 from afinar.cli import label
 from afinar.config.label import LabelConfig
 from afinar.errors import ShortfallError
+from afinar.execution.executor import RayExecutor
 from afinar.units.executor import InlineExecutor
 
 from tests.conftest import Trained, make_archive
@@ -17,7 +18,7 @@ from tests.conftest import Trained, make_archive
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label.RayExecutor, "for_job", lambda config: InlineExecutor())
+    monkeypatch.setattr(RayExecutor, "for_job", lambda config: InlineExecutor())
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from afinar.cli.main import COMMANDS
+from afinar.cli.main import COMMANDS, main
+from afinar.logs import LogSettings, configure_logging, log_settings
 
 from tests.conftest import Trained, make_archive, run_afinar
 
@@ -33,7 +34,7 @@ class Refusal(NamedTuple):
 
 
 def run_refused(*argv: str, cwd: Path) -> Refusal:
-    """Run a command that is refused, in a process of its own."""
+    """Run a command that is refused, in a new process."""
     done = subprocess.run(
         [sys.executable, "-P", "-c", PROBE.format(heavy=HEAVY), *argv],
         cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
@@ -180,3 +181,12 @@ def test_json_of_a_refusal_is_one_object(command: str, tmp_path: Path) -> None:
     done = run_afinar(*command.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert json.loads(done.stdout)["exit_code"] == 2
+
+
+def test_logging_flags_configure_the_log(tmp_path: Path) -> None:
+    try:
+        argv = ["status", str(tmp_path / "nowhere"), "--verbose", "--log-format", "json"]
+        assert main(argv) == 2
+        assert log_settings() == LogSettings(log_format="json", verbose=True)
+    finally:
+        configure_logging()

@@ -1,1 +1,1 @@
-"""The command line: configuration → call → summary → exit code."""
+"""Command line: arguments to configuration, one driver call, summary, exit code."""

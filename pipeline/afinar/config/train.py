@@ -193,8 +193,8 @@ class TrainConfig(JobConfig):
         if self.regime == "frozen":
             return 0
 
-        kind, _, count = self.regime.partition(":")
-        if kind != "last" or not count.isdecimal() or int(count) < 1:
+        count = self.regime.partition(":")[2]
+        if self.regime_kind != "last" or not count.isdecimal() or int(count) < 1:
             raise RequestError(
                 f"--regime {self.regime!r}: choose frozen, last:N (such as last:2), full or scratch"
             )
