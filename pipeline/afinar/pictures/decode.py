@@ -159,9 +159,8 @@ def _decode_square(data: bytes, view: StoredView, out: Pixels, limits: Limits) -
         image.draft(None, (2 * view.size, 2 * view.size))
         rescale_png_transparency(image)
         image.load()
-        _check_size(
-            *image.size, limits
-        )  # the picture in an icon may be larger than its header says
+        # The picture in an icon may be larger than its header states.
+        _check_size(*image.size, limits)
 
         # Only after `load`: Pillow rotates a TIFF itself, and a PNG may state its orientation after
         # its pixels.

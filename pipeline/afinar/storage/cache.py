@@ -83,7 +83,7 @@ def open_verified(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
         file = store.open_local(ref.path)
     except NotFoundError:
         raise NotFoundError(
-            f"{store.uri(ref.path)} is gone, which a version names: restore it from a backup"
+            f"{store.uri(ref.path)} is missing, but a version names it: restore it from a backup"
         ) from None
 
     if file is None:

@@ -31,7 +31,7 @@ _MAX_PAGES: Final = 64
 
 
 class ParallelLister(Generic[Item]):
-    """Lists the items of one tree with at most `threads` threads; good for one use.
+    """Lister of one tree with at most `threads` threads, for one use.
 
     `list_item(item, lister)` yields the pages of an item and calls `lister.add` for the items below
     it. `pages` returns pages in no particular order and raises an error of any thread.

@@ -3,7 +3,7 @@
 A GET of 100 KB costs s3fs 2.3 ms of processor time and obstore 0.4, the ETag check included (server
 on loopback). A decode takes 2.5 ms, so with one object per picture the GET would limit ingest. Both
 clients find endpoint, region, profile, credentials and certificates as boto does. Retries are
-bounded: if a store is gone, a job ends in less than two minutes, and an object that always fails
+bounded: if a store is lost, a job ends in less than two minutes, and an object that always fails
 costs less than twenty seconds.
 """
 
