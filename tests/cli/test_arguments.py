@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+
 from afinar.cli.arguments import parse
 from afinar.config.base import JobConfig
 from afinar.config.forget import ForgetConfig

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from afinar.cli import label
 from afinar.config.label import LabelConfig
 from afinar.errors import ShortfallError
 from afinar.execution.executor import RayExecutor
 from afinar.units.executor import InlineExecutor
-
 from tests.conftest import Trained, make_archive
 
 

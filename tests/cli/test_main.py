@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
 from afinar.cli.main import COMMANDS, main
 from afinar.logs import LogSettings, configure_logging, log_settings
-
 from tests.conftest import Trained, make_archive, run_afinar
 
 HEAVY = ("torch", "torchvision", "ray")

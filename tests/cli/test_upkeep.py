@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from afinar.cli.main import main
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.manifest import get_manifests

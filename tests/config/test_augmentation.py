@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from afinar.config.augmentation import Augmentation, parse_augment
 from afinar.errors import RequestError
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from afinar.config.base import as_dict, fingerprint
 from afinar.config.forget import ForgetConfig
 from afinar.config.ingest import IngestConfig, SplitShares

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from afinar.config.ingest import IngestConfig
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from afinar.cli.main import main
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
@@ -17,7 +18,6 @@ from afinar.ingest.driver import run_ingest
 from afinar.labelling.driver import LabelOutcome, run_labelling
 from afinar.training.task import plan_training
 from afinar.units.executor import InlineExecutor
-
 from tests.conftest import Trained
 from tests.training.runs import config as train_config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pytest
+
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
 from afinar.config.train import TrainConfig
@@ -13,7 +14,6 @@ from afinar.evaluation.comparison import RunResult, read_run
 from afinar.ingest.driver import run_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
-
 from tests.conftest import jpeg
 from tests.report.html import NASTY
 

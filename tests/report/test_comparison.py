@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from afinar.predictions.schema import REJECTS
-from afinar.report.comparison import LabelledArchive, comparison_page
 from PIL import Image
 
+from afinar.predictions.schema import REJECTS
+from afinar.report.comparison import LabelledArchive, comparison_page
 from tests.report.conftest import CLASS, Compared
 from tests.report.html import NASTY, Reader
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from afinar.labelling.run_report import RunReport, RunStats
 from afinar.labelling.stats import BINS, Baseline, LabelStats
 from afinar.report.labelling import LabelRun, label_page
-
 from tests.report.html import NASTY, Reader
 
 

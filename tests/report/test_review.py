@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+
 from afinar.predictions.review_queue import ReviewQueue
 from afinar.predictions.schema import PREDICTIONS
 from afinar.report.review import review_page
 from afinar.storage.open import open_store
-
 from tests.conftest import jpeg
 
 NASTY = "<script>alert('x')</script> & \"quoted\""

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pytest
+
 from afinar.evaluation.comparison import RunResult
 from afinar.report.training import training_page
-
 from tests.report.conftest import CLASS, Compared
 from tests.report.html import NASTY, Reader
 
