@@ -96,8 +96,8 @@ def read_stats(store: Store, parts: list[Part]) -> RunStats:
 class SourceStats:
     """Statistics of one source in one partition.
 
-    `run` counts its last run, which published manifest `version`, `published` all its predictions in
-    the partition.
+    `run` counts its last run, which published manifest `version`; `published` counts all its
+    predictions in the partition.
     """
 
     version: int

@@ -44,7 +44,7 @@ class OptionalColumns:
     def rows(
         self, scores: NDArray[np.float32], features: NDArray[np.float32] | None
     ) -> list[dict[str, Any]]:
-        """Return the optional columns of each picture, from scores [n, classes], features [n, width]."""
+        """Return each picture's optional columns, from [n, classes] scores, [n, width] features."""
         rows: list[dict[str, Any]] = [{} for _ in scores]
         for row, probabilities in zip(rows, scores, strict=True):
             if self.abstain_below:
