@@ -88,22 +88,6 @@ def test_features_are_requested_they_are_the_input_of_the_classifier(
     assert scores.std() > 0.1, "the pictures differ"
 
 
-def test_scores_and_features_are_requested_from_the_model_it_runs_once(trained: Trained) -> None:
-    model = open_model(trained.champion)
-    images = np.stack([np.full((64, 64, 3), shade, dtype=np.uint8) for shade in (10, 200)])
-    passes: list[int] = []
-    model.network.backbone.register_forward_hook(lambda *_: passes.append(1))
-    scores, features = model.outputs(images, features=True)
-    assert len(passes) == 1
-    assert features is not None
-    assert features.shape[0] == 2
-    assert features.dtype == scores.dtype == np.float32
-    assert scores == pytest.approx(model(images), abs=1e-6)
-    plain, nothing = model.outputs(images)
-    assert nothing is None
-    assert plain == pytest.approx(scores, abs=1e-6)
-
-
 def test_folder_is_read_without_the_manifest_every_picture_is_there_once(
     scans: Path, tmp_path: Path, trained: Trained
 ) -> None:
