@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 
-import afinar
 from afinar.config.label import LabelConfig
 from afinar.labelling.driver import run_labelling
 from afinar.units.executor import InlineExecutor
 from tests.conftest import Trained
 
-README = Path(afinar.__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parents[1] / "README.md"
 SNIPPETS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
