@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from afinar.cli import train
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_table
 from afinar.config.base import POSITIONAL, JobConfig
@@ -130,6 +129,10 @@ def _ingest(demo: DemoConfig, folder: Path) -> dict[str, Any]:
 
 
 def _train(demo: DemoConfig, folder: Path, regime: str) -> dict[str, Any]:
+    from afinar.execution.train_launcher import launch_on_ray
+    from afinar.report.training import summarize_training, write_training_page
+    from afinar.training.driver import run_training
+
     config = TrainConfig(
         dataset=str(folder / "dataset"),
         models=str(folder / "models"),
@@ -138,7 +141,8 @@ def _train(demo: DemoConfig, folder: Path, regime: str) -> dict[str, Any]:
         workers=demo.workers,
         **REGIMES[regime],
     )
-    return train.run(config)
+    outcome = run_training(config, launch_on_ray, on_published=write_training_page)
+    return summarize_training(outcome)
 
 
 def _validation(summary: dict[str, Any]) -> tuple[float, float]:

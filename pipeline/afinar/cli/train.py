@@ -2,114 +2,85 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.run_folder import new_run, table
+from afinar.cli.formatting import format_table
 from afinar.config.train import TrainConfig
 from afinar.models.networks.catalogue import require_backbone
-from afinar.models.registry.versions import ModelVersion
+
+if TYPE_CHECKING:
+    from afinar.training.task import TrainTask
 
 EXAMPLE = "afinar train dataset/ models/ --backbone resnet18 --regime full --epochs 5"
 
 
-def configure(words: list[str]) -> TrainConfig:
-    """Parse and check."""
-    config = parse(TrainConfig, words, "afinar train", EXAMPLE)
+def configure(argv: list[str]) -> TrainConfig:
+    """Parse the arguments, and check the name of the backbone."""
+    config = parse(TrainConfig, argv, "afinar train", EXAMPLE)
     require_backbone(config.backbone)
     return config
 
 
 def run(config: TrainConfig) -> dict[str, Any]:
-    """Train and publish, or with --describe only say what would be trained."""
+    """Train, publish and write the report; with --describe only describe the network."""
     if config.describe:
-        return _described(config)
+        return _describe_network(config)
+
+    # Check dataset and target before torch is imported, which takes seconds.
     from afinar.dataset.reader import open_dataset
     from afinar.storage.open import open_store
 
-    open_dataset(config.dataset)  # the two ends are looked at before torch is imported
+    open_dataset(config.dataset)
     open_store(config.models).require_target()
-    from afinar.training.task import plan_training
 
-    task = plan_training(config, new_run())  # checks the cut, still without Ray
-    from afinar.execution.train_launcher import train_on_ray
-    from afinar.training.publish import finish
+    from afinar.report.training import summarize_training, write_training_page
+    from afinar.training.driver import run_training
 
-    version, outcome, seconds = train_on_ray(task)
-    _write_report(task.config, version)
-    finish(task, outcome)
-    return {
-        "model": f"{open_store(config.models).root}@{version.id}",
-        "version": version.version,
-        "params_total": outcome.params_total,
-        "params_trainable": outcome.params_trainable,
-        "epochs": len(outcome.history),
-        "metrics": outcome.metrics,
-        "temperature": outcome.temperature,
-        "stall_fraction": round(outcome.stall_fraction, 4),
-        "limit": outcome.history[-1]["ledger"]["limit"],
-        "weights": version.lineage["weights"],
-        "architecture": asdict(version.architecture),
-        "run": open_store(config.models).uri(version.lineage["run"]),
-        "report": open_store(config.models).uri(f"{version.lineage['run']}/report.html"),
-        "seconds": round(seconds, 1),
-    }
+    outcome = run_training(config, _launch, on_published=write_training_page)
+    return summarize_training(outcome)
 
 
-def _write_report(config: TrainConfig, version: ModelVersion) -> None:
-    from afinar.dataset.reader import open_dataset
-    from afinar.evaluation.comparison import read_run
-    from afinar.report.page import run_page
-    from afinar.storage.open import open_store
+def _launch(task: TrainTask) -> None:
+    # Imported here, so that the driver checks the request before ray is imported.
+    from afinar.execution.train_launcher import launch_on_ray
 
-    store = open_store(config.models)
-    learned = version.lineage["dataset"]
-    dataset = open_dataset(learned["uri"], version=learned["version"])
-    page = run_page(
-        f"{version.architecture.backbone}, {version.regime}: model {version.id}",
-        dataset,
-        read_run(store, version),
-    )
-    store.put_if_absent(f"{version.lineage['run']}/report.html", page.encode())
+    launch_on_ray(task)
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """The summary for a person."""
+    """Return the summary as text."""
     if "nodes" in summary:
-        return _nodes_and_totals(summary)
-    network = summary["architecture"]
+        return _format_network(summary)
+
+    architecture = summary["architecture"]
+    network = (
+        f"{architecture['backbone']} cut at {architecture['cut']}, {architecture['head']} head, "
+        f"{architecture['input_size']} px"
+    )
+    parameters = f"{summary['params_total']:,}, of which {summary['params_trainable']:,} trained"
     rows = [
         ("model", summary["model"]),
-        (
-            "network",
-            f"{network['backbone']} cut at {network['cut']}, {network['head']} head, {network['input_size']} px",
-        ),
+        ("network", network),
         ("weights", summary["weights"] or "random"),
-        (
-            "parameters",
-            f"{summary['params_total']:,}, of which {summary['params_trainable']:,} trained",
-        ),
+        ("parameters", parameters),
     ]
-    for split, score in summary["metrics"].items():
-        rows.append(
-            (
-                split,
-                f"top-1 {score['top1']:.1%}, loss {score['loss']:.3f}, macro F1 {score['macro_f1']:.3f}",
-            )
+    for split, metrics in summary["metrics"].items():
+        values = (
+            f"top-1 {metrics['top1']:.1%}, loss {metrics['loss']:.3f}, "
+            f"macro F1 {metrics['macro_f1']:.3f}"
         )
-    rows += [
-        ("report", summary["report"]),
-        (
-            "time",
-            f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, {summary['stall_fraction']:.1%} waiting for data",
-        ),
-        ("limit", summary["limit"]),
-    ]
-    return table(rows)
+        rows.append((split, values))
+
+    time = (
+        f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, "
+        f"{summary['stall_fraction']:.1%} waiting for data"
+    )
+    rows += [("report", summary["report"]), ("time", time), ("limit", summary["limit"])]
+    return format_table(rows)
 
 
-def _described(config: TrainConfig) -> dict[str, Any]:
+def _describe_network(config: TrainConfig) -> dict[str, Any]:
     classes = 2 if config.output == "sigmoid" else 1000
     if config.dataset:
         from afinar.dataset.reader import open_dataset
@@ -120,29 +91,27 @@ def _described(config: TrainConfig) -> dict[str, Any]:
     return describe_network(config, classes)
 
 
-def _nodes_and_totals(summary: dict[str, Any]) -> str:
+def _format_network(summary: dict[str, Any]) -> str:
+    """Return the table of nodes, then the totals."""
     rows = [("node", "shape", "parameters", "stage")]
     for node in summary["nodes"]:
         shape = " x ".join(map(str, node["shape"]))
+        parameters = f"{node['parameters']:,}" if node["parameters"] else ""
         stage = node["stage"] or "behind the cut"
-        mark = "  <- cut" if node["node"] == summary["cut"] else ""
-        rows.append(
-            (
-                node["node"],
-                shape,
-                f"{node['parameters']:,}" if node["parameters"] else "",
-                stage + mark,
-            )
-        )
+        if node["node"] == summary["cut"]:
+            stage += "  <- cut"
+        rows.append((node["node"], shape, parameters, stage))
+
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     lines = [
-        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}"
-        for row in rows
+        f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {parameters:>{widths[2]}}  {stage}"
+        for name, shape, parameters, stage in rows
     ]
+
     total, trained = summary["params_total"], summary["params_trainable"]
-    facts = [
+    totals = [
         ("network", f"{summary['backbone']} cut at {summary['cut']}, {summary['input_size']} px"),
         ("head", f"{summary['params_head']:,} parameters for {summary['classes']} classes"),
         ("parameters", f"{total:,}, of which {summary['regime']} trains {trained:,}"),
     ]
-    return "\n".join([*lines, "", table(facts)])
+    return "\n".join([*lines, "", format_table(totals)])
