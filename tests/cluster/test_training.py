@@ -1,4 +1,4 @@
-"""Training on real Ray whose workers, raylets and drivers are killed: the model is the undisturbed one, bit for bit."""
+"""Training on Ray while workers, raylets and drivers are killed: same weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,28 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from afinar.config.train import TrainConfig
-from afinar.models.registry.versions import find_model
-from afinar.training.publish import TrainOutcome
 
+from afinar.config.train import TrainConfig
+from afinar.errors import ShortfallError
+from afinar.execution import train_launcher
+from afinar.models.registry.versions import find_model
+from afinar.training.driver import run_training
+from afinar.training.publish import TrainResult
 from tests.cluster.test_chaos import REPOSITORY
 from tests.conftest import SCRIPTS, Trained, run_afinar
-from tests.training.runs import audited, config, run_on, steps_of, wait_for_step
+from tests.training.runs import config, read_sample_logs, rows_by_step, run_on, wait_for_step
 
 INTERVAL = 7
 STEPS = 168
 FLAGS = (
-    "--backbone squeezenet1_1 --cut features.5 --regime scratch --weights none --input-size 112 --epochs 24 "
-    f"--batch-size 9 --checkpoint-steps {INTERVAL} --cores-per-worker 1"
+    "--backbone squeezenet1_1 --cut features.5 --regime scratch --weights none --input-size 112 "
+    f"--epochs 24 --batch-size 9 --checkpoint-steps {INTERVAL} --cores-per-worker 1"
 ).split()
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A training of 168 steps by two workers to whom nothing happened."""
+    """An undisturbed training of 168 steps by two workers."""
 
     config: TrainConfig
-    outcome: TrainOutcome
+    result: TrainResult
     steps: dict[int, list[int]]
 
 
@@ -43,16 +46,24 @@ class Undisturbed:
 def undisturbed(
     trained: Trained, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Undisturbed]:
-    """Without Ray, which must change nothing either. No BatchNorm, no dropout before this cut."""
+    """Train without Ray. No BatchNorm and no dropout before this cut, so weights are comparable."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    plain = config(
-        trained, folder / "models", backbone="squeezenet1_1", cut="features.5", epochs=24, input_size=112, batch_size=9,
-        checkpoint_steps=INTERVAL, cores_per_worker=1, audit=str(folder / "audit"),
-    )  # fmt: skip
-    outcome = run_on(2, plain, folder / "models")
-    steps = steps_of(folder / "audit")
+    configuration = config(
+        trained,
+        folder / "models",
+        backbone="squeezenet1_1",
+        cut="features.5",
+        epochs=24,
+        input_size=112,
+        batch_size=9,
+        checkpoint_steps=INTERVAL,
+        cores_per_worker=1,
+        audit=str(folder / "audit"),
+    )
+    result = run_on(2, configuration, folder / "models")
+    steps = rows_by_step(folder / "audit")
     assert len(steps) == STEPS
-    yield Undisturbed(plain, outcome, steps)
+    yield Undisturbed(configuration, result, steps)
 
 
 def train(folder: Path, dataset: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -61,95 +72,93 @@ def train(folder: Path, dataset: str, *more: str) -> subprocess.CompletedProcess
     )
 
 
-def require_same(undisturbed: Undisturbed, folder: Path, summary: dict[str, Any]) -> None:
-    """The same weights from the same samples in the same steps, and at most one interval taken twice."""
+def train_command(undisturbed: Undisturbed) -> list[str]:
+    afinar = str(SCRIPTS / "afinar")
+    return [afinar, "train", undisturbed.config.dataset, "models", *FLAGS, "--audit", "audit"]
+
+
+def train_on_raylets(configuration: TrainConfig) -> subprocess.CompletedProcess[str]:
+    options = json.dumps(dataclasses.asdict(configuration))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.cluster.train_raylets", options],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done
+
+
+def assert_same_training(undisturbed: Undisturbed, folder: Path, summary: dict[str, Any]) -> None:
+    """Same weights from the same samples in the same steps; at most one interval is repeated."""
     _, version = find_model(f"{folder / 'models'}@1")
-    assert version.weights.sha256 == undisturbed.outcome.weights["sha256"]
-    assert summary["metrics"] == undisturbed.outcome.metrics
-    steps = steps_of(folder / "audit")
+    assert version.weights.sha256 == undisturbed.result.weights["sha256"]
+    assert summary["metrics"] == undisturbed.result.metrics
+    steps = rows_by_step(folder / "audit")
     assert {step: sorted(set(rows)) for step, rows in steps.items()} == undisturbed.steps
-    assert len(replayed(undisturbed, folder)) <= INTERVAL
+    assert len(repeated_steps(undisturbed, folder)) <= INTERVAL
     assert not (folder / "models" / "versions" / "00000002.json").exists()
 
 
-def replayed(undisturbed: Undisturbed, folder: Path) -> list[int]:
-    steps = steps_of(folder / "audit")
+def repeated_steps(undisturbed: Undisturbed, folder: Path) -> list[int]:
+    steps = rows_by_step(folder / "audit")
     return [step for step, rows in steps.items() if len(rows) > len(undisturbed.steps[step])]
 
 
 @pytest.mark.slow
-def test_a_worker_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    words = [
-        str(SCRIPTS / "afinar"),
-        "train",
-        undisturbed.config.dataset,
-        "models",
-        *FLAGS,
-        "--audit",
-        "audit",
-    ]
+def test_killed_worker_is_replaced_and_training_resumes(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    command = train_command(undisturbed)
     with (tmp_path / "log").open("wb") as log:
         job = subprocess.Popen(
-            [*words, "--json", "--workers", "2"],
+            [*command, "--json", "--workers", "2"],
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
         )
         os.kill(wait_for_step(tmp_path / "audit", 17, workers=2)[1], signal.SIGKILL)
-        said, _ = job.communicate(timeout=240)
+        output, _ = job.communicate(timeout=240)
     assert job.returncode == 0, (tmp_path / "log").read_text()[-4000:]
-    require_same(undisturbed, tmp_path, json.loads(said))
-    assert "going on from step 14" in (tmp_path / "log").read_text()
+    assert_same_training(undisturbed, tmp_path, json.loads(output))
+    assert "resuming from step 14" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow
-def test_the_driver_is_killed_and_its_command_run_again(
+def test_killed_driver_resumes_when_its_command_is_run_again(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    words = [
-        str(SCRIPTS / "afinar"),
-        "train",
-        undisturbed.config.dataset,
-        "models",
-        *FLAGS,
-        "--audit",
-        "audit",
-    ]
+    command = train_command(undisturbed)
     with (tmp_path / "log").open("wb") as log:
-        job = subprocess.Popen([*words, "--workers", "2"], cwd=tmp_path, stdout=log, stderr=log)
+        job = subprocess.Popen([*command, "--workers", "2"], cwd=tmp_path, stdout=log, stderr=log)
         wait_for_step(tmp_path / "audit", 17, workers=2)
         job.send_signal(signal.SIGKILL)
         assert job.wait() == -signal.SIGKILL
     assert not (tmp_path / "models" / "versions").exists()
     next_attempt = train(tmp_path, undisturbed.config.dataset, "--workers", "2")
     assert next_attempt.returncode == 0, next_attempt.stderr[-4000:]
-    assert "going on from step" in next_attempt.stderr
-    require_same(undisturbed, tmp_path, json.loads(next_attempt.stdout))
+    assert "resuming from step" in next_attempt.stderr
+    assert_same_training(undisturbed, tmp_path, json.loads(next_attempt.stdout))
 
 
 @pytest.mark.slow
-def test_a_raylet_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_killed_raylet_is_replaced_and_training_resumes(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     disturbed = dataclasses.replace(
         undisturbed.config,
         models=str(tmp_path / "models"),
         audit=str(tmp_path / "audit"),
         workers=2,
     )
-    words = [
-        sys.executable,
-        "-m",
-        "tests.cluster.train_raylets",
-        json.dumps(dataclasses.asdict(disturbed)),
-    ]
-    done = subprocess.run(
-        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    (said,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
-    assert said["alive"] == 3, "the head and two of three nodes"
+    done = train_on_raylets(disturbed)
+    (summary,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    assert summary["alive"] == 3, "the head and two of three nodes"
     _, version = find_model(f"{tmp_path / 'models'}@1")
-    require_same(
+    assert_same_training(
         undisturbed, tmp_path, {"metrics": {k: version.metrics[k] for k in ("val", "test")}}
     )
     attempts = list((tmp_path / "audit").glob("run-0-*.jsonl"))
@@ -157,10 +166,10 @@ def test_a_raylet_is_killed(undisturbed: Undisturbed, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_fewer_workers_go_on_where_the_cluster_shrinks(
+def test_elastic_training_continues_with_fewer_workers_when_the_cluster_shrinks(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """Elastic: of three one-core nodes one dies, and the two workers that are left take the whole batch."""
+    """One of three one-core nodes dies; the two workers that remain compute the whole batch."""
     disturbed = dataclasses.replace(
         undisturbed.config,
         models=str(tmp_path / "models"),
@@ -168,30 +177,40 @@ def test_fewer_workers_go_on_where_the_cluster_shrinks(
         workers=3,
         min_workers=1,
     )
-    words = [
-        sys.executable,
-        "-m",
-        "tests.cluster.train_raylets",
-        json.dumps(dataclasses.asdict(disturbed)),
-    ]
-    done = subprocess.run(
-        words, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert {one["workers"] for one in audited(tmp_path / "audit")} == {2, 3}
-    steps = steps_of(tmp_path / "audit")
+    done = train_on_raylets(disturbed)
+    assert {record["workers"] for record in read_sample_logs(tmp_path / "audit")} == {2, 3}
+    steps = rows_by_step(tmp_path / "audit")
     assert {step: sorted(set(rows)) for step, rows in steps.items()} == undisturbed.steps
     _, version = find_model(f"{tmp_path / 'models'}@1")
     assert version.metrics["val"]["loss"] == pytest.approx(
-        undisturbed.outcome.metrics["val"]["loss"], rel=1e-2
+        undisturbed.result.metrics["val"]["loss"], rel=1e-2
     )
 
 
-def test_an_error_that_would_come_again_is_not_tried_again(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_recurring_error_ends_the_job_at_once(trained: Trained, tmp_path: Path) -> None:
     done = train(tmp_path, trained.dataset, "--workers", "2", "--learning-rate", "1e12")
     assert done.returncode == 1
     assert "the loss is not finite at step" in json.loads(done.stdout)["error"]
     assert done.stderr.count("the loss is not finite") == 1
     assert not (tmp_path / "models" / "versions").exists()
+
+
+@pytest.mark.slow
+def test_cluster_without_room_for_the_workers_aborts_the_training(
+    local_ray: None, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cluster shrinks once the workers have taken steps; Ray Train itself would wait forever."""
+    configuration = config(
+        trained, tmp_path, epochs=4000, workers=2, start_timeout_s=2, audit=str(tmp_path / "audit")
+    )
+
+    def fits_until_the_first_steps(*_: Any) -> bool:
+        return len(list((tmp_path / "audit").glob("*.jsonl"))) < 2
+
+    monkeypatch.setattr(train_launcher, "fits", fits_until_the_first_steps)
+    monkeypatch.setattr(train_launcher, "_CAPACITY_POLL_S", 0.5)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ShortfallError, match="no room for 2 workers for 2 s"):
+        run_training(configuration, train_launcher.launch_on_ray, "run")
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert not (tmp_path / "versions").exists()

@@ -1,4 +1,4 @@
-"""Trainings as tests run them, without Ray: in this process, or in worker processes that talk through gloo."""
+"""Trainings without Ray: in this process, or in worker processes that communicate through gloo."""
 
 from __future__ import annotations
 
@@ -9,27 +9,36 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from afinar.config.train import TrainConfig
-from afinar.training.distributed import Group
-from afinar.training.publish import TrainOutcome, read_outcome
-from afinar.training.task import plan_training
-from afinar.training.worker import train
 from torch.multiprocessing.spawn import start_processes
 
+from afinar.config.train import TrainConfig
+from afinar.training.checkpoint import TrainState
+from afinar.training.distributed import Group
+from afinar.training.publish import TrainResult, read_result
+from afinar.training.sample_log import SampleLog
+from afinar.training.sampler import Rows
+from afinar.training.task import plan_training
+from afinar.training.worker import train
 from tests.conftest import Trained
 from tests.servers import free_port
 
 
 def config(trained: Trained, models: Path, **options: Any) -> TrainConfig:
-    """A small network from scratch on the session's dataset: seconds on one core."""
+    """Return a small network from scratch on the session's dataset: seconds on one core."""
     values: dict[str, Any] = {
-        "backbone": "small_cnn", "regime": "scratch", "weights": "none", "input_size": 64, "epochs": 3, "batch_size": 8,
-    }  # fmt: skip
+        "backbone": "small_cnn",
+        "regime": "scratch",
+        "weights": "none",
+        "input_size": 64,
+        "epochs": 3,
+        "batch_size": 8,
+    }
     return TrainConfig(**{"dataset": trained.dataset, "models": str(models), **values, **options})
 
 
-def run(configuration: TrainConfig) -> TrainOutcome:
+def run(configuration: TrainConfig) -> TrainResult:
     """Train in this process, as one worker."""
     return train(plan_training(configuration, "run"), Group())
 
@@ -45,43 +54,61 @@ def _worker(rank: int, size: int, port: int, configuration: TrainConfig) -> None
     dist.destroy_process_group()
 
 
-def run_on(workers: int, configuration: TrainConfig, target: Path) -> TrainOutcome:
-    """Train as that many worker processes, into `target`."""
-    configuration = dataclasses.replace(configuration, models=str(target))
+def run_on(workers: int, configuration: TrainConfig, models: Path) -> TrainResult:
+    """Train in that many worker processes, into `models`."""
+    configuration = dataclasses.replace(configuration, models=str(models))
     spawn: Callable[..., Any] = start_processes
     spawn(_worker, args=(workers, free_port(), configuration), nprocs=workers, start_method="spawn")
-    outcome = read_outcome(plan_training(configuration, "run"))
-    assert outcome is not None
-    return outcome
+    result = read_result(plan_training(configuration, "run"))
+    assert result is not None
+    return result
 
 
-def audited(folder: Path) -> list[dict[str, Any]]:
-    """What all workers wrote into an audit folder: one record per worker and step, in the order of steps."""
-    lines = [
-        line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines()
-    ]
-    return sorted(map(json.loads, lines), key=lambda one: (one["step"], one["rank"]))
+class InterruptionError(Exception):
+    """Stands for the death of a machine."""
 
 
-def steps_of(folder: Path) -> dict[int, list[int]]:
-    """Step → the rows of all workers' shares of it, sorted; of a step that was replayed, once for each time."""
+def interrupt_after(step: int, configuration: TrainConfig, patch: pytest.MonkeyPatch) -> None:
+    """Train until `step` is done, and no further."""
+    write = SampleLog.write
+
+    def write_and_interrupt(self: SampleLog, state: TrainState, rows: Rows) -> None:
+        write(self, state, rows)
+        if state.step == step:
+            raise InterruptionError
+
+    with patch.context() as context:
+        context.setattr(SampleLog, "write", write_and_interrupt)
+        with pytest.raises(InterruptionError):
+            run(configuration)
+
+
+def read_sample_logs(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of all workers in an --audit folder, one per worker and step, by step."""
+    paths = sorted(folder.glob("*.jsonl"))
+    records = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return sorted(records, key=lambda record: (record["step"], record["rank"]))
+
+
+def rows_by_step(folder: Path) -> dict[int, list[int]]:
+    """Return the sorted rows of each step over all workers; rows of a repeated step occur twice."""
     steps: dict[int, list[int]] = {}
-    for record in audited(folder):
+    for record in read_sample_logs(folder):
         steps.setdefault(record["step"], []).extend(record["rows"])
     return {step: sorted(rows) for step, rows in steps.items()}
 
 
 def wait_for_step(folder: Path, step: int, workers: int, timeout_s: float = 120) -> dict[int, int]:
-    """Wait until all `workers` of an audited training have taken `step`; rank → process id."""
+    """Wait until all `workers` of a training have logged `step`. Return process ids by rank."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        found = {}
+        processes = {}
         for path in folder.glob("*.jsonl"):
             lines = path.read_text().splitlines()
             if lines and json.loads(lines[-1])["step"] >= step:
                 _, rank, process = path.stem.rsplit("-", maxsplit=2)
-                found[int(rank)] = int(process)
-        if len(found) == workers:
-            return found
+                processes[int(rank)] = int(process)
+        if len(processes) == workers:
+            return processes
         time.sleep(0.01)
     raise AssertionError(f"step {step} was not reached in {timeout_s:.0f} s")

@@ -1,6 +1,6 @@
-"""The courses' recipes on real pictures: they train, are evaluated, and are the same when loaded again elsewhere.
+"""Recipes of courses on real pictures: they train, and another process loads the same model.
 
-ImageNet's weights are out of reach here, so backbones have random ones from a file; sizes are what a CPU can do.
+ImageNet weights cannot be downloaded here, so backbones get random weights from a file.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ import conformal_clip_data
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from afinar import open_model
 from afinar.config.ingest import IngestConfig
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig
-from afinar.ingest.driver import Ingest
-from afinar.models.networks.backbones import check_cut
+from afinar.ingest.driver import run_ingest
+from afinar.models.networks.architecture import Architecture
+from afinar.models.networks.cuts import resolve_cut
 from afinar.models.networks.network import build_network
-from afinar.models.registry.versions import Architecture
 from afinar.training.distributed import Group
 from afinar.training.publish import publish
 from afinar.training.task import plan_training
 from afinar.training.worker import train
 from afinar.units.executor import InlineExecutor
-from safetensors.torch import save_file
+from tests.models.networks.helpers import RECIPES, dense_parameters, parameters_by_hand
 
-from tests.models.test_network import RECIPES, by_hand, dense
-
-EACH = 45  # pictures of a class
+PICTURES_PER_CLASS = 45
 
 COURSES = {
     "vgg16-flatten.toml": {"input_size": 64, "epochs": 2},
@@ -49,26 +49,25 @@ LARGE = {"vgg16-flatten.toml", "vgg16-fc2.toml", "inception-mixed6e.toml"}
 
 @pytest.fixture(scope="module")
 def fabric(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A dataset of photographs of fabric in two classes, whole and with a defect all over."""
+    """Ingest pictures of fabric in two classes, intact and with a defect all over."""
     folder = tmp_path_factory.mktemp("fabric")
     for name in ("global", "nominal"):
         (folder / "pictures" / name).mkdir(parents=True)
-        for path in sorted((Path(conformal_clip_data.textile_simulated_root()) / name).iterdir())[
-            :EACH
-        ]:
+        source = Path(conformal_clip_data.textile_simulated_root()) / name
+        for path in sorted(source.iterdir())[:PICTURES_PER_CLASS]:
             shutil.copy2(path, folder / "pictures" / name)
     config = IngestConfig(
         source=str(folder / "pictures"), dataset=str(folder / "dataset"), size=150
     )
-    summary = Ingest(config, InlineExecutor()).run()
-    assert summary.samples == 2 * EACH
+    summary = run_ingest(config, InlineExecutor()).summary
+    assert summary.samples == 2 * PICTURES_PER_CLASS
     return str(folder / "dataset")
 
 
 def random_weights(config: TrainConfig, folder: Path) -> str:
-    """What a file of weights for the recipe's backbone looks like."""
+    """Write a file of random weights for the recipe's backbone."""
     size = config.input_size or 224
-    cut = check_cut(config.backbone, config.cut, size)
+    cut = resolve_cut(config.backbone, config.cut, size)
     torch.manual_seed(0)
     network, _ = build_network(
         Architecture(
@@ -86,12 +85,12 @@ def random_weights(config: TrainConfig, folder: Path) -> str:
 
 
 def expected_parameters(name: str) -> tuple[int, int]:
-    """As counted by hand, at the size used here."""
-    total, trained = by_hand(name, 2)
+    """Return total and trained parameters, counted by hand at the input size used here."""
+    total, trained = parameters_by_hand(name, 2)
     if name == "vgg16-flatten.toml":  # 64 px leave 2 x 2 places of 7 x 7
-        smaller = dense(512 * 7 * 7, 2) - dense(512 * 2 * 2, 2)
+        smaller = dense_parameters(512 * 7 * 7, 2) - dense_parameters(512 * 2 * 2, 2)
     elif name == "train-scratch.toml":  # 96 px leave 4 x 4 of 12 x 12
-        smaller = dense(12 * 12 * 32, 256) - dense(4 * 4 * 32, 256)
+        smaller = dense_parameters(12 * 12 * 32, 256) - dense_parameters(4 * 4 * 32, 256)
     else:
         smaller = 0
     return total - smaller, trained - smaller
@@ -110,35 +109,37 @@ print(json.dumps(model(np.load(sys.argv[2])).tolist()))
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in COURSES],
 )
-def test_a_courses_recipe_trains_and_is_the_same_in_another_process(
+def test_recipe_trains_and_another_process_computes_the_same_scores(
     name: str, fabric: str, tmp_path: Path
 ) -> None:
-    changed: dict[str, Any] = {**COURSES[name], "batch_size": 16}
+    overrides: dict[str, Any] = {**COURSES[name], "batch_size": 16}
     config = TrainConfig(
         **{
             **load_recipe(TrainConfig, str(RECIPES / name)),
             "dataset": fabric,
             "models": str(tmp_path / "m"),
-            **changed,
+            **overrides,
         }
     )
     if config.weights != "none":
         config = replace(config, weights=random_weights(config, tmp_path))
     task = plan_training(config, "run")
-    outcome = train(task, Group())
-    assert (outcome.params_total, outcome.params_trainable) == expected_parameters(name)
-    assert len(outcome.history) == config.epochs
-    test = outcome.metrics["test"]
+    result = train(task, Group())
+    assert (result.params_total, result.params_trainable) == expected_parameters(name)
+    assert len(result.history) == config.epochs
+    test = result.metrics["test"]
     assert test["samples"] >= 8
     assert 0 <= test["top1"] <= 1
     assert test["auroc"] is not None
 
-    version = publish(task, outcome, 1.0)
+    version = publish(task, result, 1.0)
     images = np.random.default_rng(0).integers(0, 256, (5, 150, 150, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     spec = f"{tmp_path / 'm'}@{version.id}"
-    words = [sys.executable, "-c", PROBE, spec, str(tmp_path / "images.npy")]
-    elsewhere = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    command = [sys.executable, "-c", PROBE, spec, str(tmp_path / "images.npy")]
+    elsewhere = json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )
     here = open_model(spec)(images)
     np.testing.assert_allclose(here.sum(axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(

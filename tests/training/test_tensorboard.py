@@ -1,4 +1,4 @@
-"""TensorBoard's files, read back by its own framing."""
+"""TensorBoard event files, parsed without tensorboardX's writer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-from afinar.training.tensorboard import event_file
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
+
+from afinar.training.tensorboard import event_file
 
 ROW: dict[str, Any] = {
     "epoch": 3,
@@ -28,24 +29,24 @@ ROW: dict[str, Any] = {
 
 
 def records(data: bytes) -> list[bytes]:
-    """The records of a TFRecord file: length, its checksum, data, its checksum."""
-    found = []
+    """Parse the records of a TFRecord file: length, its checksum, data, its checksum."""
+    parsed = []
     while data:
         (length,) = struct.unpack("<Q", data[:8])
         record, data = data[12 : 12 + length], data[8:]
-        assert masked(struct.pack("<Q", length)) == data[:4]
-        assert masked(record) == data[4 + length : 8 + length]
-        found.append(record)
+        assert masked_checksum(struct.pack("<Q", length)) == data[:4]
+        assert masked_checksum(record) == data[4 + length : 8 + length]
+        parsed.append(record)
         data = data[8 + length :]
-    return found
+    return parsed
 
 
-def masked(data: bytes) -> bytes:
+def masked_checksum(data: bytes) -> bytes:
     checksum = crc32c(data)
     return struct.pack("<I", (((checksum >> 15) | (checksum << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def test_an_epoch_is_its_scalars_at_its_step() -> None:
+def test_event_file_holds_the_numbers_of_an_epoch_at_its_step() -> None:
     data = event_file(ROW, "runs/one")
     assert data is not None
     first, *events = [Event.FromString(record) for record in records(data)]
@@ -64,11 +65,11 @@ def test_an_epoch_is_its_scalars_at_its_step() -> None:
     }
 
 
-def test_where_tensorboardx_is_missing_that_is_said_once(
+def test_event_file_without_tensorboardx_logs_one_note_per_run(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     assert [event_file(ROW, "runs/without") for _ in range(2)] == [None, None]
-    said = capsys.readouterr().err
-    assert said.count("tensorboardX is not installed") == 1
-    assert "runs/without" in said
+    log = capsys.readouterr().err
+    assert log.count("tensorboardX is not installed") == 1
+    assert "runs/without" in log

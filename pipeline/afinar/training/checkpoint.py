@@ -1,14 +1,17 @@
-"""Checkpoints: where a training stands, so that it goes on from there wherever and with however many workers.
+"""Checkpoints of a run, from which a training resumes on any machine, with any number of workers.
 
-`<run>/checkpoints/<step>.json` is written last and names the tensors; the highest step is current. What no
-later checkpoint needs is removed once it is written.
+    runs/<run>/checkpoints/00000014.json               written last; names the two objects below
+    runs/<run>/checkpoints/<hash>.safetensors          weights
+    runs/<run>/checkpoints/<hash>.safetensors          state of the optimizer
+
+The highest step is current. A new checkpoint deletes the objects that it does not need.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import safetensors.torch
 from torch import Tensor
@@ -22,12 +25,28 @@ FORMAT: Final = "afinar-checkpoint/1"
 Tensors = dict[str, Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankedEpoch:
+    """An epoch with its metrics on validation. Only rank 0 knows the object of its `weights`."""
+
+    epoch: int
+    top1: float
+    loss: float
+    weights: ObjectRef | None
+
+    @property
+    def rank(self) -> tuple[float, float, int]:
+        """Sort key, best first: higher accuracy, then lower loss, then earlier epoch."""
+        return -self.top1, self.loss, self.epoch
+
+
 @dataclass(kw_only=True)
 class TrainState:
-    """Position and score of a training; JSON-able.
+    """Progress of a training; JSON-able.
 
-    `batch` batches of `epoch` (both from 0) are done, `step` steps in all; `sums` are those of the epoch begun.
-    `best` holds the best epochs so far, the best first: epoch, key, and the object of their weights.
+    `batch` batches of `epoch` (both from 0) are done, `step` steps since the beginning. `sums` are
+    the loss and the correct predictions of the current epoch, summed over samples. `history` has a
+    row per epoch. `best` lists the best epochs so far, best first.
     """
 
     epoch: int = 0
@@ -35,74 +54,95 @@ class TrainState:
     step: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
     history: list[dict[str, Any]] = field(default_factory=list)
-    best: list[dict[str, Any]] = field(default_factory=list)
+    best: list[RankedEpoch] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> TrainState:
+        """Read the `cursor` of a checkpoint."""
+        best = [
+            RankedEpoch(**{**entry, "weights": ObjectRef(**entry["weights"])})
+            for entry in record["best"]
+        ]
+        return cls(**{**record, "best": best})
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint as read back: `weights` of the evaluated model, `optimizer` state tensors."""
+
+    state: TrainState
+    weights: Tensors
+    optimizer: Tensors
 
 
 class Checkpoints:
-    """The checkpoints of one run. `fingerprint` says what the training is of: another's are refused."""
+    """The checkpoints of one run. `fingerprint` identifies the training that they belong to."""
 
     def __init__(self, store: Store, run: str, fingerprint: str) -> None:
         self._store, self._folder, self._fingerprint = store, f"runs/{run}/checkpoints", fingerprint
 
-    def save(self, cursor: TrainState, weights: ObjectRef, state: Tensors) -> None:
-        """Commit a checkpoint, then remove what it supersedes."""
+    def save(self, state: TrainState, weights: ObjectRef, optimizer: Tensors) -> None:
+        """Write a checkpoint, then delete the objects that neither it nor the best epochs need."""
         record: dict[str, Any] = {
             "format": FORMAT,
             "fingerprint": self._fingerprint,
-            "cursor": asdict(cursor),
+            "cursor": asdict(state),
             "weights": weights.as_dict(),
-            "state": self.put(state).as_dict(),
+            "state": self.put(optimizer).as_dict(),
         }
-        name = f"{self._folder}/{cursor.step:08d}.json"
+        name = f"{self._folder}/{state.step:08d}.json"
         if not self._store.put_if_absent(name, json.dumps(record, indent=1).encode()):
-            record = json.loads(self._store.get(name))  # a twin's, which then stands
-        if versions(self._store, self._folder)[-1] > cursor.step:
-            return  # another job runs this very training, and is ahead: what it left is not for us to remove
-        needed = {name, *(record[kind]["path"] for kind in ("weights", "state"))}
-        self._sweep(
-            needed | {one["weights"]["path"] for one in (*cursor.best, *record["cursor"]["best"])}
+            # A concurrent duplicate of this run wrote the checkpoint; its objects are the ones to
+            # keep.
+            record = json.loads(self._store.get(name))
+
+        # A duplicate run that is ahead needs objects that are unknown here: delete none.
+        if versions(self._store, self._folder)[-1] > state.step:
+            return
+        best = [*state.best, *TrainState.from_dict(record["cursor"]).best]
+        self.delete_except(
+            {name, record["weights"]["path"], record["state"]["path"]}
+            | {epoch.weights.path for epoch in best if epoch.weights}
         )
 
     def put(self, tensors: Tensors) -> ObjectRef:
-        """Write tensors, named by their content."""
+        """Write tensors as an object named by its content."""
         plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = safetensors.torch.save(plain)
         return put_object(self._store, f"{self._folder}/{{hash}}.safetensors", data, len(plain))
 
-    def get(self, ref: dict[str, Any]) -> Tensors:
-        """Read tensors back, verified."""
-        return safetensors.torch.load(get_object(self._store, ObjectRef(**ref)))
+    def get(self, ref: ObjectRef) -> Tensors:
+        """Read tensors and verify their hash."""
+        return safetensors.torch.load(get_object(self._store, ref))
 
-    def newest(self) -> tuple[TrainState, Tensors, Tensors] | None:
-        """Cursor, weights and state of the newest checkpoint; None before the first.
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint, None if there is none.
 
-        Raises ShortfallError for a checkpoint of another training, IntegrityError for a damaged one.
+        Raises ShortfallError if it belongs to another training, IntegrityError if it is damaged.
         """
-        found = latest(self._store, self._folder)
-        if found is None:
+        version = latest(self._store, self._folder)
+        if version is None:
             return None
-        step, record = found
-        where = self._store.uri(f"{self._folder}/{step:08d}.json")
+
+        step, record = version
+        uri = self._store.uri(f"{self._folder}/{step:08d}.json")
         if record.get("format") != FORMAT:
             raise IntegrityError(
-                f"{where} is no checkpoint of this version of afinar: remove {self._folder} to begin anew"
+                f"{uri} is no checkpoint of this version of afinar: remove {self._folder} to begin "
+                "anew"
             )
         if record["fingerprint"] != self._fingerprint:
             raise ShortfallError(
-                f"{where} is a checkpoint of another training (another dataset version, configuration or "
-                f"initial weights): remove {self._folder} to begin anew"
+                f"{uri} is a checkpoint of another training (another dataset version, "
+                f"configuration or initial weights): remove {self._folder} to begin anew"
             )
-        return (
-            TrainState(**record["cursor"]),
-            self.get(record["weights"]),
-            self.get(record["state"]),
+        return Checkpoint(
+            TrainState.from_dict(record["cursor"]),
+            self.get(ObjectRef(**record["weights"])),
+            self.get(ObjectRef(**record["state"])),
         )
 
-    def _sweep(self, needed: set[str]) -> None:
+    def delete_except(self, needed: set[str]) -> None:
+        """Delete all objects of the run's checkpoints whose path is not in `needed`."""
         for info in list(self._store.walk(self._folder)):
             if info.name not in needed:
                 self._store.delete(info.name)
-
-    def drop(self, best: list[dict[str, Any]]) -> None:
-        """Remove all but the weights of the best epochs, which the run keeps."""
-        self._sweep({one["path"] for one in best})

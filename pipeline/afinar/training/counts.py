@@ -1,72 +1,82 @@
-"""What is counted of predictions, as a torchmetrics metric: states that are sums, added up over workers when asked.
-
-A module of its own because importing torchmetrics takes seconds, which only those who score should pay.
-"""
+"""Counts of predictions from which metrics are computed."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import Metric
 
-TOP: Final = 5
-BINS: Final = 15  # as in Guo et al. 2017
+from afinar.training.distributed import Group
+
+TOP_K: Final = 5
+BINS: Final = 15  # of confidence, as in Guo et al. 2017
 
 
-class Tally(Metric):
-    """Sums over samples, all exact or float64, so that any split of the samples over workers gives the same.
+@dataclass
+class ClassificationCounts:
+    """Sums over samples. Integers and float64, so that their total hardly depends on their order.
 
-    After `compute`: `loss` float64, `among_top` int64; `right`, `targets`, `predictions` int64 [classes];
-    `bins` float64 [3, 15], in each interval of confidence (a, b] its samples, their confidence, and those right.
-    The calibration error of torchmetrics itself would do but for a sixteenth bin, of confidences that are exactly 1,
-    and for sums in float32.
+    `loss` float64 is the sum of cross-entropies; `top_k` int64 counts targets among the five most
+    probable classes. `correct`, `targets` and `predictions` int64 [classes] count samples by class.
+    `bins` float64 [3, 15] holds, for each confidence interval (a, b], the number of samples, the
+    sum of their confidences, and the number of correct ones.
     """
 
-    full_state_update = False
     loss: Tensor
-    among_top: Tensor
-    right: Tensor
+    top_k: Tensor
+    correct: Tensor
     targets: Tensor
     predictions: Tensor
     bins: Tensor
 
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self._classes = classes
-        self.add_state("loss", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("among_top", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        for name in ("right", "targets", "predictions"):
-            self.add_state(name, torch.zeros(classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("bins", torch.zeros(3, BINS, dtype=torch.float64), dist_reduce_fx="sum")
+    @classmethod
+    def zeros(cls, classes: int, device: torch.device) -> ClassificationCounts:
+        """Return counts of no sample."""
+
+        def by_class() -> Tensor:
+            return torch.zeros(classes, dtype=torch.int64, device=device)
+
+        return cls(
+            loss=torch.zeros((), dtype=torch.float64, device=device),
+            top_k=torch.zeros((), dtype=torch.int64, device=device),
+            correct=by_class(),
+            targets=by_class(),
+            predictions=by_class(),
+            bins=torch.zeros(3, BINS, dtype=torch.float64, device=device),
+        )
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Count logits float64 [m, classes] against class numbers int64 [m]; m may be 0."""
+        """Add samples: logits float64 [m, classes] and class numbers int64 [m]; m may be 0."""
+        classes = len(self.targets)
         self.loss += F.cross_entropy(logits, targets, reduction="sum")
-        self.among_top += (logits.topk(min(TOP, self._classes)).indices == targets[:, None]).sum()
+        self.top_k += (logits.topk(min(TOP_K, classes)).indices == targets[:, None]).sum()
+
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
-        right = predicted == targets
-        self.right += targets[right].bincount(minlength=self._classes)
-        self.targets += targets.bincount(minlength=self._classes)
-        self.predictions += predicted.bincount(minlength=self._classes)
+        correct = predicted == targets
+        self.correct += targets[correct].bincount(minlength=classes)
+        self.targets += targets.bincount(minlength=classes)
+        self.predictions += predicted.bincount(minlength=classes)
+
         edges = torch.linspace(0, 1, BINS + 1, dtype=torch.float64, device=logits.device)
-        place = torch.bucketize(confidence, edges[1:-1])
+        bin_of_sample = torch.bucketize(confidence, edges[1:-1])
         self.bins += torch.stack(
             [
-                place.bincount(weights, minlength=BINS)
-                for weights in (torch.ones_like(confidence), confidence, right.double())
+                bin_of_sample.bincount(weights, minlength=BINS)
+                for weights in (torch.ones_like(confidence), confidence, correct.double())
             ]
         )
 
-    def compute(self) -> dict[str, Tensor]:
-        """The sums by name."""
-        return {
-            "loss": self.loss,
-            "among_top": self.among_top,
-            "right": self.right,
-            "targets": self.targets,
-            "predictions": self.predictions,
-            "bins": self.bins,
-        }
+    def all_reduce_sum(self, group: Group) -> None:
+        """Replace the counts by their sums over all workers."""
+        for counts in (
+            self.loss,
+            self.top_k,
+            self.correct,
+            self.targets,
+            self.predictions,
+            self.bins,
+        ):
+            group.all_reduce_sum(counts)

@@ -1,36 +1,64 @@
-"""An error that another attempt would meet again, left where the driver and later attempts find it."""
+"""Record of an error that would recur in every attempt of a run: `runs/<run>/failure.json`.
+
+A worker writes it. Later attempts of the same job then end at once, and the driver raises the
+error.
+"""
 
 from __future__ import annotations
 
 import json
+from typing import Final
 
-from afinar import errors
-from afinar.errors import AfinarError, NotFoundError
+from afinar.errors import (
+    AfinarError,
+    ChangedError,
+    ForbiddenError,
+    IntegrityError,
+    ModelError,
+    NotFoundError,
+    RequestError,
+    ShortfallError,
+    StorageError,
+    UnsafePathError,
+)
 from afinar.storage.store import Store
+
+_ERRORS: Final[dict[str, type[AfinarError]]] = {
+    error.__name__: error
+    for error in (
+        RequestError,
+        ShortfallError,
+        StorageError,
+        NotFoundError,
+        ForbiddenError,
+        ChangedError,
+        IntegrityError,
+        UnsafePathError,
+        ModelError,
+    )
+}
 
 
 def record_failure(store: Store, run: str, error: AfinarError) -> None:
-    """Leave the first such error of a run."""
+    """Record the error unless the run has one already."""
     record = {"kind": type(error).__name__, "sentence": str(error)}
     store.put_if_absent(_name(run), json.dumps(record).encode())
 
 
 def read_failure(store: Store, run: str) -> AfinarError | None:
-    """The error that was left, as its own kind."""
+    """Return the recorded error with its class and message, None if there is none.
+
+    An error whose class is not listed here becomes an AfinarError.
+    """
     try:
         record = json.loads(store.get(_name(run)))
     except NotFoundError:
         return None
-    kind = getattr(errors, record["kind"], AfinarError)
-    return (
-        kind(record["sentence"])
-        if kind is not errors.PictureError
-        else AfinarError(record["sentence"])
-    )
+    return _ERRORS.get(record["kind"], AfinarError)(record["sentence"])
 
 
-def withdraw_failure(store: Store, run: str) -> None:
-    """The run is tried anew: what stopped it may have been mended."""
+def delete_failure(store: Store, run: str) -> None:
+    """Delete the record before a new job tries the run again: the cause may have been removed."""
     store.delete(_name(run))
 
 

@@ -1,4 +1,4 @@
-"""Where the inputs of a training come from: pixels through augmentation, or features computed once."""
+"""Inputs of the trained module: pixels with augmentation, or features that are computed once."""
 
 from __future__ import annotations
 
@@ -10,94 +10,107 @@ from torch import Tensor
 
 from afinar.config.augmentation import Augmentation
 from afinar.dataset.reader import Dataset
-from afinar.models.networks.network import Network, forward_batch, prepare
+from afinar.models.networks.network import Network, apply_input_view, default_batch_size
 from afinar.pictures.preprocessing import InputView
-from afinar.training.augment import move, moves, photometric
+from afinar.training.augment import geometric, needs_geometric, photometric
 from afinar.training.distributed import Group
 from afinar.training.rng import sample_keys, uniform
-from afinar.training.sampler import Rows, share
+from afinar.training.sampler import Rows, rank_slice
 from afinar.training.timing import EpochTimer
 
 
 class Inputs(Protocol):
-    """What the trained module takes, in two parts: what a reader may do ahead, and what the device does."""
+    """Source of the module's inputs: threads call `load`, the main thread `to_device`."""
 
-    def gather(self, rows: Rows) -> Tensor:
-        """Collect what belongs to dataset rows, in host memory."""
+    def load(self, rows: Rows) -> Tensor:
+        """Load what is stored for dataset rows into host memory."""
         ...
 
-    def finish(self, gathered: Tensor, rows: Rows, epoch: int | None, ledger: EpochTimer) -> Tensor:
-        """The module's input on its device; augmented for `epoch`, as it is for None."""
+    def to_device(self, loaded: Tensor, rows: Rows, epoch: int | None, timer: EpochTimer) -> Tensor:
+        """Return the module's input on the device. `epoch` seeds augmentation; None disables it."""
         ...
 
 
 class PixelInputs:
-    """Pixels from memory-mapped shards, augmented per sample, in the network's input view."""
+    """Pixels from memory-mapped shards, augmented, resized and normalised on the device."""
 
     def __init__(
         self,
         dataset: Dataset,
         view: InputView,
-        augment: Augmentation,
+        augmentation: Augmentation,
         seed: int,
         device: torch.device,
     ) -> None:
         self._dataset, self._view, self._device = dataset, view, device
-        self._augment, self._seed = augment, seed
+        self._augmentation, self._seed = augmentation, seed
         self._keys = sample_keys(dataset.index.column("sample_id"))
 
-    def gather(self, rows: Rows) -> Tensor:
-        """uint8 [n, s, s, 3]; pinned where a GPU is to fetch it."""
+    def load(self, rows: Rows) -> Tensor:
+        """Return uint8 [n, s, s, 3]; pinned for a GPU, so that the copy is asynchronous."""
         images = torch.from_numpy(self._dataset.read(rows))
         return images.pin_memory() if self._device.type == "cuda" else images
 
-    def finish(self, gathered: Tensor, rows: Rows, epoch: int | None, ledger: EpochTimer) -> Tensor:
-        """float32 [n, 3, input_size, input_size]."""
-        with ledger.measure("copy"):
-            images = gathered.to(self._device, non_blocking=True)
-        if epoch is None or not self._augment.any:
-            with ledger.measure("prepare"):
-                return prepare(images, self._view)
+    def to_device(self, loaded: Tensor, rows: Rows, epoch: int | None, timer: EpochTimer) -> Tensor:
+        """Return float32 [n, 3, input_size, input_size]."""
+        with timer.measure("copy"):
+            images = loaded.to(self._device, non_blocking=True)
+        if epoch is None or not self._augmentation.any:
+            with timer.measure("prepare"):
+                return apply_input_view(images, self._view)
 
-        def draw(what: str) -> Tensor:
-            drawn = uniform(self._keys[rows], self._seed, epoch, what)
+        def rng(name: str) -> Tensor:
+            drawn = uniform(self._keys[rows], self._seed, epoch, name)
             return torch.from_numpy(drawn.astype(np.float32)).to(self._device, non_blocking=True)
 
-        with ledger.measure("augment"):
-            images = photometric(images, self._augment, draw)
-        with ledger.measure("prepare"):
-            inputs = prepare(images, self._view)
-        if not moves(self._augment):
+        with timer.measure("augment"):
+            images = photometric(images, self._augmentation, rng)
+        with timer.measure("prepare"):
+            inputs = apply_input_view(images, self._view)
+        if not needs_geometric(self._augmentation):
             return inputs
-        with ledger.measure("augment"):
-            return move(inputs, self._augment, draw)
+        with timer.measure("augment"):
+            return geometric(inputs, self._augmentation, rng)
 
 
 class FeatureInputs:
-    """Activations of the frozen backbone at its cut: one forward pass per sample, then memory."""
+    """Activations of a frozen backbone at its cut, computed once and kept on the device."""
 
-    def __init__(self, network: Network, pixels: PixelInputs, rows: Rows, group: Group) -> None:
-        """Each worker computes its share of `rows`; the shares are then exchanged."""
-        network.eval()
-        self._place = np.full(int(rows.max()) + 1, -1)
-        self._place[rows] = np.arange(len(rows))
-        table: Tensor | None = None
-        mine = share(np.arange(len(rows)), group.rank, group.size)
-        unmeasured = EpochTimer(group.device)
-        for part in np.array_split(mine, max(1, -(-len(mine) // forward_batch(group.device)))):
-            with torch.inference_mode():
-                images = pixels.finish(pixels.gather(rows[part]), rows[part], None, unmeasured)
-                features = network.features(images)
-            if table is None:
-                table = torch.zeros(len(rows), features.shape[1], device=group.device)
-            table[torch.from_numpy(part).to(group.device)] = features
-        assert table is not None, "fewer samples than workers are refused before training starts"
-        self._table = group.sum(table)
+    def __init__(self, features: Tensor, rows: Rows) -> None:
+        """`features` float32 [n, width] belong to dataset `rows` int64 [n]."""
+        self._features = features
+        self._position = np.full(int(rows.max()) + 1, -1)
+        self._position[rows] = np.arange(len(rows))
 
-    def gather(self, rows: Rows) -> Tensor:
-        """int64 [n]: places in the table of features."""
-        return torch.from_numpy(self._place[rows])
+    def load(self, rows: Rows) -> Tensor:
+        """Return int64 [n]: positions in the table of features."""
+        return torch.from_numpy(self._position[rows])
 
-    def finish(self, gathered: Tensor, rows: Rows, epoch: int | None, ledger: EpochTimer) -> Tensor:
-        """float32 [n, features]."""
-        return self._table[gathered.to(self._table.device)]
+    def to_device(self, loaded: Tensor, rows: Rows, epoch: int | None, timer: EpochTimer) -> Tensor:
+        """Return float32 [n, width]."""
+        return self._features[loaded.to(self._features.device)]
+
+
+def compute_features(network: Network, pixels: PixelInputs, rows: Rows, group: Group) -> Tensor:
+    """Return the features of dataset rows, float32 [n, width], on every worker.
+
+    Each worker computes its slice of `rows`; the sum over workers fills in the others. Switches the
+    network to eval mode. There must be at least one row per worker.
+    """
+    network.eval()
+    features: Tensor | None = None
+    local = rank_slice(np.arange(len(rows)), group.rank, group.size)
+    timer = EpochTimer(group.device)  # not read
+    batches = max(1, -(-len(local) // default_batch_size(group.device)))
+
+    for positions in np.array_split(local, batches):
+        batch_rows = rows[positions]
+        with torch.inference_mode():
+            images = pixels.to_device(pixels.load(batch_rows), batch_rows, None, timer)
+            batch_features = network.features(images)
+        if features is None:
+            features = torch.zeros(len(rows), batch_features.shape[1], device=group.device)
+        features[torch.from_numpy(positions).to(group.device)] = batch_features
+
+    assert features is not None, "np.array_split makes at least one batch"
+    return group.all_reduce_sum(features)

@@ -1,4 +1,4 @@
-"""Batches in order, gathered ahead of whoever computes with them, from shards fetched a window ahead."""
+"""Loading of batches in order by threads, and prefetching of remote shards one window ahead."""
 
 from __future__ import annotations
 
@@ -13,50 +13,61 @@ from typing import Final, TypeVar
 import numpy as np
 
 from afinar.dataset.reader import Dataset
-from afinar.training.sampler import Rows
+from afinar.training.sampler import EpochOrder, Rows
 
-_AHEAD: Final = 3  # batches in flight per reader: memory for a reader's hiccup, and no more
-_MOST_READERS: Final = 8
+_BATCHES_PER_THREAD: Final = 3  # loaded and not yet used: evens out slow reads, bounds memory
+_MAX_THREADS: Final = 8
 
 Work = TypeVar("Work")
-Gathered = TypeVar("Gathered")
+Loaded = TypeVar("Loaded")
 
 
-def readers(device: str, decodes: bool) -> int:
-    """Threads that gather: none on a CPU, whose cores compute; on a GPU's host one, or several where each decodes."""
+def num_loader_threads(device: str, decodes: bool) -> int:
+    """Return the number of threads that load batches for a device type.
+
+    CPU: 0, because its cores compute and a thread would only compete with them. GPU: 1 if loading
+    is a copy of mapped pixels, up to 8 if pictures are decoded.
+    """
     if device == "cpu":
         return 0
-    return min(_MOST_READERS, os.cpu_count() or 1) if decodes else 1
+    return min(_MAX_THREADS, os.cpu_count() or 1) if decodes else 1
 
 
-def load(
-    gather: Callable[[Work], Gathered], batches: Sequence[Work], threads: int
-) -> Generator[tuple[Work, Gathered], None, None]:
-    """Each batch with what `gather` made of them, in order.
+def load_batches(
+    load: Callable[[Work], Loaded], batches: Sequence[Work], threads: int
+) -> Generator[tuple[Work, Loaded], None, None]:
+    """Yield each batch with the result of `load`, in order.
 
-    Close the iterator when it is not read to its end: threads may be at work.
+    `threads` load ahead; with 0 a batch is loaded when it is requested. Close the generator if it
+    is not read to its end: threads may be loading.
     """
     if not threads:
         for batch in batches:
-            yield batch, gather(batch)
+            yield batch, load(batch)
         return
-    waiting: deque[tuple[Work, Future[Gathered]]] = deque()
+
+    pending: deque[tuple[Work, Future[Loaded]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for batch in batches:
-                waiting.append((batch, pool.submit(gather, batch)))
-                if len(waiting) >= threads * _AHEAD:
-                    yield _first(waiting)
-            while waiting:
-                yield _first(waiting)
+                pending.append((batch, pool.submit(load, batch)))
+                if len(pending) >= threads * _BATCHES_PER_THREAD:
+                    yield _pop_result(pending)
+            while pending:
+                yield _pop_result(pending)
         finally:
-            for _, future in waiting:
+            for _, future in pending:
                 future.cancel()
+
+
+def _pop_result(pending: deque[tuple[Work, Future[Loaded]]]) -> tuple[Work, Loaded]:
+    batch, future = pending.popleft()
+    return batch, future.result()
 
 
 @dataclass(frozen=True)
 class ShardWindows:
-    """Where training samples lie: `shards` int [n] is each one's shard; `size` shards make a window of the shuffle."""
+    """Windows of the shuffle, `size` shards each. `shards` int64 [n] is each sample's shard."""
 
     dataset: Dataset
     shards: Rows
@@ -64,39 +75,43 @@ class ShardWindows:
 
     @classmethod
     def of(cls, dataset: Dataset, rows: Rows, window_bytes: int) -> ShardWindows:
-        """Windows of at most `window_bytes`, and of one shard at least. A function of the manifest."""
+        """Return windows of at most `window_bytes`, but at least one shard.
+
+        The size follows from the manifest's largest shard alone, so that all workers agree on it.
+        """
         largest = max(ref.bytes for ref in dataset.shards)
         return cls(dataset, dataset.shard_numbers[rows], max(1, window_bytes // largest))
 
     @contextmanager
-    def ahead(
-        self, order: Rows, windows: Rows, batches: Sequence[Rows]
+    def prefetch_windows(
+        self, epoch: EpochOrder, batches: Sequence[Rows]
     ) -> Iterator[Callable[[int], None]]:
-        """What to call with a batch's number before it is read: it has the next window's shards fetched."""
+        """Yield a callback; calling it with a batch number prefetches the next window's shards.
+
+        `batches` are the global batches of the epoch. Call it before a batch is loaded. The
+        callback does nothing for a local dataset, whose shards are memory-mapped.
+        """
         if not self.dataset.is_remote:
             yield lambda _: None
             return
-        last = windows[
-            np.cumsum([len(one) for one in batches]) - 1
-        ]  # a batch's own window, the later one of two
-        asked: set[int] = set()
+
+        # Window of the last sample of each batch: a batch may cross a boundary.
+        last_positions = np.cumsum([len(batch) for batch in batches]) - 1
+        window_of_batch = epoch.windows[last_positions]
+        requested: set[int] = set()
+
         with ThreadPoolExecutor(1) as pool:
 
-            def enter(batch: int) -> None:
-                coming = int(last[batch]) + 1
-                if coming not in asked:
-                    asked.add(coming)
-                    for shard in np.unique(self.shards[order[windows == coming]]).tolist():
-                        pool.submit(
-                            self.dataset.fetch, shard
-                        )  # should it fail, so does the reading, which says so
+            def on_batch(number: int) -> None:
+                window = int(window_of_batch[number]) + 1
+                if window in requested:
+                    return
+                requested.add(window)
+                for shard in np.unique(self.shards[epoch.order[epoch.windows == window]]).tolist():
+                    # An error is ignored here: loading fetches the shard again and raises it.
+                    pool.submit(self.dataset.fetch, shard)
 
             try:
-                yield enter
+                yield on_batch
             finally:
                 pool.shutdown(cancel_futures=True)
-
-
-def _first(waiting: deque[tuple[Work, Future[Gathered]]]) -> tuple[Work, Gathered]:
-    batch, future = waiting.popleft()
-    return batch, future.result()

@@ -1,6 +1,7 @@
-"""What a split says of a model, from each worker's own share of it: no sample is padded, repeated or sent around.
+"""Metrics and temperature of a model on one split, computed by all workers from their own samples.
 
-Every function here is called by all workers of the process group, on its device, as each adds its sums to the others'.
+Every function with a `group` is a collective operation: all workers call it, each with the logits
+and targets of its own samples, and get the same result. No sample is padded or repeated.
 """
 
 from __future__ import annotations
@@ -8,28 +9,31 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from afinar.errors import ShortfallError
+from afinar.training.counts import TOP_K, ClassificationCounts
 from afinar.training.distributed import Group
 
-_BLOCK: Final = 8192  # samples looked at in one go: bounds what float64 copies of logits take
+_BLOCK: Final = 8192  # samples per pass: bounds the memory of float64 copies of logits
+_BISECTIONS: Final = 32  # of an interval of length 6: a precision of 1.4e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
-    """A model on one split; JSON-able, without NaN.
+class Metrics:
+    """Metrics on one split; JSON-able, without NaN.
 
-    `loss` is the mean cross-entropy in nats; `top1` and `top5` are shares of samples, `top5` None below six classes.
-    `recall` is by class name, None for a class without samples. `macro_f1` is the mean over classes that occur among
-    targets or predictions, as torchmetrics and scikit-learn have it: one that is predicted and never true counts as 0,
-    one that does neither is left out. `auroc` is exact, for two classes that both occur, of the second one.
-    `calibration_error` is the expected one: over 15 equal bins of the best class's probability, the mean distance
-    between confidence and accuracy (Guo et al. 2017, arXiv 1706.04599).
+    `loss` is the mean cross-entropy in nats. `top1` and `top5` are shares of samples; `top5` is
+    None for fewer than six classes. `recall` is by class name, None for a class without samples.
+    `macro_f1` is the mean over classes that occur among targets or predictions, as in scikit-learn:
+    a class that is predicted but never true counts as 0. `auroc` is that of the second of two
+    classes, None if there are more classes or if one has no sample. `calibration_error` is the
+    expected calibration error: over 15 equal bins of confidence, the mean distance between
+    confidence and accuracy (Guo et al. 2017, arXiv 1706.04599).
     """
 
     loss: float
@@ -42,119 +46,135 @@ class Score:
     samples: int
 
 
-def score(
-    logits: Tensor, targets: Tensor, classes: list[str], *, temperature: float = 1.0
-) -> Score:
-    """Score this worker's logits [m, classes] against class numbers int64 [m]; the same result on every worker.
+def compute_metrics(
+    logits: Tensor, targets: Tensor, classes: list[str], group: Group, *, temperature: float = 1.0
+) -> Metrics:
+    """Compute metrics from the logits [m, classes] and targets int64 [m] of this worker.
 
-    Shares may differ in length and be empty. Probabilities are those of logits divided by `temperature`.
-    Raises ShortfallError on all workers where the loss is not finite, ValueError where no worker has a sample.
+    `m` may differ between workers and may be 0. Probabilities are the softmax of logits /
+    temperature. Raises ShortfallError on all workers if the loss is not finite, ValueError if there
+    is no sample.
     """
-    from afinar.training.counts import TOP, Tally
+    counts = ClassificationCounts.zeros(len(classes), logits.device)
+    for block, block_targets in _blocks(logits, targets):
+        counts.update(block / temperature, block_targets)
+    counts.all_reduce_sum(group)
 
-    tally = Tally(len(classes)).to(logits.device)
-    area = _area(len(classes), logits.device)
-    for block, wanted in _blocks(logits, targets):
-        tally.update(block / temperature, wanted)
-        if area is not None:
-            area.update(_ranking(block), wanted)
-    sums = {name: found.cpu() for name, found in tally.compute().items()}
-    of_class: list[int] = sums["targets"].tolist()
-    right: list[int] = sums["right"].tolist()
+    of_class: list[int] = counts.targets.tolist()
+    correct: list[int] = counts.correct.tolist()
     samples = sum(of_class)
     if not samples:
-        raise ValueError("there is no sample to score")
-    loss = _finite(sums["loss"].item() / samples)
-    return Score(
+        raise ValueError("the split has no sample")
+    loss = _require_finite(counts.loss.item() / samples)
+
+    # The counts are the same on all workers, so all of them compute the AUROC or none does.
+    has_auroc = len(classes) == 2 and all(of_class)
+    _, confidence_sum, correct_in_bin = counts.bins
+    return Metrics(
         loss=loss,
-        top1=sum(right) / samples,
-        top5=sums["among_top"].item() / samples if len(classes) > TOP else None,
+        top1=sum(correct) / samples,
+        top5=counts.top_k.item() / samples if len(classes) > TOP_K else None,
         recall={
-            name: hits / of if of else None
-            for name, hits, of in zip(classes, right, of_class, strict=True)
+            name: hits / total if total else None
+            for name, hits, total in zip(classes, correct, of_class, strict=True)
         },
-        macro_f1=_macro_f1(right, of_class, sums["predictions"].tolist()),
-        # A collective: every worker sees the same counts, so all take part or none does.
-        auroc=float(area.compute()) if area is not None and all(of_class) else None,
-        calibration_error=float((sums["bins"][1] - sums["bins"][2]).abs().sum()) / samples,
+        macro_f1=_macro_f1(correct, of_class, counts.predictions.tolist()),
+        auroc=_auroc(logits, targets, group) if has_auroc else None,
+        calibration_error=float((confidence_sum - correct_in_bin).abs().sum()) / samples,
         samples=samples,
     )
 
 
 def fit_temperature(logits: Tensor, targets: Tensor, group: Group) -> float:
-    """The temperature between 0.05 and 20 that makes the samples of all workers likeliest (Guo et al. 2017).
+    """Return the temperature in [0.05, 20] that minimizes the negative log-likelihood (NLL).
 
-    The loss is convex in the inverse temperature: halving the interval, on the sign of the slope, finds its minimum to
-    nine digits, in a number of steps that is the same for every worker. 1 where nothing else is likelier, and where
-    the likelihood grows without end as the temperature falls: where every sample is right, nothing says how sure to be.
-    Arguments and errors as for `score`; 1 without samples.
+    Temperature scaling: Guo et al. 2017, arXiv 1706.04599. The NLL is convex in 1 / temperature, so
+    bisection of the logarithm of the temperature by the sign of the slope finds the minimum to nine
+    digits, in the same number of steps on every worker. Returns 1.0 if no temperature lowers the
+    NLL, without samples, or if every sample is correct (the NLL then has no minimum). Arguments and
+    errors are those of `compute_metrics`.
     """
+    nll_at_1 = _nll(logits, targets, 1.0, group)
     low, high = math.log(0.05), math.log(20.0)
-    before = _nll(logits, targets, 1.0, group)
     if _slope(logits, targets, low, group) >= 0:
         return 1.0
-    for _ in range(_HALVINGS):
+
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         if _slope(logits, targets, middle, group) < 0:
             low = middle
         else:
             high = middle
+
     temperature = math.exp((low + high) / 2)
-    return temperature if _nll(logits, targets, temperature, group) < before else 1.0
-
-
-_HALVINGS: Final = 32  # of an interval of 6: 1.4e-9
+    return temperature if _nll(logits, targets, temperature, group) < nll_at_1 else 1.0
 
 
 def _blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """At least one block, if an empty one, in float64."""
+    """Yield logits as float64, and their targets; at least one block, which may be empty."""
     for start in range(0, max(1, len(targets)), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        yield logits[part].detach().double(), targets[part]
+        block = slice(start, start + _BLOCK)
+        yield logits[block].detach().double(), targets[block]
 
 
-def _area(classes: int, device: torch.device) -> Any:
-    if classes != 2:
-        return None
-    from torchmetrics.classification import BinaryAUROC
-
-    return BinaryAUROC(validate_args=False).to(device)
-
-
-def _ranking(logits: Tensor) -> Tensor:
-    """Numbers from 0 to 1 in the order of the second class's probability, which rounds to 1 above 37 nats."""
-    return 0.5 + (logits[:, 1] - logits[:, 0]).atan() / math.pi
-
-
-def _macro_f1(right: list[int], targets: list[int], predictions: list[int]) -> float:
-    occurring = [
-        2 * hits / (of + guessed)
-        for hits, of, guessed in zip(right, targets, predictions, strict=True)
-        if of + guessed
+def _macro_f1(correct: list[int], targets: list[int], predictions: list[int]) -> float:
+    """Return the mean of 2 * correct / (targets + predictions) over classes that occur."""
+    scores = [
+        2 * hits / (true + predicted)
+        for hits, true, predicted in zip(correct, targets, predictions, strict=True)
+        if true + predicted
     ]
-    return sum(occurring) / len(occurring)
+    return sum(scores) / len(scores)
 
 
-def _finite(loss: float) -> float:
+def _auroc(logits: Tensor, targets: Tensor, group: Group) -> float:
+    """Return the share of pairs (sample of class 1, sample of class 0) that the model orders right.
+
+    That is the area under the ROC curve (Mann-Whitney U); a tie counts half. Samples are ordered by
+    the difference of their logits, because probabilities above 37 nats all round to 1.
+
+    Example: class 0 has the margins 1 and 2, class 1 has 2 and 3. Of the four pairs (2, 1), (3, 1)
+    and (3, 2) are right and (2, 2) is a tie: 3.5 / 4 = 0.875.
+    """
+    margins = logits[:, 1].detach().double() - logits[:, 0].detach().double()
+    gathered = group.all_gather(torch.stack([margins, targets.double()]))
+
+    values, place, total = torch.unique(gathered[0], return_inverse=True, return_counts=True)
+    positives = place[gathered[1] == 1].bincount(minlength=len(values))
+    negatives = total - positives
+
+    # `values` is sorted: the negatives below a value are those of all values before it.
+    below = negatives.cumsum(0) - negatives
+    twice_ordered = (positives * (2 * below + negatives)).sum()
+    return int(twice_ordered) / (2 * int(positives.sum()) * int(negatives.sum()))
+
+
+def _require_finite(loss: float) -> float:
     if not math.isfinite(loss):
         raise ShortfallError(
-            "the network's answers are not finite numbers: train with a smaller --learning-rate"
+            "the outputs of the network are not finite numbers: train with a smaller "
+            "--learning-rate"
         )
     return loss
 
 
 def _nll(logits: Tensor, targets: Tensor, temperature: float, group: Group) -> float:
-    """Sum of the negative log-likelihood over all workers' samples."""
+    """Return the sum of the negative log-likelihood over the samples of all workers."""
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for block, wanted in _blocks(logits, targets):
-        total += F.cross_entropy(block / temperature, wanted, reduction="sum")
-    return _finite(group.sum(total).item())
+    for block, block_targets in _blocks(logits, targets):
+        total += F.cross_entropy(block / temperature, block_targets, reduction="sum")
+    return _require_finite(group.all_reduce_sum(total).item())
 
 
 def _slope(logits: Tensor, targets: Tensor, log_temperature: float, group: Group) -> float:
-    """The loss's slope in the temperature, but for a positive factor; never negative where every sample is right."""
+    """Return the derivative of the NLL by the temperature, times the temperature squared.
+
+    For one sample with logits z, target t and probabilities p it is -sum of p_k * (z_k - z_t),
+    which is never negative if the target has the largest logit. Example: z = (2, 0), t = 0,
+    temperature 1 gives p = (0.88, 0.12) and a slope of -0.12 * (0 - 2) = 0.24.
+    """
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for block, wanted in _blocks(logits, targets):
-        lead = block - block.gather(1, wanted[:, None])
-        total -= ((lead / math.exp(log_temperature)).softmax(dim=1) * lead).sum()
-    return group.sum(total).item()
+    for block, block_targets in _blocks(logits, targets):
+        margins = block - block.gather(1, block_targets[:, None])
+        total -= ((margins / math.exp(log_temperature)).softmax(dim=1) * margins).sum()
+    return group.all_reduce_sum(total).item()

@@ -1,10 +1,10 @@
-"""Following the gradient: optimiser, schedule, clipping, and an average of the weights."""
+"""Optimizer of a training: learning-rate schedule, gradient clipping, average of the weights."""
 
 from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -12,128 +12,154 @@ from torch.nn.utils import clip_grad_norm_
 
 from afinar.config.train import Schedule, TrainConfig
 
-_RATES: dict[str, dict[str, float]] = {
+_PEAK_LR: Final[dict[str, dict[str, float]]] = {
     "adamw": {"frozen": 1e-2, "last": 5e-4, "full": 5e-4, "scratch": 1e-3},
     "adam": {"frozen": 1e-2, "last": 5e-4, "full": 5e-4, "scratch": 1e-3},
     "rmsprop": {"frozen": 1e-3, "last": 1e-4, "full": 1e-4, "scratch": 1e-3},
     "sgd": {"frozen": 1e-1, "last": 1e-2, "full": 1e-2, "scratch": 5e-2},
 }
-_MOMENTUM = 0.9
+_MOMENTUM: Final = 0.9
 
 
-def peak_rate(config: TrainConfig) -> float:
-    """`--learning-rate`, or what suits optimiser and regime."""
-    return config.learning_rate or _RATES[config.optimizer][config.regime_kind]
+def peak_lr(config: TrainConfig) -> float:
+    """Return `--learning-rate`, or the default of the optimizer and regime if it is 0."""
+    return config.learning_rate or _PEAK_LR[config.optimizer][config.regime_kind]
 
 
 def lr_at_step(schedule: Schedule, warmup: float, step: int, steps: int) -> float:
-    """Share of the peak rate in `step` of `steps`: a linear rise over the share `warmup` of them, then the schedule.
+    """Return the learning rate in `step` (from 0) of `steps`, as a share of the peak rate.
 
-    Cosine: Loshchilov and Hutter, arXiv 1608.03983.
+    The rate rises linearly over the share `warmup` of the steps, then follows the schedule; cosine:
+    Loshchilov and Hutter, arXiv 1608.03983. Examples for 10 steps and warmup 0.2:
+
+        step       0    1    2     4     6     8     9
+        constant   0.5  1.0  1.0   1.0   1.0   1.0   1.0
+        linear     0.5  1.0  1.0   0.75  0.5   0.25  0.125
+        cosine     0.5  1.0  1.0   0.85  0.5   0.15  0.04
     """
-    warm = round(warmup * steps)
-    if step < warm:
-        return (step + 1) / warm
-    done = (step - warm) / max(1, steps - warm)
-    return {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}[
-        schedule
-    ]
+    warmup_steps = round(warmup * steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return 1 - done
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Optimizer:
-    """One optimiser over parameter groups; its rate is a pure function of the step.
+    """A torch optimizer whose learning rate is a pure function of the step.
 
-    Each group has `params`, `weight_decay` and `factor`, its own share of the rate. AdamW: arXiv 1711.05101. The
-    average keeps `--ema` of itself in a step, and less in the first ones, so that it soon forgets the beginning.
+    `groups` are parameter groups with `params`, `weight_decay` and `lr_scale`, the group's share of
+    the learning rate. AdamW: arXiv 1711.05101. With `--ema` an average of the weights is kept; its
+    decay in a step is min(--ema, (1 + step) / (10 + step)), so that the random first weights are
+    soon forgotten: 0.1 in step 0, 0.85 in step 50, 0.99 in step 890.
     """
 
     def __init__(
         self, module: nn.Module, groups: list[dict[str, Any]], config: TrainConfig, steps: int
     ) -> None:
-        self._config, self._steps, self._rate = config, steps, peak_rate(config)
-        self._module = module
-        self._optimizer = _optimizer(config, groups)
+        self._module, self._config, self._steps = module, config, steps
+        self._peak_lr = peak_lr(config)
+        self._optimizer = _torch_optimizer(config, groups)
         self._average = copy.deepcopy(module).requires_grad_(False) if config.ema else None
 
     def step(self, loss: Tensor, step: int) -> None:
-        """Follow the gradient of `loss` once, at the rate of `step`."""
-        factor = lr_at_step(self._config.schedule, self._config.warmup, step, self._steps)
+        """Compute the gradient of `loss`; update the weights at the learning rate of `step`."""
+        config = self._config
+        lr = self._peak_lr * lr_at_step(config.schedule, config.warmup, step, self._steps)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * factor * group["factor"]
+            group["lr"] = lr * group["lr_scale"]
+
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if self._config.clip_norm:
-            parameters = [one for group in self._optimizer.param_groups for one in group["params"]]
-            clip_grad_norm_(parameters, self._config.clip_norm)
+        if config.clip_norm:
+            clip_grad_norm_(self._parameters(), config.clip_norm)
         self._optimizer.step()
+
         if self._average is not None:
-            follow(self._average, self._module, min(self._config.ema, (1 + step) / (10 + step)))
+            update_ema(self._average, self._module, min(config.ema, (1 + step) / (10 + step)))
 
     @property
-    def result(self) -> nn.Module:
-        """What is evaluated and published: the module, or the average of its weights where there is one."""
+    def eval_model(self) -> nn.Module:
+        """Module to evaluate and publish: the average if there is one, else the trained module."""
         return self._module if self._average is None else self._average
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on besides `result` and the step's number."""
-        found = {
+        """Return the tensors, besides those of `eval_model`, on which the next step depends.
+
+        `optimizer.<parameter number>.<name>` is the state of a parameter; `module.<name>` are the
+        trained weights, if `eval_model` is their average.
+        """
+        tensors = {
             f"optimizer.{number}.{name}": value
-            for number, state in self._optimizer.state_dict()["state"].items()
-            for name, value in state.items()
+            for number, parameter_state in self._optimizer.state_dict()["state"].items()
+            for name, value in parameter_state.items()
             if isinstance(value, Tensor)
         }
         if self._average is not None:
-            found |= {
-                f"module.{name}": tensor for name, tensor in self._module.state_dict().items()
-            }
-        return found
+            weights = self._module.state_dict()
+            tensors |= {f"module.{name}": tensor for name, tensor in weights.items()}
+        return tensors
 
-    def load(self, result: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-        """Go back to where `result`'s state dict and `state` were taken."""
-        self.result.load_state_dict(result)
+    def load(self, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+        """Restore `weights` of `eval_model` and `state` as saved from `state()`."""
+        self.eval_model.load_state_dict(weights)
         if self._average is not None:
-            self._module.load_state_dict(_below("module.", state))
-        parameters = [one for group in self._optimizer.param_groups for one in group["params"]]
-        per_parameter: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _below("optimizer.", state).items():
+            self._module.load_state_dict(_with_prefix("module.", state))
+
+        parameters = self._parameters()
+        by_parameter: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _with_prefix("optimizer.", state).items():
             number, _, key = name.partition(".")
-            per_parameter.setdefault(int(number), {})[key] = _laid_out_like(
-                parameters[int(number)], tensor
-            )
+            restored = _with_layout_of(parameters[int(number)], tensor)
+            by_parameter.setdefault(int(number), {})[key] = restored
         groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": per_parameter, "param_groups": groups})
+        self._optimizer.load_state_dict({"state": by_parameter, "param_groups": groups})
+
+    def _parameters(self) -> list[Tensor]:
+        groups = self._optimizer.param_groups
+        return [parameter for group in groups for parameter in group["params"]]
 
 
 @torch.no_grad()
-def follow(average: nn.Module, module: nn.Module, keep: float) -> None:
-    """Move the average's parameters and buffers towards the module's; what counts is copied.
+def update_ema(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """Set floating-point tensors to decay * average + (1 - decay) * module; copy integers.
 
-    What has not moved stays bit for bit: a + w (a - a) is a.
+    Frozen weights stay bit for bit: the update is a + (1 - decay) * (b - a), which is a if b = a.
     """
     pairs = list(zip(average.state_dict().values(), module.state_dict().values(), strict=True))
-    real = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
-    torch._foreach_lerp_([mean for mean, _ in real], [new for _, new in real], 1 - keep)
+    floating = [(mean, new) for mean, new in pairs if mean.is_floating_point()]
+    torch._foreach_lerp_([mean for mean, _ in floating], [new for _, new in floating], 1 - decay)
+
+    # Integers are counters, such as BatchNorm's number of batches.
     for mean, new in pairs:
         if not mean.is_floating_point():
             mean.copy_(new)
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)
-    }
+def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose name begins with `prefix`, without it."""
+    chosen = (name for name in tensors if name.startswith(prefix))
+    return {name.removeprefix(prefix): tensors[name] for name in chosen}
 
 
-def _optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    rate = peak_rate(config)
+def _torch_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    lr = peak_lr(config)
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=_MOMENTUM, nesterov=True, fused=True)
+        return torch.optim.SGD(groups, lr=lr, momentum=_MOMENTUM, nesterov=True, fused=True)
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=rate)
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=rate, fused=True)
+        return torch.optim.RMSprop(groups, lr=lr)
+    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return adam(groups, lr=lr, fused=True)
 
 
-def _laid_out_like(parameter: Tensor, saved: Tensor) -> Tensor:
-    """A saved tensor in its parameter's memory format: fused optimisers walk both as flat memory."""
+def _with_layout_of(parameter: Tensor, saved: Tensor) -> Tensor:
+    """Return `saved` in the parameter's memory format.
+
+    Fused optimizers walk over both as flat memory, so a channels-last parameter needs channels-last
+    state. Tensors of another shape, such as step counters, are returned as they are.
+    """
     return torch.empty_like(parameter).copy_(saved) if saved.shape == parameter.shape else saved

@@ -1,41 +1,47 @@
-"""What a training leaves behind: rank 0 writes it, the driver publishes it as the next model version."""
+"""Results of a training: rank 0 writes them, the driver publishes them as a model version.
+
+    runs/<run>/history.jsonl     one row per epoch
+    runs/<run>/test.parquet      predictions for the test split
+    runs/<run>/outcome.json      written last
+
+A run that has outcome.json is complete: its workers have nothing left to do.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as library_version
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from afinar.config.jobs import as_dict
+from afinar.config.base import as_dict
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import NotFoundError
 from afinar.models.networks.network import Network
 from afinar.models.registry.bundle import put_weights
-from afinar.models.registry.golden import pick_golden, put_golden, score
+from afinar.models.registry.golden import compute_logits, pick_golden, put_golden
 from afinar.models.registry.versions import VERSIONS, ModelVersion, publish_model
 from afinar.storage.arrow import to_parquet
-from afinar.storage.commit import read_version, versions
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.storage.versions import read_version, versions
+from afinar.training.batches import Samples
 from afinar.training.checkpoint import Checkpoints
-from afinar.training.steps import Samples
-from afinar.training.task import TrainTask, forget_unfinished
-
-_OUTCOME: Final = "runs/{}/outcome.json"
+from afinar.training.task import TrainTask, delete_unfinished_marker
 
 
-@dataclass(kw_only=True)
-class TrainOutcome:
-    """What rank 0 left in the store, and what it measured; JSON-able.
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """Result of a run's workers; the content of outcome.json.
 
-    `best` says which objects below the run's checkpoints are the weights of which epoch, the best first.
+    `weights` and `golden` are the objects that rank 0 wrote. `best` lists the objects of the best
+    epochs' weights in the run's checkpoints, best first.
     """
 
     weights: dict[str, Any] = field(default_factory=dict)
@@ -49,85 +55,94 @@ class TrainOutcome:
 
     @property
     def stall_fraction(self) -> float:
-        """Share of the training time in which data was waited for."""
-        ledgers = [row["ledger"] for row in self.history]
-        seconds = sum(one["seconds"] for one in ledgers)
-        return float(sum(one["waiting_s"] for one in ledgers) / seconds) if seconds else 0.0
+        """Share of the training time in which workers waited for data."""
+        timings = [row["ledger"] for row in self.history]
+        seconds = sum(epoch["seconds"] for epoch in timings)
+        return float(sum(epoch["waiting_s"] for epoch in timings) / seconds) if seconds else 0.0
 
 
-def write_outcome(
+@dataclass(frozen=True)
+class TestPredictions:
+    """Predicted class numbers int64 [n] of the test split, and their probabilities float64 [n]."""
+
+    classes: Tensor
+    scores: Tensor
+
+
+def write_result(
     task: TrainTask,
     network: Network,
     dataset: Dataset,
     test: Samples,
-    answers: Answers,
-    outcome: TrainOutcome,
-) -> None:
-    """Write weights, golden samples, history and test predictions, and last the outcome that names them."""
+    predictions: TestPredictions,
+    result: TrainResult,
+) -> TrainResult:
+    """Write weights, golden samples, history, test predictions, and last the result itself.
+
+    Returns the result with the objects of weights and golden samples filled in.
+    """
     store = open_store(task.config.models)
     files, images = pick_golden(dataset, test.rows)
-    golden = put_golden(store, files, images, score(network, images, task.input_view))
-    outcome.weights = put_weights(store, network).as_dict()
-    outcome.golden = golden.as_dict()
-    history = "".join(json.dumps(row) + "\n" for row in outcome.history)
+    golden = put_golden(store, files, images, compute_logits(network, images, task.input_view))
+    weights = put_weights(store, network)
+    result = replace(result, weights=weights.as_dict(), golden=golden.as_dict())
+
+    history = "".join(json.dumps(row) + "\n" for row in result.history)
     store.put_if_absent(f"runs/{task.run}/history.jsonl", history.encode())
-    store.put_if_absent(
-        f"runs/{task.run}/test.parquet",
-        to_parquet(_test_table(dataset, test, task.classes, answers)),
-    )
-    store.put_if_absent(_OUTCOME.format(task.run), json.dumps(asdict(outcome), indent=1).encode())
+    table = _test_table(dataset, test, task.classes, predictions)
+    store.put_if_absent(f"runs/{task.run}/test.parquet", to_parquet(table))
+    store.put_if_absent(_result_name(task), json.dumps(asdict(result), indent=1).encode())
+    return result
 
 
-def read_outcome(task: TrainTask) -> TrainOutcome | None:
-    """What rank 0 wrote last, or None before it did."""
+def read_result(task: TrainTask) -> TrainResult | None:
+    """Return the result that rank 0 wrote, None if the run is not complete."""
     try:
-        record = open_store(task.config.models).get(_OUTCOME.format(task.run))
+        record = open_store(task.config.models).get(_result_name(task))
     except NotFoundError:
         return None
-    return TrainOutcome(**json.loads(record))
+    return TrainResult(**json.loads(record))
 
 
-@dataclass(frozen=True)
-class Answers:
-    """What a model says of samples: `best` int64 [n], its class numbers, and `score` float64 [n], its probabilities."""
-
-    best: Tensor
-    score: Tensor
+def _result_name(task: TrainTask) -> str:
+    return f"runs/{task.run}/outcome.json"
 
 
-def _test_table(dataset: Dataset, test: Samples, classes: list[str], answers: Answers) -> pa.Table:
+def _test_table(
+    dataset: Dataset, test: Samples, classes: list[str], predictions: TestPredictions
+) -> pa.Table:
     names = np.array(classes, dtype=object)
+    ids = dataset.index.column("sample_id").take(pa.array(test.rows))
     return pa.table(
         {
             "row": pa.array(test.rows),
-            "sample_id": dataset.index.column("sample_id")
-            .take(pa.array(test.rows))
-            .combine_chunks(),
+            "sample_id": ids.combine_chunks(),
             "label": pa.array(names[test.targets], pa.string()),
-            "predicted": pa.array(names[answers.best.cpu().numpy()], pa.string()),
-            "score": pa.array(answers.score.cpu().numpy()),
+            "predicted": pa.array(names[predictions.classes.cpu().numpy()], pa.string()),
+            "score": pa.array(predictions.scores.cpu().numpy()),
         }
     )
 
 
-def publish(task: TrainTask, outcome: TrainOutcome, seconds: float) -> ModelVersion:
-    """Publish what the workers left behind as the next version, once; `finish` follows."""
+def publish(task: TrainTask, result: TrainResult, seconds: float) -> ModelVersion:
+    """Publish the result as the next model version, unless an earlier driver of the run did so."""
     store = open_store(task.config.models)
-    version = _published(store, task.run) if task.resumed else None
+    version = _published_version(store, task.run) if task.resumed else None
     if version is None:
-        version = publish_model(store, lambda number: _version(task, outcome, seconds, number))
+        version = publish_model(store, lambda number: _version(task, result, seconds, number))
     return version
 
 
-def finish(task: TrainTask, outcome: TrainOutcome) -> None:
-    """Everything of a published training is written: forget that it was unfinished, drop what only a resume needs."""
+def cleanup_after_publish(task: TrainTask, result: TrainResult) -> None:
+    """Delete the resume marker and all checkpoint objects but the weights of the best epochs."""
     store = open_store(task.config.models)
-    forget_unfinished(store, task)
-    Checkpoints(store, task.run, task.fingerprint).drop(outcome.best)
+    delete_unfinished_marker(store, task)
+    checkpoints = Checkpoints(store, task.run, task.fingerprint)
+    checkpoints.delete_except({epoch["path"] for epoch in result.best})
 
 
-def _published(store: Store, run: str) -> ModelVersion | None:
-    """The version of a run whose driver died after publishing it."""
+def _published_version(store: Store, run: str) -> ModelVersion | None:
+    """Return the version of a run whose driver died after publishing it."""
     for number in reversed(versions(store, VERSIONS)):
         record = read_version(store, VERSIONS, number)
         if record["lineage"]["run"] == f"runs/{run}":
@@ -135,9 +150,9 @@ def _published(store: Store, run: str) -> ModelVersion | None:
     return None
 
 
-def _version(task: TrainTask, outcome: TrainOutcome, seconds: float, number: int) -> ModelVersion:
+def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) -> ModelVersion:
     config = task.config
-    weights = ObjectRef(**outcome.weights)
+    weights = ObjectRef(**result.weights)
     return ModelVersion(
         version=number,
         id=f"{number}-{weights.sha256[:8]}",
@@ -147,32 +162,32 @@ def _version(task: TrainTask, outcome: TrainOutcome, seconds: float, number: int
         stored_view=open_dataset(config.dataset, version=task.dataset_version).view,
         input_view=task.input_view,
         weights=weights,
-        golden=ObjectRef(**outcome.golden),
+        golden=ObjectRef(**result.golden),
         metrics={
-            **outcome.metrics,
-            "epochs": len(outcome.history),
-            "params_total": outcome.params_total,
-            "params_trainable": outcome.params_trainable,
+            **result.metrics,
+            "epochs": len(result.history),
+            "params_total": result.params_total,
+            "params_trainable": result.params_trainable,
             "seconds": round(seconds, 1),
-            "stall_fraction": round(outcome.stall_fraction, 4),
+            "stall_fraction": round(result.stall_fraction, 4),
         },
         lineage={
             "dataset": {"uri": config.dataset, "version": task.dataset_version},
             "weights": task.weights_source,
             "run": f"runs/{task.run}",
             "config": as_dict(config),
-            "libraries": libraries(),
+            "libraries": library_versions(),
         },
-        temperature=outcome.temperature,
+        temperature=result.temperature,
     )
 
 
-def libraries() -> dict[str, str]:
-    """Versions of everything that can change an answer."""
+def library_versions() -> dict[str, str]:
+    """Return the versions of the libraries that can change a prediction."""
     found = {}
     for name in ("afinar", "torch", "torchvision", "pillow", "numpy", "pyarrow"):
         try:
             found[name] = library_version(name)
-        except PackageNotFoundError:  # run from a checkout, on a machine without the rest
+        except PackageNotFoundError:  # a checkout that is not installed
             continue
     return found

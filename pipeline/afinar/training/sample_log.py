@@ -1,4 +1,4 @@
-"""Which samples made which step, as each worker saw it: proof that every one of them counted once."""
+"""Log of the samples of every step: evidence that each sample was used once per epoch."""
 
 from __future__ import annotations
 
@@ -12,23 +12,24 @@ from afinar.training.sampler import Rows
 
 
 class SampleLog:
-    """Appends a JSON line per step to a file of this process's own; writes nothing without a folder."""
+    """Appends a JSON line per step to a file of this process in `folder`; disabled if empty."""
 
     def __init__(self, folder: str, run: str, group: Group) -> None:
         self._group = group
         self._path = Path(folder, f"{run}-{group.rank}-{os.getpid()}.jsonl") if folder else None
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
 
-    def write(self, cursor: TrainState, rows: Rows) -> None:
-        """A step that has been taken, and the dataset rows of this worker's share of it."""
+    def write(self, state: TrainState, rows: Rows) -> None:
+        """Append a finished step with the dataset rows that this worker used in it."""
         if self._path is None:
             return
+
         line = {
-            "epoch": cursor.epoch,
-            "step": cursor.step,
+            "epoch": state.epoch,
+            "step": state.step,
             "rank": self._group.rank,
             "workers": self._group.size,
+            "rows": rows.tolist(),
         }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({**line, "rows": rows.tolist()}) + "\n")
+            file.write(json.dumps(line) + "\n")

@@ -1,6 +1,8 @@
-"""Which samples make which step: pure functions, the same for any number of workers."""
+"""Order of the samples of an epoch, and its division into batches and workers' slices."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,32 +12,58 @@ from afinar.training.rng import generator
 Rows = NDArray[np.int64]
 
 
-def epoch_order(shards: Rows, seed: int, epoch: int, window: int) -> tuple[Rows, Rows]:
-    """The order of one epoch: shards shuffled, then samples within every `window` of them.
+class EpochOrder(NamedTuple):
+    """Order of the samples in one epoch.
 
-    `shards` int [n] is each sample's shard. Returns the order, a permutation of range(n), and the number of
-    the window that each place of it falls into, rising. A function of its arguments alone: who reads it
-    needs no more than two windows of shards at hand.
+    `order` int64 [n] is a permutation of range(n). `windows` int64 [n] holds, for each position in
+    the order, the number of its window; it never decreases.
     """
-    draw = generator(seed, epoch, "order")
-    present, of_sample = np.unique(shards, return_inverse=True)
-    place = np.empty(len(present), dtype=np.int64)
-    place[draw.permutation(len(present))] = np.arange(len(present)) // window
-    windows = place[of_sample]
-    order: Rows = np.lexsort((draw.random(len(shards)), windows))
-    return order, windows[order]
+
+    order: Rows
+    windows: Rows
+
+
+def epoch_order(shards: Rows, seed: int, epoch: int, window: int) -> EpochOrder:
+    """Shuffle the shards, then shuffle the samples within every `window` consecutive shards.
+
+    `shards` int64 [n] is the shard of each sample. A shuffle over all samples would read every
+    shard in every batch. Here a reader needs the shards of at most two windows at a time: those of
+    the current window and, in a batch that crosses a boundary, those of the next.
+
+    Example: with shards [0, 0, 1, 1, 2, 2, 3, 3], window 2, seed 0 and epoch 0 the result is order
+    [5, 4, 0, 1, 6, 3, 2, 7] with windows [0, 0, 0, 0, 1, 1, 1, 1]. The shuffle of the shards put 0
+    and 2 into window 0, that is samples 0, 1, 4 and 5, and shards 1 and 3 into window 1.
+    """
+    rng = generator(seed, epoch, "order")
+    present, shard_index = np.unique(shards, return_inverse=True)
+
+    # The shard that comes k-th in the shuffled order belongs to window k // window.
+    window_of_shard = np.empty(len(present), dtype=np.int64)
+    window_of_shard[rng.permutation(len(present))] = np.arange(len(present)) // window
+    windows = window_of_shard[shard_index]
+
+    # Sort by window, and by a random number within a window.
+    order: Rows = np.lexsort((rng.random(len(shards)), windows))
+    return EpochOrder(order, windows[order])
 
 
 def steps_per_epoch(samples: int, batch_size: int) -> int:
-    """Steps that show every sample once, none of them larger than `batch_size`."""
+    """Return the fewest steps that use every sample once with at most `batch_size` per step."""
     return -(-samples // batch_size)
 
 
 def global_batches(order: Rows, batch_size: int) -> list[Rows]:
-    """Cut an order into steps of nearly equal size: every sample once, and no tiny last batch for BatchNorm."""
+    """Divide an order into batches whose sizes differ by at most one.
+
+    A small last batch would distort the statistics of BatchNorm. Example: 21 samples with batch
+    size 9 make batches of 7, 7 and 7, not of 9, 9 and 3.
+    """
     return np.array_split(order, steps_per_epoch(len(order), batch_size))
 
 
-def share(batch: Rows, rank: int, workers: int) -> Rows:
-    """The part of a global batch that one worker computes; the parts' union is the batch."""
+def rank_slice(batch: Rows, rank: int, workers: int) -> Rows:
+    """Return the part of a global batch that one worker computes.
+
+    Example: of [5, 3, 8, 1, 6] rank 0 of 2 takes [5, 8, 6] and rank 1 takes [3, 1].
+    """
     return batch[rank::workers]

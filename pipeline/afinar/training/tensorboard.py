@@ -1,4 +1,4 @@
-"""What TensorBoard reads of a training: one event file per epoch, so that a store without appends can hold them."""
+"""TensorBoard event files: one per epoch, because an object store cannot append to a file."""
 
 from __future__ import annotations
 
@@ -15,32 +15,34 @@ logger = logging.getLogger(__name__)
 
 
 def event_file(row: dict[str, Any], run: str) -> bytes | None:
-    """The numbers of one epoch's `row`, as the bytes of an event file whose step is `row["epoch"]`.
+    """Return the numbers of one epoch's history row as the bytes of an event file.
 
-    Nested names are joined by slashes: `val/top1`; what is no number is left out. TensorBoard reads a folder's files
-    in the order of their names. None, said once per `run`, where tensorboardX is not installed: it comes with Ray.
+    The step is `row["epoch"]`. Nested names are joined by slashes (`val/top1`); values that are not
+    numbers are left out. Returns None if tensorboardX, which Ray Train installs, is missing; that
+    is logged once per `run`.
     """
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
-        _note(run)
+        _log_missing_library(run)
         return None
+
     with tempfile.TemporaryDirectory() as folder:
         with SummaryWriter(logdir=folder) as writer:
             for name, value in _scalars(row):
                 if name != "epoch":
                     writer.add_scalar(name, value, global_step=row["epoch"])
-        (written,) = Path(folder).iterdir()
-        return written.read_bytes()
+        (path,) = Path(folder).iterdir()
+        return path.read_bytes()
 
 
 def put_event_file(store: Store, run: str, row: dict[str, Any]) -> None:
-    """Put an epoch's event file into the run's folder, where TensorBoard finds it while the training goes on."""
+    """Write an epoch's event file into the run folder; TensorBoard can watch it during training."""
     data = event_file(row, run)
     if data is not None:
-        store.put_if_absent(
-            f"runs/{run}/tensorboard/events.out.tfevents.{row['epoch']:06d}.afinar", data
-        )
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"runs/{run}/tensorboard/events.out.tfevents.{row['epoch']:06d}.afinar"
+        store.put_if_absent(name, data)
 
 
 def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -52,7 +54,8 @@ def _scalars(row: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
 
 
 @cache
-def _note(run: str) -> None:
+def _log_missing_library(run: str) -> None:
     logger.info(
-        f"note: tensorboardX is not installed here, so {run} gets no TensorBoard files; history.jsonl has the numbers"
+        f"note: tensorboardX is not installed here, so {run} gets no TensorBoard files; "
+        "history.jsonl has the numbers"
     )

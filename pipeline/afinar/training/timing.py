@@ -1,4 +1,4 @@
-"""Where the time of an epoch went, and what limited it."""
+"""Seconds of an epoch by phase, and the phase that limits its speed."""
 
 from __future__ import annotations
 
@@ -6,42 +6,47 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import torch
 
-Stage = Literal["waiting", "copy", "augment", "prepare", "compute", "checkpoint"]
-_WORTH_SAYING: Final = 0.03
+Phase = Literal["data_wait", "copy", "augment", "prepare", "compute", "checkpoint"]
+
+_NEGLIGIBLE_SHARE: Final = 0.03
 
 
 class EpochTimer:
-    """Seconds by stage. On a GPU they are the GPU's own, taken by events, so that measuring does not stop it.
+    """Adds up seconds by phase.
 
-    There `waiting` is what the GPU stood still for: a reader that is slow while it computes costs nothing.
+    On a GPU the seconds come from CUDA events, so measuring does not synchronize the device. There
+    `data_wait` is the time in which the GPU was idle: loading that overlaps with computing costs
+    nothing.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._events = device.type == "cuda"
-        self._seconds: dict[Stage, float] = defaultdict(float)
-        self._pairs: list[tuple[Stage, torch.cuda.Event, torch.cuda.Event]] = []
+        self._uses_events = device.type == "cuda"
+        self._seconds: dict[Phase, float] = defaultdict(float)
+        self._events: list[tuple[Phase, torch.cuda.Event, torch.cuda.Event]] = []
         self._started = time.perf_counter()
         self._first_batch_s: float | None = None
         self._steps = 0
 
     @contextmanager
-    def measure(self, stage: Stage) -> Iterator[None]:
-        """Count the block's time towards `stage`; stages do not nest."""
-        if self._events and stage != "checkpoint":
-            begun, ended = _event(), _event()
-            begun.record()
+    def measure(self, phase: Phase) -> Iterator[None]:
+        """Add the duration of the block to `phase`. Phases must not nest."""
+        # A checkpoint waits for the store, not for the GPU: the host clock measures it.
+        if self._uses_events and phase != "checkpoint":
+            start, end = _event(), _event()
+            start.record()
             yield
-            ended.record()
-            self._pairs.append((stage, begun, ended))
+            end.record()
+            self._events.append((phase, start, end))
             return
-        begun_s = time.perf_counter()
+
+        started = time.perf_counter()
         yield
-        self._seconds[stage] += time.perf_counter() - begun_s
+        self._seconds[phase] += time.perf_counter() - started
 
     def batch_arrived(self) -> None:
         """Count a step."""
@@ -49,19 +54,26 @@ class EpochTimer:
             self._first_batch_s = time.perf_counter() - self._started
         self._steps += 1
 
-    def close(self) -> Account:
-        """The account of everything measured; waits for the GPU."""
-        if self._events:
+    def close(self) -> EpochTimings:
+        """Return the totals. Synchronizes the GPU."""
+        if self._uses_events:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self._started
-        for stage, begun, ended in self._pairs:
-            self._seconds[stage] += begun.elapsed_time(ended) / 1000
-        self._pairs.clear()
-        stages: tuple[Stage, ...] = ("waiting", "copy", "augment", "prepare", "compute")
-        spent = {f"{stage}_s": round(self._seconds[stage], 4) for stage in stages}
-        seconds -= self._seconds["checkpoint"]
-        first = round(self._first_batch_s or 0.0, 4)
-        return Account(first_batch_s=first, **spent, seconds=round(seconds, 4), steps=self._steps)
+
+        for phase, start, end in self._events:
+            self._seconds[phase] += start.elapsed_time(end) / 1000
+        self._events.clear()
+
+        return EpochTimings(
+            first_batch_s=round(self._first_batch_s or 0.0, 4),
+            data_wait_s=round(self._seconds["data_wait"], 4),
+            copy_s=round(self._seconds["copy"], 4),
+            augment_s=round(self._seconds["augment"], 4),
+            prepare_s=round(self._seconds["prepare"], 4),
+            compute_s=round(self._seconds["compute"], 4),
+            seconds=round(seconds - self._seconds["checkpoint"], 4),
+            steps=self._steps,
+        )
 
 
 def _event() -> torch.cuda.Event:
@@ -69,11 +81,14 @@ def _event() -> torch.cuda.Event:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
-    """One epoch's training, apart from its validation and checkpoints. `waiting_s` includes the first batch."""
+class EpochTimings:
+    """Seconds of the training steps of one epoch, without validation and checkpoints.
+
+    `data_wait_s` includes `first_batch_s`, the wait for the first batch.
+    """
 
     first_batch_s: float
-    waiting_s: float
+    data_wait_s: float
     copy_s: float
     augment_s: float
     prepare_s: float
@@ -83,20 +98,32 @@ class Account:
 
     @property
     def limit(self) -> str:
-        """One sentence on what limited the epoch."""
-        whole = max(self.seconds, 1e-9)
-        shares = {
-            "Waiting for data": self.waiting_s,
+        """One sentence that names the phase which limits the speed of the epoch."""
+        total = max(self.seconds, 1e-9)
+        overheads = {
+            "Waiting for data": self.data_wait_s,
             "Copying to the device": self.copy_s,
             "Augmentation": self.augment_s,
             "Resizing and normalising": self.prepare_s,
         }
-        name, most = max(shares.items(), key=lambda one: one[1])
-        if most / whole <= _WORTH_SAYING:
-            return f"The network's own arithmetic is the limit ({self.compute_s / whole:.0%} of the time)."
-        verb = "is the limit" if most > self.compute_s else "slows it"
-        return f"{name} {verb}: {most / whole:.0%} of the time, arithmetic {self.compute_s / whole:.0%}."
+
+        name, seconds = max(overheads.items(), key=lambda item: item[1])
+        compute = f"{self.compute_s / total:.0%}"
+        if seconds / total <= _NEGLIGIBLE_SHARE:
+            return f"The arithmetic of the network is the limit ({compute} of the time)."
+        verb = "is the limit" if seconds > self.compute_s else "slows it"
+        return f"{name} {verb}: {seconds / total:.0%} of the time, arithmetic {compute}."
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON form, with the sentence."""
-        return {**asdict(self), "limit": self.limit}
+        """Return the `ledger` of a row of history.jsonl."""
+        return {
+            "first_batch_s": self.first_batch_s,
+            "waiting_s": self.data_wait_s,
+            "copy_s": self.copy_s,
+            "augment_s": self.augment_s,
+            "prepare_s": self.prepare_s,
+            "compute_s": self.compute_s,
+            "seconds": self.seconds,
+            "steps": self.steps,
+            "limit": self.limit,
+        }

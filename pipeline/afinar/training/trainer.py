@@ -1,173 +1,213 @@
-"""The epochs of a training: stepping, validating, keeping checkpoints, going on from one."""
+"""The training loop: epochs, validation, checkpoints, and resuming from a checkpoint."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from afinar.config.train import TrainConfig
-from afinar.errors import IntegrityError
+from afinar.errors import IntegrityError, ShortfallError
 from afinar.storage.objects import ObjectRef
-from afinar.training.checkpoint import Checkpoints, TrainState
+from afinar.training.batches import BatchLoader, Samples
+from afinar.training.checkpoint import Checkpoints, RankedEpoch, TrainState
+from afinar.training.distributed import Group
+from afinar.training.evaluator import Evaluator
 from afinar.training.loading import ShardWindows
-from afinar.training.metrics import Score, score
+from afinar.training.optim import Optimizer
 from afinar.training.sample_log import SampleLog
-from afinar.training.sampler import epoch_order, global_batches, share
-from afinar.training.steps import Samples, TrainStep, predict
+from afinar.training.sampler import Rows, epoch_order, global_batches
+from afinar.training.steps import TrainStep
 from afinar.training.timing import EpochTimer
 
 logger = logging.getLogger(__name__)
 
-_TELL_EVERY_S = 10.0
+_LOSS_CHECK_STEPS: Final = 20
+_LOG_INTERVAL_S: Final = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """One training from its newest checkpoint, or its beginning, to its last epoch.
+    """Trains a module from its newest checkpoint, or from the beginning, to the last epoch.
 
-    `module` is what is trained, `set_training` puts it into training mode; `windows` says where its samples lie.
-    Rank 0 hands each row of the history to `record`.
+    `module` is the trained module and `set_training` switches it to training mode. `loader` and
+    `windows` belong to the training samples. Rank 0 calls `on_epoch_end` with the epoch's row of
+    the history.
     """
 
     config: TrainConfig
-    classes: list[str]
+    group: Group
     module: nn.Module
     set_training: Callable[[], None]
-    stepper: TrainStep
+    loader: BatchLoader
     windows: ShardWindows
+    train_step: TrainStep
+    optimizer: Optimizer
+    evaluator: Evaluator
     validation: Samples
     checkpoints: Checkpoints
-    audit: SampleLog
-    record: Callable[[dict[str, Any]], None]
+    sample_log: SampleLog
+    on_epoch_end: Callable[[dict[str, Any]], None]
 
     def run(self) -> TrainState:
-        """Train; afterwards the descent's `result` is the best epoch's, on every worker."""
-        cursor = self._resume()
-        while cursor.epoch < self.config.epochs and not self._has_stalled(cursor):
+        """Train, and load the weights of the best epoch into `optimizer.eval_model` on all workers.
+
+        Raises ShortfallError on all workers if the loss becomes infinite or NaN.
+        """
+        state = self._resume()
+        while state.epoch < self.config.epochs and not self._is_patience_over(state):
             started = time.monotonic()
-            row = self._epoch(cursor)
+            row = self._run_epoch(state)
             row["seconds"] = round(time.monotonic() - started, 3)
-            self._close_epoch(cursor, row)
-        best = cursor.best[0]["weights"]
-        if self.stepper.group.leads:
-            self.stepper.descent.result.load_state_dict(self.checkpoints.get(best))
-        self.stepper.group.agree(self.stepper.descent.result)
-        return cursor
+            self._finish_epoch(state, row)
+
+        best = state.best[0].weights
+        if self.group.is_rank_zero:
+            assert best is not None, "rank 0 knows the weights of each epoch"
+            self.optimizer.eval_model.load_state_dict(self.checkpoints.get(best))
+        self.group.broadcast_parameters(self.optimizer.eval_model)
+        return state
 
     def _resume(self) -> TrainState:
-        found = self.checkpoints.newest()
-        if not self.stepper.group.same(found[0].step if found else -1):
+        """Restore the newest checkpoint; without one return the state of a new training."""
+        checkpoint = self.checkpoints.newest()
+        if not self.group.all_equal(checkpoint.state.step if checkpoint else -1):
             raise IntegrityError(
-                "workers see different checkpoints: MODELS must be one place that every machine reaches"
+                "workers see different checkpoints: MODELS must be one place that every machine "
+                "reaches"
             )
-        if found is None:
+        if checkpoint is None:
             return TrainState()
-        cursor, result, state = found
-        self.stepper.descent.load(result, state)
-        if self.stepper.group.leads:
+
+        self.optimizer.load(checkpoint.weights, checkpoint.optimizer)
+        state = checkpoint.state
+        if self.group.is_rank_zero:
             logger.info(
-                f"going on from step {cursor.step}: epoch {cursor.epoch + 1}, batch {cursor.batch + 1}"
+                f"resuming from step {state.step}: epoch {state.epoch + 1}, batch {state.batch + 1}"
             )
-        return cursor
+        return state
 
-    def _has_stalled(self, cursor: TrainState) -> bool:
+    def _is_patience_over(self, state: TrainState) -> bool:
         patience = self.config.patience
-        return bool(patience and cursor.best and cursor.epoch - cursor.best[0]["epoch"] >= patience)
+        return bool(patience and state.best and state.epoch - state.best[0].epoch >= patience)
 
-    def _epoch(self, cursor: TrainState) -> dict[str, Any]:
-        """Train what is left of the epoch and validate; the history's row."""
-        stepper, group = self.stepper, self.stepper.group
-        order, windows = epoch_order(
-            self.windows.shards, self.config.seed, cursor.epoch, self.windows.size
-        )
-        batches = global_batches(order, self.config.batch_size)
-        # The sums so far are everybody's: one worker carries them on.
+    def _run_epoch(self, state: TrainState) -> dict[str, Any]:
+        """Train the rest of the epoch and validate. Return the epoch's row of the history."""
+        config, group = self.config, self.group
+        epoch = epoch_order(self.windows.shards, config.seed, state.epoch, self.windows.size)
+        batches = global_batches(epoch.order, config.batch_size)
+
+        # The sums of a checkpoint are those of all workers: one worker continues them.
         sums = torch.tensor(
-            cursor.sums if group.leads else [0.0, 0.0], dtype=torch.float64, device=group.device
+            state.sums if group.is_rank_zero else [0.0, 0.0],
+            dtype=torch.float64,
+            device=group.device,
         )
         self.set_training()
-        ledger = EpochTimer(group.device)
-        told = time.monotonic()
-        with self.windows.ahead(order, windows, batches) as enter:
-            for _ in stepper.run(batches[cursor.batch :], cursor, sums, ledger, enter):
-                mine = share(batches[cursor.batch - 1], group.rank, group.size)
-                self.audit.write(cursor, stepper.samples.rows[mine])
-                if self.config.checkpoint_steps and cursor.step % self.config.checkpoint_steps == 0:
-                    with ledger.measure("checkpoint"):
-                        self._checkpoint(cursor, sums, len(batches))
-                if group.leads and time.monotonic() - told > _TELL_EVERY_S:
-                    told = time.monotonic()
-                    logger.info(
-                        f"{self.config.regime} epoch {cursor.epoch + 1}: step {cursor.batch} of {len(batches)}"
-                    )
-        account = ledger.close()
-        group.average_buffers(self.module, stepper.descent.result)
-        loss, hits = (float(total) / len(stepper.samples) for total in group.sum(sums))
+        timer = EpochTimer(group.device)
+
+        with self.windows.prefetch_windows(epoch, batches) as on_batch:
+            self._train_batches(batches, state, sums, timer, on_batch)
+
+        timings = timer.close()
+        group.average_buffers(self.module, self.optimizer.eval_model)
+        loss, correct = group.all_reduce_sum(sums).tolist()
+        samples = len(self.loader.samples)
+
         return {
-            "epoch": cursor.epoch + 1,
-            "train": {"loss": loss, "top1": hits},
-            "val": asdict(self._validate()),
-            "ledger": account.as_dict(),
+            "epoch": state.epoch + 1,
+            "train": {"loss": loss / samples, "top1": correct / samples},
+            "val": asdict(self.evaluator.evaluate(self.optimizer.eval_model, self.validation)),
+            "ledger": timings.as_dict(),
         }
 
-    def _checkpoint(self, cursor: TrainState, sums: Tensor, batches: int) -> None:
-        if cursor.batch == batches:
-            return  # the epoch's own follows
-        group = self.stepper.group
-        group.average_buffers(self.module, self.stepper.descent.result)
-        cursor.sums = group.sum(sums.clone()).tolist()
-        if group.leads:
-            self._save(cursor)
+    def _train_batches(
+        self,
+        batches: list[Rows],
+        state: TrainState,
+        sums: Tensor,
+        timer: EpochTimer,
+        on_batch: Callable[[int], None],
+    ) -> None:
+        """Train the batches from `state.batch` on. Advances `state` and adds to `sums`."""
+        logged = time.monotonic()
+        loading = self.loader.load(batches, state.batch, timer, on_batch)
+        with contextlib.closing(loading):
+            for batch in loading:
+                sums += self.train_step(batch, epoch=state.epoch, step=state.step, timer=timer)
+                state.batch, state.step = state.batch + 1, state.step + 1
 
-    def _validate(self) -> Score:
-        stepper = self.stepper
-        samples = self.validation
-        mine, logits = predict(
-            stepper.descent.result,
-            stepper.inputs,
-            samples.rows,
-            len(self.classes),
-            stepper.group,
-            stepper.threads,
-        )
-        return score(logits, samples.targets_on(logits.device, mine), self.classes)
+                is_last, saves = state.batch == len(batches), self._saves_after(state.step)
+                if is_last or saves or state.step % _LOSS_CHECK_STEPS == 0:
+                    self._require_finite_loss(sums, state)
+                self.sample_log.write(state, self.loader.samples.rows[batch.local])
 
-    def _close_epoch(self, cursor: TrainState, row: dict[str, Any]) -> None:
-        cursor.history.append(row)
-        cursor.epoch, cursor.batch, cursor.sums = cursor.epoch + 1, 0, [0.0, 0.0]
-        group = self.stepper.group
-        weights = (
-            self.checkpoints.put(self.stepper.descent.result.state_dict()) if group.leads else None
+                # After the last batch the checkpoint of the epoch follows, with its validation.
+                if saves and not is_last:
+                    with timer.measure("checkpoint"):
+                        self._save_within_epoch(state, sums)
+
+                if self.group.is_rank_zero and time.monotonic() - logged > _LOG_INTERVAL_S:
+                    logged = time.monotonic()
+                    logger.info(
+                        f"{self.config.regime} epoch {state.epoch + 1}: "
+                        f"step {state.batch} of {len(batches)}"
+                    )
+
+    def _saves_after(self, step: int) -> bool:
+        interval = self.config.checkpoint_steps
+        return bool(interval and step % interval == 0)
+
+    def _require_finite_loss(self, sums: Tensor, state: TrainState) -> None:
+        """Raise ShortfallError on all workers if the loss is not finite.
+
+        It waits for the device and for all workers. It is called before every checkpoint, so that
+        no checkpoint holds NaN.
+        """
+        loss = float(self.group.all_reduce_sum(sums[:1].clone()))
+        if not math.isfinite(loss):
+            raise ShortfallError(
+                f"the loss is not finite at step {state.step}, in epoch {state.epoch + 1}: give a "
+                "smaller --learning-rate, or --clip-norm 1"
+            )
+
+    def _save_within_epoch(self, state: TrainState, sums: Tensor) -> None:
+        self.group.average_buffers(self.module, self.optimizer.eval_model)
+        state.sums = self.group.all_reduce_sum(sums.clone()).tolist()
+        if self.group.is_rank_zero:
+            self._save(state, self._put_weights())
+
+    def _finish_epoch(self, state: TrainState, row: dict[str, Any]) -> None:
+        """Advance `state` to the next epoch, rank the finished one, save and log it."""
+        state.history.append(row)
+        state.epoch, state.batch, state.sums = state.epoch + 1, 0, [0.0, 0.0]
+        weights = self._put_weights() if self.group.is_rank_zero else None
+        finished = RankedEpoch(
+            epoch=state.epoch, top1=row["val"]["top1"], loss=row["val"]["loss"], weights=weights
         )
-        entry = {
-            "epoch": cursor.epoch,
-            "top1": row["val"]["top1"],
-            "loss": row["val"]["loss"],
-            "weights": None,
-        }
+        ranking = sorted([*state.best, finished], key=lambda epoch: epoch.rank)
+        state.best = ranking[: self.config.keep_best]
+
         if weights is not None:
-            entry["weights"] = weights.as_dict()
-        ranked = sorted(
-            [*cursor.best, entry], key=lambda one: (-one["top1"], one["loss"], one["epoch"])
-        )
-        cursor.best = ranked[: self.config.keep_best]
-        if weights is not None:
-            self.record(row)
-            self._save(cursor, weights)
+            self.on_epoch_end(row)
+            self._save(state, weights)
             train, val, ledger = row["train"], row["val"], row["ledger"]
             logger.info(
-                f"{self.config.regime} epoch {cursor.epoch}/{self.config.epochs}: train loss {train['loss']:.3f}, "
-                f"validation loss {val['loss']:.3f}, top-1 {val['top1']:.1%}, {row['seconds']:.1f} s, "
+                f"{self.config.regime} epoch {state.epoch}/{self.config.epochs}: "
+                f"train loss {train['loss']:.3f}, validation loss {val['loss']:.3f}, "
+                f"top-1 {val['top1']:.1%}, {row['seconds']:.1f} s, "
                 f"of which waiting for data {ledger['waiting_s']:.1f}"
             )
 
-    def _save(self, cursor: TrainState, weights: ObjectRef | None = None) -> None:
-        descent = self.stepper.descent
-        weights = weights or self.checkpoints.put(descent.result.state_dict())
-        self.checkpoints.save(cursor, weights, descent.state())
+    def _put_weights(self) -> ObjectRef:
+        return self.checkpoints.put(self.optimizer.eval_model.state_dict())
+
+    def _save(self, state: TrainState, weights: ObjectRef) -> None:
+        self.checkpoints.save(state, weights, self.optimizer.state())

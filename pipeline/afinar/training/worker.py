@@ -1,12 +1,12 @@
-"""The training job: what every worker does, in plain Python; Ray Train wraps it in `afinar.execution`."""
+"""Training worker: the work of each process, in plain Python. execution/ runs it on Ray."""
 
 from __future__ import annotations
 
 import functools
 import json
 import logging
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,185 +20,248 @@ from afinar.models.networks.precision import use_bfloat16
 from afinar.models.networks.stages import freeze, parameter_groups, set_training
 from afinar.models.networks.weights import find_weights, load_weights
 from afinar.storage.open import open_store
+from afinar.training.batches import BatchLoader, Samples
 from afinar.training.checkpoint import Checkpoints
 from afinar.training.distributed import Group
-from afinar.training.inputs import FeatureInputs, Inputs, PixelInputs
-from afinar.training.loading import ShardWindows, readers
-from afinar.training.metrics import fit_temperature, score
+from afinar.training.evaluator import Evaluator, LocalLogits
+from afinar.training.inputs import FeatureInputs, Inputs, PixelInputs, compute_features
+from afinar.training.loading import ShardWindows, num_loader_threads
+from afinar.training.metrics import compute_metrics, fit_temperature
 from afinar.training.optim import Optimizer
-from afinar.training.publish import Answers, TrainOutcome, read_outcome, write_outcome
+from afinar.training.publish import TestPredictions, TrainResult, read_result, write_result
 from afinar.training.sample_log import SampleLog
 from afinar.training.sampler import steps_per_epoch
-from afinar.training.steps import Loss, Samples, TrainStep, predict
-from afinar.training.task import TrainTask, check_batch_split, labelled_samples
+from afinar.training.steps import Loss, TrainStep
+from afinar.training.task import LabelledSamples, TrainTask, check_batch_split, labelled_samples
 from afinar.training.tensorboard import put_event_file
 from afinar.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 
-def train(task: TrainTask, group: Group) -> TrainOutcome:
-    """Train, keep the best epoch by validation, evaluate it on test once, write weights and golden samples.
+def train(task: TrainTask, group: Group) -> TrainResult:
+    """Train, evaluate the best epoch on the test split once, and write the result.
 
-    Every worker of the group calls this; only rank 0 writes. A run that has a checkpoint goes on from it, with any
-    number of workers.
+    Every worker of the group calls this; only rank 0 writes, and only its return value names the
+    written objects. A run that has a checkpoint resumes from it, with any number of workers. A run
+    that has a result returns it.
     """
-    finished = read_outcome(task)
+    finished = read_result(task)
     if finished is not None:
         return finished
+
     config = task.config
     torch.manual_seed(config.seed)
-    torch.backends.cudnn.allow_tf32 = (
-        False  # what is published in float32 has to be float32 on any machine
+    # Published float32 weights must give the same logits on any machine.
+    torch.backends.cudnn.allow_tf32 = False
+
+    window_bytes = config.window_mb * 2**20
+    dataset = open_dataset(
+        config.dataset, version=task.dataset_version, cache_bytes=2 * window_bytes
     )
-    window = config.window_mb * 2**20
-    dataset = open_dataset(config.dataset, version=task.dataset_version, cache_bytes=2 * window)
     samples = labelled_samples(dataset, task)
-    check_batch_split(task, len(samples["train"]), group.size)
+    check_batch_split(task, len(samples.train), group.size)
+
     network = _initial_network(task, group)
     freeze(network, config.trainable_stages)
-    module, inputs = _inputs(task, network, dataset, samples, group)
-    steps = config.epochs * steps_per_epoch(len(samples["train"]), config.batch_size)
-    descent = Optimizer(
-        module, parameter_groups(network, config.weight_decay, config.layer_decay), config, steps
+    module, inputs = _trained_part(task, network, dataset, samples, group)
+    threads = num_loader_threads(group.device.type, dataset.view.store == "jpeg")
+    evaluator = Evaluator(inputs, task.classes, group, threads)
+    optimizer = Optimizer(
+        module,
+        parameter_groups(network, config.weight_decay, config.layer_decay),
+        config,
+        steps=config.epochs * steps_per_epoch(len(samples.train), config.batch_size),
     )
+
     store = open_store(config.models)
-    stepper = TrainStep(
-        model=_wrapped(module, config, group),
-        inputs=inputs,
-        samples=samples["train"],
-        descent=descent,
-        loss=Loss(
-            smoothing=config.label_smoothing,
-            class_weights=_class_weights(task, samples["train"], group),
-        ),
-        group=group,
-        seed=config.seed,
-        precision=torch.bfloat16
-        if group.all(use_bfloat16(config.precision, group.device))
-        else torch.float32,
-        threads=readers(group.device.type, dataset.view.store == "jpeg"),
-        checkpoint_steps=config.checkpoint_steps,
-    )
-    fit = Trainer(
+    trainer = Trainer(
         config=config,
-        classes=task.classes,
+        group=group,
         module=module,
         set_training=functools.partial(set_training, network),
-        stepper=stepper,
-        windows=ShardWindows.of(dataset, samples["train"].rows, window),
-        validation=samples["validation"],
+        loader=BatchLoader(inputs, samples.train, group, threads),
+        windows=ShardWindows.of(dataset, samples.train.rows, window_bytes),
+        train_step=_train_step(task, module, inputs, samples.train, optimizer, group),
+        optimizer=optimizer,
+        evaluator=evaluator,
+        validation=samples.validation,
         checkpoints=Checkpoints(store, task.run, task.fingerprint),
-        audit=SampleLog(config.audit, task.run, group),
-        record=functools.partial(put_event_file, store, task.run),
+        sample_log=SampleLog(config.audit, task.run, group),
+        on_epoch_end=functools.partial(put_event_file, store, task.run),
     )
-    if group.leads:
-        store.put_if_absent(
-            f"runs/{task.run}/config.json", json.dumps(as_dict(config), indent=1).encode()
-        )
-    cursor = fit.run()
-    outcome = TrainOutcome(
-        history=cursor.history,
-        best=[{"epoch": one["epoch"], **one["weights"]} for one in cursor.best if one["weights"]],
-        params_total=sum(parameter.numel() for parameter in network.parameters()),
-        params_trainable=sum(one.numel() for one in network.parameters() if one.requires_grad),
+    if group.is_rank_zero:
+        options = json.dumps(as_dict(config), indent=1)
+        store.put_if_absent(f"runs/{task.run}/config.json", options.encode())
+    state = trainer.run()
+
+    module.load_state_dict(optimizer.eval_model.state_dict())
+    evaluation = _evaluate(evaluator, module, samples, task.classes, group)
+    parameters = list(network.parameters())
+    result = TrainResult(
+        history=state.history,
+        best=[
+            {"epoch": epoch.epoch, **epoch.weights.as_dict()}
+            for epoch in state.best
+            if epoch.weights
+        ],
+        metrics=evaluation.metrics,
+        temperature=evaluation.temperature,
+        params_total=sum(parameter.numel() for parameter in parameters),
+        params_trainable=sum(
+            parameter.numel() for parameter in parameters if parameter.requires_grad
+        ),
     )
-    module.load_state_dict(descent.result.state_dict())
-    answers = _evaluate(task, module, stepper, samples, outcome)
+    if not group.is_rank_zero:
+        return result
     network.eval()
-    if group.leads:
-        write_outcome(task, network, dataset, samples["test"], answers, outcome)
-    return outcome
+    return write_result(task, network, dataset, samples.test, evaluation.test, result)
 
 
 def _initial_network(task: TrainTask, group: Group) -> Network:
-    """Random weights by the seed, pretrained ones over them on rank 0, then the same on every worker."""
+    """Return the network with the same initial weights on every worker.
+
+    Rank 0 loads pretrained weights over the random ones of the seed, then all workers copy its.
+    """
     network, whole = build_network(task.architecture)
     config = task.config
     source = find_weights("none" if config.regime == "scratch" else config.weights, config.backbone)
-    if source is not None and group.leads:
+    if source is not None and group.is_rank_zero:
         load_weights(source, whole, network.backbone)
         logger.info(f"weights: {source.description}")
+
     network.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    group.agree(network)
+    group.broadcast_parameters(network)
     return network
 
 
-def _inputs(
-    task: TrainTask, network: Network, dataset: Dataset, samples: dict[str, Samples], group: Group
-) -> tuple[nn.Module, Inputs]:
-    """What is trained and what it is fed: the network on pixels; or the classifier on features, which are computed
-    once where the backbone is frozen and no picture looks different the next time."""
+class _TrainedPart(NamedTuple):
+    """The trained module and its inputs."""
+
+    module: nn.Module
+    inputs: Inputs
+
+
+def _trained_part(
+    task: TrainTask, network: Network, dataset: Dataset, samples: LabelledSamples, group: Group
+) -> _TrainedPart:
+    """Return the network with pixels as inputs, or its classifier with features as inputs.
+
+    Features are computed once if the backbone is frozen and there is no augmentation, so that every
+    epoch would compute the same ones, and if they fit `--window-mb`.
+    """
     config = task.config
-    augment = config.augmentation
-    pixels = PixelInputs(dataset, task.input_view, augment, config.seed, group.device)
-    if config.regime != "frozen" or augment.any:
-        return network, pixels
-    rows = np.concatenate([one.rows for one in samples.values()])
-    width = next(
-        layer.in_features for layer in network.classifier.modules() if isinstance(layer, nn.Linear)
-    )
+    pixels = PixelInputs(dataset, task.input_view, config.augmentation, config.seed, group.device)
+    if config.regime != "frozen" or config.augmentation.any:
+        return _TrainedPart(network, pixels)
+
+    splits = (samples.train, samples.validation, samples.test)
+    rows = np.concatenate([split.rows for split in splits])
+    linear = (layer for layer in network.classifier.modules() if isinstance(layer, nn.Linear))
+    width = next(linear).in_features
     if 4 * width * len(rows) > config.window_mb * 2**20:
         logger.info(
-            f"note: {len(rows)} x {width} features do not fit --window-mb {config.window_mb}: computed in every epoch"
+            f"note: {len(rows)} x {width} features do not fit --window-mb {config.window_mb}: "
+            "computed in every epoch"
         )
-        return network, pixels
-    return network.classifier, FeatureInputs(network, pixels, rows, group)
+        return _TrainedPart(network, pixels)
+    features = compute_features(network, pixels, rows, group)
+    return _TrainedPart(network.classifier, FeatureInputs(features, rows))
 
 
-def _wrapped(module: nn.Module, config: TrainConfig, group: Group) -> nn.Module:
+def _train_step(
+    task: TrainTask,
+    module: nn.Module,
+    inputs: Inputs,
+    samples: Samples,
+    optimizer: Optimizer,
+    group: Group,
+) -> TrainStep:
+    config = task.config
+    # bfloat16 only if every worker's hardware multiplies it: all must compute alike.
+    half = group.all_true(use_bfloat16(config.precision, group.device))
+    return TrainStep(
+        model=_wrap(module, config, group),
+        inputs=inputs,
+        samples=samples,
+        optimizer=optimizer,
+        loss=Loss(
+            smoothing=config.label_smoothing,
+            class_weights=_class_weights(task, samples, group),
+        ),
+        group=group,
+        seed=config.seed,
+        precision=torch.bfloat16 if half else torch.float32,
+    )
+
+
+def _wrap(module: nn.Module, config: TrainConfig, group: Group) -> nn.Module:
     model = group.wrap(module)
     if config.compile:
         model.compile()
     return model
 
 
-def _class_weights(task: TrainTask, train: Samples, group: Group) -> Tensor | None:
-    """Balanced: samples / (classes * samples of the class), so that every class weighs alike and the mean is 1."""
+def _class_weights(task: TrainTask, samples: Samples, group: Group) -> Tensor | None:
+    """Return samples / (classes * samples of the class), or None for `--class-weights none`.
+
+    The sum over a class is then the same for all classes, and the mean over samples is 1. Example:
+    30 and 10 samples of two classes give the weights 0.67 and 2.
+    """
     if task.config.class_weights == "none":
         return None
-    counts = np.bincount(train.targets, minlength=len(task.classes))
-    weights = len(train) / (len(counts) * counts)
+    counts = np.bincount(samples.targets, minlength=len(task.classes))
+    weights = len(samples) / (len(counts) * counts)
     return torch.from_numpy(weights.astype(np.float32)).to(group.device)
 
 
+@dataclass(frozen=True)
+class _Evaluation:
+    """Final evaluation: `metrics` by split (`val`, `test`), and predictions for the test split."""
+
+    temperature: float
+    metrics: dict[str, Any]
+    test: TestPredictions
+
+
 def _evaluate(
-    task: TrainTask,
+    evaluator: Evaluator,
     module: nn.Module,
-    stepper: TrainStep,
-    samples: dict[str, Samples],
-    outcome: TrainOutcome,
-) -> Answers:
-    """Fit the temperature on validation, then look at the test split, for the first and only time."""
-    group, classes = stepper.group, task.classes
+    samples: LabelledSamples,
+    classes: list[str],
+    group: Group,
+) -> _Evaluation:
+    """Fit the temperature on validation, then evaluate validation and test."""
+    validation = evaluator.compute_logits(module, samples.validation)
+    temperature = fit_temperature(validation.logits, validation.targets, group)
+    val_metrics = _metrics(validation, classes, group, temperature)
 
-    def logits_of(split: Samples) -> tuple[Any, Tensor, Tensor]:
-        mine, logits = predict(
-            module, stepper.inputs, split.rows, len(classes), group, stepper.threads
-        )
-        return mine, logits, split.targets_on(logits.device, mine)
+    # The only use of the test split: nothing is chosen by it.
+    test = evaluator.compute_logits(module, samples.test)
+    test_metrics = _metrics(test, classes, group, temperature)
 
-    _, logits, targets = logits_of(samples["validation"])
-    outcome.temperature = fit_temperature(logits, targets, group)
-    outcome.metrics["val"] = _scores(logits, targets, classes, outcome.temperature)
-    mine, logits, targets = logits_of(samples["test"])
-    outcome.metrics["test"] = _scores(logits, targets, classes, outcome.temperature)
-
-    probabilities = (logits.double() / outcome.temperature).softmax(dim=1)
-    everyone = torch.zeros(2, len(samples["test"]), dtype=torch.float64, device=group.device)
-    everyone[:, torch.from_numpy(mine).to(group.device)] = torch.stack(
-        [probabilities.argmax(dim=1).double(), probabilities.amax(dim=1)]
+    # Each worker fills in its own positions; the sum with the zeros of the others is exact.
+    probabilities = (test.logits.double() / temperature).softmax(dim=1)
+    local = torch.stack([probabilities.argmax(dim=1).double(), probabilities.amax(dim=1)])
+    gathered = torch.zeros(2, len(samples.test), dtype=torch.float64, device=group.device)
+    gathered[:, torch.from_numpy(test.positions).to(group.device)] = local
+    predicted, scores = group.all_reduce_sum(gathered)
+    return _Evaluation(
+        temperature=temperature,
+        metrics={"val": val_metrics, "test": test_metrics},
+        test=TestPredictions(predicted.long(), scores),
     )
-    best, sure = group.sum(everyone)
-    return Answers(best.long(), sure)
 
 
-def _scores(
-    logits: Tensor, targets: Tensor, classes: list[str], temperature: float
+def _metrics(
+    local: LocalLogits, classes: list[str], group: Group, temperature: float
 ) -> dict[str, Any]:
-    """The split's metrics, and what the temperature makes of those that depend on it."""
-    calibrated = score(logits, targets, classes, temperature=temperature)
+    """Return the metrics of a split; `calibrated` holds those that the temperature changes."""
+    plain = compute_metrics(local.logits, local.targets, classes, group)
+    calibrated = compute_metrics(
+        local.logits, local.targets, classes, group, temperature=temperature
+    )
     return {
-        **asdict(score(logits, targets, classes)),
+        **asdict(plain),
         "calibrated": {"loss": calibrated.loss, "calibration_error": calibrated.calibration_error},
     }

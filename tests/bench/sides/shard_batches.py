@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
-from afinar.training.loading import ShardWindows, load
+from afinar.training.loading import ShardWindows, load_batches
 from afinar.training.sampler import epoch_order, global_batches
 from numpy.typing import NDArray
 
@@ -29,7 +29,7 @@ def our_batches(
     """The one place that knows how training reads: rows of the index, and their pixels."""
     windows = ShardWindows.of(dataset, np.arange(len(dataset.index)), TrainConfig.window_mb * 2**20)
     order, _ = epoch_order(windows.shards, seed, epoch, windows.size)
-    yield from load(dataset.read, global_batches(order, batch_size), threads=0)
+    yield from load_batches(dataset.read, global_batches(order, batch_size), threads=0)
 
 
 def afinar(request: dict[str, Any], options: dict[str, Any]) -> Epoch:

@@ -26,7 +26,7 @@ def main(request: dict[str, Any]) -> None:
             tasks.append(plan_training(config, request["run"]))
         dist.barrier()
     train(tasks[0], group)
-    if group.leads:
+    if group.is_rank_zero:
         print(
             json.dumps(
                 {

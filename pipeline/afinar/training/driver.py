@@ -1,0 +1,73 @@
+"""Training driver: plan, launch the workers, publish the model version, clean up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from afinar.config.train import TrainConfig
+from afinar.errors import ShortfallError
+from afinar.models.registry.versions import ModelVersion
+from afinar.training.publish import TrainResult, cleanup_after_publish, publish, read_result
+from afinar.training.task import TrainTask, new_run, plan_training
+
+Launcher = Callable[[TrainTask], None]
+"""Runs `training.worker.train` in all workers of a task and returns when they have ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutcome:
+    """Outcome of a training: the published version, and the result of the workers.
+
+    `models` is the absolute URI of the model's history. `run` is the run's folder in it, such as
+    `runs/20261126T120000Z-1a2b3c`. `seconds` is the time from launch to publication.
+    """
+
+    models: str
+    run: str
+    version: ModelVersion
+    result: TrainResult
+    seconds: float
+
+
+def run_training(
+    config: TrainConfig,
+    launch: Launcher,
+    run: str | None = None,
+    on_published: Callable[[TrainOutcome], None] = lambda _: None,
+) -> TrainOutcome:
+    """Train a classifier and publish it as the next model version.
+
+    An interrupted run of the same request is resumed; otherwise the run is named `run`, by default
+    after the current time. `on_published` is called after the version is published and before the
+    resume marker is deleted: if it fails, or if the process is killed, the same request calls it
+    again and publishes no second version. The caller writes the report there.
+
+    Raises RequestError for a request that cannot be carried out, and what `launch` raises.
+    """
+    task = plan_training(config, run or new_run())
+    started = time.monotonic()
+
+    # There is a result already if an earlier driver died after its workers had ended.
+    result = read_result(task)
+    if result is None:
+        launch(task)
+        result = read_result(task)
+    if result is None:
+        raise ShortfallError(
+            f"the workers of run {task.run} ended without a result: look into Ray's logs"
+        )
+
+    seconds = time.monotonic() - started
+    version = publish(task, result, seconds)
+    outcome = TrainOutcome(
+        models=task.config.models,
+        run=version.lineage["run"],
+        version=version,
+        result=result,
+        seconds=seconds,
+    )
+    on_published(outcome)
+    cleanup_after_publish(task, result)
+    return outcome

@@ -1,0 +1,110 @@
+"""Driver: what it publishes, when it calls its hook, and how it continues after being killed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from afinar.errors import RequestError, ShortfallError
+from afinar.training.distributed import Group
+from afinar.training.driver import TrainOutcome, run_training
+from afinar.training.publish import read_result
+from afinar.training.task import TrainTask, plan_training
+from afinar.training.worker import train
+from tests.conftest import Trained
+from tests.training.runs import config
+
+
+class Launches:
+    """Launcher that trains in this process and counts its calls."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, task: TrainTask) -> None:
+        self.count += 1
+        train(task, Group())
+
+
+class KilledError(Exception):
+    """Stands for the death of the driver."""
+
+
+def test_run_training_publishes_a_version_and_returns_its_outcome(
+    trained: Trained, tmp_path: Path
+) -> None:
+    configuration = config(trained, tmp_path, epochs=1)
+    markers: list[int] = []
+
+    def on_published(outcome: TrainOutcome) -> None:
+        assert (tmp_path / "versions" / "00000001.json").exists(), "after publishing"
+        markers.append(len(list((tmp_path / "unfinished").iterdir())))
+
+    outcome = run_training(configuration, Launches(), "first", on_published)
+    assert markers == [1], "before the cleanup"
+    assert not list((tmp_path / "unfinished").iterdir())
+    assert (outcome.version.version, outcome.run) == (1, "runs/first")
+    assert outcome.models == str(tmp_path)
+    assert outcome.version.metrics["val"] == outcome.result.metrics["val"]
+    assert outcome.version.lineage["run"] == outcome.run
+    assert outcome.seconds > 0
+
+
+def test_run_training_without_a_name_names_the_run_itself(trained: Trained, tmp_path: Path) -> None:
+    outcome = run_training(config(trained, tmp_path, epochs=1), Launches())
+    assert (tmp_path / outcome.run / "outcome.json").exists()
+
+
+def test_driver_killed_before_publishing_publishes_without_training_again(
+    trained: Trained, tmp_path: Path
+) -> None:
+    configuration = config(trained, tmp_path, epochs=1)
+    task = plan_training(configuration, "first")
+    result = train(task, Group())
+    again = plan_training(configuration, "second")
+    assert (again.run, again.resumed) == ("first", True)
+    assert train(again, Group()) == result, "a worker trains nothing again"
+
+    launches = Launches()
+    outcome = run_training(configuration, launches, "second")
+    assert launches.count == 0
+    assert (outcome.run, outcome.result) == ("runs/first", result)
+    assert plan_training(configuration, "third").run == "third", "a published run is not resumed"
+
+
+def test_driver_killed_in_its_hook_calls_it_again_and_publishes_once(
+    trained: Trained, tmp_path: Path
+) -> None:
+    configuration = config(trained, tmp_path, epochs=1)
+
+    def fail(outcome: TrainOutcome) -> None:
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        run_training(configuration, Launches(), "first", fail)
+    outcomes: list[TrainOutcome] = []
+    launches = Launches()
+    outcome = run_training(configuration, launches, "second", outcomes.append)
+    assert outcomes == [outcome]
+    assert (launches.count, outcome.run, outcome.version.version) == (0, "runs/first", 1)
+    assert [path.name for path in (tmp_path / "versions").iterdir()] == ["00000001.json"]
+
+
+def test_workers_without_a_result_raise_and_publish_nothing(
+    trained: Trained, tmp_path: Path
+) -> None:
+    configuration = config(trained, tmp_path, epochs=1)
+    with pytest.raises(ShortfallError, match="run first ended without a result"):
+        run_training(configuration, lambda task: None, "first")
+    assert not (tmp_path / "versions").exists()
+    assert read_result(plan_training(configuration, "second")) is None
+
+
+def test_wrong_request_raises_before_launching(trained: Trained, tmp_path: Path) -> None:
+    configuration = dataclasses.replace(config(trained, tmp_path), cut="nowhere")
+    launches = Launches()
+    with pytest.raises(RequestError):
+        run_training(configuration, launches)
+    assert launches.count == 0

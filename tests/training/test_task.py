@@ -1,0 +1,60 @@
+"""Planning: which run a request resumes, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afinar.config.ingest import IngestConfig
+from afinar.errors import RequestError
+from afinar.ingest.driver import run_ingest
+from afinar.training.distributed import Group
+from afinar.training.task import plan_training
+from afinar.training.worker import train
+from afinar.units.executor import InlineExecutor
+from tests.conftest import TINTS, Trained, jpeg, make_archive
+from tests.training.runs import config, interrupt_after, run
+
+
+def test_new_dataset_version_begins_a_new_run_and_notes_the_interrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pictures = make_archive(tmp_path / "pictures", 30)
+    ingest = IngestConfig(source=str(pictures), dataset=str(tmp_path / "dataset"), size=64)
+    run_ingest(ingest, InlineExecutor())
+    archive = Trained(pictures, ingest.dataset, str(tmp_path / "models"))
+    configuration = config(archive, tmp_path / "models", checkpoint_steps=2)
+    interrupt_after(3, configuration, monkeypatch)
+
+    (pictures / "moss" / "000.jpg").unlink()
+    run_ingest(ingest, InlineExecutor())
+    task = plan_training(configuration, "another")
+    assert (task.run, task.resumed, task.dataset_version) == ("another", False, 2)
+    assert "run run, on version 1 of the dataset, was interrupted" in capfd.readouterr().err
+    epochs = [row["epoch"] for row in train(task, Group()).history]
+    assert epochs == [1, 2, 3], "from its beginning"
+
+
+def test_class_without_training_samples_is_refused(tmp_path: Path) -> None:
+    folders = (
+        "train/moss",
+        "train/rust",
+        "validation/moss",
+        "validation/rust",
+        "test/moss",
+        "test/slate",
+    )
+    for number, folder in enumerate(folders):
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+        for position in range(6):
+            picture = jpeg(100 * number + position, tint=TINTS[Path(folder).name])
+            (tmp_path / "pictures" / folder / f"{position}.jpg").write_bytes(picture)
+    dataset = str(tmp_path / "dataset")
+    ingest = IngestConfig(
+        source=str(tmp_path / "pictures"), dataset=dataset, size=64, split="folder"
+    )
+    run_ingest(ingest, InlineExecutor())
+    with pytest.raises(RequestError, match="no training sample of slate"):
+        run(config(Trained(tmp_path, dataset, ""), tmp_path / "models"))
+    assert not (tmp_path / "models" / "versions").exists()
