@@ -177,7 +177,7 @@ def test_elastic_training_continues_with_fewer_workers_when_the_cluster_shrinks(
         workers=3,
         min_workers=1,
     )
-    done = train_on_raylets(disturbed)
+    train_on_raylets(disturbed)
     assert {record["workers"] for record in read_sample_logs(tmp_path / "audit")} == {2, 3}
     steps = rows_by_step(tmp_path / "audit")
     assert {step: sorted(set(rows)) for step, rows in steps.items()} == undisturbed.steps
@@ -199,7 +199,7 @@ def test_recurring_error_ends_the_job_at_once(trained: Trained, tmp_path: Path) 
 def test_cluster_without_room_for_the_workers_aborts_the_training(
     local_ray: None, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cluster shrinks once the workers have taken steps; Ray Train itself would wait forever."""
+    """The cluster shrinks after the first steps; Ray Train itself would wait forever."""
     configuration = config(
         trained, tmp_path, epochs=4000, workers=2, start_timeout_s=2, audit=str(tmp_path / "audit")
     )

@@ -10,7 +10,7 @@ from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset
-from afinar.evaluation.comparison import RunResult, read_run
+from afinar.evaluation.comparison import EvaluatedRun, read_run
 from afinar.ingest.driver import run_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
@@ -25,7 +25,7 @@ class Compared:
     """A dataset and the runs that were trained on it."""
 
     dataset: Dataset
-    runs: list[RunResult]
+    runs: list[EvaluatedRun]
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +45,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     return Compared(open_dataset(dataset), runs)
 
 
-def _train(dataset: str, models: str, regime: str, epochs: int) -> RunResult:
+def _train(dataset: str, models: str, regime: str, epochs: int) -> EvaluatedRun:
     from afinar.training.distributed import Group
     from afinar.training.publish import publish
     from afinar.training.task import plan_training

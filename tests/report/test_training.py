@@ -9,7 +9,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from afinar.evaluation.comparison import RunResult
+from afinar.evaluation.comparison import EvaluatedRun
 from afinar.report.training import training_page
 from tests.report.conftest import CLASS, Compared
 from tests.report.html import NASTY, Reader
@@ -26,7 +26,7 @@ TIMES = {
 }
 
 
-def with_one_mistake(run: RunResult) -> RunResult:
+def with_one_mistake(run: EvaluatedRun) -> EvaluatedRun:
     """Return the same run with only its prediction of the highest score wrong."""
     rows = run.test.sort_by([("score", "descending")]).to_pylist()
     rows[0]["predicted"] = next(name for name in run.version.classes if name != rows[0]["label"])
@@ -35,7 +35,7 @@ def with_one_mistake(run: RunResult) -> RunResult:
 
 
 @pytest.fixture(scope="module")
-def rich(compared: Compared) -> RunResult:
+def rich(compared: Compared) -> EvaluatedRun:
     """A run that recorded recalls, a temperature, and times from its second epoch on."""
     run = with_one_mistake(compared.runs[1])
     metrics = copy.deepcopy(run.version.metrics)
@@ -53,7 +53,7 @@ def rich(compared: Compared) -> RunResult:
 
 
 @pytest.fixture(scope="module")
-def page(compared: Compared, rich: RunResult) -> str:
+def page(compared: Compared, rich: EvaluatedRun) -> str:
     """The page of that run."""
     return training_page(f"Report of {NASTY}", compared.dataset, rich)
 
@@ -73,7 +73,7 @@ def test_page_needs_no_network(page: str) -> None:
     assert not re.search(r"https?://|url\(|@import", page)
 
 
-def test_page_has_everything_that_the_run_recorded(page: str, rich: RunResult) -> None:
+def test_page_has_everything_that_the_run_recorded(page: str, rich: EvaluatedRun) -> None:
     text = " ".join(Reader(page).text.split())
     tests = len(rich.test)
     for phrase in (

@@ -1,4 +1,4 @@
-"""Comparing runs on one test split, and saying what holds and what does not."""
+"""Comparison of published runs on one test split, and what is statistically certain about it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,16 @@ from afinar.storage.arrow import from_parquet
 from afinar.storage.store import Store
 
 
+class ValidationRank(NamedTuple):
+    """Key by which runs are ranked: higher accuracy on validation, then lower loss."""
+
+    top1: float
+    negative_loss: float
+
+
 @dataclass(frozen=True)
-class RunResult:
-    """One training as its run folder has it: history per epoch, and the test split's predictions."""
+class EvaluatedRun:
+    """A published training: its history per epoch and its predictions for the test split."""
 
     version: ModelVersion
     history: list[dict[str, Any]]
@@ -28,84 +35,97 @@ class RunResult:
 
     @property
     def name(self) -> str:
-        """Regime, which is what a comparison tells runs apart by."""
+        """Regime: the runs of a comparison differ in it."""
         return self.version.regime
 
     @cached_property
     def hits(self) -> NDArray[np.bool_]:
-        """Which test samples were right, in sample order."""
+        """True for each correct prediction, in the order of sample ids."""
         test = self.test.sort_by("sample_id")
-        pairs = zip(
-            test.column("label").to_pylist(), test.column("predicted").to_pylist(), strict=True
-        )
-        return np.array([label == predicted for label, predicted in pairs], dtype=np.bool_)
+        labels, predicted = (test.column(name).to_numpy() for name in ("label", "predicted"))
+        return np.asarray(labels == predicted, dtype=np.bool_)
 
     @property
     def accuracy(self) -> Interval:
-        """Top-1 on test."""
+        """Top-1 accuracy on the test split."""
         return wilson(int(self.hits.sum()), len(self.hits))
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """Counts [true class, predicted class] on test."""
+        """Counts [true class, predicted class] on the test split."""
         labels, predicted = (self.test.column(name).to_pylist() for name in ("label", "predicted"))
         return confusion(labels, predicted, self.version.classes)
 
     @property
-    def validation(self) -> tuple[float, float]:
-        """What runs are ranked by: validation accuracy, then the lower loss. The test split has no say."""
-        score = self.version.metrics["val"]
-        return score["top1"], -score["loss"]
+    def validation(self) -> ValidationRank:
+        """Rank of the run. The test split is not used: it must not choose a model."""
+        metrics = self.version.metrics["val"]
+        return ValidationRank(metrics["top1"], -metrics["loss"])
 
 
-def read_run(store: Store, version: ModelVersion) -> RunResult:
-    """A published version with its run's history and test predictions."""
+def read_run(store: Store, version: ModelVersion) -> EvaluatedRun:
+    """Read the history and the test predictions of a published version."""
     run = version.lineage["run"]
     history = [json.loads(line) for line in store.get(f"{run}/history.jsonl").splitlines()]
-    return RunResult(version, history, from_parquet(store.get(f"{run}/test.parquet")))
+    return EvaluatedRun(version, history, from_parquet(store.get(f"{run}/test.parquet")))
 
 
-def best_run(runs: list[RunResult]) -> RunResult:
-    """The best by validation."""
+def best_run(runs: list[EvaluatedRun]) -> EvaluatedRun:
+    """Return the best run by validation."""
     return max(runs, key=lambda run: run.validation)
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One claim about a comparison: whether it holds, and the numbers it rests on."""
+    """A claim about a comparison: whether it holds, and a sentence with the numbers behind it."""
 
     holds: bool
     sentence: str
 
 
-def verdicts(runs: list[RunResult]) -> list[Verdict]:
-    """Does transfer beat training from scratch, and is the scratch baseline itself in good health?"""
+def verdicts(runs: list[EvaluatedRun]) -> list[Verdict]:
+    """Return two verdicts: transfer beats training from scratch, and that baseline beats guessing.
+
+    A claim holds if the 95 % interval excludes the opposite. The runs include one with the regime
+    `scratch` and at least one other.
+    """
     scratch = next(run for run in runs if run.name == "scratch")
     transfer = best_run([run for run in runs if run.name != "scratch"])
-    return [_beats(transfer, scratch), _beats_guessing(scratch)]
+    return [_beats_scratch(transfer, scratch), _beats_guessing(scratch)]
 
 
-def _beats(one: RunResult, other: RunResult) -> Verdict:
-    gap = paired_difference(one.hits, other.hits)
+def _beats_scratch(transfer: EvaluatedRun, scratch: EvaluatedRun) -> Verdict:
+    gap = paired_difference(transfer.hits, scratch.hits)
     value, low, high = (100 * share for share in (gap.value, gap.low, gap.high))
-    numbers = f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}) on {len(one.hits)} test pictures"
-    if gap.low > 0:
-        return Verdict(True, f"Transfer ({one.name}) beats training from scratch by {numbers}.")
-    return Verdict(
-        False, f"Transfer ({one.name}) does not beat training from scratch beyond doubt: {numbers}."
+    numbers = (
+        f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}) on "
+        f"{len(transfer.hits)} test pictures"
     )
-
-
-def _beats_guessing(run: RunResult) -> Verdict:
-    (largest, count), *_ = Counter(run.test.column("label").to_pylist()).most_common(1)
-    guess, got = count / len(run.hits), run.accuracy
-    numbers = f"{got.value:.1%} (95 % interval {got.low:.1%} to {got.high:.1%}) against {guess:.1%}"
-    if got.low > guess:
+    if gap.low > 0:
         return Verdict(
-            True,
-            f"The {run.name} baseline is in good health: always guessing “{largest}” is worse, {numbers}.",
+            True, f"Transfer ({transfer.name}) beats training from scratch by {numbers}."
         )
     return Verdict(
         False,
-        f"The {run.name} baseline is not shown to beat always guessing “{largest}”, {numbers}: it is no fair baseline.",
+        f"Transfer ({transfer.name}) does not beat training from scratch with certainty: "
+        f"{numbers}.",
+    )
+
+
+def _beats_guessing(run: EvaluatedRun) -> Verdict:
+    """Compare a run with a model that always predicts the largest class of the test split."""
+    ((largest, count),) = Counter(run.test.column("label").to_pylist()).most_common(1)
+    share, accuracy = count / len(run.hits), run.accuracy
+    numbers = (
+        f"{accuracy.value:.1%} (95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}) against "
+        f"{share:.1%}"
+    )
+    if accuracy.low > share:
+        return Verdict(
+            True, f"The {run.name} baseline beats always guessing “{largest}”: {numbers}."
+        )
+    return Verdict(
+        False,
+        f"The {run.name} baseline is not shown to beat always guessing “{largest}”, {numbers}: it "
+        "is no fair baseline.",
     )

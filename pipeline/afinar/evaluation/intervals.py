@@ -1,15 +1,15 @@
-"""What a test split says, and how sure one can be of it."""
+"""Estimates from a test split with their 95 % intervals, confusion counts and calibration."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Z95 = 1.959963984540054  # the normal distribution's two-sided 95 % point
+Z95: Final = 1.959963984540054  # two-sided 95 % point of the normal distribution
 
 
 @dataclass(frozen=True)
@@ -22,41 +22,52 @@ class Interval:
 
 
 def wilson(hits: int, trials: int) -> Interval:
-    """A share with its score interval (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
+    """Return hits / trials with its score interval.
+
+    Wilson 1927, doi 10.1080/01621459.1927.10502953. It stays within 0 and 1 and has a width even
+    without hits: 0 of 20 gives 0 to 0.161.
+    """
     share = hits / trials
     spread = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
-    scale = 1 + Z95**2 / trials
     centre = share + Z95**2 / (2 * trials)
+    scale = 1 + Z95**2 / trials
     return Interval(share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
 
 
-def paired_difference(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Interval:
-    """How much more often `one` is right than `other` on the same samples, with an adjusted Wald interval.
+def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Interval:
+    """Return accuracy of `first` minus accuracy of `second` on the same samples.
 
-    Half a sample is added to each cell of the two-by-two table (Agresti and Min 2005, doi 10.1002/sim.1781).
+    Both are bool [n], True for a correct prediction. The interval is the adjusted Wald interval of
+    Agresti and Min 2005, doi 10.1002/sim.1781: half a sample is added to each of the four cells
+    (both correct, only the first, only the second, none). Samples that both get right or wrong
+    carry no information on the difference, so the interval is narrower than that of two independent
+    test splits.
+
+    Example: of 200 samples 30 are correct only for `first` and 10 only for `second`. The difference
+    is 0.1, its interval 0.04 to 0.16.
     """
-    count = len(one)
-    only_one = int((one & ~other).sum())
-    only_other = int((other & ~one).sum())
-    difference = (only_one - only_other) / count
-    b, c, n = only_one + 0.5, only_other + 0.5, count + 2
-    spread = Z95 * math.sqrt((b + c) - (b - c) ** 2 / n) / n
+    samples = len(first)
+    only_first = int((first & ~second).sum())
+    only_second = int((second & ~first).sum())
+
+    b, c, n = only_first + 0.5, only_second + 0.5, samples + 2
     centre = (b - c) / n
-    return Interval(difference, centre - spread, centre + spread)
+    spread = Z95 * math.sqrt((b + c) - (b - c) ** 2 / n) / n
+    return Interval((only_first - only_second) / samples, centre - spread, centre + spread)
 
 
 def confusion(labels: list[str], predicted: list[str], classes: list[str]) -> NDArray[np.int64]:
-    """Counts [class, class]: rows are true classes, columns predicted ones."""
+    """Return sample counts int64 [classes, classes]; rows are true classes, columns predicted."""
     numbers = {name: number for number, name in enumerate(classes)}
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    for label, guess in zip(labels, predicted, strict=True):
-        counts[numbers[label], numbers[guess]] += 1
+    for label, prediction in zip(labels, predicted, strict=True):
+        counts[numbers[label], numbers[prediction]] += 1
     return counts
 
 
 @dataclass(frozen=True)
 class ConfidenceBin:
-    """Predictions whose confidence lies in one interval: how many, their mean confidence, and how many are right."""
+    """Predictions with confidence in one interval; `hits` of them are correct."""
 
     samples: int
     confidence: float
@@ -64,23 +75,32 @@ class ConfidenceBin:
 
     @property
     def gap(self) -> float:
-        """By how much confidence exceeds accuracy."""
+        """Confidence minus accuracy; positive if the model is overconfident."""
         return self.confidence - self.hits / self.samples
 
 
 def reliability(
     scores: NDArray[np.floating[Any]], hits: NDArray[np.bool_], bins: int = 15
 ) -> list[ConfidenceBin]:
-    """Predictions by their confidence, in `bins` equal intervals (a, b], empty ones left out (Guo et al. 2017)."""
+    """Group predictions by confidence into `bins` equal intervals (a, b]; leave out empty ones.
+
+    `scores` are probabilities of the predicted classes (Guo et al. 2017, arXiv 1706.04599).
+    """
     scores = scores.astype(np.float64)
-    places = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], scores)
+    bin_of_score = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], scores)
+    members = [bin_of_score == number for number in range(bins)]
     return [
-        ConfidenceBin(int(inside.sum()), float(scores[inside].mean()), int(hits[inside].sum()))
-        for inside in (places == place for place in range(bins))
-        if inside.any()
+        ConfidenceBin(
+            samples=int(member.sum()),
+            confidence=float(scores[member].mean()),
+            hits=int(hits[member].sum()),
+        )
+        for member in members
+        if member.any()
     ]
 
 
 def calibration_error(bins: list[ConfidenceBin]) -> float:
-    """The expected calibration error: the mean over samples of their bin's gap (Guo et al. 2017, arXiv 1706.04599)."""
-    return sum(one.samples * abs(one.gap) for one in bins) / sum(one.samples for one in bins)
+    """Return the expected calibration error: the mean over samples of |gap| of their bin."""
+    samples = sum(group.samples for group in bins)
+    return sum(group.samples * abs(group.gap) for group in bins) / samples

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from afinar.dataset.reader import Dataset
-from afinar.evaluation.comparison import RunResult, best_run, verdicts
+from afinar.evaluation.comparison import EvaluatedRun, best_run, verdicts
 from afinar.report.pieces import Tile, data_uri, mistake_tiles, tiles
 from afinar.report.plots import confusion_matrix, curves
 from afinar.report.rendering import template
@@ -28,7 +28,7 @@ class LabelledArchive:
 
 
 def comparison_page(
-    title: str, dataset: Dataset, runs: list[RunResult], archive: LabelledArchive
+    title: str, dataset: Dataset, runs: list[EvaluatedRun], archive: LabelledArchive
 ) -> str:
     """Return the page of runs on one dataset, and of the archive labelled with the best of them."""
     best = best_run(runs)
@@ -50,7 +50,7 @@ def comparison_page(
     )
 
 
-def _row(run: RunResult, best: RunResult) -> dict[str, Any]:
+def _row(run: EvaluatedRun, best: EvaluatedRun) -> dict[str, Any]:
     version = run.version
     network = version.architecture
     return {

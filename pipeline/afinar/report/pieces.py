@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from afinar.dataset.reader import Dataset
-from afinar.evaluation.comparison import RunResult
+from afinar.evaluation.comparison import EvaluatedRun
 from afinar.report.plots import thumbnail
 
 _MISTAKES: Final = 12
@@ -39,7 +39,7 @@ def tiles(dataset: Dataset, rows: list[int], captions: list[str]) -> list[Tile]:
     ]
 
 
-def mistake_tiles(dataset: Dataset, run: RunResult) -> list[Tile]:
+def mistake_tiles(dataset: Dataset, run: EvaluatedRun) -> list[Tile]:
     """Return the wrong test predictions with the highest scores."""
     is_wrong = pc.not_equal(run.test.column("label"), run.test.column("predicted"))
     wrong = run.test.filter(is_wrong).sort_by([("score", "descending")]).slice(0, _MISTAKES)

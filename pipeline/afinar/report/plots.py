@@ -16,7 +16,7 @@ from PIL import Image
 from afinar.evaluation.intervals import ConfidenceBin, wilson
 
 if TYPE_CHECKING:
-    from afinar.evaluation.comparison import RunResult
+    from afinar.evaluation.comparison import EvaluatedRun
 
 # Paul Tol's "bright" scheme, distinct for colour-blind readers too.
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
@@ -44,7 +44,7 @@ def _png(figure: Figure) -> bytes:
     return sink.getvalue()
 
 
-def curves(runs: list[RunResult]) -> bytes:
+def curves(runs: list[EvaluatedRun]) -> bytes:
     """Plot loss and accuracy by epoch in two panels; training dashed, validation solid."""
     with _figure(9.6, 3.4, 2) as (figure, (loss, accuracy)):
         for run, colour in zip(runs, _COLOURS, strict=False):

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from afinar.dataset.reader import Dataset, open_dataset
-from afinar.evaluation.comparison import RunResult, read_run
+from afinar.evaluation.comparison import EvaluatedRun, read_run
 from afinar.evaluation.intervals import calibration_error, reliability
 from afinar.report.pieces import data_uri, mistake_tiles
 from afinar.report.plots import confusion_matrix, curves, reliability_diagram
@@ -67,7 +67,7 @@ def summarize_training(outcome: TrainOutcome) -> dict[str, Any]:
     }
 
 
-def training_page(title: str, dataset: Dataset, run: RunResult) -> str:
+def training_page(title: str, dataset: Dataset, run: EvaluatedRun) -> str:
     """Return the page of a run. `dataset` is the version that it was trained on.
 
     Parts that the run did not record (recall by class, times of its epochs) are left out.
@@ -101,7 +101,7 @@ def training_page(title: str, dataset: Dataset, run: RunResult) -> str:
     )
 
 
-def _headline_numbers(run: RunResult) -> list[tuple[str, str]]:
+def _headline_numbers(run: EvaluatedRun) -> list[tuple[str, str]]:
     """Return names and values of the metrics that the run has."""
     metrics, accuracy = run.version.metrics, run.accuracy
     test = metrics["test"]
@@ -120,7 +120,7 @@ def _headline_numbers(run: RunResult) -> list[tuple[str, str]]:
     return numbers
 
 
-def _recalls(run: RunResult) -> list[dict[str, Any]]:
+def _recalls(run: EvaluatedRun) -> list[dict[str, Any]]:
     """Return a row for each class, the lowest recall first; classes without samples are last."""
     recall = run.version.metrics["test"].get("recall") or {}
     counts = run.confusion
