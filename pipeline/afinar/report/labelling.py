@@ -10,7 +10,8 @@ from afinar.labelling.driver import LabelOutcome
 from afinar.labelling.run_report import RunReport
 from afinar.labelling.stats import BINS, LabelStats
 from afinar.report.rendering import template
-from afinar.report.run_folder import new_run, record_run, report_uri
+from afinar.report.run_folder import record_run, report_uri
+from afinar.storage.names import new_run
 from afinar.units.progress import format_duration, limiting_phase
 
 _WIDTH: Final = 900  # of the histogram, in SVG units

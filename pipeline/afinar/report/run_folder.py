@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
-import uuid
 from typing import Any
 
 from afinar.config.base import JobConfig, as_dict
 from afinar.storage.open import open_store
-
-
-def new_run() -> str:
-    """Return the name of a new run: its start in UTC and six random hex digits."""
-    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
 
 
 def report_uri(target: str, run: str) -> str:

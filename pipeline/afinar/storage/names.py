@@ -7,6 +7,8 @@ data. It is checked here before it becomes a path.
 from __future__ import annotations
 
 import re
+import time
+import uuid
 from typing import Final
 
 from afinar.errors import UnsafePathError
@@ -48,6 +50,11 @@ def _is_unicode(name: str) -> bool:
     except UnicodeEncodeError:  # a lone surrogate, which JSON can express
         return False
     return True
+
+
+def new_run() -> str:
+    """Return the name of a new run: its start in UTC and six random hex digits."""
+    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
 
 
 def check_identifier(value: object, what: str) -> str:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from afinar.config.train import TrainConfig
 from afinar.errors import ShortfallError
 from afinar.models.registry.versions import ModelVersion
+from afinar.storage.names import new_run
 from afinar.training.publish import TrainResult, cleanup_after_publish, publish, read_result
-from afinar.training.task import TrainTask, new_run, plan_training
+from afinar.training.task import TrainTask, plan_training
 
 Launcher = Callable[[TrainTask], None]
 """Runs `training.worker.train` in all workers of a task and returns when they have ended."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-import uuid
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
@@ -87,11 +85,6 @@ class LabelledSamples:
     train: Samples
     validation: Samples
     test: Samples
-
-
-def new_run() -> str:
-    """Return the name of a new run: its start in UTC and six random hex digits."""
-    return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
 
 
 def plan_training(config: TrainConfig, run: str) -> TrainTask:
