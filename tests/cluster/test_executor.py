@@ -5,6 +5,7 @@ The decisions are tested without Ray in tests/execution/test_retry.py.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -76,6 +77,25 @@ def test_errors_of_the_work_are_raised_unwrapped(local_ray: None) -> None:
         list(RayExecutor(None).run_with_state(make_broken, [1, 2]))
     with pytest.raises(ZeroDivisionError):
         list(RayExecutor(None).run(crash, [3]))
+
+
+def log_and_print(number: int) -> int:
+    print("printed by the work")
+    logging.getLogger("afinar.work").info(f"logged by unit {number}")
+    return number
+
+
+def test_workers_log_lines_reach_the_console_without_other_output(
+    local_ray: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert list(RayExecutor(None).run(log_and_print, [1])) == [1]
+    out, err, deadline = "", "", time.monotonic() + 30
+    while "logged" not in err and time.monotonic() < deadline:
+        time.sleep(0.5)  # Ray's log monitor reads the output of workers about once a second
+        output = capfd.readouterr()
+        out, err = out + output.out, err + output.err
+    assert err.splitlines() == ["logged by unit 1"]
+    assert out == ""
 
 
 def make_die_once() -> Callable[[Path], str]:

@@ -40,6 +40,17 @@ def test_line_that_several_workers_log_is_printed_once(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == "note\nstep\nstep\n"
 
 
+def test_line_that_another_worker_logs_later_is_printed_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second worker continues after the first one died: its lines are news."""
+    with worker_output(verbose=False):
+        emit(1, "[afinar] going on from step 4")
+        monkeypatch.setattr("afinar.execution.console._SAME_LINE_S", 0.0)
+        emit(2, "[afinar] going on from step 4")
+    assert capsys.readouterr().err == "going on from step 4\n" * 2
+
+
 def test_verbose_leaves_other_lines_to_ray(capsys: pytest.CaptureFixture[str]) -> None:
     with worker_output(verbose=True):
         emit(7, "[afinar] epoch 1", "raylet: out of memory")

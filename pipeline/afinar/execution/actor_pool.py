@@ -67,11 +67,11 @@ class ActorPool:
         tasks: Iterable[Any],
         retry_policy: RetryPolicy[Any],
         on_retry: Callable[[], None],
-        policy: PoolPolicy | None = None,
+        pool_policy: PoolPolicy | None = None,
     ) -> None:
         self._make_actor, self._size = make_actor, size
         self._retry_policy, self._on_retry = retry_policy, on_retry
-        self._policy = policy or PoolPolicy()
+        self._policy = pool_policy or PoolPolicy()
         self._prepare = ray.remote(num_cpus=1, max_retries=self._policy.max_block_retries)(_prepare)
         self._tasks = iter(tasks)
         self._waiting: deque[_Unit] = deque()

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from ray._private import worker as ray_worker
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
 from afinar.logs import parse_worker_line
 
-_HANDLER = "afinar"
+_HANDLER: Final = "afinar"
+_SAME_LINE_S: Final = 10.0  # a line of two processes within this time is printed once
+
+
+class _Print(NamedTuple):
+    """Process whose line was printed, and when (time.monotonic())."""
+
+    process: str
+    time_s: float
 
 
 @contextlib.contextmanager
@@ -25,18 +34,22 @@ def worker_output(verbose: bool) -> Iterator[None]:
     libraries. Ray cannot filter by logger. So our handler takes the lines of afinar out of every
     batch before Ray's handler gets it, and Ray's printing is on only if `verbose`.
     """
-    logged_by: dict[str, tuple[str, str]] = {}
+    last_prints: dict[str, _Print] = {}
 
     def print_afinar_lines(batch: dict[str, Any]) -> None:
-        process = (str(batch.get("ip")), str(batch.get("pid")))
+        process, now = f"{batch.get('ip')} {batch.get('pid')}", time.monotonic()
         foreign_lines = []
         for line in batch["lines"]:
             message = parse_worker_line(line)
             if message is None:
                 foreign_lines.append(line)
-            # Several workers log the same note about a model: the first one's is printed.
-            elif logged_by.setdefault(message, process) == process:
-                print(message, file=sys.stderr, flush=True)  # noqa: T201
+                continue
+            # All workers log the same notes about a model as they start: print the first one's.
+            last = last_prints.get(message)
+            if last and last.process != process and now - last.time_s < _SAME_LINE_S:
+                continue
+            last_prints[message] = _Print(process, now)
+            print(message, file=sys.stderr, flush=True)  # noqa: T201
         batch["lines"] = foreign_lines
 
     ray_worker._worker_logs_enabled = verbose

@@ -72,7 +72,7 @@ class RayExecutor:
         self,
         make_work: Callable[[], Callable[[Task], Result]],
         tasks: Iterable[Task],
-        care: RetryPolicy[Task] | None = None,
+        policy: RetryPolicy[Task] | None = None,
     ) -> Iterator[Result]:
         """Yield results of a pool of Ray actors, in the order in which units finish.
 
@@ -86,8 +86,8 @@ class RayExecutor:
         from afinar.execution.session import cluster_cores, cluster_gpus, ray_session
         from afinar.execution.worker import Worker
 
-        retry_policy = care or RetryPolicy()
-        with ray_session(self._address, 0 if retry_policy.preprocessing else self._workers):
+        policy = policy or RetryPolicy()
+        with ray_session(self._address, 0 if policy.preprocessing else self._workers):
             gpus = cluster_gpus()
 
             # No more actors than units.
@@ -96,7 +96,7 @@ class RayExecutor:
             size = len(first_tasks)
 
             if not (gpus or self._always_preprocess) or cluster_cores() <= size:
-                retry_policy = replace(retry_policy, preprocessing=None)
+                policy = replace(policy, preprocessing=None)
             actor_class = ray.remote(
                 num_cpus=1, num_gpus=1 if gpus else 0, max_task_retries=_MESSAGE_RETRIES
             )(Worker)
@@ -104,9 +104,9 @@ class RayExecutor:
                 lambda: actor_class.remote(make_work, log_settings()),
                 size,
                 chain(first_tasks, tasks),
-                retry_policy,
+                policy,
                 on_retry=self._metrics.count_retry if self._metrics else lambda: None,
-                policy=self._pool_policy,
+                pool_policy=self._pool_policy,
             )
             yield from self._count(pool.results())
 
