@@ -22,4 +22,4 @@ def format_size(size_bytes: float) -> str:
 def format_table(rows: list[tuple[str, str]]) -> str:
     """Return names and values as two aligned columns."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return "\n".join(f"{name:<{width}}  {value}".rstrip() for name, value in rows)
