@@ -1,9 +1,9 @@
-"""`python -m tests.cluster.label_chaos VICTIM SEED SOURCE OUT MODEL AUDIT`: a labelling parts of which are SIGKILLed.
+"""`python -m tests.cluster.label_chaos VICTIM SEED SOURCE OUT MODEL AUDIT`: a labelling with kills.
 
-VICTIM is `actor` (two workers, one after the other, on a local Ray of two cores), `feeder` (two processes that decode
-for a worker on the other core), `raylet` (of one of three nodes) or `none`. When is a matter of the seed. Each worker
-appends to a file of its own in AUDIT the units that it begins.
-Prints what was labelled, and how many were killed.
+VICTIM is what gets SIGKILL: `actor` (two workers, one after the other, on a local Ray of two
+cores), `preprocessing` (two processes that decode for a worker on the other core), `raylet` (of one
+of three nodes) or `none`. SEED determines when. Each worker appends the units that it starts to a
+file of its own in AUDIT. Prints how many pictures were labelled and how many processes were killed.
 """
 
 from __future__ import annotations
@@ -23,47 +23,50 @@ from typing import Any
 
 import psutil
 import ray
+from ray.cluster_utils import Cluster
+
 from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
 from afinar.labelling.driver import LabelSummary, run_labelling
 from afinar.units.executor import RetryPolicy
-from ray.cluster_utils import Cluster
-
 from tests.cluster.raylets import HEALTH
 
 
-class Audited(RayExecutor):
-    """Ray, whose workers write down the units that they begin, and whose feeders show that they are at work."""
+class AuditedExecutor(RayExecutor):
+    """Ray, whose workers write down the units that they start.
 
-    def __init__(self, audit: Path, feeders: Path | None) -> None:
-        super().__init__(None, workers=1 if feeders else 0, always_preprocess=feeders is not None)
-        self._audit, self._feeders = audit, feeders
+    With a folder `busy` other processes decode, each with a file in it while it prepares a block.
+    """
+
+    def __init__(self, audit: Path, busy: Path | None) -> None:
+        super().__init__(None, workers=1 if busy else 0, always_preprocess=busy is not None)
+        self._audit, self._busy = audit, busy
 
     def run_with_state(
         self,
         make_work: Callable[[], Any],
         tasks: Iterable[Any],
-        care: RetryPolicy[Any] | None = None,
+        policy: RetryPolicy[Any] | None = None,
     ) -> Iterator[Any]:
-        if self._feeders is not None:
-            assert care is not None
-            assert care.preprocessing is not None
-            prepare = partial(_seen_at_work, care.preprocessing.prepare, self._feeders)
-            care = replace(care, preprocessing=replace(care.preprocessing, prepare=prepare))
-        return super().run_with_state(partial(_audited, make_work, self._audit), tasks, care)
+        if self._busy is not None:
+            assert policy is not None
+            assert policy.preprocessing is not None
+            prepare = partial(_prepare_visibly, policy.preprocessing.prepare, self._busy)
+            policy = replace(policy, preprocessing=replace(policy.preprocessing, prepare=prepare))
+        return super().run_with_state(partial(_audit_units, make_work, self._audit), tasks, policy)
 
 
-def _seen_at_work(prepare: Callable[[Any], Any], feeders: Path, block: Any) -> Any:
-    mine = feeders / str(os.getpid())
-    mine.touch()
+def _prepare_visibly(prepare: Callable[[Any], Any], busy: Path, block: Any) -> Any:
+    marker = busy / str(os.getpid())
+    marker.touch()
     try:
         return prepare(block)
     finally:
-        mine.unlink()
+        marker.unlink()
 
 
-def _audited(make_work: Callable[[], Any], audit: Path) -> Any:
+def _audit_units(make_work: Callable[[], Any], audit: Path) -> Any:
     work = make_work()
 
     def run(task: Any, *blocks: Any) -> Any:
@@ -74,24 +77,24 @@ def _audited(make_work: Callable[[], Any], audit: Path) -> Any:
     return run
 
 
-def begun(audit: Path) -> list[str]:
-    """Every unit that a worker began, as often as one did."""
+def started_units(audit: Path) -> list[str]:
+    """Return the units that workers started, once for each start."""
     return [unit for path in audit.iterdir() for unit in path.read_text().splitlines()]
 
 
 def alive(folder: Path) -> list[psutil.Process]:
-    """Processes that have left a file in a folder, and live."""
-    found = []
+    """Return the running processes that have a file in a folder."""
+    processes = []
     for path in folder.iterdir():
         try:
-            found.append(psutil.Process(int(path.name)))
+            processes.append(psutil.Process(int(path.name)))
         except psutil.NoSuchProcess:
             continue
-    return found
+    return processes
 
 
 class Killer(threading.Thread):
-    """Kills `times` victims, each some random moment after work goes on, until it is told to stop."""
+    """Kills `times` victims, each at a random moment after a unit starts, until `stop` is set."""
 
     def __init__(
         self,
@@ -102,40 +105,33 @@ class Killer(threading.Thread):
         kill: Callable[[psutil.Process], None],
     ) -> None:
         super().__init__()
-        self._audit, self._victims, self._rng, self._times, self._kill = (
-            audit,
-            victims,
-            rng,
-            times,
-            kill,
-        )
+        self._audit, self._victims, self._rng = audit, victims, rng
+        self._times, self._kill = times, kill
         self.killed = 0
-        self.enough = threading.Event()
+        self.stop = threading.Event()
 
     def run(self) -> None:
-        while self.killed < self._times and not self.enough.is_set():
-            seen = len(begun(self._audit))
-            while len(begun(self._audit)) == seen and not self.enough.wait(0.01):
+        while self.killed < self._times and not self.stop.is_set():
+            seen = len(started_units(self._audit))
+            while len(started_units(self._audit)) == seen and not self.stop.wait(0.01):
                 pass
-            if self.enough.wait(1.5 * self._rng.random()):
+            if self.stop.wait(1.5 * self._rng.random()):
                 return
-            if found := alive(self._victims):
-                self._kill(self._rng.choice(found))
+            if processes := alive(self._victims):
+                self._kill(self._rng.choice(processes))
                 self.killed += 1
 
 
-def label(source: str, out: str, model: str, audit: Path, feeders: Path | None) -> LabelSummary:
-    return run_labelling(
-        LabelConfig(source=source, predictions=out, model=model, precision="float32"),
-        Audited(audit, feeders),
-    ).summary
+def run_audited(source: str, out: str, model: str, executor: AuditedExecutor) -> LabelSummary:
+    config = LabelConfig(source=source, predictions=out, model=model, precision="float32")
+    return run_labelling(config, executor).summary
 
 
 def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) -> None:
     rng, folder = random.Random(int(seed)), Path(audit)
-    feeders = folder.parent / "feeders" if victim == "feeder" else None
-    if feeders is not None:
-        feeders.mkdir()
+    busy = folder.parent / "busy" if victim == "preprocessing" else None
+    if busy is not None:
+        busy.mkdir()
     if victim == "raylet":
         cluster = Cluster(
             initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": HEALTH}
@@ -152,14 +148,14 @@ def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) 
     else:
         times = 0 if victim == "none" else 2
         killer = Killer(
-            folder, feeders or folder, rng, times, lambda one: one.send_signal(signal.SIGKILL)
+            folder, busy or folder, rng, times, lambda process: process.send_signal(signal.SIGKILL)
         )
     with ray_session("local", 2):
         killer.start()
         try:
-            summary = label(source, out, model, folder, feeders)
+            summary = run_audited(source, out, model, AuditedExecutor(folder, busy))
         finally:
-            killer.enough.set()
+            killer.stop.set()
             killer.join()
         print(json.dumps({"labelled": summary.labelled, "killed": killer.killed}), flush=True)
     if victim == "raylet":

@@ -1,4 +1,4 @@
-"""Labelling on a real Ray: pictures that kill or stop their worker; workers, raylets and drivers that are killed."""
+"""Labelling on a real Ray: bad pictures, and workers, raylets and drivers that are killed."""
 
 from __future__ import annotations
 
@@ -18,36 +18,35 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+
 from afinar import open_predictions
-from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
-from afinar.labelling.driver import LabelSummary, run_labelling
 from afinar.storage.arrow import from_parquet
 from afinar.storage.open import open_store
-from afinar.units.executor import InlineExecutor, RetryPolicy
-
-from tests.cluster.label_chaos import begun
+from afinar.units.executor import RetryPolicy
+from tests.archives import flat_archive, label, picture
+from tests.cluster.label_chaos import started_units
 from tests.cluster.test_chaos import REPOSITORY, RPC_CHAOS
-from tests.conftest import Trained, jpeg, many_pictures, run_afinar
+from tests.conftest import Trained, many_pictures, run_afinar
 
 KILLER, STOPPER = b"kills its worker", b"is decoded for ever"
 
 
-def dangerous(make_work: Callable[[], Any]) -> Any:
-    """Work whose decoder meets two kinds of picture that end it."""
+def make_dangerous(make_work: Callable[[], Any]) -> Any:
+    """Return the work of a process whose decoder dies or hangs at certain pictures."""
     work = make_work()
-    meet_danger()
+    patch_decoder()
     return work
 
 
-def dangerous_block(prepare: Callable[[Any], Any], block: Any) -> Any:
-    """The same where others decode."""
-    meet_danger()
+def prepare_dangerous(prepare: Callable[[Any], Any], block: Any) -> Any:
+    """Prepare a block in a process with the same decoder."""
+    patch_decoder()
     return prepare(block)
 
 
-def meet_danger() -> None:
-    """From now on this process' decoder ends, or never does, at such pictures."""
+def patch_decoder() -> None:
+    """Make this process exit at pictures that end in KILLER, and hang at those in STOPPER."""
     module: Any = importlib.import_module("afinar.inference.picture_stream")
     real = module.decode
 
@@ -61,105 +60,80 @@ def meet_danger() -> None:
     module.decode = decode
 
 
-class Dangerous(RayExecutor):
-    """Ray, with that decoder."""
+class DangerousExecutor(RayExecutor):
+    """Ray, whose processes have that decoder."""
 
     def run_with_state(
         self,
         make_work: Callable[[], Any],
         tasks: Iterable[Any],
-        care: RetryPolicy[Any] | None = None,
+        policy: RetryPolicy[Any] | None = None,
     ) -> Iterator[Any]:
-        if care is not None and care.preprocessing is not None:
-            care = replace(
-                care,
-                preprocessing=replace(
-                    care.preprocessing, prepare=partial(dangerous_block, care.preprocessing.prepare)
-                ),
-            )
-        return super().run_with_state(partial(dangerous, make_work), tasks, care)
+        if policy is not None and policy.preprocessing is not None:
+            prepare = partial(prepare_dangerous, policy.preprocessing.prepare)
+            preprocessing = replace(policy.preprocessing, prepare=prepare)
+            policy = replace(policy, preprocessing=preprocessing)
+        return super().run_with_state(partial(make_dangerous, make_work), tasks, policy)
 
 
-def label(source: Path, out: Path, trained: Trained, **options: Any) -> LabelSummary:
-    config = LabelConfig(
-        source=str(source),
-        predictions=str(out),
-        model=trained.champion,
-        precision="float32",
-        **options,
-    )
-    return run_labelling(config, Dangerous(None)).summary
-
-
-def archive(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    for number in range(count):
-        (folder / f"{number:03d}.jpg").write_bytes(jpeg(number))
-    return folder
-
-
-def test_a_picture_that_kills_its_worker_is_a_reject_and_the_others_are_labelled(
+def test_picture_kills_its_worker_it_is_a_reject_and_the_others_are_labelled(
     local_ray: None, trained: Trained, tmp_path: Path
 ) -> None:
-    scans = archive(tmp_path / "scans", 96)
-    (scans / "050.jpg").write_bytes(jpeg(50) + KILLER)
-    (scans / "095.jpg").write_bytes(jpeg(95) + KILLER)
-    summary = label(scans, tmp_path / "out", trained)
+    scans = flat_archive(tmp_path / "scans", 96)
+    (scans / "050.jpg").write_bytes(picture(50) + KILLER)
+    (scans / "095.jpg").write_bytes(picture(95) + KILLER)
+    summary = label(scans, tmp_path / "out", trained, DangerousExecutor(None), precision="float32")
     assert (summary.labelled, summary.rejects_by_reason) == (94, {"killed_worker": 2})
     predictions = open_predictions(str(tmp_path / "out"))
     assert [Path(row["uri"]).name for row in predictions.rejects.to_pylist()] == [
         "050.jpg",
         "095.jpg",
     ]
-    assert not list(open_store(str(tmp_path / "out")).walk("attempts")), (
-        "nothing is left of the search"
-    )
-    next_attempt = label(scans, tmp_path / "out", trained)
-    assert (next_attempt.units_run, next_attempt.skipped, next_attempt.rejected) == (0, 94, 2)
+    assert not list(open_store(str(tmp_path / "out")).walk("attempts")), "attempt files are deleted"
+    second = label(scans, tmp_path / "out", trained, DangerousExecutor(None), precision="float32")
+    assert (second.units_run, second.skipped, second.rejected) == (0, 94, 2)
 
 
 @pytest.mark.slow
-def test_workers_that_are_fed_answer_alike(
+def test_other_processes_decode_predictions_are_the_same(
     local_ray: None, trained: Trained, tmp_path: Path
 ) -> None:
-    """As GPUs are: others decode. Without a GPU here the worker that is fed has a core, and so has who feeds it."""
-    scans = archive(tmp_path / "scans", 200)
+    """As for a worker with a GPU; here the worker has one core, and preprocessing the other."""
+    scans = flat_archive(tmp_path / "scans", 200)
     (scans / "bad.jpg").write_bytes(b"no picture")
-    config = LabelConfig(
-        source=str(scans),
-        predictions=str(tmp_path / "fed"),
-        model=trained.champion,
-        precision="float32",
-    )
-    fed = run_labelling(config, RayExecutor(None, workers=1, always_preprocess=True)).summary
-    assert (fed.labelled, fed.rejects_by_reason) == (200, {"unidentified": 1})
-    run_labelling(replace(config, predictions=str(tmp_path / "fused")), InlineExecutor())
-    assert (
-        open_predictions(str(tmp_path / "fed")).table
-        == open_predictions(str(tmp_path / "fused")).table
-    )
+    blocks, fused = str(tmp_path / "blocks"), str(tmp_path / "fused")
+    executor = RayExecutor(None, workers=1, always_preprocess=True)
+    summary = label(scans, blocks, trained, executor, precision="float32")
+    assert (summary.labelled, summary.rejects_by_reason) == (200, {"unidentified": 1})
+    label(scans, fused, trained, precision="float32")
+    assert open_predictions(blocks).table == open_predictions(fused).table
 
 
 @pytest.mark.slow
-def test_a_picture_that_kills_whoever_decodes_it_is_a_reject_where_workers_are_fed(
+def test_picture_kills_preprocessing_it_is_a_reject(
     local_ray: None, trained: Trained, tmp_path: Path
 ) -> None:
-    scans = archive(tmp_path / "scans", 24)
-    (scans / "005.jpg").write_bytes(jpeg(5) + KILLER)
-    config = LabelConfig(
-        source=str(scans), predictions=str(tmp_path / "out"), model=trained.champion
-    )
-    summary = run_labelling(config, Dangerous(None, workers=1, always_preprocess=True)).summary
+    scans = flat_archive(tmp_path / "scans", 24)
+    (scans / "005.jpg").write_bytes(picture(5) + KILLER)
+    executor = DangerousExecutor(None, workers=1, always_preprocess=True)
+    summary = label(scans, tmp_path / "out", trained, executor)
     assert (summary.labelled, summary.rejects_by_reason) == (23, {"killed_worker": 1})
 
 
 @pytest.mark.slow
-def test_a_picture_that_stops_its_worker_is_a_reject_too(
+def test_picture_hangs_its_worker_it_is_a_reject(
     local_ray: None, trained: Trained, tmp_path: Path
 ) -> None:
-    scans = archive(tmp_path / "scans", 12)
-    (scans / "005.jpg").write_bytes(jpeg(5) + STOPPER)
-    summary = label(scans, tmp_path / "out", trained, unit_timeout_s=2.0)
+    scans = flat_archive(tmp_path / "scans", 12)
+    (scans / "005.jpg").write_bytes(picture(5) + STOPPER)
+    summary = label(
+        scans,
+        tmp_path / "out",
+        trained,
+        DangerousExecutor(None),
+        precision="float32",
+        unit_timeout_s=2.0,
+    )
     assert (summary.labelled, summary.rejects_by_reason) == (11, {"killed_worker": 1})
 
 
@@ -168,7 +142,7 @@ PICTURES = 2400
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """An archive, and what a labelling of it writes when nothing goes wrong."""
+    """An archive, and the predictions of a labelling without any fault."""
 
     scans: Path
     table: pa.Table
@@ -179,78 +153,76 @@ class Undisturbed:
 def undisturbed(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     scans = many_pictures(folder / "scans", PICTURES)
-    config = LabelConfig(
-        source=str(scans),
-        predictions=str(folder / "out"),
-        model=trained.champion,
-        precision="float32",
-    )
-    summary = run_labelling(config, InlineExecutor()).summary
+    summary = label(scans, folder / "out", trained, precision="float32")
     assert summary.labelled == PICTURES
     return Undisturbed(scans, open_predictions(str(folder / "out")).table, summary.units_run)
 
 
-def require_same(out: str, wanted: Undisturbed) -> None:
-    """Every picture once with its answer. A unit tried again goes picture by picture, which rounds otherwise."""
+def require_same(out: str, expected: Undisturbed) -> None:
+    """Require every picture once with its prediction.
+
+    A unit that is tried again is predicted picture by picture, which rounds differently.
+    """
     table = open_predictions(out).table
     exact = ["uri", "etag", "sample_id", "label", "model_version"]
-    assert table.select(exact) == wanted.table.select(exact)
+    assert table.select(exact) == expected.table.select(exact)
     np.testing.assert_allclose(
-        table.column("score").to_numpy(), wanted.table.column("score").to_numpy(), atol=1e-5
+        table.column("score").to_numpy(), expected.table.column("score").to_numpy(), atol=1e-5
     )
     store = open_store(out)
     parts = pa.concat_tables(from_parquet(store.get(info.name)) for info in store.walk("parts"))
     assert sorted(parts.column("uri").to_pylist()) == table.column("uri").to_pylist(), (
-        "as a plain reader sees it"
+        "a reader without the manifest sees each picture once"
     )
 
 
 def chaos(
-    victim: str, seed: int, wanted: Undisturbed, out: str, folder: Path, trained: Trained
+    victim: str, seed: int, expected: Undisturbed, out: str, folder: Path, trained: Trained
 ) -> None:
-    """One run of which something is killed; it is right, and no more was done again than was under way.
+    """Run a job and kill some of its processes; require the result, and few repeated units.
 
-    In float32: a unit that is tried again goes picture by picture, and a reduced precision rounds by the batch.
+    In float32: a unit that is tried again is predicted picture by picture, and bfloat16 would round
+    otherwise than in a batch. Only units that were running may be repeated.
     """
     audit = folder / "audit"
     audit.mkdir()
-    words = [
+    argv = [
         "tests.cluster.label_chaos",
         victim,
         str(seed),
-        str(wanted.scans),
+        str(expected.scans),
         out,
         trained.champion,
         str(audit),
     ]
-    command = [sys.executable, "-m", *words]
+    command = [sys.executable, "-m", *argv]
     if victim == "driver":
         command[3] = "none"
         job = subprocess.Popen(
             command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        while not begun(audit):
-            assert job.poll() is None, "it ended before it began"
+        while not started_units(audit):
+            assert job.poll() is None, "the job ended before it ran a unit"
             time.sleep(0.02)
         time.sleep(2.5 * random.Random(seed).random())
-        assert job.poll() is None, "it was over before it was killed"
+        assert job.poll() is None, "the job ended before it was killed"
         job.kill()
         job.wait()
     done = subprocess.run(
         command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    require_same(out, wanted)
-    # A feeder's blocks are prepared again without the worker's noticing.
-    under_way = {"driver": 2, "feeder": 0}.get(victim, said["killed"])
-    assert len(begun(audit)) - wanted.units <= under_way
+    outcome = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    require_same(out, expected)
+    # Blocks of a preprocessing task that was killed are prepared again; its worker goes on.
+    running = {"driver": 2, "preprocessing": 0}.get(victim, outcome["killed"])
+    assert len(started_units(audit)) - expected.units <= running
     if victim != "driver":
-        assert said["killed"] >= 1, "the job was over before anything was killed"
+        assert outcome["killed"] >= 1, "the job ended before anything was killed"
 
 
 @pytest.mark.slow
-def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
+def test_workers_are_killed_predictions_are_the_same_and_little_is_repeated(
     undisturbed: Undisturbed, trained: Trained, tmp_path: Path
 ) -> None:
     chaos("actor", 0, undisturbed, str(tmp_path / "out"), tmp_path, trained)
@@ -258,8 +230,8 @@ def test_workers_killed_at_random_moments_lose_and_repeat_nothing(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 4))
-@pytest.mark.parametrize("victim", ["actor", "feeder", "raylet", "driver"])
-def test_whatever_is_killed_the_answers_are_the_same(
+@pytest.mark.parametrize("victim", ["actor", "preprocessing", "raylet", "driver"])
+def test_processes_are_killed_predictions_are_the_same(
     undisturbed: Undisturbed,
     trained: Trained,
     location: str,
@@ -271,10 +243,10 @@ def test_whatever_is_killed_the_answers_are_the_same(
 
 
 @pytest.mark.slow
-def test_messages_lost_between_driver_and_workers_change_nothing(
+def test_messages_are_lost_predictions_are_the_same(
     undisturbed: Undisturbed, trained: Trained, tmp_path: Path
 ) -> None:
-    words = [
+    argv = [
         "label",
         str(undisturbed.scans),
         "out",
@@ -286,7 +258,7 @@ def test_messages_lost_between_driver_and_workers_change_nothing(
         "2",
         "--json",
     ]
-    done = run_afinar(*words, cwd=tmp_path, env={"RAY_testing_rpc_failure": RPC_CHAOS})
+    done = run_afinar(*argv, cwd=tmp_path, env={"RAY_testing_rpc_failure": RPC_CHAOS})
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout)["labelled"] == PICTURES
     require_same(str(tmp_path / "out"), undisturbed)
