@@ -1,7 +1,9 @@
-"""`python -m tests.ingest.killed_at FOLDER NTH before|after SOURCE DATASET`: an ingest that SIGKILLs itself.
+"""An ingest that kills itself with SIGKILL right before or right after it puts one object.
 
-It dies right before or right after the NTH object is put into FOLDER of the dataset: driver and worker are one process
-here, so that every step of the commit can be hit exactly.
+    python -m tests.ingest.killed_at FOLDER NTH before|after SOURCE DATASET
+
+It dies at the NTH object that is put into FOLDER of the dataset. Driver and worker are one process
+here, so that every step of the commit can be interrupted exactly.
 """
 
 from __future__ import annotations
@@ -11,29 +13,28 @@ import signal
 import sys
 from collections import Counter
 
-from afinar.config.ingest import IngestConfig
-from afinar.ingest.driver import run_ingest
 from afinar.storage import local
-from afinar.units.executor import InlineExecutor
+from tests.archives import ingest
 
 
 def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:
+    """Replace the function that puts an object by one that dies, and ingest."""
     puts: Counter[str] = Counter()
     publish = local._NewFile.publish
 
-    def deadly(self: local._NewFile, name: str) -> bool:
-        where = name.split("/", maxsplit=1)[0]
-        puts[where] += 1
-        doomed = (where, puts[where]) == (folder, int(nth))
-        if doomed and when == "before":
+    def deadly_publish(self: local._NewFile, name: str) -> bool:
+        put_folder = name.split("/", maxsplit=1)[0]
+        puts[put_folder] += 1
+        is_last = (put_folder, puts[put_folder]) == (folder, int(nth))
+        if is_last and when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         done = publish(self, name)
-        if doomed:
+        if is_last:
             os.kill(os.getpid(), signal.SIGKILL)
         return done
 
-    local._NewFile.publish = deadly  # type: ignore[method-assign]
-    run_ingest(IngestConfig(source=source, dataset=dataset, size=32), InlineExecutor())
+    local._NewFile.publish = deadly_publish  # type: ignore[method-assign]
+    ingest(source, dataset)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A whole ingest between buckets while server, network and disk misbehave."""
+"""An ingest from bucket to bucket with faults of the server, of the network and of the disk."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
 
 from afinar import open_dataset
-from afinar.config.ingest import IngestConfig
 from afinar.errors import AfinarError, RequestError, StorageError
-from afinar.ingest.driver import IngestSummary, run_ingest
 from afinar.storage.open import open_store
-from afinar.units.executor import InlineExecutor
+from tests.archives import ingest
 from tests.bad_network import PICTURES
 from tests.conftest import make_archive
+from tests.datasets import shard_names
 from tests.faults import Fault, FaultProxy
 
 GET_PICTURE = r"^GET .*/pictures/.*\.jpg"
@@ -29,46 +27,41 @@ def dataset(bucket: str) -> str:
     return f"{bucket}/dataset"
 
 
-def ingest(source: str, dataset: str, **options: Any) -> IngestSummary:
-    config = IngestConfig(source=source, dataset=dataset, size=32, **options)
-    return run_ingest(config, InlineExecutor()).summary
-
-
-def content(dataset: str) -> tuple[pa.Table, set[str]]:
-    """What a dataset says: its index and the names, which are hashes, of its shards."""
-    index = open_dataset(dataset).index.sort_by("uri")
-    return index, {info.name for info in open_store(dataset).walk("shards")}
+def sorted_index(dataset: str) -> pa.Table:
+    return open_dataset(dataset).index.sort_by("uri")
 
 
 def versions(dataset: str) -> list[str]:
     return [info.name.removeprefix("manifests/") for info in open_store(dataset).walk("manifests")]
 
 
-def test_a_bad_network_changes_nothing(source: str, dataset: str, fault_proxy: FaultProxy) -> None:
+def test_faulty_network_dataset_is_that_of_a_faultless_run(
+    source: str, dataset: str, fault_proxy: FaultProxy
+) -> None:
     fault_proxy.set()
-    ingest(source, f"{dataset}-calm")
-    calm = fault_proxy.requests()
-    kinds = ("500", "503", "reset")
-    spoilt = ("truncate", "stall", "flip")
+    ingest(source, f"{dataset}-faultless")
+    faultless = fault_proxy.requests()
     fault_proxy.set(
-        *(Fault(kind, share=0.05 / 3) for kind in kinds),
-        *(Fault(kind, match=GET_PICTURE, share=0.03, delay_s=5) for kind in spoilt),
+        *(Fault(kind, share=0.05 / 3) for kind in ("500", "503", "reset")),
+        *(
+            Fault(kind, match=GET_PICTURE, share=0.03, delay_s=5)
+            for kind in ("truncate", "stall", "flip")
+        ),
         Fault("409", conditional=True, share=0.3),
         seed=3,
     )
     summary = ingest(source, dataset)
-    met = fault_proxy.faults()
-    assert fault_proxy.requests() <= 1.5 * calm + 20
+    faults = fault_proxy.faults()
+    assert fault_proxy.requests() <= 1.5 * faultless + 20
     fault_proxy.set()
     assert (summary.samples, summary.rejects) == (PICTURES, 0)
-    assert len(met) >= 5, met
-    (index, shards), (expected, expected_shards) = content(dataset), content(f"{dataset}-calm")
-    assert index.equals(expected)
-    assert shards == expected_shards
+    assert len(faults) >= 5, faults
+    assert sorted_index(dataset).equals(sorted_index(f"{dataset}-faultless"))
+    assert shard_names(dataset) == shard_names(f"{dataset}-faultless"), "they contain the hashes"
     assert versions(dataset) == ["00000001.json"]
 
 
-def test_a_lost_reply_to_the_manifest_publishes_once(
+def test_lost_reply_to_a_manifest_publishes_it_once(
     source: str, dataset: str, fault_proxy: FaultProxy
 ) -> None:
     fault_proxy.set(Fault("lost_reply", match=r"^PUT .*/dataset/.*", share=0.5), seed=1)
@@ -81,7 +74,7 @@ def test_a_lost_reply_to_the_manifest_publishes_once(
     assert len(open_dataset(dataset).index) == PICTURES - 1
 
 
-def test_an_outage_ends_the_job_and_leaves_the_dataset(
+def test_outage_of_the_server_ends_the_job_and_leaves_the_dataset(
     source: str, dataset: str, fault_proxy: FaultProxy
 ) -> None:
     ingest(source, dataset)
@@ -95,7 +88,7 @@ def test_an_outage_ends_the_job_and_leaves_the_dataset(
     started = time.monotonic()
     with pytest.raises(AfinarError) as caught:
         ingest(source, dataset)
-    assert time.monotonic() - started < 60  # 30 s with a job's own patience
+    assert time.monotonic() - started < 60  # 30 s with the timeouts of a job
     assert caught.value.exit_code == 1
     assert isinstance(caught.value, StorageError)
     assert "s3://" in str(caught.value)
@@ -116,7 +109,7 @@ def test_an_outage_ends_the_job_and_leaves_the_dataset(
     ],
     ids=["listing", "target"],
 )
-def test_what_is_forbidden_ends_the_job_at_once(
+def test_forbidden_listing_or_target_ends_the_job_at_once(
     source: str, dataset: str, fault_proxy: FaultProxy, match: str, words: str
 ) -> None:
     fault_proxy.set(Fault("403", match=match))
@@ -127,7 +120,7 @@ def test_what_is_forbidden_ends_the_job_at_once(
     assert versions(dataset) == []
 
 
-def test_one_forbidden_picture_is_a_reject(
+def test_forbidden_picture_is_a_reject_until_it_may_be_read(
     source: str, dataset: str, fault_proxy: FaultProxy
 ) -> None:
     fault_proxy.set(Fault("403", match=r"^GET .*/moss/007\.jpg"))
@@ -137,7 +130,7 @@ def test_one_forbidden_picture_is_a_reject(
     assert ingest(source, dataset).samples == PICTURES
 
 
-def test_a_store_without_conditional_puts_is_refused(
+def test_store_without_conditional_puts_is_refused(
     source: str, dataset: str, fault_proxy: FaultProxy
 ) -> None:
     fault_proxy.set(Fault("unconditional", conditional=True))
@@ -148,20 +141,20 @@ def test_a_store_without_conditional_puts_is_refused(
     assert list(open_store(dataset).walk()) == []
 
 
-def test_a_full_disk_ends_the_job_and_leaves_the_dataset(tmp_path: Path) -> None:
+def test_full_disk_ends_the_job_and_leaves_the_dataset(tmp_path: Path) -> None:
     archive, folder = make_archive(tmp_path / "pictures", 20), tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("may not mount a small file system")
+        pytest.skip("needs the permission to mount a file system")
     try:
         dataset = str(folder / "dataset")
-        assert ingest(str(archive), dataset).version == 1
+        assert ingest(archive, dataset, size=32).version == 1
         before = open_dataset(dataset).index
         more = make_archive(tmp_path / "more", 60, ("rust", "slate"))
         shutil.copytree(more, archive, dirs_exist_ok=True)
         with pytest.raises(StorageError, match="no space left") as caught:
-            ingest(str(archive), dataset)
+            ingest(archive, dataset, size=32)
         assert caught.value.exit_code == 1
         assert str(folder) in str(caught.value)
         assert versions(dataset) == ["00000001.json"]
