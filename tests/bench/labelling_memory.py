@@ -105,7 +105,7 @@ def _measured(source: Path, out: Path, model: str) -> Peaks:
     command = [
         str(OURS),
         "-m",
-        "jobs",
+        "afinar",
         "label",
         str(source),
         str(out / "predictions"),

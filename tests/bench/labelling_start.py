@@ -71,7 +71,7 @@ def _first_part_s(source: Path, predictions: Path, model: str) -> float:
     """From the command to the first unit's marker; the job is then stopped as with Ctrl-C."""
     words = ["label", str(source), str(predictions), "--model", model, "--workers", str(CORES)]
     started = time.monotonic()
-    process = start_command([str(OURS), "-m", "jobs", *words])
+    process = start_command([str(OURS), "-m", "afinar", *words])
     try:
         while not any((predictions / "units").glob("*.json")):
             if process.poll() is not None or time.monotonic() - started > _LONGEST_S:

@@ -107,7 +107,7 @@ def _limits(few: Peaks, many: Peaks) -> bool:
 
 def _measured(source: Path, out: Path) -> Peaks:
     command = [
-        str(OURS), "-m", "jobs", "ingest", str(source), str(out / "dataset"), "--size", str(SIZE),
+        str(OURS), "-m", "afinar", "ingest", str(source), str(out / "dataset"), "--size", str(SIZE),
         "--workers", str(CORES),
     ]  # fmt: skip
     peaks = Peaks()

@@ -68,7 +68,7 @@ def _afinar(dataset: Path, models: Path, workers: int) -> Record:
     command = [
         str(OURS),
         "-m",
-        "jobs",
+        "afinar",
         "train",
         str(dataset),
         str(models),
