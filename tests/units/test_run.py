@@ -23,7 +23,7 @@ KNOWN = pa.table({"uri": pa.array([], pa.large_string()), "etag": pa.array([], p
 
 
 class CountLetters(IncrementalJob[Record, Record]):
-    """Words are listed, cut into units of ten, counted by a worker, and published as totals."""
+    """Lists words, cuts them into units of ten, counts letters, and publishes the totals."""
 
     name = "letters"
 
@@ -75,7 +75,7 @@ class CountLetters(IncrementalJob[Record, Record]):
 WORDS = [f"word-{number:03d}" + "x" * (number % 7) for number in range(100)]
 
 
-def test_a_new_kind_of_job_survives_a_kill_resumes_and_runs_incrementally(tmp_path: Path) -> None:
+def test_killed_job_is_resumed_and_later_runs_are_incremental(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_incremental(CountLetters(tmp_path, WORDS, killed_after=4))
     resumed = run_incremental(CountLetters(tmp_path, WORDS))

@@ -1,8 +1,7 @@
-"""Splits and plans are pure functions."""
+"""Listings cut into units of work."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from functools import partial
 
@@ -12,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afinar.config.ingest import SplitShares
-from afinar.dataset.splits import assign_split
+from afinar.errors import UnsafePathError
 from afinar.sources.entry import LISTING
 from afinar.units.cut import (
+    count_pending,
     even_sizes,
     is_up_to_date,
     iter_units,
@@ -24,7 +23,6 @@ from afinar.units.cut import (
     unit_names,
 )
 
-SHARES = SplitShares(*(0.7, 0.15, 0.15))
 names = st.text("abcdefgh0123456789", min_size=1, max_size=8)
 
 
@@ -33,34 +31,9 @@ def listing(uris: list[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=LISTING)
 
 
-@given(st.sets(names, min_size=1), names, st.integers(0, 5))
-def test_a_sample_keeps_its_split_whatever_is_around_it(
-    keys: set[str], new: str, seed: int
-) -> None:
-    before = {key: assign_split(key, SHARES, seed) for key in keys}
-    after = {key: assign_split(key, SHARES, seed) for key in keys | {new}}
-    assert all(after[key] == split for key, split in before.items())
-
-
-def test_shares_are_met() -> None:
-    keys = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
-    splits = [assign_split(key, SHARES, 7) for key in keys]
-    for split, share in zip(("train", "validation", "test"), SHARES, strict=True):
-        assert abs(splits.count(split) / len(keys) - share) < 0.01
-
-
-def test_a_share_of_zero_gets_nothing() -> None:
-    assert {assign_split(str(number), SplitShares(1.0, 0.0, 0.0), 0) for number in range(1000)} == {
-        "train"
-    }
-
-
-either_way = pytest.mark.parametrize("sizes", [even_sizes, tapered_sizes])
-
-
-@either_way
+@pytest.mark.parametrize("sizes", [even_sizes, tapered_sizes])
 @given(st.sets(names, min_size=1, max_size=60), st.integers(1, 20))
-def test_units_partition_what_is_open(
+def test_units_partition_the_pending_pictures(
     sizes: Callable[[int, int], list[int]], uris: set[str], per_unit: int
 ) -> None:
     known = listing(list(uris)[::3])
@@ -75,7 +48,7 @@ def test_units_partition_what_is_open(
 
 
 @given(st.sets(names, min_size=1, max_size=60))
-def test_a_units_name_is_a_digest_of_what_it_does(uris: set[str]) -> None:
+def test_name_of_a_unit_is_a_digest_of_its_pictures_and_identity(uris: set[str]) -> None:
     sizes = partial(even_sizes, 7)
     table = listing(list(uris))
     nothing = pa.chunked_array([np.zeros(len(table), dtype=bool)])
@@ -85,7 +58,33 @@ def test_a_units_name_is_a_digest_of_what_it_does(uris: set[str]) -> None:
     assert set(unit_names(one)).isdisjoint(unit_names(other))
 
 
-def test_small_archives_are_shared_and_large_ones_bounded() -> None:
+def test_name_of_a_unit_that_leads_out_of_its_folder_is_refused() -> None:
+    with pytest.raises(UnsafePathError):
+        unit_names(pa.table({"unit": ["../shards/x"]}))
+
+
+def test_units_in_done_are_left_out() -> None:
+    table = listing(list("abcde"))
+    up_to_date = is_up_to_date(table, listing(["b"]))
+    plan = plan_units(table, up_to_date, "identity", lambda _: [2, 2])
+    first, second = unit_names(plan)
+    assert plan.column("unit").to_pylist() == [first, None, first, second, second]
+    assert count_pending(plan, set()) == 4
+    assert count_pending(plan, {first}) == 2
+    ((unit, entries),) = iter_units(plan, "", {first})
+    assert (unit, [entry.uri for entry in entries]) == (second, ["d", "e"])
+
+
+def test_name_of_an_entry_is_relative_to_the_source() -> None:
+    table = listing(["/archive/moss/1.jpg"])
+    nothing = pa.chunked_array([np.zeros(1, dtype=bool)])
+    plan = plan_units(table, nothing, "identity", partial(even_sizes, 1))
+    for source, name in (("/archive", "moss/1.jpg"), ("", "/archive/moss/1.jpg")):
+        ((_, (entry,)),) = iter_units(plan, source)
+        assert (entry.name, entry.uri) == (name, "/archive/moss/1.jpg")
+
+
+def test_even_units_are_finer_for_small_archives_and_bounded_for_large() -> None:
     assert even_sizes(500, 0) == []
     assert even_sizes(500, 10) == [10]
     assert even_sizes(500, 1_600) == [50] * 32
@@ -93,7 +92,7 @@ def test_small_archives_are_shared_and_large_ones_bounded() -> None:
 
 
 @given(st.integers(0, 30_000), st.integers(24, 600))
-def test_tapered_units_are_all_of_it_and_bounded(pictures: int, largest: int) -> None:
+def test_tapered_units_sum_to_all_pictures_and_are_bounded(pictures: int, largest: int) -> None:
     sizes = tapered_sizes(largest, pictures)
     assert sum(sizes) == pictures
     assert all(0 < size <= largest for size in sizes)
