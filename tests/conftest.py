@@ -101,7 +101,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("trained")
     pictures = make_archive(folder / "pictures", 40)
     dataset, models = str(folder / "dataset"), str(folder / "models")
-    run_ingest(IngestConfig(source=str(pictures), dataset=dataset, size=64), InlineExecutor()).summary
+    run_ingest(IngestConfig(source=str(pictures), dataset=dataset, size=64), InlineExecutor())
     config = TrainConfig(
         dataset=dataset, models=models, backbone="small_cnn", regime="scratch", weights="none",
         input_size=64, epochs=6, batch_size=8,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from afinar.config.ingest import IngestConfig
-from afinar.ingest.driver import Ingest
+from afinar.ingest.driver import run_ingest
 from afinar.units.executor import InlineExecutor
 from PIL import Image
 
@@ -33,7 +33,7 @@ def make_dataset(folder: Path, size: int, train: int) -> Path:
             path.write_bytes(_picture(first + number, size, TINTS[label]))
         first += count
     config = IngestConfig(source=str(source), dataset=str(dataset), size=size, split="folder")
-    summary = Ingest(config, InlineExecutor()).run()
+    summary = run_ingest(config, InlineExecutor()).summary
     if summary.samples != train + 2 * HELD:
         raise WrongBenchError(f"{summary.samples} of {train + 2 * HELD} pictures were ingested")
     return dataset

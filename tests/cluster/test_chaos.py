@@ -16,9 +16,9 @@ import psutil
 import pyarrow as pa
 import pytest
 from afinar import open_dataset
-from afinar.config.jobs import IngestConfig
-from afinar.ingest.driver import Ingest
-from afinar.storage.commit import committed_units
+from afinar.config.ingest import IngestConfig
+from afinar.ingest.driver import run_ingest
+from afinar.storage.markers import committed_units
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
@@ -54,9 +54,9 @@ def hashes(dataset: Path) -> dict[str, str]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = tmp_path_factory.mktemp("undisturbed")
     source = many_pictures(folder / "pictures", PICTURES)
-    Ingest(
+    run_ingest(
         IngestConfig(source=str(source), dataset=str(folder / "dataset"), size=32), InlineExecutor()
-    ).run()
+    )
     return Undisturbed(
         source, open_dataset(str(folder / "dataset")).index, hashes(folder / "dataset")
     )

@@ -42,7 +42,7 @@ def test_model_has_learned_from_jpegs_shards_of_pixels_give_the_same_input(
     view = replace(find_model(trained.champion)[1].stored_view, store="jpeg")
     source = open_source(LabelConfig(source=dataset, predictions="-", model="m@1"), view)
     entries = entries_of(source)
-    with source.open_pictures(view).read(entries, PhaseTimer()) as stream:
+    with source.open_stream(view).read(entries, PhaseTimer()) as stream:
         for entry, picture in zip(entries, stream, strict=True):
             assert isinstance(picture, Picture)
             assert (picture.image == decode(Path(entry.uri).read_bytes(), view).image).all()

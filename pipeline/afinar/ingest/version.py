@@ -37,8 +37,8 @@ class Content:
     @property
     def unusable(self) -> int:
         """Number of rejects that count against the budget: all but those erased on request."""
-        counted = pc.not_equal(self.rejects.column("reason"), str(Reason.FORGOTTEN))
-        return pc.sum(counted).as_py() or 0
+        is_counted = pc.not_equal(self.rejects.column("reason"), str(Reason.FORGOTTEN))
+        return pc.sum(is_counted).as_py() or 0
 
 
 def content_of(listing: pa.Table, outcomes: pa.Table, config: IngestConfig) -> Content:

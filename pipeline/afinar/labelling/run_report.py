@@ -28,7 +28,7 @@ from afinar.storage.versions import Record
 
 _EXAMPLES = 5  # rejects of each reason that a report shows
 
-Rows = list[dict[str, Any]]
+RejectRows = list[dict[str, Any]]
 
 
 @dataclass
@@ -37,7 +37,7 @@ class RunStats:
 
     labels: LabelStats = field(default_factory=LabelStats)
     reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, Rows] = field(default_factory=dict)
+    examples: dict[str, RejectRows] = field(default_factory=dict)
 
     def add_predictions(self, table: pa.Table) -> None:
         """Count predictions: a table with `label` and `score`."""

@@ -62,7 +62,7 @@ class Source(ABC):
         return sample_pending(plan, self.root)
 
     @abstractmethod
-    def open_pictures(self, view: StoredView) -> Pictures:
+    def open_stream(self, view: StoredView) -> Pictures:
         """Return the reader of a worker, which converts pictures to `view`."""
 
     def can_read(self, plan: pa.Table) -> bool:
@@ -87,7 +87,7 @@ class FolderSource(Source):
     def count_requests(self, plan: pa.Table) -> dict[str, int]:
         return {"LIST": list_requests(len(plan)), "GET": count_pending(plan, done=set())}
 
-    def open_pictures(self, view: StoredView) -> Pictures:
+    def open_stream(self, view: StoredView) -> Pictures:
         from afinar.inference.picture_stream import FilePictures
 
         return FilePictures(open_reader(self.uri), view)
@@ -104,7 +104,7 @@ class UriListSource(Source):
         """Return an upper limit: a folder with many of the files is listed instead."""
         return {"HEAD": len(plan), "GET": count_pending(plan, done=set())}
 
-    def open_pictures(self, view: StoredView) -> Pictures:
+    def open_stream(self, view: StoredView) -> Pictures:
         from afinar.inference.picture_stream import UriPictures
 
         return UriPictures(view)
@@ -146,7 +146,7 @@ class DatasetSource(Source):
         """Return one whole unit: a random sample would read a whole shard for each picture."""
         return [entry for _, entries in islice(iter_units(plan, self.root), 1) for entry in entries]
 
-    def open_pictures(self, view: StoredView) -> Pictures:
+    def open_stream(self, view: StoredView) -> Pictures:
         from afinar.inference.picture_stream import ShardPictures
 
         dataset = open_dataset(self.uri, version=self.version, cache_bytes=_CACHE_BYTES)

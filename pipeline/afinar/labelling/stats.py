@@ -79,7 +79,7 @@ class LabelStats:
         """Return the statistics of both together."""
         bins = zip(self.histogram, other.histogram, strict=True)
         return LabelStats(
-            _sorted(Counter(self.labels) + Counter(other.labels)),
+            _sort_by_label(Counter(self.labels) + Counter(other.labels)),
             tuple(count + more for count, more in bins),
             self.score_sum + other.score_sum,
         )
@@ -88,7 +88,7 @@ class LabelStats:
         """Return these statistics without the others. No count becomes negative."""
         bins = zip(self.histogram, other.histogram, strict=True)
         return LabelStats(
-            _sorted(Counter(self.labels) - Counter(other.labels)),
+            _sort_by_label(Counter(self.labels) - Counter(other.labels)),
             tuple(max(count - less, 0) for count, less in bins),
             max(self.score_sum - other.score_sum, 0.0),
         )
@@ -111,7 +111,7 @@ def count_labels(table: pa.Table) -> LabelStats:
     labels = Counter({count["values"]: count["counts"] for count in counts})
     scores = np.clip(table.column("score").to_numpy().astype(np.float64), 0.0, 1.0)
     histogram, _ = np.histogram(scores, bins=BINS, range=(0.0, 1.0))
-    return LabelStats(_sorted(labels), tuple(histogram.tolist()), float(scores.sum()))
+    return LabelStats(_sort_by_label(labels), tuple(histogram.tolist()), float(scores.sum()))
 
 
 @dataclass(frozen=True)
@@ -271,8 +271,8 @@ def _describe_classes(shift: DistributionShift, baseline: Baseline, now: LabelSt
         reason = _describe_no_shift(shift, f"{shift.limit:.0%}")
         return f"Class shares are as in {baseline.name}: {size}, {reason}."
     moved = ", ".join(
-        f"{move.label} {move.before:.1%} → {move.now:.1%}"
-        for move in _most_moved(baseline.labels, now)
+        f"{change.label} {change.before:.1%} → {change.now:.1%}"
+        for change in _most_moved(baseline.labels, now)
     )
     return (
         f"Class shares differ from {baseline.name}: {size}, over the limit of {shift.limit:.0%}. "
@@ -311,7 +311,7 @@ class _Move:
 
 
 def _most_moved(before: LabelStats, now: LabelStats) -> list[_Move]:
-    moves = [
+    changes = [
         _Move(
             label,
             before.labels.get(label, 0) / before.pictures,
@@ -319,8 +319,10 @@ def _most_moved(before: LabelStats, now: LabelStats) -> list[_Move]:
         )
         for label in {*before.labels, *now.labels}
     ]
-    return sorted(moves, key=lambda move: (-abs(move.now - move.before), move.label))[:_MOVED]
+    return sorted(changes, key=lambda change: (-abs(change.now - change.before), change.label))[
+        :_MOVED
+    ]
 
 
-def _sorted(counts: Counter[str]) -> dict[str, int]:
+def _sort_by_label(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items()))

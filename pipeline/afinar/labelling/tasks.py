@@ -88,4 +88,4 @@ def _make_block(source: Source, view: StoredView, entries: Sequence[Entry]) -> B
 @lru_cache(maxsize=1)
 def _open_pictures(source: Source, view: StoredView) -> Pictures:
     """Open the source once per process: a dataset's manifest is read once for all blocks."""
-    return source.open_pictures(view)
+    return source.open_stream(view)

@@ -165,7 +165,7 @@ def make_labeller(spec: LabelSpec) -> Labeller:
         spec=spec,
         predictor=predictor,
         batch_size=spec.batch_size or choose_batch_size(predictor, spec.pictures),
-        pictures=spec.source.open_pictures(predictor.version.stored_view),
+        pictures=spec.source.open_stream(predictor.version.stored_view),
         store=open_store(spec.predictions),
     )
 

@@ -107,8 +107,8 @@ def _find_unneeded_records(store: Store) -> list[str]:
     unneeded += [name for name in attempts if name.split("/")[1] not in units]
     if not plans:
         partitions = (manifest.partitions.values() for manifest in kept_manifests(store))
-        lists = {partition.objects.path for kept in partitions for partition in kept}
-        unneeded += [name for name in shared if name not in lists]
+        named_lists = {partition.objects.path for kept in partitions for partition in kept}
+        unneeded += [name for name in shared if name not in named_lists]
     return unneeded
 
 

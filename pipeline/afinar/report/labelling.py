@@ -78,8 +78,8 @@ def label_page(run: LabelRun) -> str:
 
 
 def _headline_numbers(summary: dict[str, Any], stats: LabelStats) -> list[tuple[str, str]]:
-    counted = ("listed", "labelled", "rejected", "skipped")
-    numbers = [(name, f"{summary[name]:,}") for name in counted]
+    counts = ("listed", "labelled", "rejected", "skipped")
+    numbers = [(name, f"{summary[name]:,}") for name in counts]
     if stats.mean is not None:
         numbers.append(("mean confidence", f"{stats.mean:.1%}"))
     return [*numbers, ("pictures per second", f"{summary['images_per_second']:,.0f}")]

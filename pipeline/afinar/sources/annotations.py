@@ -186,8 +186,8 @@ def _join(
 def absolute_uris(uris: pa.ChunkedArray, source: str) -> pa.ChunkedArray:
     """Return complete URIs; a relative one is relative to `source`."""
     is_absolute = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "s3://"))
-    joined = concat_columns(source.rstrip("/"), uris, separator="/")
-    return pc.if_else(is_absolute, uris, joined)
+    absolute = concat_columns(source.rstrip("/"), uris, separator="/")
+    return pc.if_else(is_absolute, uris, absolute)
 
 
 def _require_one_value(

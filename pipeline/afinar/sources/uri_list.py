@@ -158,8 +158,8 @@ def _look_up_each(uris: pa.Array) -> Iterator[ObjectInfo]:
         for start in range(0, len(uris), _CHUNK):
             chunk = uris.slice(start, _CHUNK).to_pylist()
             batches = [chunk[first : first + _BATCH] for first in range(0, len(chunk), _BATCH)]
-            look_up = partial(_look_up_batch, MultiStore(remote=True), failures)
-            for infos in pool.map(look_up, batches):
+            look_up_batch = partial(_look_up_batch, MultiStore(remote=True), failures)
+            for infos in pool.map(look_up_batch, batches):
                 yield from infos
 
 

@@ -66,8 +66,8 @@ def append_version(
     """
     for _ in range(_PUBLISH_ATTEMPTS):
         current = latest(store, folder)
-        number, previous = (1, None) if current is None else (current[0] + 1, current[1])
-        if publish(store, folder, number, build(number, previous), owner):
+        number, record = (1, None) if current is None else (current[0] + 1, current[1])
+        if publish(store, folder, number, build(number, record), owner):
             return number
     raise StorageError(f"{store.uri(folder)}: twenty other writers published first; try again")
 
