@@ -1,4 +1,4 @@
-"""What tests share: one local Ray per session, a real S3 server, and pictures made on the spot."""
+"""Fixtures and helpers of all tests: pictures, a trained model, a local Ray, an S3 server."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
-from afinar.logs import configure_logging
 from PIL import Image
 
+from afinar.logs import configure_logging
 from tests.servers import seaweedfs
 
-# How long a property takes says nothing about whether it holds.
+# The time that a property takes is no reason to fail.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
@@ -30,7 +30,7 @@ SCRIPTS = Path(sys.executable).parent
 def jpeg(
     seed: int, size: tuple[int, int] = (80, 60), tint: tuple[int, int, int] = (128, 128, 128)
 ) -> bytes:
-    """A JPEG no other seed gives, of a tint that a network can learn."""
+    """Return a JPEG of noise around a tint; each seed gives another file."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(-40, 40, (size[1], size[0], 3))
     image = Image.fromarray(np.clip(np.array(tint) + noise, 0, 255).astype(np.uint8))
@@ -43,7 +43,7 @@ TINTS = {"moss": (60, 140, 60), "rust": (170, 80, 50), "slate": (90, 100, 140)}
 
 
 def make_archive(folder: Path, per_class: int, classes: tuple[str, ...] = ("moss", "rust")) -> Path:
-    """Class folders of JPEGs that differ in tint."""
+    """Write a folder of JPEGs for each class, which differ in tint, and return `folder`."""
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for position in range(per_class):
@@ -54,12 +54,16 @@ def make_archive(folder: Path, per_class: int, classes: tuple[str, ...] = ("moss
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """24 pictures in two classes."""
+    """Return a folder of 24 pictures in two classes."""
     return make_archive(tmp_path / "pictures", 12)
 
 
 def many_pictures(folder: Path, count: int) -> Path:
-    """`count` pictures in two classes, alike in pixels and distinct in bytes, cheap to make and slow to decode."""
+    """Write `count` large pictures in two classes, and return `folder`.
+
+    The pictures of a class have the same pixels and differ in a number after the end marker: they
+    are cheap to make and take long to decode.
+    """
     base = {
         name: jpeg(number, (1600, 1200), TINTS[name])
         for number, name in enumerate(("moss", "rust"))
@@ -67,15 +71,13 @@ def many_pictures(folder: Path, count: int) -> Path:
     for name, data in base.items():
         (folder / name).mkdir(parents=True)
         for number in range(count // 2):
-            (folder / name / f"{number:04d}.jpg").write_bytes(
-                data + number.to_bytes(4, "big")
-            )  # after the end marker
+            (folder / name / f"{number:04d}.jpg").write_bytes(data + number.to_bytes(4, "big"))
     return folder
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A dataset of 60 pictures and a model trained on it, without Ray."""
+    """A dataset of 80 pictures and a model that was trained on it without Ray."""
 
     pictures: Path
     dataset: str
@@ -88,7 +90,7 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A small network that has learned its two classes."""
+    """Train a small network that can tell its two classes apart."""
     from afinar.config.ingest import IngestConfig
     from afinar.config.train import TrainConfig
     from afinar.ingest.driver import run_ingest
@@ -113,7 +115,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """One Ray of two cores for all tests that run jobs in this process."""
+    """Start a Ray of two cores for all tests that run jobs in this process."""
     from afinar.execution.session import ray_session
 
     with ray_session("local", 2, dashboard=True):
@@ -122,7 +124,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A SeaweedFS of our own on loopback; its endpoint. Its credentials are in the environment meanwhile."""
+    """Start a SeaweedFS on loopback and set its credentials; yield its endpoint."""
     with (
         seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as server,
         pytest.MonkeyPatch.context() as patch,
@@ -134,7 +136,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def shared_bucket(s3_server: str) -> str:
-    """One bucket for the session: SeaweedFS gives each a volume or more, and a small disk has few."""
+    """Return the one bucket of the session: SeaweedFS takes a volume or more of disk for each."""
     import s3fs
 
     s3fs.S3FileSystem().mkdir("tests")
@@ -143,29 +145,27 @@ def shared_bucket(s3_server: str) -> str:
 
 @pytest.fixture
 def bucket(shared_bucket: str, request: pytest.FixtureRequest) -> str:
-    """A prefix of the test's own: its s3:// address."""
+    """Return an s3:// prefix that no other test uses."""
     return f"{shared_bucket}/{abs(hash(request.node.nodeid)) % 10**12}"
 
 
 @pytest.fixture(params=["folder", "s3"])
 def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The same test on a folder and on a real S3 server."""
+    """Return a folder, and in a second run of the test an s3:// prefix."""
     if request.param == "folder":
         return str(tmp_path / "store")
-    found: str = request.getfixturevalue("bucket")
-    return f"{found}/store"
+    prefix: str = request.getfixturevalue("bucket")
+    return f"{prefix}/store"
 
 
 def run_afinar(
-    *words: str, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 300
+    *arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run the console script as a user does, in a process of its own."""
-    command = [str(SCRIPTS / "afinar"), *words]
-    environment = {**os.environ, **(env or {})}
+    """Run the console script in another process, as a user does."""
     return subprocess.run(
-        command,
+        [str(SCRIPTS / "afinar"), *arguments],
         cwd=cwd,
-        env=environment,
+        env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
         timeout=timeout_s,

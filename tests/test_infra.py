@@ -1,4 +1,4 @@
-"""What can be said about infra/ without a Docker engine, a Kubernetes cluster or a cloud account."""
+"""Checks of infra/ that need no Docker engine, no Kubernetes cluster and no cloud account."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def load(path: Path) -> Tree:
 
 
 def leaves(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
-    """Every scalar of a tree with the keys that lead to it."""
+    """Yield every scalar of a tree with the keys that lead to it."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from leaves(value, (*path, str(key)))
@@ -55,16 +55,14 @@ def leaves(tree: object, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
 
 
 def pods(job: Tree) -> dict[str, Tree]:
-    """Pod specs of a RayJob: submitter, head, and each group of workers."""
+    """Return the pod specs of a RayJob: submitter, head, and each group of workers."""
     cluster = job["spec"]["rayClusterSpec"]
-    found = {
+    specs = {
         "submitter": job["spec"]["submitterPodTemplate"]["spec"],
         "head": cluster["headGroupSpec"]["template"]["spec"],
     }
-    found |= {
-        group["groupName"]: group["template"]["spec"] for group in cluster["workerGroupSpecs"]
-    }
-    return found
+    workers = cluster["workerGroupSpecs"]
+    return specs | {group["groupName"]: group["template"]["spec"] for group in workers}
 
 
 def container(pod: Tree) -> Tree:
@@ -79,7 +77,7 @@ def gibibytes(quantity: str) -> float:
 
 
 def locked(lock: str) -> dict[str, str]:
-    """Name → version of a lock. Packages locked twice, for different Pythons, are left out."""
+    """Return the locked versions by name, without packages locked twice, for different Pythons."""
     pins = re.findall(
         r"^([a-z0-9._-]+)==(\S+)", (LOCKS / lock).read_text(encoding="utf-8"), re.MULTILINE
     )
@@ -90,7 +88,7 @@ def locked(lock: str) -> dict[str, str]:
 # --- the jobs
 
 
-def test_there_is_a_manifest_for_each_job() -> None:
+def test_each_job_has_a_manifest() -> None:
     assert [path.stem for path in RAYJOBS] == ["ingest", "label", "train"]
 
 
@@ -101,7 +99,7 @@ class TestRayJob:
         program, name, *words = shlex.split(entrypoint)
         assert (program, name) == ("afinar", path.stem)
         assert shlex.join(shlex.split(entrypoint)) == entrypoint, (
-            "a shell sees it on the way: nothing to expand"
+            "a shell must find nothing to expand in it"
         )
         config = importlib.import_module(f"afinar.cli.{name}").configure(words)
         places = [
@@ -112,7 +110,7 @@ class TestRayJob:
             "pods share nothing but the bucket"
         )
 
-    def test_is_what_kuberay_takes_for_a_rayjob(self, path: Path) -> None:
+    def test_manifest_is_a_rayjob_with_limits(self, path: Path) -> None:
         job = load(path)
         assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
         assert re.fullmatch(r"[a-z]([a-z0-9-]{0,45}[a-z0-9])?", job["metadata"]["name"])
@@ -128,19 +126,19 @@ class TestRayJob:
             assert 0 < group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
         assert pods(job)["submitter"]["restartPolicy"] == "Never"
 
-    def test_speaks_of_the_ray_that_is_locked_with_its_token(self, path: Path) -> None:
+    def test_ray_version_is_the_locked_one_and_needs_a_token(self, path: Path) -> None:
         cluster = load(path)["spec"]["rayClusterSpec"]
         assert cluster["rayVersion"] == locked("runtime.txt")["ray"]
         assert cluster["authOptions"] == {"mode": "token"}
 
-    def test_work_stays_off_the_head(self, path: Path) -> None:
+    def test_head_has_no_cores_and_no_gpu(self, path: Path) -> None:
         job = load(path)
         cluster = job["spec"]["rayClusterSpec"]
         assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
         assert len(cluster["workerGroupSpecs"]) == 1
         assert "nvidia.com/gpu" not in container(pods(job)["head"])["resources"]["limits"]
 
-    def test_gpus_go_where_they_are_used(self, path: Path) -> None:
+    def test_only_jobs_that_use_a_gpu_request_one(self, path: Path) -> None:
         (group,) = load(path)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
         resources = container(group["template"]["spec"])["resources"]
         wanted = None if path.stem == "ingest" else 1
@@ -152,12 +150,12 @@ class TestRayJob:
         if path.stem == "train":
             assert group["replicas"] == 2
 
-    def test_memory_that_may_be_used_is_memory_that_is_reserved(self, path: Path) -> None:
+    def test_requested_memory_is_the_limit(self, path: Path) -> None:
         for name, pod in pods(load(path)).items():
             resources = container(pod)["resources"]
             assert resources["requests"]["memory"] == resources["limits"]["memory"], name
 
-    def test_object_store_fits_shared_memory_and_that_the_limit(self, path: Path) -> None:
+    def test_object_store_fits_in_shared_memory_and_that_in_the_limit(self, path: Path) -> None:
         job = load(path)
         cluster = job["spec"]["rayClusterSpec"]
         for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
@@ -170,7 +168,7 @@ class TestRayJob:
             shared = gibibytes(volume["emptyDir"]["sizeLimit"])
             assert store < shared < gibibytes(container(pod)["resources"]["limits"]["memory"])
 
-    def test_every_pod_is_one_image_without_privileges(self, path: Path) -> None:
+    def test_every_pod_runs_the_same_image_without_privileges(self, path: Path) -> None:
         specs = pods(load(path))
         assert {container(pod)["image"] for pod in specs.values()} == {"afinar:0.1.0"}
         for name, pod in specs.items():
@@ -180,7 +178,7 @@ class TestRayJob:
             assert container(pod)["securityContext"]["allowPrivilegeEscalation"] is False, name
             assert container(pod)["securityContext"]["capabilities"] == {"drop": ["ALL"]}, name
 
-    def test_credentials_come_from_a_secret_and_from_nowhere_else(self, path: Path) -> None:
+    def test_credentials_come_only_from_a_secret(self, path: Path) -> None:
         job = load(path)
         for name, pod in pods(job).items():
             assert container(pod)["envFrom"] == [{"secretRef": {"name": "afinar-store"}}], name
@@ -206,8 +204,8 @@ SECRETS = re.compile(
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
-def test_no_secret_is_written_down(path: Path) -> None:
-    assert not (found := SECRETS.search(path.read_text(encoding="utf-8"))), found
+def test_file_contains_no_secret(path: Path) -> None:
+    assert not (match := SECRETS.search(path.read_text(encoding="utf-8"))), match
 
 
 @pytest.mark.parametrize(
@@ -220,7 +218,7 @@ def test_no_secret_is_written_down(path: Path) -> None:
         'auth_token: "' + "0123456789abcdef" * 2 + '"',
     ],
 )
-def test_a_secret_would_be_seen(text: str) -> None:
+def test_pattern_matches_a_secret(text: str) -> None:
     assert SECRETS.search(text)
 
 
@@ -231,24 +229,24 @@ def test_launcher_uses_instance_profiles_and_no_keys() -> None:
             "arn:aws:iam::000000000000:"
         ), name
     mounted = set(launcher["file_mounts"].values())
-    assert mounted == {"~/.ray/auth_token"}, "nothing else of the user's machine travels"
+    assert mounted == {"~/.ray/auth_token"}, "no other file of the user is copied"
     assert "ssh_private_key" not in launcher["auth"]
 
 
 # --- the launcher
 
 
-def test_launcher_satisfies_rays_own_schema() -> None:
+def test_launcher_is_valid_by_the_schema_of_ray() -> None:
     jsonschema.validate(load(LAUNCHER), ray_schema())
 
 
-def test_rays_schema_refuses_a_misspelt_key() -> None:
+def test_schema_of_ray_refuses_a_misspelt_key() -> None:
     with pytest.raises(jsonschema.ValidationError, match="max_worker"):
         jsonschema.validate({**load(LAUNCHER), "max_worker": 8}, ray_schema())
 
 
 def ray_schema() -> Tree:
-    spec = importlib.util.find_spec("ray")  # finding is not importing, which takes a second
+    spec = importlib.util.find_spec("ray")  # found, not imported: an import takes a second
     assert spec is not None
     assert spec.submodule_search_locations
     text = Path(spec.submodule_search_locations[0], "autoscaler", "ray-schema.json").read_text(
@@ -258,7 +256,7 @@ def ray_schema() -> Tree:
     return schema
 
 
-def test_launcher_grows_its_workers_and_keeps_work_off_its_head() -> None:
+def test_launcher_scales_its_workers_and_its_head_has_no_cores() -> None:
     launcher = load(LAUNCHER)
     kinds = dict(launcher["available_node_types"])
     head = kinds.pop(launcher["head_node_type"])
@@ -268,8 +266,8 @@ def test_launcher_grows_its_workers_and_keeps_work_off_its_head() -> None:
         assert 0 <= kind["min_workers"] < kind["max_workers"] <= launcher["max_workers"]
 
 
-def test_launcher_replaces_the_setup_that_ray_would_do() -> None:
-    """Left out, each of these is filled in with Ray's defaults, which install a nightly Ray over ours."""
+def test_launcher_overrides_the_default_setup_commands() -> None:
+    """A missing key gets Ray's default, which installs a nightly Ray over the image's."""
     launcher = load(LAUNCHER)
     for kind in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
         assert launcher[kind] == [], kind
@@ -279,23 +277,21 @@ def test_launcher_replaces_the_setup_that_ray_would_do() -> None:
         )
 
 
-def test_launcher_asks_for_a_token_and_hides_the_dashboard() -> None:
+def test_launcher_requires_a_token_and_binds_the_dashboard_to_loopback() -> None:
     launcher = load(LAUNCHER)
     assert "--env RAY_AUTH_MODE=token" in launcher["docker"]["run_options"]
     assert any(
         "--dashboard-host=127.0.0.1" in command for command in launcher["head_start_ray_commands"]
     )
     (place,) = launcher["file_mounts"]
-    assert place == f"{environment()['HOME']}/.ray/auth_token", (
-        "where Ray looks for it in our image"
-    )
+    assert place == f"{environment()['HOME']}/.ray/auth_token", "where Ray in the image reads it"
 
 
 # --- monitoring
 
 
-def test_prometheus_is_sent_where_ray_keeps_its_nodes() -> None:
-    """Ray ships a configuration of its own, which names the file."""
+def test_prometheus_finds_nodes_in_the_file_that_ray_writes() -> None:
+    """The configuration that Ray ships names the file."""
     ray = importlib.util.find_spec("ray")
     assert ray is not None
     assert ray.submodule_search_locations
@@ -307,13 +303,13 @@ def test_prometheus_is_sent_where_ray_keeps_its_nodes() -> None:
         / "export"
         / "prometheus"
     )
-    (theirs,) = load(folder / "prometheus.yml")["scrape_configs"]
+    (shipped,) = load(folder / "prometheus.yml")["scrape_configs"]
     (ours,) = load(MONITORING / "prometheus.yaml")["scrape_configs"]
-    assert ours == theirs
+    assert ours == shipped
 
 
-def test_the_monitor_selects_the_pods_of_a_rayjob_by_the_port_that_kuberay_opens() -> None:
-    """`metrics`: the operator adds it to every pod of a cluster that has none of that name."""
+def test_pod_monitor_scrapes_the_metrics_port_of_every_pod() -> None:
+    """KubeRay adds the port `metrics` to every pod of a cluster that has no port of that name."""
     monitor = load(MONITORING / "pods.yaml")
     assert (monitor["apiVersion"], monitor["kind"]) == ("monitoring.coreos.com/v1", "PodMonitor")
     (rule,) = monitor["spec"]["selector"]["matchExpressions"]
@@ -323,28 +319,28 @@ def test_the_monitor_selects_the_pods_of_a_rayjob_by_the_port_that_kuberay_opens
     for path in RAYJOBS:
         for name, pod in pods(load(path)).items():
             taken = {port["containerPort"] for port in container(pod).get("ports", [])}
-            assert 8080 not in taken, f"{path.name}: {name} needs it for its metrics"
+            assert 8080 not in taken, f"{path.name}: {name} needs port 8080 for its metrics"
 
 
 # --- the image
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Instructions of the Dockerfile in order, continued lines joined, comments dropped."""
+    """Return the Dockerfile's instructions in order, with continued lines joined."""
     lines = [
         line
         for line in DOCKERFILE.read_text(encoding="utf-8").splitlines()
         if not line.lstrip().startswith("#")
     ]
     text = re.sub(r"\\\n", " ", "\n".join(lines))
-    parted = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
-    return [(word, rest) for word, rest in parted]
+    parts = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
+    return [(word, rest) for word, rest in parts]
 
 
 def last_stage() -> list[tuple[str, str]]:
-    every = instructions()
-    start = max(number for number, (word, _) in enumerate(every) if word == "FROM")
-    return every[start:]
+    stages = instructions()
+    start = max(number for number, (word, _) in enumerate(stages) if word == "FROM")
+    return stages[start:]
 
 
 def environment() -> dict[str, str]:
@@ -356,8 +352,8 @@ def environment() -> dict[str, str]:
     )
 
 
-def read_from_the_checkout() -> Iterator[str]:
-    """Files and folders that the Dockerfile copies or mounts out of the checkout."""
+def paths_read_by_dockerfile() -> Iterator[str]:
+    """Yield the files and folders of the checkout that the Dockerfile copies or mounts."""
     for word, rest in instructions():
         if word == "COPY" and "--from=" not in rest:
             yield from rest.split()[:-1]
@@ -367,23 +363,25 @@ def read_from_the_checkout() -> Iterator[str]:
                 yield options["source"]
 
 
-def test_dockerfile_reads_only_what_is_there_and_reaches_the_builder() -> None:
+def test_paths_that_the_dockerfile_reads_exist_and_are_sent_to_the_builder() -> None:
     ignore = (INFRA / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
     rules = [line for line in ignore if line and not line.startswith("#")]
-    assert rules[0] == "*", "everything is kept out but what is named"
+    assert rules[0] == "*", "all paths are ignored but those that are named"
     allowed = [rule[1:] for rule in rules if rule.startswith("!")]
-    read = list(read_from_the_checkout())
+    read = list(paths_read_by_dockerfile())
     assert len(read) >= 7
     for name in read:
         assert (ROOT / name).exists(), name
         assert any(fnmatch(name.rstrip("/"), rule) for rule in allowed), (
-            f"{name} does not reach the builder"
+            f"{name} is not sent to the builder"
         )
     for rule in allowed:
-        assert any(fnmatch(name, rule) for name in read), f"{rule} reaches the builder for nothing"
+        assert any(fnmatch(name, rule) for name in read), (
+            f"{rule} is sent to the builder and not read"
+        )
 
 
-def test_everything_is_installed_by_hash() -> None:
+def test_every_package_is_installed_by_hash() -> None:
     installing = [
         rest
         for word, rest in instructions()
@@ -414,7 +412,7 @@ def test_locks_that_are_installed_together_agree() -> None:
     assert {name: launcher[name] for name in shared} == {name: runtime[name] for name in shared}
 
 
-def test_image_has_a_python_that_the_project_takes() -> None:
+def test_image_has_a_python_version_that_the_project_supports() -> None:
     (tag,) = [rest.partition("=")[2] for word, rest in instructions() if word == "ARG"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     least = project["requires-python"].removeprefix(">=")
@@ -422,16 +420,16 @@ def test_image_has_a_python_that_the_project_takes() -> None:
     assert tuple(map(int, tag.split("-")[0].split("."))) >= tuple(map(int, least.split(".")))
 
 
-def test_image_runs_as_an_ordinary_user_in_a_folder_without_our_sources() -> None:
+def test_image_runs_as_an_ordinary_user_in_a_folder_without_sources() -> None:
     stage = last_stage()
     assert [rest for word, rest in stage if word == "USER"] == ["1000:1000"]
     assert [rest for word, rest in stage if word == "WORKDIR"] == [environment()["HOME"]]
     assert not [rest for word, rest in stage if word in {"COPY", "ADD"}], (
-        "a pipeline folder there would shadow ours"
+        "a folder of sources would be imported instead of the installed package"
     )
 
 
-def test_image_has_the_programs_that_others_start_in_it() -> None:
+def test_image_has_the_programs_that_the_launcher_and_kuberay_run() -> None:
     (packages,) = [
         rest for word, rest in last_stage() if word == "RUN" and "apt-get install" in rest
     ]
@@ -444,7 +442,7 @@ def test_no_package_index_is_named() -> None:
         assert not re.search(r"https?://|index-url|find-links|(PIP|UV)_\w*INDEX", text), path.name
 
 
-# --- the page about it
+# --- the README
 
 
 def test_readme_names_every_file() -> None:
@@ -454,7 +452,7 @@ def test_readme_names_every_file() -> None:
             assert f"`{path.relative_to(INFRA)}`" in text, path.name
 
 
-def test_files_that_the_readme_names_exist() -> None:
+def test_files_named_in_the_readme_exist() -> None:
     text = (INFRA / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"(?:infra|tests)/[A-Za-z0-9_./-]+[A-Za-z0-9]", text))
     assert len(named) >= 4

@@ -1,4 +1,4 @@
-"""The jobs as commands, on a Ray of their own: end to end, killed, on S3, in hostile folders."""
+"""Jobs as commands that start Ray: end to end, killed and run again, on S3, submitted."""
 
 from __future__ import annotations
 
@@ -16,23 +16,28 @@ from typing import Any
 import psutil
 import pytest
 import s3fs
+
 from afinar import open_dataset, open_model, open_predictions
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
-
 from tests.conftest import SCRIPTS, Trained, make_archive, many_pictures, run_afinar
+from tests.servers import free_port
+
+TRAIN = (
+    "--backbone small_cnn --weights none --regime scratch --input-size 64 --batch-size 8".split()
+)
 
 
-def summary_of(*words: str, cwd: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run a job with --json; its one JSON object."""
-    done = run_afinar(*words, "--json", "--workers", "2", cwd=cwd, env=env)
+def summary_of(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run a job with --json and two workers, and return its JSON object."""
+    done = run_afinar(*arguments, "--json", "--workers", "2", cwd=cwd, env=env)
     assert done.returncode == 0, done.stderr[-4000:]
     summary: dict[str, Any] = json.loads(done.stdout)
     return summary
 
 
-def test_the_three_jobs_from_a_folder_with_modules_of_ones_own(tmp_path: Path) -> None:
-    """pipeline.py and jobs.py of a user's own lie in the working folder, and must not be taken for ours."""
+def test_three_jobs_run_in_a_folder_with_modules_of_the_same_names(tmp_path: Path) -> None:
+    """The working folder has the user's pipeline.py and jobs.py, which must not be imported."""
     for name in ("pipeline.py", "jobs.py"):
         (tmp_path / name).write_text("raise RuntimeError('the user\\'s own module was imported')\n")
     make_archive(tmp_path / "pictures", 40)
@@ -40,16 +45,11 @@ def test_the_three_jobs_from_a_folder_with_modules_of_ones_own(tmp_path: Path) -
 
     ingested = summary_of("ingest", "pictures", "dataset", "--size", "64", cwd=tmp_path)
     assert ingested["listed"] == 81 == ingested["added"] + ingested["rejects"]
-    trained = summary_of(
-        *"train dataset models --backbone small_cnn --weights none --regime scratch --input-size 64".split(),
-        *"--epochs 6 --batch-size 8".split(),
-        cwd=tmp_path,
-    )
+    trained = summary_of("train", "dataset", "models", *TRAIN, "--epochs", "6", cwd=tmp_path)
     assert trained["metrics"]["test"]["top1"] >= 0.9
     assert trained["params_total"] == trained["params_trainable"] > 0
-    labelled = summary_of(
-        "label", "pictures", "predictions", "--model", "models@champion", cwd=tmp_path
-    )
+    label = ["label", "pictures", "predictions", "--model", "models@champion"]
+    labelled = summary_of(*label, cwd=tmp_path)
     assert (
         labelled["listed"]
         == 81
@@ -60,16 +60,10 @@ def test_the_three_jobs_from_a_folder_with_modules_of_ones_own(tmp_path: Path) -
     right = sum(row["label"] == Path(row["uri"]).parent.name for row in rows)
     assert right >= 0.9 * len(rows)
 
-    next_attempt = summary_of(
-        "label", "pictures", "predictions", "--model", "models@champion", cwd=tmp_path
-    )
-    assert (next_attempt["labelled"], next_attempt["skipped"], next_attempt["units_run"]) == (
-        0,
-        80,
-        0,
-    )
-    next_attempt = summary_of("ingest", "pictures", "dataset", "--size", "64", cwd=tmp_path)
-    assert (next_attempt["unchanged"], next_attempt["units_run"]) == (80, 0)
+    again = summary_of(*label, cwd=tmp_path)
+    assert (again["labelled"], again["skipped"], again["units_run"]) == (0, 80, 0)
+    again = summary_of("ingest", "pictures", "dataset", "--size", "64", cwd=tmp_path)
+    assert (again["unchanged"], again["units_run"]) == (80, 0)
     assert {path.name for path in (tmp_path / "models").iterdir()} >= {
         "weights",
         "golden",
@@ -79,10 +73,10 @@ def test_the_three_jobs_from_a_folder_with_modules_of_ones_own(tmp_path: Path) -
     }
 
 
-def kill_midway(words: list[str], store: str, cwd: Path) -> int:
-    """Start a job, SIGKILL its driver once a few units are committed; how many were."""
+def kill_midway(arguments: list[str], store: str, cwd: Path) -> int:
+    """Start a job and SIGKILL its driver once three units are committed; return how many are."""
     driver = subprocess.Popen(
-        [SCRIPTS / "afinar", *words, "--workers", "2"],
+        [SCRIPTS / "afinar", *arguments, "--workers", "2"],
         cwd=cwd,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -102,15 +96,15 @@ def bytes_by_name(store: str, folder: str) -> dict[str, bytes]:
     return {info.name: opened.get(info.name) for info in opened.walk(folder)}
 
 
-def test_an_ingest_whose_driver_is_killed_is_completed_by_the_same_command(tmp_path: Path) -> None:
+def test_ingest_with_killed_driver_is_completed_by_the_same_command(tmp_path: Path) -> None:
     many_pictures(tmp_path / "pictures", 1600)
-    words = ["ingest", "pictures", "dataset", "--size", "32"]
+    command = ["ingest", "pictures", "dataset", "--size", "32"]
     dataset = str(tmp_path / "dataset")
-    before = kill_midway(words, dataset, tmp_path)
+    before = kill_midway(command, dataset, tmp_path)
     assert not (tmp_path / "dataset" / "manifests").exists()
     shards = bytes_by_name(dataset, "shards")
 
-    done = summary_of(*words, cwd=tmp_path)
+    done = summary_of(*command, cwd=tmp_path)
     assert done["listed"] == done["samples"] == done["added"] == 1600
     assert 0 < done["units_run"] <= 32 - before
     uris = open_dataset(dataset).index.column("uri").to_pylist()
@@ -118,7 +112,7 @@ def test_an_ingest_whose_driver_is_killed_is_completed_by_the_same_command(tmp_p
         "no loss, no duplicate"
     )
     after = bytes_by_name(dataset, "shards")
-    assert {name: after[name] for name in shards} == shards, "what was published stays as it was"
+    assert {name: after[name] for name in shards} == shards, "no published object changed"
 
     summary_of("ingest", "pictures", "undisturbed", "--size", "32", cwd=tmp_path)
     assert open_dataset(dataset).index == open_dataset(str(tmp_path / "undisturbed")).index
@@ -126,14 +120,14 @@ def test_an_ingest_whose_driver_is_killed_is_completed_by_the_same_command(tmp_p
 
 
 @pytest.mark.slow
-def test_a_labelling_whose_driver_is_killed_is_completed_by_the_same_command(
+def test_labelling_with_killed_driver_is_completed_by_the_same_command(
     tmp_path: Path, trained: Trained
 ) -> None:
     many_pictures(tmp_path / "pictures", 1600)
-    words = ["label", "pictures", "out", "--model", trained.champion]
+    command = ["label", "pictures", "out", "--model", trained.champion]
     out = str(tmp_path / "out")
-    before = kill_midway(words, out, tmp_path)
-    done = summary_of(*words, cwd=tmp_path)
+    before = kill_midway(command, out, tmp_path)
+    done = summary_of(*command, cwd=tmp_path)
     assert done["listed"] == done["labelled"] == 1600
     assert 0 < done["units_run"] <= 32 - before
     uris = open_predictions(out).table.column("uri").to_pylist()
@@ -150,10 +144,13 @@ def test_a_labelling_whose_driver_is_killed_is_completed_by_the_same_command(
 
 
 def relative(rows: list[dict[str, Any]], root: str, keys: tuple[str, ...]) -> list[tuple[Any, ...]]:
+    """Return these columns of rows, with each uri relative to `root`."""
     return sorted((row["uri"].removeprefix(root), *(row[key] for key in keys)) for row in rows)
 
 
-def test_s3_gives_the_same_as_a_folder(tmp_path: Path, trained: Trained, bucket: str) -> None:
+def test_jobs_on_s3_write_what_they_write_in_a_folder(
+    tmp_path: Path, trained: Trained, bucket: str
+) -> None:
     make_archive(tmp_path / "pictures", 60)
     (tmp_path / "pictures" / "rust" / "empty.jpg").write_bytes(b"")
     store = s3fs.S3FileSystem()
@@ -165,47 +162,36 @@ def test_s3_gives_the_same_as_a_folder(tmp_path: Path, trained: Trained, bucket:
     remote = summary_of("ingest", there, f"{bucket}/dataset", "--size", "64", cwd=tmp_path)
     for key in ("listed", "samples", "rejects_by_reason", "added", "classes", "splits"):
         assert remote[key] == folder[key], key
-    one, other = (
-        open_dataset(str(tmp_path / "dataset")),
-        open_dataset(f"{bucket}/dataset", cache=tmp_path / "cache"),
-    )
+    local_dataset = open_dataset(str(tmp_path / "dataset"))
+    s3_dataset = open_dataset(f"{bucket}/dataset", cache=tmp_path / "cache")
     keys = ("sample_id", "label", "split")
-    assert relative(other.index.to_pylist(), there, keys) == relative(
-        one.index.to_pylist(), here, keys
-    )
-    assert (other.read(range(120)) == one.read(range(120))).all()
-    assert (
-        summary_of("ingest", there, f"{bucket}/dataset", "--size", "64", cwd=tmp_path)["units_run"]
-        == 0
-    )
+    local_rows, s3_rows = local_dataset.index.to_pylist(), s3_dataset.index.to_pylist()
+    assert relative(s3_rows, there, keys) == relative(local_rows, here, keys)
+    assert (s3_dataset.read(range(120)) == local_dataset.read(range(120))).all()
+    again = summary_of("ingest", there, f"{bucket}/dataset", "--size", "64", cwd=tmp_path)
+    assert again["units_run"] == 0
 
     summary_of("label", here, "out", "--model", trained.champion, cwd=tmp_path)
     done = summary_of(
         "label", there, f"{bucket}/out", "--model", f"{bucket}/models@champion", cwd=tmp_path
     )
     assert (done["listed"], done["labelled"], done["rejected"], done["skipped"]) == (121, 120, 1, 0)
-    answers = ("sample_id", "label", "score", "model_version")
-    rows, others = (
-        open_predictions(place).table.to_pylist()
-        for place in (str(tmp_path / "out"), f"{bucket}/out")
+    columns = ("sample_id", "label", "score", "model_version")
+    local_rows, s3_rows = (
+        open_predictions(out).table.to_pylist() for out in (str(tmp_path / "out"), f"{bucket}/out")
     )
-    assert relative(others, there, answers) == relative(rows, here, answers)
+    assert relative(s3_rows, there, columns) == relative(local_rows, here, columns)
 
-    model = summary_of(
-        *f"train {bucket}/dataset {bucket}/fresh --backbone small_cnn --weights none --regime scratch".split(),
-        *"--input-size 64 --epochs 4 --batch-size 8".split(),
-        cwd=tmp_path,
-    )
+    places = [f"{bucket}/dataset", f"{bucket}/fresh"]
+    model = summary_of("train", *places, *TRAIN, "--epochs", "4", cwd=tmp_path)
     assert open_model(model["model"]).classes == ["moss", "rust"]
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Any:
-    """A Ray head started as an operator starts one, on loopback, with our scripts on its path."""
-    from tests.servers import free_port
-
+    """Start a Ray head with its command, on loopback; its jobs find the `afinar` script."""
     port, dashboard = free_port(), free_port()
-    temp = f"/tmp/afinar-{os.getpid()}"  # Ray's sockets have short names or none
+    temp = f"/tmp/afinar-{os.getpid()}"  # the path of a socket has at most 107 bytes
     environment = {
         **os.environ,
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
@@ -213,20 +199,22 @@ def cluster(tmp_path: Path) -> Any:
         "RAY_USAGE_STATS_ENABLED": "0",
     }
     command = [
-        str(SCRIPTS / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}",
-        f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", "--num-cpus=2", f"--temp-dir={temp}",
-        f"--dashboard-agent-listen-port={free_port()}",  # the session's other Ray has the default one
+        str(SCRIPTS / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1",
+        f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1",
+        "--num-cpus=2", f"--temp-dir={temp}",
+        # The Ray that other tests share has the default port.
+        f"--dashboard-agent-listen-port={free_port()}",
     ]  # fmt: skip
     with (tmp_path / "ray.log").open("wb") as log:
         head = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
         )
     yield f"http://127.0.0.1:{dashboard}", {"RAY_AUTH_MODE": "disabled"}
-    family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
-    for process in family:
+    processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    psutil.wait_procs(family, timeout=30)
+    psutil.wait_procs(processes, timeout=30)
     shutil.rmtree(temp, ignore_errors=True)
 
 
@@ -239,34 +227,31 @@ def wait_for_jobs_api(submit: Callable[..., subprocess.CompletedProcess[str]]) -
     raise AssertionError(done.stderr)
 
 
-def test_all_three_jobs_are_submitted_and_their_exit_codes_come_back(
-    tmp_path: Path, cluster: Any
-) -> None:
+def test_submitted_job_returns_the_exit_code_of_the_job(tmp_path: Path, cluster: Any) -> None:
     address, env = cluster
     make_archive(tmp_path / "pictures", 20)
 
-    def submit(*words: str) -> subprocess.CompletedProcess[str]:
-        return run_afinar("submit", "--address", address, "--", *words, cwd=tmp_path, env=env)
+    def submit(*job: str) -> subprocess.CompletedProcess[str]:
+        return run_afinar("submit", "--address", address, "--", *job, cwd=tmp_path, env=env)
 
     wait_for_jobs_api(submit)
-    at = str(tmp_path)
+    root = str(tmp_path)
     (tmp_path / "small.toml").write_text("size = 64\n")
-    done = submit("ingest", f"{at}/pictures", f"{at}/dataset", "--recipe", f"{at}/small.toml")
+    done = submit("ingest", f"{root}/pictures", f"{root}/dataset", "--recipe", f"{root}/small.toml")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "40 added" in done.stderr, "the job's own summary is followed"
-    assert open_dataset(f"{at}/dataset").view.size == 64
+    assert "40 added" in done.stderr, "the output of the job is printed"
+    assert open_dataset(f"{root}/dataset").view.size == 64
 
-    train = "--backbone small_cnn --weights none --regime scratch --input-size 64 --epochs 2 --batch-size 8".split()
-    done = submit("train", f"{at}/dataset", f"{at}/models", *train)
+    done = submit("train", f"{root}/dataset", f"{root}/models", *TRAIN, "--epochs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    done = submit("label", f"{at}/pictures", f"{at}/out", "--model", f"{at}/models@champion")
+    done = submit("label", f"{root}/pictures", f"{root}/out", "--model", f"{root}/models@champion")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(open_predictions(f"{at}/out").table) == 40
+    assert len(open_predictions(f"{root}/out").table) == 40
 
     for number in range(9):
         (tmp_path / "pictures" / "moss" / f"bad{number}.jpg").write_bytes(b"bad")
-    done = submit("ingest", f"{at}/pictures", f"{at}/dataset", "--size", "64")
-    assert done.returncode == 1, "fell short of the reject budget, on the cluster"
+    done = submit("ingest", f"{root}/pictures", f"{root}/dataset", "--size", "64")
+    assert done.returncode == 1, "the job fell short of its reject budget"
     assert "--max-reject-rate" in done.stderr
-    done = submit("ingest", f"{at}/gone", f"{at}/dataset")
-    assert done.returncode == 2, "wrong request, as only the cluster could see"
+    done = submit("ingest", f"{root}/gone", f"{root}/dataset")
+    assert done.returncode == 2, "only the cluster can see that the request is wrong"

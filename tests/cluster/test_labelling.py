@@ -25,8 +25,8 @@ from afinar.storage.arrow import from_parquet
 from afinar.storage.open import open_store
 from afinar.units.executor import RetryPolicy
 from tests.archives import flat_archive, label, picture
+from tests.cluster.faults import REPOSITORY, RPC_CHAOS
 from tests.cluster.label_chaos import started_units
-from tests.cluster.test_chaos import REPOSITORY, RPC_CHAOS
 from tests.conftest import Trained, many_pictures, run_afinar
 
 KILLER, STOPPER = b"kills its worker", b"is decoded for ever"

@@ -21,7 +21,7 @@ from afinar.execution import train_launcher
 from afinar.models.registry.versions import find_model
 from afinar.training.driver import run_training
 from afinar.training.publish import TrainResult
-from tests.cluster.test_chaos import REPOSITORY
+from tests.cluster.faults import REPOSITORY
 from tests.conftest import SCRIPTS, Trained, run_afinar
 from tests.training.runs import config, read_sample_logs, rows_by_step, run_on, wait_for_step
 
