@@ -75,3 +75,11 @@ def test_settings_are_kept_in_the_environment() -> None:
     assert log_settings() == LogSettings(log_format="json", verbose=True)
     configure_logging()
     assert log_settings() == LogSettings()
+
+
+def test_workers_lines_name_the_run_of_the_driver(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("json", run="r7")
+    assert log_settings().run == "r7"
+    configure_worker_logging()
+    logger.info("unit done")
+    assert json.loads(capsys.readouterr().err)["run"] == "r7"

@@ -18,6 +18,7 @@ Format = Literal["text", "json"]
 
 FORMAT_VARIABLE: Final = "AFINAR_LOG_FORMAT"
 VERBOSE_VARIABLE: Final = "AFINAR_VERBOSE"
+RUN_VARIABLE: Final = "AFINAR_RUN"
 
 _ROOT = logging.getLogger("afinar")
 _WORKER_PREFIX: Final = "[afinar] "
@@ -26,10 +27,11 @@ _JSON_START: Final = '{"logger": "afinar'
 
 @dataclass(frozen=True, kw_only=True)
 class LogSettings:
-    """The user's choice of log format, and whether debug messages are shown."""
+    """The user's choice of log format, whether debug messages are shown, and the run's name."""
 
     log_format: Format = "text"
     verbose: bool = False
+    run: str = ""
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
@@ -85,6 +87,7 @@ def configure_logging(log_format: Format = "text", *, run: str = "", verbose: bo
     """
     os.environ[FORMAT_VARIABLE] = log_format
     os.environ[VERBOSE_VARIABLE] = str(int(verbose))
+    os.environ[RUN_VARIABLE] = run
     formatter = _JsonFormatter(run, None) if log_format == "json" else logging.Formatter()
     _set_handler(formatter, verbose)
     _ROOT.propagate = True
@@ -93,7 +96,9 @@ def configure_logging(log_format: Format = "text", *, run: str = "", verbose: bo
 def log_settings() -> LogSettings:
     """Return the arguments of `configure_logging` in this process or the one that started it."""
     log_format: Format = "json" if os.environ.get(FORMAT_VARIABLE) == "json" else "text"
-    return LogSettings(log_format=log_format, verbose=os.environ.get(VERBOSE_VARIABLE) == "1")
+    verbose = os.environ.get(VERBOSE_VARIABLE) == "1"
+    run = os.environ.get(RUN_VARIABLE, "")
+    return LogSettings(log_format=log_format, verbose=verbose, run=run)
 
 
 def configure_worker_logging(
@@ -102,11 +107,12 @@ def configure_worker_logging(
     """Send a worker's log of afinar to stderr, in lines that `parse_worker_line` recognises.
 
     `settings` come from the driver; a worker on its machine inherits them and may leave them out.
-    `run` and `rank` are in every JSON line.
+    `run` (by default the driver's) and `rank` are in every JSON line.
     """
     settings = settings or log_settings()
-    json_lines = settings.log_format == "json"
-    _set_handler(_JsonFormatter(run, rank) if json_lines else _WorkerFormatter(), settings.verbose)
+    is_json = settings.log_format == "json"
+    formatter = _JsonFormatter(run or settings.run, rank) if is_json else _WorkerFormatter()
+    _set_handler(formatter, settings.verbose)
     _ROOT.propagate = False  # Ray Train's handler at the root would write each line again
 
 

@@ -22,13 +22,14 @@ def configure(argv: list[str]) -> IngestConfig:
 def run(config: IngestConfig) -> dict[str, Any]:
     """Update the dataset and return the summary; a run that published something is recorded."""
     from afinar.ingest.driver import run_ingest
+    from afinar.logs import log_settings
     from afinar.report.run_folder import record_run
     from afinar.storage.names import new_run
 
     outcome = run_ingest(config, RayExecutor.for_job(config))
     summary = asdict(outcome.summary)
     if outcome.published:
-        record_run(config.dataset, new_run(), config, summary)
+        record_run(config.dataset, log_settings().run or new_run(), config, summary)
     return summary
 
 

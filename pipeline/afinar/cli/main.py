@@ -14,7 +14,8 @@ from typing import Any, Final, Protocol, TextIO
 
 from afinar.config.base import JobConfig
 from afinar.errors import AfinarError
-from afinar.logs import configure_logging
+from afinar.logs import configure_logging, log_settings
+from afinar.storage.names import new_run
 
 COMMANDS: Final = {
     "ingest": "convert a folder or an s3:// prefix of pictures to an Arrow dataset",
@@ -69,7 +70,7 @@ def _run(name: str, argv: list[str]) -> int:
     try:
         config = command.configure(argv)
         as_json = config.json  # a recipe may set it
-        configure_logging(config.log_format, verbose=config.verbose)
+        configure_logging(config.log_format, run=new_run(), verbose=config.verbose)
 
         with redirect_stdout() as stdout:
             summary = command.run(config)
@@ -90,6 +91,10 @@ def _run(name: str, argv: list[str]) -> int:
         traceback.print_exc()
         _report_error(f"{type(error).__name__}: {error}", 1, as_json)
         return 1
+    finally:
+        # The run has ended: what this process logs afterwards is not part of it.
+        settings = log_settings()
+        configure_logging(settings.log_format, verbose=settings.verbose)
 
 
 def _report_error(message: str, exit_code: int, as_json: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_table
 from afinar.config.train import TrainConfig
+from afinar.logs import log_settings
 from afinar.models.networks.catalogue import require_backbone
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def run(config: TrainConfig) -> dict[str, Any]:
     from afinar.report.training import summarize_training, write_training_page
     from afinar.training.driver import run_training
 
-    outcome = run_training(config, _launch, on_published=write_training_page)
+    run = log_settings().run or None
+    outcome = run_training(config, _launch, run, on_published=write_training_page)
     return summarize_training(outcome)
 
 

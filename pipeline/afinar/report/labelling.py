@@ -9,6 +9,7 @@ from afinar.config.label import LabelConfig
 from afinar.labelling.driver import LabelOutcome
 from afinar.labelling.run_report import RunReport
 from afinar.labelling.stats import BINS, LabelStats
+from afinar.logs import log_settings
 from afinar.report.rendering import template
 from afinar.report.run_folder import record_run, report_uri
 from afinar.storage.names import new_run
@@ -39,7 +40,7 @@ def record_labelling(
     """
     if outcome.report is None:
         return summary
-    run = new_run()
+    run = log_settings().run or new_run()
     summary = {**summary, "report": report_uri(config.predictions, run)}
     page = label_page(
         LabelRun(
