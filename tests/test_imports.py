@@ -46,7 +46,6 @@ def test_drivers_of_ingest_and_label_import_no_torch() -> None:
         "rich",
         "matplotlib",
         "jinja2",
-        "torchmetrics",
         "tensorboardX",
     ],
 )
