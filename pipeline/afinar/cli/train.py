@@ -28,12 +28,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
     if config.describe:
         return _describe_network(config)
 
-    # Check dataset and target before torch is imported, which takes seconds.
-    from afinar.dataset.reader import open_dataset
-    from afinar.storage.open import open_store
+    # Check the request before torch is imported, which takes seconds.
+    from afinar.training.request import check_dataset_and_target
 
-    open_dataset(config.dataset)
-    open_store(config.models).require_target()
+    check_dataset_and_target(config)
 
     from afinar.report.training import summarize_training, write_training_page
     from afinar.training.driver import run_training

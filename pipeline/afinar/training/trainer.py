@@ -26,6 +26,7 @@ from afinar.training.sample_log import SampleLog
 from afinar.training.sampler import Rows, epoch_order, global_batches
 from afinar.training.steps import TrainStep
 from afinar.training.timing import EpochTimer
+from afinar.units.progress import format_duration
 
 logger = logging.getLogger(__name__)
 
@@ -198,13 +199,19 @@ class Trainer:
         if weights is not None:
             self.on_epoch_end(row)
             self._save(state, weights)
-            train, val, ledger = row["train"], row["val"], row["ledger"]
-            logger.info(
-                f"{self.config.regime} epoch {state.epoch}/{self.config.epochs}: "
-                f"train loss {train['loss']:.3f}, validation loss {val['loss']:.3f}, "
-                f"top-1 {val['top1']:.1%}, {row['seconds']:.1f} s, "
-                f"of which waiting for data {ledger['waiting_s']:.1f}"
-            )
+            logger.info(self._progress_line(row))
+
+    def _progress_line(self, row: dict[str, Any]) -> str:
+        """Return one line on a finished epoch: rate, time left at that rate, losses, accuracy."""
+        epoch, epochs, seconds = row["epoch"], self.config.epochs, row["seconds"]
+        ledger = row["ledger"]  # of a resumed epoch it has the steps since then
+        rate = ledger["steps"] * self.config.batch_size / max(ledger["seconds"], 1e-9)
+        left = format_duration((epochs - epoch) * seconds)
+        return (
+            f"{self.config.regime} epoch {epoch}/{epochs}: {rate:.0f} pictures/s, {left} left, "
+            f"train loss {row['train']['loss']:.3f}, validation loss {row['val']['loss']:.3f}, "
+            f"top-1 {row['val']['top1']:.1%}"
+        )
 
     def _put_weights(self) -> ObjectRef:
         return self.checkpoints.put(self.optimizer.eval_model.state_dict())
