@@ -68,6 +68,7 @@ class _JsonFormatter(logging.Formatter):
             line["rank"] = self._rank
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
+
         return json.dumps(line)
 
 

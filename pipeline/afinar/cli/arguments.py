@@ -35,6 +35,7 @@ def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     fields = dataclasses.fields(config_class)
+
     return config_class(**{field.name: getattr(parsed, field.name) for field in fields})
 
 
@@ -78,6 +79,7 @@ def _parser_class(config_class: type[JobConfig], recipe: dict[str, Any]) -> type
 def _field_docstrings(config_class: type) -> dict[str, str]:
     """Return the docstring below each field of a class and its bases, each as one line."""
     docstrings = {}
+
     for base in config_class.__mro__[:-1]:
         (definition,) = ast.parse(inspect.getsource(base)).body
         assert isinstance(definition, ast.ClassDef)

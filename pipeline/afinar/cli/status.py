@@ -52,11 +52,13 @@ def _dataset_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if "shards" in summary:
         size = format_size(summary["shard_bytes"])
         rows.append(("shards", f"{summary['shards']}, {size}, {summary['dead_rows']} unused rows"))
+
     return rows
 
 
 def _prediction_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("predictions", summary["predictions"])]
+
     for partition in summary["partitions"]:
         newest = " (newest)" if partition["partition"] == summary["current"] else ""
         counts = f"{partition['rows']} pictures labelled, {partition['rejects']} rejected{newest}"

@@ -105,6 +105,7 @@ def _beats_scratch(transfer: EvaluatedRun, scratch: EvaluatedRun) -> Verdict:
         return Verdict(
             True, f"Transfer ({transfer.name}) beats training from scratch by {numbers}."
         )
+
     return Verdict(
         False,
         f"Transfer ({transfer.name}) does not beat training from scratch with certainty: "
@@ -124,6 +125,7 @@ def _beats_guessing(run: EvaluatedRun) -> Verdict:
         return Verdict(
             True, f"The {run.name} baseline beats always guessing “{largest}”: {numbers}."
         )
+
     return Verdict(
         False,
         f"The {run.name} baseline is not shown to beat always guessing “{largest}”, {numbers}: it "

@@ -89,6 +89,7 @@ def reliability(
     scores = scores.astype(np.float64)
     bin_of_score = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], scores)
     members = [bin_of_score == number for number in range(bins)]
+
     return [
         ConfidenceBin(
             samples=int(member.sum()),

@@ -191,6 +191,7 @@ class ActorPool:
                 running.append(RunningUnit(unit.attempts, deadline_s, age_s))
             else:
                 running.append(None)
+
         return PoolState(running, self._dead_starts, self._slowest_unit_s)
 
     def _carry_out(self, decision: Decision) -> None:

@@ -58,6 +58,7 @@ def ray_session(
 def _connection(target: str, verbose: bool) -> Iterator[None]:
     logger.info(f"connecting to Ray at {target}")
     level = logging.INFO if verbose else logging.WARNING
+
     try:
         ray.init(target, namespace=_NAMESPACE, logging_level=level)
     except ConnectionError as error:
@@ -142,6 +143,7 @@ def _loopback() -> Iterator[None]:
     """
     before = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False
+
     try:
         yield
     finally:
@@ -175,6 +177,7 @@ def wait_for_resources(
     if fits(bundle, count):
         return True
     request_resources(bundles=[dict(bundle)] * count)
+
     try:
         while time.monotonic() < deadline:
             time.sleep(poll_s)

@@ -238,6 +238,7 @@ def _first_failure(error: Exception) -> Exception:
     if not causes:
         cause = getattr(error, "controller_failure", error)
         return ShortfallError(f"the cluster did not keep the workers' resources: {cause}")
+
     return min(causes, key=lambda cause: getattr(cause, "failed_at", -math.inf))
 
 

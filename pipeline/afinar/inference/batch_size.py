@@ -31,6 +31,7 @@ def fastest_batch_size(predictor: Predictor, sizes: tuple[int, ...]) -> int:
     best time of 0.8 ms. The search ends without trying 256, and the result is 64.
     """
     best_s, best_size = math.inf, sizes[0]
+
     for size in sizes:
         picture_s = _seconds_per_picture(predictor, size)
         if picture_s > _MAX_SLOWDOWN * best_s:

@@ -96,6 +96,7 @@ def load_predictor(
         assert_matches_golden(golden, network, version.input_view)
     else:
         network = optimize_for_inference(network, golden, version.input_view, precision)
+
     return Predictor(network, version)
 
 

@@ -65,4 +65,5 @@ def track_bad_inputs(store: Store, unit: str, attempt: int) -> BadInputTracker:
     positions = (int(name.rsplit("/", 1)[1].split("-")[0]) for name in names)
     deaths = Counter(positions)
     quarantined = frozenset(position for position, count in deaths.items() if count >= _DEATHS)
+
     return BadInputTracker(store, unit, attempt, tuple(names), quarantined)

@@ -142,6 +142,7 @@ def repeat_notes(repeats: Repeats) -> list[str]:
         notes.append(
             f"{repeats.two_labels} pictures are in no split: the same content carries two labels"
         )
+
     return notes
 
 

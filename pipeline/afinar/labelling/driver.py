@@ -210,6 +210,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
             preprocessing=preprocessing_for(self.source, self.version.stored_view),
         )
         make_work = partial(_make_labeller, self.spec(count_pending(plan, done)))
+
         return self.executor.run_with_state(make_work, tasks, policy)
 
     def spec(self, pictures: int) -> LabelSpec:

@@ -126,6 +126,7 @@ def read_forecast(path: str, job: LabelJob) -> dict[str, Any]:
             f"--forecast {path} is of {forecast['source']} with {forecast['model']}, "
             f"and this is {job.source.uri} with {job.model}"
         )
+
     return forecast
 
 
@@ -141,4 +142,5 @@ def forecast_error(forecast: dict[str, Any], summary: dict[str, Any]) -> dict[st
         rate = max(forecast["images_per_second"], 1e-9)
         estimated += forecast["start_seconds"] + summary["read"] / rate
     error = summary["seconds"] / max(estimated, 1e-9) - 1
+
     return {"seconds": round(estimated, 1), "error": round(error, 3)}

@@ -45,6 +45,7 @@ def _read(uri: str) -> bytes:
     folder, _, name = uri.rpartition("/")
     if folder == "s3:/" or _is_local_folder(uri):
         raise _folder_error(uri)
+
     try:
         return open_reader(folder or "/").get(name)
     except NotFoundError:

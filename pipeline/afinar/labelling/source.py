@@ -135,6 +135,7 @@ class DatasetSource(Source):
         pictures = as_listing(index)
         for name in ("sample_id", "shard", "row"):
             pictures = pictures.append_column(index.schema.field(name), index.column(name))
+
         return AnnotatedListing(pictures)
 
     def count_requests(self, plan: pa.Table) -> dict[str, int]:
@@ -173,6 +174,7 @@ def open_source(config: LabelConfig, view: StoredView) -> Source:
     if version is None:
         return FolderSource(uri, config.endings)
     _require_view(uri, version, view)
+
     return DatasetSource(uri, version)
 
 
@@ -193,6 +195,7 @@ def _dataset_version(uri: str) -> int | None:
     if newest is None:
         return None
     number, record = newest
+
     return number if isinstance(record, dict) and record.get("format") == FORMAT else None
 
 

@@ -274,6 +274,7 @@ def _describe_classes(shift: DistributionShift, baseline: Baseline, now: LabelSt
         f"{change.label} {change.before:.1%} → {change.now:.1%}"
         for change in _most_moved(baseline.labels, now)
     )
+
     return (
         f"Class shares differ from {baseline.name}: {size}, over the limit of {shift.limit:.0%}. "
         f"Most moved: {moved}."

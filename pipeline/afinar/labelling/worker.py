@@ -78,6 +78,7 @@ class Labeller:
         with timer.phase("write"):
             self._commit(task.unit, rows)
         tracker.clear()
+
         return UnitResult(task.unit, len(task.entries), len(rows.rejects), timer.seconds)
 
     def label(
@@ -140,6 +141,7 @@ class Labeller:
 
     def _commit(self, unit: str, rows: LabelledRows) -> None:
         objects = {}
+
         for kind, records, schema in (
             ("part", rows.predictions, self.spec.optional_columns.schema),
             ("rejects", rows.rejects, REJECTS),
@@ -161,6 +163,7 @@ def make_labeller(spec: LabelSpec) -> Labeller:
     configure_pillow()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = load_predictor(*find_model(spec.model), device=device, precision=spec.precision)
+
     return Labeller(
         spec=spec,
         predictor=predictor,
@@ -175,6 +178,7 @@ def split_decoded(
 ) -> list[tuple[Entry, Picture]]:
     """Take the next items of `stream`: return the pictures, append the others to the rejects."""
     decoded = []
+
     for entry in entries:
         item = next(stream)
         if isinstance(item, PictureError):

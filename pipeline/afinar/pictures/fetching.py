@@ -89,6 +89,7 @@ class PictureReader:
     ) -> Iterator[_Outcome]:
         pending: deque[_PendingRead] = deque()
         pending_bytes = 0
+
         for picture in pictures:
             while pending and self._is_far_ahead(len(pending), pending_bytes + picture.size):
                 oldest = pending.popleft()

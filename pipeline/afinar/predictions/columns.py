@@ -84,4 +84,5 @@ def partition_name(version: str, config: LabelConfig) -> str:
         parts.append("features")
     if config.abstain_below:
         parts.append(f"abstain{float(config.abstain_below)!r}")
+
     return "-".join(parts)

@@ -102,6 +102,7 @@ class PublishedRows:
                 name = object_template(part.kind, self.name, unit)
                 ref = put_object(store, name, to_parquet(remaining), len(remaining))
                 kept.append(Part(part.kind, ref))
+
         return kept
 
 

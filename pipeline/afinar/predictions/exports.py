@@ -83,6 +83,7 @@ class Exports:
             )
             folder, abstained = reviewer.write(partition)
             review = self.store.uri(folder)
+
         return ExportResult(single=single, review=review, abstained=abstained)
 
     def _delete_old(self, notes: list[str]) -> Partition | None:

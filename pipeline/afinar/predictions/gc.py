@@ -73,6 +73,7 @@ def find_superseded(store: Store, folders: Iterable[str]) -> list[str]:
         for partition in manifest.partitions.values()
         for part in get_parts(store, partition)
     }
+
     return [name for name, unit in writers.items() if name not in named and unit not in leased]
 
 
@@ -87,6 +88,7 @@ def delete_superseded(store: Store, folders: Iterable[str]) -> list[str]:
         store.delete(marker)
     if names:
         delete_objects(store, names)
+
     return names
 
 

@@ -109,6 +109,7 @@ def least_certain(tables: Iterable[pa.Table], limit: int) -> LeastCertain:
     `tables` have PREDICTIONS and `abstained`. At most `2 * limit` rows and one table are in memory.
     """
     parts, rows, below = [PREDICTIONS.empty_table()], 0, 0
+
     for table in tables:
         abstained = table.filter(table.column("abstained")).select(PREDICTIONS.names)
         parts.append(abstained)

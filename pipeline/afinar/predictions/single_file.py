@@ -67,6 +67,7 @@ def _row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Concatenate parts into row groups; yield one empty group if there are no parts."""
     parts: list[pa.Table] = []
     rows = size = groups = 0
+
     for table in tables:
         parts.append(table)
         rows, size = rows + len(table), size + table.nbytes

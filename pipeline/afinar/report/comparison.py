@@ -53,6 +53,7 @@ def comparison_page(
 def _row(run: EvaluatedRun, best: EvaluatedRun) -> dict[str, Any]:
     version = run.version
     network = version.architecture
+
     return {
         "best": run is best,
         "name": run.name,

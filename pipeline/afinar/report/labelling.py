@@ -52,6 +52,7 @@ def record_labelling(
         )
     )
     record_run(config.predictions, run, config, summary, page)
+
     return summary
 
 
@@ -59,6 +60,7 @@ def label_page(run: LabelRun) -> str:
     """Return the page of a run."""
     summary, stats, baseline = run.summary, run.report.stats.labels, run.report.baseline
     before = baseline.labels if baseline else None
+
     return template("labelling.html.j2").render(
         title=f"Labels of {run.source}",
         run=run.run,
@@ -183,6 +185,7 @@ def _snippets(predictions: str, partition: str) -> list[tuple[str, str]]:
     """Return titles and code that reads the predictions."""
     parts = f"{predictions}/parts/model={partition}"
     table = f"afinar.open_predictions({predictions!r}, {partition!r}).table"
+
     return [
         (
             "Python: every picture exactly once, even while a job is running",

@@ -78,6 +78,7 @@ def _thumbnails(rows: list[dict[str, Any]]) -> Iterator[bytes | None]:
         nonlocal is_store_lost
         if is_store_lost:
             return None
+
         try:
             data = reader.read(PictureRef(row["uri"], row["etag"], 0))
             return thumbnail(decode(data, _VIEW).image)

@@ -79,6 +79,7 @@ def training_page(title: str, dataset: Dataset, run: EvaluatedRun) -> str:
         pc.equal(run.test.column("label"), run.test.column("predicted")).to_numpy(),
     )
     config = version.lineage["config"]
+
     return template("training.html.j2").render(
         title=title,
         version=version,
@@ -134,6 +135,7 @@ def _recalls(run: EvaluatedRun) -> list[dict[str, Any]]:
         for number, name in enumerate(run.version.classes)
         if name in recall
     ]
+
     return sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])
 
 
@@ -161,4 +163,5 @@ def _epoch_times(history: list[dict[str, Any]]) -> dict[str, Any] | None:
         for epoch, times in epochs
     ]
     _, last_times = epochs[-1]
+
     return {"columns": list(_PHASES.values()), "rows": rows, "limit": last_times.get("limit")}

@@ -141,6 +141,7 @@ def _write_copy(folder: int, name: str, data: bytes) -> BinaryIO:
             os.unlink(scratch, dir_fd=folder)
         raise
     file.seek(0)
+
     return file
 
 

@@ -72,6 +72,7 @@ class FolderReader(Reader):
         visited: set[tuple[int, int]] = set()
         name = prefix.strip("/")
         roots = [_Folder(str(Path(self.root, name)), f"{name}/" if name else "")]
+
         while roots:
             links: list[_Folder] = []
             list_item = partial(_list_item, visited, links)
@@ -176,4 +177,5 @@ def _look_at(batch: _Batch) -> list[ObjectInfo]:
         if stat.S_ISREG(status.st_mode):
             uri = f"{path}/{file}"
             page.append(ObjectInfo(name + file, uri, status.st_size, etag_of(status)))
+
     return page

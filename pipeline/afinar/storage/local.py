@@ -190,6 +190,7 @@ class LocalStore(Store):
         """Raise RequestError unless the root, or the nearest folder above it, is writable."""
         root = Path(self.root)
         nearest = next(path for path in (root, *root.parents) if path.exists())
+
         if not nearest.is_dir():
             raise RequestError(
                 f"cannot write to {root}: {nearest} is a file. Choose another target."
@@ -214,6 +215,7 @@ class _NewFile(NewObject):
         self._store, self._is_discarded = store, False
         self._name = f"{_SCRATCH}{uuid.uuid4().hex}"
         self._path = store.uri("/".join([*parts, self._name]))
+
         with translate_errors(self._path):
             self._folder = _open_folder(store.root, parts, create=True)
             try:

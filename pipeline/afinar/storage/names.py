@@ -32,6 +32,7 @@ def split_name(name: str) -> list[str]:
         raise UnsafePathError(
             f"{name!r} is not the name of an object: it has an empty part, `.`, `..` or NUL"
         )
+
     return parts
 
 

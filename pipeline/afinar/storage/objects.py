@@ -28,6 +28,7 @@ class ObjectRef:
         """
         split_name(self.path)
         check_sha256(self.sha256)
+
         if not all(isinstance(count, int) and count >= 0 for count in (self.rows, self.bytes)):
             raise UnsafePathError(
                 f"{self.path}: a count of rows or bytes is no number; "

@@ -257,6 +257,7 @@ class S3Store(S3Reader, Store):
                 return False
             with translate_errors(self.uri(name)):
                 raise
+
         return True
 
     def delete(self, name: str) -> None:

@@ -113,6 +113,7 @@ def _test_table(
 ) -> pa.Table:
     names = np.array(classes, dtype=object)
     ids = dataset.index.column("sample_id").take(pa.array(test.rows))
+
     return pa.table(
         {
             "row": pa.array(test.rows),
@@ -153,6 +154,7 @@ def _published_version(store: Store, run: str) -> ModelVersion | None:
 def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) -> ModelVersion:
     config = task.config
     weights = ObjectRef(**result.weights)
+
     return ModelVersion(
         version=number,
         id=f"{number}-{weights.sha256[:8]}",

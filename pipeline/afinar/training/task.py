@@ -190,6 +190,7 @@ def _fingerprint(task: TrainTask) -> str:
         task.classes,
         task.weights_source,
     )
+
     return fingerprint([determining, decided])
 
 

@@ -261,6 +261,7 @@ def _metrics(
     calibrated = compute_metrics(
         local.logits, local.targets, classes, group, temperature=temperature
     )
+
     return {
         **asdict(plain),
         "calibrated": {"loss": calibrated.loss, "calibration_error": calibrated.calibration_error},

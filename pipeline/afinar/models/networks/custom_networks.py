@@ -33,6 +33,7 @@ def small_cnn(input_size: int, classes: int = 1000) -> nn.Sequential:
         nn.Dropout(0.5),
         nn.Linear(256, classes),
     ]
+
     return nn.Sequential(*layers)
 
 
@@ -73,6 +74,7 @@ def efficientnet_lite0(classes: int = 1000) -> nn.Module:
         last_channel=1280,
     )
     _replace_activations(network)
+
     return network
 
 

@@ -94,6 +94,7 @@ def _node_name(backbone: nn.Module, nodes: dict[str, fx.Node], cut: str) -> str:
             f"--cut {name!r} is no node of this backbone; "
             f"near it: {', '.join(similar) or ', '.join(nodes)}"
         )
+
     return name
 
 
@@ -111,6 +112,7 @@ def _classifier_input(backbone: nn.Module, nodes: dict[str, fx.Node]) -> str:
         if isinstance(backbone.get_submodule(str(node.target)), nn.Linear | nn.Conv2d)
     ]
     source = layers[-1].all_input_nodes[0]
+
     return next(name for name, node in nodes.items() if node is source)
 
 

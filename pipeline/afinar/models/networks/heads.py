@@ -61,4 +61,5 @@ def pool_activations(activations: Tensor, pool: Pool) -> Tensor:
         return activations.mean(dim=(1, 2) if first == second != third else (2, 3))
     if activations.ndim == 3:
         return activations.mean(dim=1)
+
     return activations

@@ -60,6 +60,7 @@ def build_network(architecture: Architecture) -> BuiltNetwork:
             "`--describe` lists nodes that do"
         )
     width = pool_activations(activations, architecture.pool).shape[1]
+
     return BuiltNetwork(
         Network(backbone, build_head(architecture, width), architecture.pool), whole
     )

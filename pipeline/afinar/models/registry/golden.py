@@ -102,6 +102,7 @@ def put_golden(
             "logits": pa.array(list(logits), pa.list_(pa.float32())),
         }
     )
+
     return put_by_hash(store, "golden/{}.arrow", to_ipc(table), count)
 
 
