@@ -1,4 +1,4 @@
-"""`python -m tests.bench [NAME…]`: measure, and compare with the limits of this project's own making."""
+"""Run benches, `python -m tests.bench [NAME…]`, and compare what they measure with limits."""
 
 from __future__ import annotations
 
@@ -50,11 +50,14 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "label_gpu": label_gpu,
 }
 NEEDS: dict[str, Callable[[], bool]] = {"gpu": has_gpu, "bfloat16": has_amx, "label_gpu": has_gpu}
-"""Benches that only some machines can run: run by default there, elsewhere when named, to say so."""
+"""Benches that only some machines can run. By default they run only there."""
 
 
 def run(name: str) -> bool | None:
-    """One bench; a side that did not do its work fails it. None: not measured, for want of what it is about."""
+    """Run one bench; return True if its limits are met, None if this machine cannot measure it.
+
+    A side that did not do its work fails the bench.
+    """
     try:
         return BENCHES[name]()
     except NotMeasuredError as error:
@@ -66,20 +69,24 @@ def run(name: str) -> bool | None:
 
 
 def main(names: list[str]) -> int:
-    """Exit code: 1 when a limit is not met, 2 for a bench there is not, 3 when all were met but not all measured."""
+    """Run the benches and return the exit code.
+
+    It is 1 if a limit is not met, 2 for an unknown bench, 3 if limits are met but some bench could
+    not be measured.
+    """
     if unknown := set(names) - BENCHES.keys():
         print(
-            f"no bench {', '.join(sorted(unknown))}: there are {', '.join(BENCHES)}",
+            f"no bench {', '.join(sorted(unknown))}: the benches are {', '.join(BENCHES)}",
             file=sys.stderr,
         )
         return 2
-    met = {name: run(name) for name in names or _default()}
-    for name, holds in met.items():
-        if holds is not None:
-            print(f"{name}: {'within its limits' if holds else 'NOT within its limits'}")
-    if False in met.values():
+    results = {name: run(name) for name in names or _default()}
+    for name, is_met in results.items():
+        if is_met is not None:
+            print(f"{name}: {'within its limits' if is_met else 'NOT within its limits'}")
+    if False in results.values():
         return 1
-    return 3 if None in met.values() else 0
+    return 3 if None in results.values() else 0
 
 
 def _default() -> list[str]:
@@ -87,7 +94,6 @@ def _default() -> list[str]:
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # so that servers end and memory is given back
+    # An exit, unlike a kill, stops the servers and deletes the folders in memory.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main(sys.argv[1:]))

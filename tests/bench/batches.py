@@ -1,4 +1,4 @@
-"""Shuffled batches of pixels: ours from shards against a plain gather from one memory map, and against peers."""
+"""Shuffled batches of pixels: afinar from shards, a gather from one memory map, and peers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from afinar.dataset.reader import open_dataset
 from PIL import Image
 
+from afinar.dataset.reader import open_dataset
 from tests.bench.epochs import Signatures, require_same_pictures, signature
 from tests.bench.pictures import SMALL, make_pictures
 from tests.bench.table import PAIRS, Ratio, Table, spread
@@ -29,21 +29,19 @@ from tests.bench.world import (
 
 SIZE: Final = 256
 BATCH: Final = 64
-COUNT: Final = (
-    32  # batches in an epoch: 2,048 pictures, 400 MB of pixels in each store that keeps pixels
-)
-SECONDS: Final = 4.0  # that each measurement goes on for, in whole epochs
+# Batches in an epoch: 2,048 pictures, 400 MB of pixels in each store that keeps pixels.
+COUNT: Final = 32
+SECONDS: Final = 4.0  # least duration of a measurement, which has whole epochs
 SHARE: Final = 0.8
 TIMES: Final = 2.0
 EXACT: Final = 0.01  # levels: the same pixels
-NEAR: Final = (
-    3.0  # levels on a grid of means: the same pictures after JPEG, or resized by another filter
-)
+# Levels on a grid of means: the same pictures after JPEG, or resized by another filter.
+NEAR: Final = 3.0
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Whoever reads epochs, with the options worth trying: the fastest is found before the comparison."""
+    """A side that reads epochs. The fastest of its `options` is found before the comparison."""
 
     name: str
     module: str
@@ -60,7 +58,7 @@ GATHER: Final = Reader(
 
 
 def _workers(**options: object) -> tuple[Record, ...]:
-    """In the consumer's process; and in two beside it, with two batches ahead or eight."""
+    """Return options: no worker process, or two with two or eight batches prepared ahead."""
     return (
         {**options, "workers": 0},
         *({**options, "workers": CORES, "ahead": ahead} for ahead in (2, 8)),
@@ -75,25 +73,30 @@ COMPARED: Final = (
     ),
     Reader(
         "WebDataset", "webdataset_batches",
-        (*_workers(kind="npy"), {"kind": "jpg", "workers": 0}, {"kind": "jpg", "workers": CORES, "ahead": 2}),
+        (*_workers(kind="npy"), {"kind": "jpg", "workers": 0},
+         {"kind": "jpg", "workers": CORES, "ahead": 2}),
     ),
     Reader(
         "Ray Data, `iter_torch_batches`", "ray_batches",
-        ({"form": "parquet", "ahead": 1}, {"form": "parquet", "ahead": 4}, {"form": "images", "ahead": 4}),
+        ({"form": "parquet", "ahead": 1}, {"form": "parquet", "ahead": 4},
+         {"form": "images", "ahead": 4}),
     ),
     Reader("torch DataLoader, ImageFolder", "folder_batches", _workers()),
 )  # fmt: skip
 
 
 def batches() -> bool:
-    """At least 0.8 of the gather, and twice the best peer; in each round everybody in a process of their own."""
+    """Require 0.8 of the gather's rate and twice the best peer's.
+
+    In each round every reader runs in a new process.
+    """
     require_cores()
     with in_memory() as folder:
         source, stores = folder / "pictures", folder / "stores"
         wanted = _make_stores(source, stores)
         base = {
-            "source": str(source), "stores": str(stores), "size": SIZE, "batch": BATCH, "cores": CORES,
-            "count": len(wanted), "seconds": SECONDS if PAIRS > 1 else 0.0,
+            "source": str(source), "stores": str(stores), "size": SIZE, "batch": BATCH,
+            "cores": CORES, "count": len(wanted), "seconds": SECONDS if PAIRS > 1 else 0.0,
         }  # fmt: skip
         readers = (GATHER, AFINAR, *COMPARED)
         tuned = {reader.name: _tune(reader, base, folder) for reader in readers}
@@ -102,16 +105,19 @@ def batches() -> bool:
             for reader in readers:
                 with round_folder(folder, f"{reader.module}-{number}") as out:
                     answer = _run(reader, [tuned[reader.name]], base, out)
-                    found = np.load(out / "0.npy")
+                    signatures = np.load(out / "0.npy")
                 run = answer["runs"][0] | {"version": answer["version"]}
-                run["apart"] = require_same_pictures(reader.name, found, wanted, reader.apart)
+                run["apart"] = require_same_pictures(reader.name, signatures, wanted, reader.apart)
                 rounds[reader.name].append(run)
         _sizes(stores, len(wanted))
         return _report(rounds, tuned, len(wanted))
 
 
 def _make_stores(source: Path, stores: Path) -> Signatures:
-    """One source, ingested by us; its pixels as one array, as JPEGs, and in every peer's own store."""
+    """Store the pixels of one source as a dataset, an array, JPEGs, and in each peer's format.
+
+    Returns the signatures of the pictures.
+    """
     count = BATCH * scaled(COUNT)
     make_pictures(source, SMALL, count)
     (stores / "jpegs").mkdir(parents=True)
@@ -149,7 +155,8 @@ def _tune(reader: Reader, base: Record, folder: Path) -> Record:
         runs = _run(reader, list(reader.options), base | {"seconds": base["seconds"] / 2}, out)[
             "runs"
         ]
-    return max(zip(runs, reader.options, strict=True), key=lambda one: float(one[0]["rate"]))[1]
+    rates = [float(run["rate"]) for run in runs]
+    return reader.options[rates.index(max(rates))]
 
 
 def _sizes(stores: Path, count: int) -> None:
@@ -171,7 +178,7 @@ def _report(rounds: dict[str, list[Record]], tuned: dict[str, Record], count: in
             "pictures/s",
             "mixing",
             "levels apart",
-            "afinar to it",
+            "afinar : reader",
             "limit",
             "met",
         )
@@ -182,8 +189,8 @@ def _report(rounds: dict[str, list[Record]], tuned: dict[str, Record], count: in
         options = ", ".join(f"{key} {value}" for key, value in tuned[name].items()) or "–"
         mixed = min(run["mixing"] for run in runs)
         cells = (
-            name, runs[0]["version"] if name != AFINAR.name else "", options, spread(rates), f"{mixed:.2f}",
-            f"{max(run['apart'] for run in runs):.2f}",
+            name, runs[0]["version"] if name != AFINAR.name else "", options, spread(rates),
+            f"{mixed:.2f}", f"{max(run['apart'] for run in runs):.2f}",
         )  # fmt: skip
         if name == AFINAR.name:
             table.add(*cells)
@@ -192,5 +199,5 @@ def _report(rounds: dict[str, list[Record]], tuned: dict[str, Record], count: in
         ratio = Ratio.of(ours, rates)
         table.limit(*cells, ratio, f"≥ {least:g}", holds=ratio.median >= least)
     return table.show(
-        f"batches: {count} pictures of {SIZE}×{SIZE} in batches of {BATCH}, two cores, everything in memory"
+        f"batches: {count} pictures of {SIZE}×{SIZE} in batches of {BATCH}, two cores, in memory"
     )

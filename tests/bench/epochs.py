@@ -1,7 +1,8 @@
-"""What every side of `batches` does with its reader: whole epochs, counted picture by picture, against the clock.
+"""Measurement of whole epochs, which every side of `batches` makes with its reader.
 
-A reader's epoch is an iterator of batches: the pictures' numbers, and uint8 [n, size, size, 3] or [n, 3, size, size]
-in memory of its own. Imported by sides of both environments, so it needs numpy alone.
+An epoch is an iterator of batches: the numbers of the pictures, and their pixels as uint8 [n, size,
+size, 3] or [n, 3, size, size] in memory that is not reused. Sides of both environments import this
+module, so it needs only numpy.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ Epoch = Callable[[], Iterator[tuple[Sequence[int], Any]]]
 GRID = 8
 _PAGE = 4096
 
-_ALIKE = 0.05  # share of pictures that may resemble another's more
+_ALIKE = 0.05  # largest share of pictures that may be nearer to another picture
 
 
 def measure_each(reader: Callable[[Record, Record], Epoch], request: Record) -> list[Record]:
-    """Measure the reader with each of `request["options"]`; its pictures' signatures go to `out`/number.npy."""
+    """Measure the reader with each of `request["options"]`.
+
+    Signatures of the pictures are written to `out`/NUMBER.npy, with the number of the options.
+    """
     return [
         measure(reader(request, options), request, Path(request["out"], f"{number}.npy"))
         for number, options in enumerate(request["options"])
@@ -36,13 +40,14 @@ def measure_each(reader: Callable[[Record, Record], Epoch], request: Record) -> 
 
 
 def measure(epoch: Epoch, request: Record, out: Path) -> Record:
-    """One epoch before the clock, whose pictures' signatures go to `out`; then epochs until `seconds` have passed.
+    """Read one epoch untimed, then epochs until `seconds` have passed.
 
-    Gives pictures per second, and how far the order is from the stored one: 1 is what a shuffle of everything gives.
-    Raises WrongBenchError when an epoch is not every picture once, in full batches, in an order of its own.
+    The signatures of the untimed epoch are written to `out`. Returns pictures per second, and the
+    mixing of the last order. Raises WrongBenchError if an epoch does not have every picture once,
+    in full batches, in a new order.
     """
     count, batch_size = request["count"], request["batch"]
-    order, signatures = _look(epoch(), count)
+    order, signatures = _read_signatures(epoch(), count)
     np.save(out, signatures)
     orders, epochs = [order], 0
     started = time.perf_counter()
@@ -54,8 +59,10 @@ def measure(epoch: Epoch, request: Record, out: Path) -> Record:
     return {"rate": epochs * count / seconds, "mixing": mixing(orders[-1]), "epochs": epochs}
 
 
-def _look(batches: Iterable[tuple[Sequence[int], Any]], count: int) -> tuple[Numbers, Signatures]:
-    """The order of an epoch, and its pictures' signatures by number."""
+def _read_signatures(
+    batches: Iterable[tuple[Sequence[int], Any]], count: int
+) -> tuple[Numbers, Signatures]:
+    """Return the order of an epoch, and the signatures of its pictures by number."""
     signatures = np.full((count, GRID, GRID, 3), np.nan, dtype=np.float32)
     order: list[int] = []
     for numbers, images in batches:
@@ -65,7 +72,7 @@ def _look(batches: Iterable[tuple[Sequence[int], Any]], count: int) -> tuple[Num
 
 
 def _read(batches: Iterable[tuple[Sequence[int], Any]], batch_size: int) -> Numbers:
-    """The order of an epoch. Each batch is asked for one byte of every page: it has to be in memory by then."""
+    """Return the order of an epoch. One byte of every page is read, so that all are in memory."""
     order: list[int] = []
     for numbers, images in batches:
         pixels = np.asarray(images)
@@ -79,7 +86,10 @@ def _read(batches: Iterable[tuple[Sequence[int], Any]], batch_size: int) -> Numb
 
 
 def require_epochs(orders: Sequence[Numbers], count: int) -> None:
-    """Every epoch holds every picture once, and no two neighbours have the same order, nor the stored one."""
+    """Raise WrongBenchError unless every epoch has every picture once, in a new order.
+
+    The order must differ from the stored one and from that of the epoch before.
+    """
     stored = np.arange(count)
     for before, order in zip([stored, *orders], orders, strict=False):
         if len(order) != count or not np.array_equal(np.sort(order), stored):
@@ -91,12 +101,16 @@ def require_epochs(orders: Sequence[Numbers], count: int) -> None:
 
 
 def mixing(order: Numbers) -> float:
-    """Mean distance of a picture from its stored place, over a random permutation's, a third of the length."""
+    """Return how far an order is from the stored one: 0 if equal, about 1 for a full shuffle.
+
+    It is the mean distance of a picture from its stored position, divided by that of a random
+    permutation, which is a third of the length.
+    """
     return float(np.abs(order - np.arange(len(order))).mean() / (len(order) / 3))
 
 
 def signature(images: Pixels) -> Signatures:
-    """Mean colours of an 8 by 8 grid over each picture: float32 [n, 8, 8, 3]."""
+    """Return the mean colours in an 8 by 8 grid over each picture: float32 [n, 8, 8, 3]."""
     if images.shape[1] == 3:
         images = images.transpose(0, 2, 3, 1)
     count, side = len(images), images.shape[1] // GRID
@@ -107,19 +121,20 @@ def signature(images: Pixels) -> Signatures:
 
 
 def require_same_pictures(name: str, found: Signatures, wanted: Signatures, apart: float) -> float:
-    """Each picture is at most `apart` levels off on average, and hardly any is twice as near to another's place.
+    """Return the worst mean difference of a picture in levels; raise WrongBenchError above `apart`.
 
-    Hardly, since of two thousand crops of one photograph some differ by less than two filters do: 45 between ours
-    and torchvision's. Numbers mixed up would make it nearly all. Returns the worst difference. Raises
-    WrongBenchError.
+    It is also raised if more than `_ALIKE` of the pictures are twice as near to another picture as
+    to their own: their numbers are mixed up. A few are, since some of two thousand crops of one
+    photograph differ by less than two filters do: 45 with the filters of afinar and torchvision.
     """
     worst = float(np.abs(found - wanted).mean(axis=(1, 2, 3)).max())
-    if not worst <= apart:  # not a number: a picture that never came
+    if not worst <= apart:  # NaN if a picture is missing
         raise WrongBenchError(f"{name}: a picture is {worst:.2f} levels off, {apart:g} are allowed")
-    flat, targets = (one.reshape(len(one), -1).astype(np.float64) for one in (found, wanted))
+    flat, targets = (part.reshape(len(part), -1).astype(np.float64) for part in (found, wanted))
     own = ((flat - targets) ** 2).sum(axis=1)
     nearest = (flat**2).sum(axis=1) + ((targets**2).sum(axis=1) - 2 * flat @ targets.T).min(axis=1)
-    swapped = np.flatnonzero(4 * nearest < own - 1)  # squares; 1 is far above rounding
+    # Squared distances: half the distance is a quarter. 1 is far above rounding.
+    swapped = np.flatnonzero(4 * nearest < own - 1)
     if len(swapped) > _ALIKE * len(found):
         raise WrongBenchError(
             f"{name}: {swapped.size} pictures look more like others, such as number {swapped[0]}"

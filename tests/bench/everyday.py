@@ -1,4 +1,4 @@
-"""What a person waits for: the demo, and the refusal of a wrong request."""
+"""Times that a user waits for: the demo, and the refusal of a wrong request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 def demo() -> bool:
-    """The whole demo in a fresh folder: at most 5 minutes and 8 GB on two cores."""
+    """Require that the demo takes at most 5 minutes and 8 GB on two cores."""
     folder = Path(tempfile.mkdtemp(prefix="afinar-bench-"))
     try:
         taken = measure([AFINAR, "demo", str(folder / "demo")])
@@ -41,17 +41,17 @@ REQUESTS = {
 
 
 def requests() -> bool:
-    """Wrong requests: exit code 2 within 1.5 s, the best of three after a first run that warms the disk."""
-    fine = True
-    for words, limit_s in REQUESTS.items():
-        taken = min(_refusal_s(words) for _ in range(4))
-        print(f"{taken:5.2f} s (limit {limit_s})  afinar {words}")
-        fine &= taken <= limit_s
-    return fine
+    """Require that wrong requests end with exit code 2 within 1.5 s, the best of four runs."""
+    all_met = True
+    for request, limit_s in REQUESTS.items():
+        seconds = min(_refusal_s(request) for _ in range(4))
+        print(f"{seconds:5.2f} s (limit {limit_s})  afinar {request}")
+        all_met &= seconds <= limit_s
+    return all_met
 
 
-def _refusal_s(words: str) -> float:
+def _refusal_s(request: str) -> float:
     started = time.monotonic()
-    done = subprocess.run([AFINAR, *words.split()], capture_output=True, cwd="/tmp", check=False)
+    done = subprocess.run([AFINAR, *request.split()], capture_output=True, cwd="/tmp", check=False)
     assert done.returncode == 2, done.stderr
     return time.monotonic() - started

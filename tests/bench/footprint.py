@@ -1,7 +1,8 @@
-"""Run a command; its wall time, and the peak of its whole process tree's memory.
+"""Wall time of a command and peak memory of its process tree.
 
-Memory is proportional set size (`/proc/PID/smaps_rollup`) summed over the tree once a second, plus what
-Ray's object stores take of /dev/shm, which no process's own figure shows until it touches it.
+Memory is the proportional set size (`/proc/PID/smaps_rollup`), summed over the tree once a second,
+plus the space that Ray's object stores take in /dev/shm: it counts for no process before the
+process touches it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import psutil
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a command took. Bytes and seconds; `exit_code` is the command's own."""
+    """Time, memory and exit code of a command."""
 
     seconds: float
     peak_bytes: int
@@ -27,7 +28,7 @@ class Footprint:
 
 
 def measure(command: list[str]) -> Footprint:
-    """Run the command to its end; its output goes where ours goes."""
+    """Run the command to its end, with the output streams of this process."""
     before = shutil.disk_usage("/dev/shm").used
     started = time.monotonic()
     process = subprocess.Popen(command)
@@ -41,7 +42,7 @@ def measure(command: list[str]) -> Footprint:
 
 
 def tree(pid: int) -> Iterator[int]:
-    """The process and its descendants; Ray's daemons stay children of the driver that started them."""
+    """Yield the ids of a process and its descendants, to which Ray's daemons belong."""
     try:
         parent = psutil.Process(pid)
         yield pid
@@ -51,10 +52,10 @@ def tree(pid: int) -> Iterator[int]:
 
 
 def pss(pid: int) -> int:
-    """A process's proportional set size in bytes; 0 when it has ended."""
+    """Return the proportional set size of a process in bytes, 0 if it has ended."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
-    except OSError:  # ended meanwhile
+    except OSError:
         return 0
     return sum(
         int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")

@@ -1,4 +1,4 @@
-"""A second ingest costs what changed: no picture for a changed label, the changed ones for changed pictures."""
+"""Cost of a second ingest: after changes of labels, and after changes of pictures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 from afinar.dataset.reader import open_dataset
 from afinar.sources.listing import list_pictures
-
 from tests.bench.outputs import facts_of_shards, off, reference, require_same
 from tests.bench.pictures import SMALL, make_pictures, photograph, picture_path
 from tests.bench.proxy import Proxy
@@ -30,11 +29,11 @@ SIZE = 256
 ON_S3 = 3000
 ON_DISK = 20_000
 SHARE = 0.05
-FRESH = 5 * 10**6  # seeds of changed pictures, apart from all others
+FRESH = 5 * 10**6  # first seed of changed pictures
 
 
 def incremental() -> bool:
-    """Changed labels write no shard and read no picture; changed pictures are all that is read, in 5 % of the time."""
+    """Require that only changed pictures are read, in 5 % of the time, and none for labels."""
     require_cores()
     table = Table(("what", "measured", "limit", "met"))
     with in_memory() as folder:
@@ -45,7 +44,7 @@ def incremental() -> bool:
 
 
 def _on_s3(folder: Path, table: Table) -> None:
-    """What is read and written, counted at a proxy before the server."""
+    """Count reads with a proxy, and shards written."""
     count, changed = scaled(ON_S3), scaled(ON_S3) // 100
     source = make_pictures(folder / "pictures", SMALL, count, distinct=scaled(1000))
     warm_up = make_pictures(folder / "warm", SMALL, 200, seed=10**6)
@@ -83,7 +82,7 @@ def _on_s3(folder: Path, table: Table) -> None:
 
 
 def _on_disk(folder: Path, table: Table) -> None:
-    """What it costs, on an archive that takes long enough for 5 % of it to be a time."""
+    """Time an archive that takes so long that 5 % of it can be measured."""
     count, changed = scaled(ON_DISK), scaled(ON_DISK) // 100
     source = make_pictures(folder / "pictures", SMALL, count, distinct=scaled(1000))
     warm_up = make_pictures(folder / "warm", SMALL, 200, seed=10**6)
@@ -116,7 +115,7 @@ def _ingest(fields: Record, warm_up: Path, warmed: Path) -> Record:
 
 
 def _counted(relay: Proxy, fields: Record, warm_up: Path, warmed: Path) -> tuple[Record, int]:
-    """Ingest; how many pictures were read. The warm-up reads files, which do not pass the proxy."""
+    """Ingest and return the number of pictures that were read through the proxy."""
     relay.reset()
     record = _ingest(fields, warm_up, warmed)
     _expect(
@@ -132,7 +131,7 @@ def _listing_s(source: Path) -> float:
 
 
 def write_labels(file: Path, source: Path, count: int, changed: int) -> dict[str, str]:
-    """A table of labels, uri (below the source) and label, of which `changed` differ from the first table's."""
+    """Write a table of uri (below the source) and label; `changed` rows have a new label."""
     labels = {}
     for number in range(count):
         name = str(picture_path(source, number).relative_to(source))
@@ -143,7 +142,7 @@ def write_labels(file: Path, source: Path, count: int, changed: int) -> dict[str
 
 
 def labels_of(dataset: Path, bucket: str) -> dict[str, str]:
-    """Label by name below the source, of the current version."""
+    """Return the labels of the current version by name below the source."""
     index = open_dataset(str(dataset)).index
     names = (uri.removeprefix(f"{bucket}/") for uri in index.column("uri").to_pylist())
     return dict(zip(names, index.column("label").to_pylist(), strict=True))
@@ -155,7 +154,7 @@ def _change_pictures(source: Path, changed: int) -> None:
 
 
 def upload_changed(source: Path, bucket: str, changed: int) -> None:
-    """Put the changed pictures over the old ones."""
+    """Replace the changed pictures in the bucket."""
     import s3fs
 
     store = s3fs.S3FileSystem()
@@ -165,7 +164,7 @@ def upload_changed(source: Path, bucket: str, changed: int) -> None:
 
 
 def _require_current(dataset: Path, at: str, source: Path) -> None:
-    """Every picture is there once, as it is now; of the changed ones, the first is looked at."""
+    """Require every picture once, and new pixels of the first of the changed ones."""
     require_same("afinar", local_rows(dataset, at, source), source, SIZE, "crop")
     first = str(picture_path(source, 0))
     stored = next(pixels for path, pixels in local_rows(dataset, at, source) if path == first)

@@ -1,4 +1,4 @@
-"""Labelling against its bound on shared cores: decoding alone plus the network's forward pass alone."""
+"""Labelling on CPUs against its bound: decoding alone plus the forward pass alone."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from tests.bench.world import (
 SHARE: Final = 0.85
 SIZE: Final = 224
 PICTURES: Final = {"mobilenet_v3_small": 8000, "resnet18": 1600}
-"""Half a minute each: that workers start some seconds apart is not to be seen, as it is not on an archive."""
+"""Half a minute each, so that workers that start some seconds apart make no difference."""
 DISTINCT: Final = 1000
 BARE: Final = {"mobilenet_v3_small": 256, "resnet18": 64}
-"""Pictures that each process takes through each candidate; a rate needs no more than a second or two."""
+"""Pictures that each process passes through each candidate: enough for a rate in two seconds."""
 LEAST: Final = 100  # pictures: enough for a unit for each worker
 Candidate = tuple[str, int]
 CANDIDATES: Final = tuple(
     (network, batch) for network in ("published", "labelling's") for batch in (4, 8, 16, 32, 64)
 )  # fmt: skip
-"""The network as it was published, and as labelling made it faster: the bound is of whatever is fastest."""
+"""The published network, and the one that labelling optimizes; the fastest gives the bound."""
 
 
 @dataclass
 class Network:
-    """What was measured of one network. `bounds` and `rates` are pictures per second."""
+    """Measurements of one network; `bounds` and `rates` are pictures per second."""
 
     source: Path
     model: str
@@ -50,12 +50,12 @@ class Network:
 
     @property
     def rates(self) -> list[float]:
-        """From the first unit's start to the end of the job: what it takes to start is `label_start`'s."""
-        return [one["summary"]["labelled"] / (one["units_s"] + one["after_s"]) for one in self.ours]
+        """Rates from the start of the first unit to the end of the job."""
+        return [run["summary"]["labelled"] / (run["units_s"] + run["after_s"]) for run in self.ours]
 
 
 def label_bound() -> bool:
-    """At least 0.85 of the bound, for both networks. The first round finds the bound's network and batch."""
+    """Require 0.85 of the bound for both networks; the first round finds the fastest candidate."""
     require_cores()
     with in_memory() as folder:
         warm_up = make_pictures(folder / "warm", SMALL, 64, seed=10**6)
@@ -74,22 +74,21 @@ def label_bound() -> bool:
 def _bare(name: str, network: Network) -> Record:
     return run_side(
         "label_bare",
-        {"model": network.model, "source": str(network.source), "pictures": max(scaled(BARE[name]), 64),
-         "candidates": network.candidates, "cores": CORES},
+        {"model": network.model, "source": str(network.source),
+         "pictures": max(scaled(BARE[name]), 64), "candidates": network.candidates, "cores": CORES},
     )  # fmt: skip
 
 
 def _add_bound(network: Network, answer: Record) -> None:
-    """Each core's pictures cost it decoding and the cheapest forward pass, one after the other."""
+    """Add the bound: each core decodes a picture, then makes the cheapest forward pass."""
     costs = [
         {(name, batch): cost for name, batch, cost in process} for process in answer["forward"]
     ]
-    best = min(costs[0], key=lambda candidate: sum(one[candidate] for one in costs))
+    best = min(costs[0], key=lambda candidate: sum(process[candidate] for process in costs))
     network.candidates = (best,)
-    forward = [one[best] for one in costs]
-    network.bounds.append(
-        sum(1 / (one + other) for one, other in zip(answer["decode"], forward, strict=True))
-    )
+    forward = [process[best] for process in costs]
+    per_picture_s = [sum(pair) for pair in zip(answer["decode"], forward, strict=True)]
+    network.bounds.append(sum(1 / seconds for seconds in per_picture_s))
     network.costs.append((median(answer["decode"]), median(forward)))
 
 
@@ -102,28 +101,29 @@ def _add_ours(networks: dict[str, Network], warm_up: Path, out: Path) -> None:
     answers = run_side(
         "label_afinar", {"cores": CORES, "warm_up": first, "labellings": labellings}, timeout_s=600
     )
-    for (name, network), one in zip(networks.items(), answers["labellings"], strict=True):
+    for (name, network), run in zip(networks.items(), answers["labellings"], strict=True):
         require_every("afinar", read_ours(out / name), network.source)
-        if one["workers"] != CORES:
-            raise WrongBenchError(f"{one['workers']} of {CORES} workers labelled")
-        network.ours.append(one)
+        if run["workers"] != CORES:
+            raise WrongBenchError(f"{run['workers']} of {CORES} workers labelled")
+        network.ours.append(run)
 
 
 def _report(networks: dict[str, Network]) -> bool:
     table = Table(
-        ("network", "pictures", "afinar, /s", "bound, /s", "decode + forward, ms", "the bound's network, batch",
-         "whole job, /s", "share", f"≥ {SHARE}")
+        ("network", "pictures", "afinar, /s", "bound, /s", "decode + forward, ms",
+         "network and batch of the bound", "whole job, /s", "share", f"≥ {SHARE}")
     )  # fmt: skip
     for name, network in networks.items():
         share = Ratio.of(network.rates, network.bounds)
         decode, forward = (1000 * median(cost[side] for cost in network.costs) for side in (0, 1))
         (fastest,) = network.candidates
-        whole = [one["summary"]["labelled"] / one["seconds"] for one in network.ours]
+        whole = [run["summary"]["labelled"] / run["seconds"] for run in network.ours]
         table.limit(
-            name, network.ours[0]["summary"]["listed"], spread(network.rates), spread(network.bounds),
-            f"{decode:.2f} + {forward:.2f}", f"{fastest[0]}, {fastest[1]}", spread(whole), share,
-            holds=share.median >= SHARE,
+            name, network.ours[0]["summary"]["listed"], spread(network.rates),
+            spread(network.bounds), f"{decode:.2f} + {forward:.2f}", f"{fastest[0]}, {fastest[1]}",
+            spread(whole), share, holds=share.median >= SHARE,
         )  # fmt: skip
     return table.show(
-        f"label_bound: {SMALL[0]}×{SMALL[1]} at {SIZE} px, two cores, files in memory, from the first picture's start"
+        f"label_bound: {SMALL[0]}×{SMALL[1]} at {SIZE} px, two cores, files in memory, "
+        "from the start of the first unit"
     )

@@ -1,4 +1,4 @@
-"""Labelling on a GPU from shards: how much of the time it computes, by what it does with pictures that lie on it."""
+"""Labelling on a GPU from shards, against the forward pass on pictures that are on the GPU."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECONDS: Final = 5.0
 
 
 def label_gpu() -> bool:
-    """resnet50 in bfloat16 from shards: at least 0.9 of the rate on pictures that lie on the GPU."""
+    """Require that resnet50 labels from shards at 0.9 of its rate on pictures on the GPU."""
     if not has_gpu():
         raise NotMeasuredError("no GPU")
     require_cores()
@@ -50,8 +50,8 @@ def label_gpu() -> bool:
                     "label_afinar", {"cores": CORES, "warm_up": jobs[0], "labellings": jobs[1:]}
                 )
                 require_every("afinar", read_ours(out / "all"), folder / "source")
-            (one,) = record["labellings"]
-            ours.append(one["summary"]["labelled"] / one["units_s"])
+            (run,) = record["labellings"]
+            ours.append(run["summary"]["labelled"] / run["units_s"])
     ratio = Ratio.of(ours, synthetic)
     table = Table(("afinar, pictures/s", "pictures on the GPU, /s", "share", f"≥ {SHARE}"))
     table.limit(spread(ours), spread(synthetic), ratio, holds=ratio.median >= SHARE)

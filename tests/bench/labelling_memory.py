@@ -1,7 +1,7 @@
-"""Memory of labelling: the same for a small archive and one twenty times as large, and a driver that stays lean.
+"""Memory of labelling: of a small archive, of one twenty times as large, and of the driver.
 
-The network is the courses' small one at 64 pixels, so that 40,000 pictures take a minute; a larger one adds its weights
-and activations to every worker, at any number of pictures.
+The network is small_cnn at 64 pixels, so that 40,000 pictures take a minute. A larger network adds
+its weights and activations to every worker, whatever the number of pictures.
 """
 
 from __future__ import annotations
@@ -38,8 +38,11 @@ _MB: Final = 1e6
 
 @dataclass
 class Peaks:
-    """Highest readings of a run. `driver` is the kernel's own high-water mark of its resident memory, `total` the
-    proportional memory of the driver and everything it started, Ray's own processes included, read at one moment."""
+    """Highest readings of a run.
+
+    `driver` is the kernel's peak of the driver's resident memory (VmHWM), `total` the proportional
+    memory of the driver and all processes below it, those of Ray too, at one moment.
+    """
 
     driver: int = 0
     driver_torch: bool = False
@@ -47,27 +50,26 @@ class Peaks:
     seconds: float = 0.0
 
     def read(self, pid: int) -> None:
-        """One reading of everything that `pid` started."""
-        self.total = max(self.total, sum(pss(one) for one in tree(pid)))
+        """Read the memory of `pid` and of all processes below it."""
+        self.total = max(self.total, sum(pss(process) for process in tree(pid)))
         try:
             status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-            self.driver_torch |= (
-                b"libtorch" in Path(f"/proc/{pid}/maps").read_bytes()
-            )  # no import hook hides that
+            # Mapped libraries, which no import hook can hide.
+            self.driver_torch |= b"libtorch" in Path(f"/proc/{pid}/maps").read_bytes()
         except OSError:  # it has just ended
             return
         self.driver = max([self.driver, *high_water(status)])
 
 
 def high_water(status: str) -> list[int]:
-    """Bytes of VmHWM in /proc/PID/status; a process that has just ended has none."""
+    """Return the bytes of VmHWM in /proc/PID/status; none for a process that has just ended."""
     return [
         int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")
     ]
 
 
 def label_memory() -> bool:
-    """The total differs by less than 10 %; the driver stays under 500 MB and loads no torch."""
+    """Require totals that differ by less than 10 %, and a driver under 500 MB without torch."""
     require_cores()
     with in_memory() as folder:
         model = make_model(folder / "models", "small_cnn", SIZE)
@@ -87,16 +89,17 @@ def label_memory() -> bool:
             "s",
         )
     )
-    for count, one in zip(map(scaled, COUNTS), peaks, strict=True):
+    for count, peak in zip(map(scaled, COUNTS), peaks, strict=True):
         table.add(
             f"{count:,}",
-            f"{one.total / _MB:.0f}",
-            f"{one.driver / _MB:.0f}",
-            one.driver_torch,
-            f"{one.seconds:.0f}",
+            f"{peak.total / _MB:.0f}",
+            f"{peak.driver / _MB:.0f}",
+            peak.driver_torch,
+            f"{peak.seconds:.0f}",
         )
     table.show(
-        f"label_memory: `afinar label` with {CORES} workers, small_cnn at {SIZE} px, read every {EVERY_S} s"
+        f"label_memory: `afinar label` with {CORES} workers, small_cnn at {SIZE} px, "
+        f"read every {EVERY_S} s"
     )
     return _limits(*peaks)
 
@@ -123,8 +126,8 @@ def _measured(source: Path, out: Path, model: str) -> Peaks:
             time.sleep(EVERY_S)
         peaks.seconds = time.monotonic() - started
     if process.returncode != 0:
-        said = (out / "log").read_text(errors="replace")[-2000:]
-        raise WrongBenchError(f"labelling ended with {process.returncode}: {said}")
+        log_end = (out / "log").read_text(errors="replace")[-2000:]
+        raise WrongBenchError(f"labelling ended with {process.returncode}: {log_end}")
     require_every("afinar", read_ours(out / "predictions"), source)
     return peaks
 
@@ -134,8 +137,8 @@ def _limits(few: Peaks, many: Peaks) -> bool:
     driver = max(few.driver, many.driver)
     limits = Table(("what", "measured", "limit", "met"))
     limits.limit(
-        "all processes, large archive against small", f"{100 * growth:+.1f} %", f"within {100 * GROWTH:.0f} %",
-        holds=abs(growth) < GROWTH,
+        "all processes, large archive against small", f"{100 * growth:+.1f} %",
+        f"within {100 * GROWTH:.0f} %", holds=abs(growth) < GROWTH,
     )  # fmt: skip
     limits.limit(
         "driver, MB",

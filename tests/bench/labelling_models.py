@@ -1,9 +1,11 @@
-"""A published model that tells the benches' pictures apart, made in seconds: no loop of training, no download.
+"""A published model that classifies the pictures of the benches, made in seconds without training.
 
-The backbone is random, its filters flat, so that like a trained network it looks at colours and shapes rather than at
-noise; its BatchNorm takes the statistics of real pictures, and a ridge regression on its features says which of the two
-photographs a crop is of. Labels are then clear-cut, and every picture has a probability of its own, by which an answer
-in another's place is found out. What filters hold does not change how long they take.
+The backbone is random. Its filters are averaged over their places, so that it responds to colours
+and shapes rather than to noise, as a trained network does. Its BatchNorm layers take the statistics
+of real pictures. A ridge regression on its features predicts of which of the two photographs a
+picture is a crop. Labels are then certain, and probabilities differ from picture to picture, so
+that a comparison detects swapped answers. The values of weights do not change the time that a
+network takes.
 """
 
 from __future__ import annotations
@@ -32,21 +34,18 @@ from tests.bench.pictures import SMALL, photograph, shown
 
 CLASSES: Final = ("china", "flower")
 _PICTURES: Final = 128
-_FIRST_SEED: Final = 3 * 10**6  # of no picture that is labelled
-_MARGIN: Final = (
-    1.5  # of logits: probabilities near 0.8, where they still move from picture to picture
-)
+_FIRST_SEED: Final = 3 * 10**6  # no picture that is labelled has these seeds
+_MARGIN: Final = 1.5  # of logits: probabilities near 0.8, which differ from picture to picture
 _RIDGE: Final = 0.3  # of the features' mean energy
 _BATCH: Final = 32
-_NORMALISING: Final = 2  # batches: enough for means and variances over places
+_NORMALISING: Final = 2  # batches: enough for the means and variances of BatchNorm
 
 
 def make_model(models: Path, backbone: str, size: int, fit: Fit = "squash") -> str:
-    """Publish a network of 2 classes that takes `size` by `size` pixels; MODELS@1."""
+    """Publish a network of two classes for `size` by `size` pixels, and return MODELS@1."""
     torch.manual_seed(0)
-    torch.set_num_threads(
-        1
-    )  # two that wait for each other take ten times as long where anything else runs
+    # With a second busy process, two threads that wait for each other take ten times as long.
+    torch.set_num_threads(1)
     stored = StoredView(size=size, fit=fit)
     view = InputView(input_size=size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     files = [photograph(SMALL, seed) for seed in range(_FIRST_SEED, _FIRST_SEED + _PICTURES)]
@@ -69,9 +68,9 @@ def make_model(models: Path, backbone: str, size: int, fit: Fit = "squash") -> s
     publish_model(
         store,
         lambda number: ModelVersion(
-            version=number, id=f"{number}-{weights.sha256[:8]}", architecture=architecture, regime="frozen",
-            classes=list(CLASSES), stored_view=stored, input_view=view, weights=weights, golden=golden,
-            metrics={}, lineage={},
+            version=number, id=f"{number}-{weights.sha256[:8]}", architecture=architecture,
+            regime="frozen", classes=list(CLASSES), stored_view=stored, input_view=view,
+            weights=weights, golden=golden, metrics={}, lineage={},
         ),
     )  # fmt: skip
     return f"{models}@1"
@@ -82,7 +81,7 @@ def _batches(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
 
 
 def _fit(network: Network, batches: list[Tensor]) -> None:
-    """Flat filters, statistics of these pictures for every BatchNorm, then the classifier."""
+    """Average the filters, compute the statistics of every BatchNorm, then fit the classifier."""
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d):
@@ -97,17 +96,20 @@ def _fit(network: Network, batches: list[Tensor]) -> None:
             network.backbone(batch)
         network.eval()
         features = torch.cat([network.features(batch) for batch in batches])
-        sides = [2.0 * shown(seed) - 1 for seed in range(_FIRST_SEED, _FIRST_SEED + len(features))]
-        weight, bias = _ridge(features, _MARGIN * torch.tensor(sides))
+        seeds = range(_FIRST_SEED, _FIRST_SEED + len(features))
+        signs = [2.0 * shown(seed) - 1 for seed in seeds]
+        weight, bias = _ridge(features, _MARGIN * torch.tensor(signs))
         assert isinstance(network.classifier, nn.Linear)
-        network.classifier.weight.copy_(
-            torch.stack([-weight, weight]) / 2
-        )  # so that softmax gives sigmoid(w x + b)
+        # The softmax of these two logits is sigmoid(w x + b).
+        network.classifier.weight.copy_(torch.stack([-weight, weight]) / 2)
         network.classifier.bias.copy_(torch.stack([-bias, bias]) / 2)
 
 
 def _ridge(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a ridge regression in its dual form, as there are fewer pictures than features."""
+    """Return weight and bias of a ridge regression.
+
+    It is solved in its dual form, since there are fewer pictures than features.
+    """
     mean = features.mean(dim=0)
     centred = features - mean
     energies = centred @ centred.T

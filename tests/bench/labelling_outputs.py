@@ -1,4 +1,4 @@
-"""What each side of a comparison says of the pictures, read back and compared: the same answers for the same files."""
+"""Predictions of the sides of a comparison, read back and compared picture by picture."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from typing import Final
 
 import numpy as np
 import pyarrow.parquet as pq
-from afinar.predictions.part_reader import open_predictions
 
+from afinar.predictions.part_reader import open_predictions
 from tests.bench.world import WrongBenchError
 
 Row = tuple[str, str, float]
-"""A picture's path, its label, and the label's probability; of two classes."""
+"""Path of a picture, its label of two classes, and the label's probability."""
 
 SAME_LABEL: Final = 0.995
 APART: Final = 0.2
-"""Of a probability. A bilinear instead of a bicubic filter changes those of the benches' networks by 0.012 on average
-and at most 0.11 of 800; a picture of the other class would be off by 0.6."""
+"""Largest difference of a probability. With a bilinear instead of a bicubic filter those of the
+benches' networks differ by 0.012 on average and by at most 0.11 in 800 pictures; with a picture of
+the other class by 0.6."""
 MIXED_UP: Final = 0.5
-"""Of what neighbours differ by, 0.02 to 0.04: answers in each other's place would differ by all of it."""
+"""Largest mean difference, as a fraction of that between neighbours, 0.02 to 0.04. Answers of other
+pictures would differ by all of it."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Agreement:
 
 
 def read_ours(out: Path) -> Iterator[Row]:
-    """A prediction folder."""
+    """Yield the rows of a prediction folder."""
     table = open_predictions(str(out)).table
     yield from zip(
         *(table.column(name).to_pylist() for name in ("uri", "label", "score")), strict=True
@@ -45,7 +47,7 @@ def read_ours(out: Path) -> Iterator[Row]:
 
 
 def read_answers(out: Path) -> Iterator[Row]:
-    """A peer's Parquet: `path`, `label`, `score`."""
+    """Yield the rows of a peer's Parquet files: `path`, `label`, `score`."""
     for file in sorted(out.rglob("*.parquet")):
         table = pq.read_table(file, columns=["path", "label", "score"])
         for path, label, score in zip(
@@ -55,30 +57,35 @@ def read_answers(out: Path) -> Iterator[Row]:
 
 
 def require_every(name: str, rows: Iterable[Row], source: Path) -> dict[str, tuple[str, float]]:
-    """The answers by path: every picture of `source` once and none besides. Raises WrongBenchError."""
+    """Return label and probability by path.
+
+    Raises WrongBenchError unless every picture of `source` is there once, and no other.
+    """
     wanted = {str(path) for path in source.rglob("*.jpg")}
-    found: dict[str, tuple[str, float]] = {}
+    answers: dict[str, tuple[str, float]] = {}
     for path, label, score in rows:
-        if path in found or path not in wanted:
-            raise WrongBenchError(
-                f"{name} labelled {path}, {'twice' if path in found else 'which is not a picture'}"
-            )
-        found[path] = (label, score)
-    if len(found) != len(wanted):
-        raise WrongBenchError(f"{name} labelled {len(found)} of {len(wanted)} pictures")
-    return found
+        if path in answers or path not in wanted:
+            reason = "twice" if path in answers else "which is not a picture"
+            raise WrongBenchError(f"{name} labelled {path}, {reason}")
+        answers[path] = (label, score)
+    if len(answers) != len(wanted):
+        raise WrongBenchError(f"{name} labelled {len(answers)} of {len(wanted)} pictures")
+    return answers
 
 
 def require_same_answers(
     name: str, rows: Iterable[Row], ours: Iterable[Row], source: Path
 ) -> Agreement:
-    """As `require_every`, and the same labels for 99.5 % of the pictures, with probabilities near ours.
+    """Require the same labels for 99.5 % of the pictures, with probabilities near those of afinar.
 
-    Near enough to be the same picture's, too: shifted by one place our own answers differ by more than twice as much.
-    Raises WrongBenchError.
+    They must be so near that they belong to the same pictures: shifted by one position, the answers
+    of afinar itself differ by more than twice as much. Raises WrongBenchError, also for what
+    `require_every` refuses.
     """
-    theirs, mine = require_every(name, rows, source), require_every("afinar", ours, source)
-    one, other = ([answers[path] for path in sorted(mine)] for answers in (mine, theirs))
+    their_answers = require_every(name, rows, source)
+    our_answers = require_every("afinar", ours, source)
+    paths = sorted(our_answers)
+    one, other = ([answers[path] for path in paths] for answers in (our_answers, their_answers))
     labels = sum(a[0] == b[0] for a, b in zip(one, other, strict=True)) / len(one)
     if labels < SAME_LABEL:
         raise WrongBenchError(f"{name}: {100 * labels:.1f} % of the labels are ours")
@@ -96,13 +103,14 @@ def require_same_answers(
     neighbours = _neighbours(p)
     if agreement.mean > MIXED_UP * neighbours:
         raise WrongBenchError(
-            f"{name}: answers are {agreement.mean:.3f} off, as other pictures' are ({neighbours:.3f})"
+            f"{name}: answers are {agreement.mean:.3f} off, as other pictures' are "
+            f"({neighbours:.3f})"
         )
     return agreement
 
 
 def _neighbours(probabilities: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float:
-    """Mean difference between pictures that follow each other among those of one label."""
+    """Return the mean difference between neighbouring pictures among those of one label."""
     order = probabilities > 0.5
     groups = (probabilities[order], probabilities[~order])
     return float(np.concatenate([np.abs(np.diff(group)) for group in groups]).mean())

@@ -1,10 +1,10 @@
-"""Labelling against its peers, side by side: the same files, the same weights, the same answers, two cores.
+"""Labelling against its peers: the same files, weights and answers, on two cores.
 
-Every side is timed on all pictures and on eight, in one process after a warm-up; its rate is the difference in pictures
-over the difference in seconds. What it takes to start (torch imported by new processes, the model loaded) so counts for
-no side: an archive is larger than what a bench can afford. (Of ours it counts in part: on eight pictures one worker
-starts, on more two do, side by side.) The ratio of whole runs stands beside it. All squash their pictures, which each
-of them can.
+Every side is timed on all pictures and on eight, in one process after a warm-up. Its rate is the
+difference in pictures over the difference in seconds. So the start (new processes import torch and
+load the model) counts for no side: archives are larger than the pictures of a bench. For afinar a
+part of it counts, since one worker starts for eight pictures, two for more. The table has the
+ratio of whole runs too. All sides squash their pictures, which each of them can do.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ TUNED: Final = 256
 
 @dataclass(frozen=True)
 class Peer:
-    """One peer. `times` is its limit; of `options`, the fastest on `TUNED` pictures is compared.
+    """One peer. `times` is its limit. Of `options`, the fastest on `TUNED` pictures is compared.
 
-    With `predictor` it is given afinar's, in our environment.
+    With `predictor` it uses afinar's predictor, in afinar's environment.
     """
 
     name: str
@@ -89,7 +89,7 @@ GIVEN: Final = (
 
 @dataclass(frozen=True)
 class Timed:
-    """Pictures per second without the start and with it; how its answers agree with ours."""
+    """Pictures per second without and with the start, and the agreement with afinar."""
 
     rate: float
     whole: float
@@ -98,7 +98,7 @@ class Timed:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What there is to label, and the model."""
+    """Folders of pictures, and the model."""
 
     all: Path
     few: Path
@@ -107,19 +107,24 @@ class Pictures:
     model: str
 
     def rate_of(self, few_s: float, all_s: float) -> Timed:
-        """From the times of both."""
+        """Return the rates from the times of the few and of all pictures."""
         count = scaled(COUNT)
         return Timed((count - FEW) / (all_s - few_s), count / all_s)
 
 
 def label_peers() -> bool:
-    """4 times Ray Data and Daft, twice torch's DataLoader, each with torchvision's own network."""
+    """Require 4 times the rate of Ray Data and Daft, and twice that of torch's DataLoader.
+
+    Each of them has the network of torchvision.
+    """
     return _compare(NO_OPTIONAL_COLUMNS, "label_peers")
 
 
 def label_ray() -> bool:
-    """1.5 times Ray Data given the same predictor in bfloat16; without AMX it is measured in float32, of which no limit
-    speaks."""
+    """Require 1.5 times the rate of Ray Data with the same predictor in bfloat16.
+
+    Without AMX the rates in float32 are measured, for which there is no limit.
+    """
     return _compare(GIVEN, "label_ray")
 
 
@@ -150,20 +155,20 @@ def _compare(peers: Sequence[Peer], bench: str) -> bool:
 
 
 def _tune(peer: Peer, pictures: Pictures, folder: Path) -> Record:
-    """The least time beyond that for a few pictures."""
+    """Return the options with the least time for the `TUNED` pictures beyond the few."""
     with round_folder(folder, "tuning") as out:
         seconds = _run(peer, peer.options, [pictures.few, pictures.tuned], pictures, out)["seconds"]
-    return min(
-        zip(seconds, peer.options, strict=True), key=lambda one: float(one[0][1] - one[0][0])
-    )[1]
+    differences = [all_s - few_s for few_s, all_s in seconds]
+    return peer.options[differences.index(min(differences))]
 
 
 def _run(
     peer: Peer, options: Sequence[Record], sources: Sequence[Path], pictures: Pictures, out: Path
 ) -> Record:
     request = {
-        "model": pictures.model, "size": SIZE, "cores": CORES, "predictor": peer.predictor, "options": list(options),
-        "sources": list(map(str, sources)), "warm_up": str(pictures.warm), "out": str(out),
+        "model": pictures.model, "size": SIZE, "cores": CORES, "predictor": peer.predictor,
+        "options": list(options), "sources": list(map(str, sources)), "warm_up": str(pictures.warm),
+        "out": str(out),
     }  # fmt: skip
     return run_side(peer.module, request, OURS if peer.predictor else PEERS, timeout_s=600)
 
@@ -185,7 +190,7 @@ def _ours(pictures: Pictures, out: Path) -> Timed:
         for source in (pictures.warm, pictures.few, pictures.all)
     )
     request = {"cores": CORES, "warm_up": warm, "labellings": [few, everything]}
-    few_s, all_s = (one["seconds"] for one in run_side("label_afinar", request)["labellings"])
+    few_s, all_s = (run["seconds"] for run in run_side("label_afinar", request)["labellings"])
     return pictures.rate_of(few_s, all_s)
 
 
@@ -198,17 +203,18 @@ def _report(
     tuned: dict[str, Record],
 ) -> bool:
     table = Table(
-        ("peer", "version", "options", "pictures/s", "afinar", "ratio", "ratio of whole runs", "labels, worst apart",
-         "limit", "met")
+        ("peer", "version", "options", "pictures/s", "afinar", "ratio", "ratio of whole runs",
+         "labels, worst apart", "limit", "met")
     )  # fmt: skip
-    mine = [one.rate for one in ours]
+    our_rates = [run.rate for run in ours]
     for peer in peers:
         runs = theirs[peer.name]
-        ratio = Ratio.of(mine, [one.rate for one in runs])
-        whole = Ratio.of([one.whole for one in ours], [one.whole for one in runs])
+        rates = [run.rate for run in runs]
+        ratio = Ratio.of(our_rates, rates)
+        whole = Ratio.of([run.whole for run in ours], [run.whole for run in runs])
         options = ", ".join(f"{name} {value}" for name, value in tuned[peer.name].items())
         cells = (
-            peer.name, versions[peer.name], options, spread([one.rate for one in runs]), spread(mine), ratio, whole,
+            peer.name, versions[peer.name], options, spread(rates), spread(our_rates), ratio, whole,
             runs[-1].agreement,
         )  # fmt: skip
         if peer.predictor and not has_amx():
@@ -218,7 +224,7 @@ def _report(
         else:
             table.limit(*cells, f"≥ {peer.times:g}", holds=ratio.median >= peer.times)
     pictures = f"{scaled(COUNT)} pictures of {SMALL[0]}×{SMALL[1]}"
-    precision = "ours in bfloat16" if has_amx() else "float32"
+    precision = "afinar in bfloat16" if has_amx() else "float32"
     return table.show(
         f"{bench}: {pictures}, {BACKBONE} at {SIZE} px, {precision}, two cores, files in memory"
     )

@@ -1,4 +1,4 @@
-"""Labels in bfloat16 against those in float32, of the same pictures by the same model."""
+"""Labels in bfloat16 against labels in float32, of the same pictures by the same model."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SAME: Final = 0.995
 COUNT: Final = 2000
 SIZE: Final = 224
 NETWORKS: Final = ("mobilenet_v3_small", "resnet18")
-_UNCERTAIN: Final = 0.6  # of two classes: such a picture's label could turn
+_UNCERTAIN: Final = 0.6  # probability, of two classes, below which the label could change
 
 
 def label_precision() -> bool:
-    """The same label for at least 99.5 % of the pictures. How fast each is, is not the question here."""
+    """Require the same label for at least 99.5 % of the pictures; rates are not measured."""
     require_cores()
     table = Table(
         (
@@ -50,15 +50,16 @@ def label_precision() -> bool:
             reduced.append(bool(apart.any()))
             uncertain = sum(full[path][1] < _UNCERTAIN for path in paths)
             table.limit(
-                name, "bfloat16" if reduced[-1] else "float32: its golden samples insist", len(paths), uncertain,
-                f"{100 * same:.2f}", f"{apart.max():.3f}", f"≥ {100 * SAME:g}",
+                name, "bfloat16" if reduced[-1] else "float32, by its golden samples", len(paths),
+                uncertain, f"{100 * same:.2f}", f"{apart.max():.3f}", f"≥ {100 * SAME:g}",
                 holds=same >= SAME,
             )  # fmt: skip
     if not any(reduced):
         raise WrongBenchError("no network was used in bfloat16: there is nothing to compare")
-    where = "AMX" if has_amx() else "no AMX"
+    instructions = "AMX" if has_amx() else "no AMX"
     return table.show(
-        f"label_precision: bfloat16 ({where}) against float32, {SMALL[0]}×{SMALL[1]} at {SIZE} px"
+        f"label_precision: bfloat16 ({instructions}) against float32, "
+        f"{SMALL[0]}×{SMALL[1]} at {SIZE} px"
     )
 
 
@@ -66,7 +67,7 @@ Answers = dict[str, tuple[str, float]]
 
 
 def _answers(source: Path, warm: Path, model: str, out: Path) -> tuple[Answers, Answers]:
-    """Label and probability by path, in float32 and in bfloat16."""
+    """Return label and probability by path, in float32 and in bfloat16."""
     both = [
         {
             "source": str(source),
@@ -81,7 +82,7 @@ def _answers(source: Path, warm: Path, model: str, out: Path) -> tuple[Answers, 
         "label_afinar", {"cores": CORES, "warm_up": warm_up, "labellings": both}, timeout_s=900
     )
     full, half = (
-        require_every("afinar", read_ours(Path(one["predictions"])), source) for one in both
+        require_every("afinar", read_ours(Path(fields["predictions"])), source) for fields in both
     )
     return full, half
 

@@ -1,13 +1,14 @@
-"""How long labelling takes to begin, and what it costs besides labelling.
+"""Time until labelling has its first result, and time in which its workers label nothing.
 
-*Start*: from the command to the marker of the first committed unit, less what starting Ray alone takes on the same
-machine a moment before. The archive is a large one, whose units are as large as units get: the first part is there once
-one worker has labelled all of its unit's pictures, so that with a slow network this is what is waited for.
+*Start*: from the command to the marker of the first committed unit, minus the time that starting
+Ray alone takes just before. The archive is large. Its first units are small, but the first part is
+there only when a worker has labelled a whole unit, so that a slow network needs most of this time.
 
-*Overhead*: the share of the job's wall time in which its workers, taken together, labelled nothing: 1 - busy /
-(workers x wall). Busy is measured where it happens, from each unit's start to its commit. Wall is the whole job's
-inside a Ray that runs already: listing, planning, starting the workers (torch imported, model loaded, golden samples
-replayed), whatever passes between units, waiting for the last one, publishing.
+*Overhead*: the share of the job's wall time in which its workers, taken together, label nothing: 1
+- busy / (workers x wall). `busy` is measured in the workers, from the start of each unit to its
+commit. `wall` is the time of the whole job inside a Ray that already runs: listing, planning,
+starting the workers (they import torch, load the model and replay the golden samples), the time
+between units, waiting for the last one, publishing.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _EVERY_S: Final = 0.01
 
 
 def label_start() -> bool:
-    """The first part within 15 s beyond Ray's own start; overhead at most 5 % on 20,000 pictures."""
+    """Require a start of 15 s beyond that of Ray, and 5 % overhead on 20,000 pictures."""
     require_cores()
     with in_memory() as folder:
         source = make_pictures(folder / "pictures", SMALL, scaled(COUNT), distinct=scaled(1000))
@@ -68,10 +69,10 @@ def label_start() -> bool:
 
 
 def _first_part_s(source: Path, predictions: Path, model: str) -> float:
-    """From the command to the first unit's marker; the job is then stopped as with Ctrl-C."""
-    words = ["label", str(source), str(predictions), "--model", model, "--workers", str(CORES)]
+    """Return the seconds from the command to the first marker, and stop the job as Ctrl-C does."""
+    job = ["label", str(source), str(predictions), "--model", model, "--workers", str(CORES)]
     started = time.monotonic()
-    process = start_command([str(OURS), "-m", "afinar", *words])
+    process = start_command([str(OURS), "-m", "afinar", *job])
     try:
         while not any((predictions / "units").glob("*.json")):
             if process.poll() is not None or time.monotonic() - started > _LONGEST_S:
@@ -88,20 +89,20 @@ def _first_part_s(source: Path, predictions: Path, model: str) -> float:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End the job and the Ray that it started; whatever is measured next wants the cores."""
+    """Stop the job and the Ray that it started: the next measurement needs the cores."""
     process.send_signal(signal.SIGINT)
     try:
         process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-    time.sleep(1)  # Ray's processes go after their driver
+    time.sleep(1)  # Ray's processes end after their driver
 
 
 def _whole(source: Path, warm: Path, out: Path, model: str) -> Record:
     first, job = (
-        {"source": str(one), "predictions": str(out / one.name), "model": model}
-        for one in (warm, source)
+        {"source": str(folder), "predictions": str(out / folder.name), "model": model}
+        for folder in (warm, source)
     )
     answer = run_side(
         "label_afinar", {"cores": CORES, "warm_up": first, "labellings": [job]}, timeout_s=900
@@ -127,8 +128,9 @@ def _report_starts(starts: dict[str, list[tuple[float, float]]]) -> bool:
     for name, pairs in starts.items():
         beyond = [first - ray for ray, first in pairs]
         table.limit(
-            name, spread([ray for ray, _ in pairs], "{:.1f}"), spread([first for _, first in pairs], "{:.1f}"),
-            spread(beyond, "{:.1f}"), f"≤ {START_S:g}", holds=sorted(beyond)[len(beyond) // 2] <= START_S,
+            name, spread([ray for ray, _ in pairs], "{:.1f}"),
+            spread([first for _, first in pairs], "{:.1f}"), spread(beyond, "{:.1f}"),
+            f"≤ {START_S:g}", holds=sorted(beyond)[len(beyond) // 2] <= START_S,
         )  # fmt: skip
     return table.show(
         f"label_start: `afinar label` with {CORES} workers, {scaled(COUNT):,} pictures at {SIZE} px"
@@ -136,7 +138,7 @@ def _report_starts(starts: dict[str, list[tuple[float, float]]]) -> bool:
 
 
 def overhead(record: Record) -> dict[str, float]:
-    """Shares of the job's wall time in which the workers labelled nothing: in all, and by when."""
+    """Return the shares of the wall time in which the workers labelled nothing, by phase."""
     seconds, busy = record["seconds"], record["busy_s"] / record["workers"]
     return {
         "in all": 1 - busy / seconds,
@@ -154,7 +156,7 @@ def _report_overhead(records: dict[str, Record]) -> bool:
             "network",
             "s",
             "pictures/s",
-            *(f"{what}, %" for what in shares[next(iter(shares))]),
+            *(f"{phase}, %" for phase in shares[next(iter(shares))]),
             "limit",
             "met",
         )
@@ -162,8 +164,9 @@ def _report_overhead(records: dict[str, Record]) -> bool:
     for name, record in records.items():
         in_all = shares[name]["in all"]
         table.limit(
-            name, f"{record['seconds']:.0f}", f"{record['summary']['labelled'] / record['seconds']:.0f}",
-            *(f"{100 * share:.1f}" for share in shares[name].values()), f"≤ {100 * OVERHEAD:g} in all",
-            holds=in_all <= OVERHEAD,
+            name, f"{record['seconds']:.0f}",
+            f"{record['summary']['labelled'] / record['seconds']:.0f}",
+            *(f"{100 * share:.1f}" for share in shares[name].values()),
+            f"≤ {100 * OVERHEAD:g} in all", holds=in_all <= OVERHEAD,
         )  # fmt: skip
     return table.show(f"label_start: overhead on {scaled(COUNT):,} pictures at {SIZE} px")

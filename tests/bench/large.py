@@ -1,4 +1,4 @@
-"""12-megapixel photographs: decoding at a reduced DCT scale against decoding whole, then resizing."""
+"""12-megapixel photographs: decoding at a reduced DCT scale against a full decode and a resize."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.resize import Pixels
-
 from tests.bench.outputs import off, reference
 from tests.bench.pictures import LARGE, make_pictures
 from tests.bench.table import PAIRS, Ratio, Table, spread
@@ -21,7 +20,7 @@ COUNT = 24
 
 
 def large() -> bool:
-    """At least 2.5 times as fast on one core, and no picture more than one level of 255 off on average."""
+    """Require 2.5 times the rate on one core, and pictures at most one level of 255 off."""
     view = StoredView(size=SIZE, fit="crop")
     with in_memory() as folder:
         source = make_pictures(folder / "large", LARGE, scaled(COUNT))

@@ -1,4 +1,4 @@
-"""Ingest against the bare limit: the same pictures decoded by one plain process per core that does nothing else."""
+"""Ingest against the bare limit: one process per core that only decodes the same pictures."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ from tests.bench.world import (
 
 SHARE = 0.85
 SIZE = 256
-APART = (
-    1.0  # levels that a decoder may differ from ours and still count as giving "the same pixels"
-)
+APART = 1.0  # levels by which the pixels of a decoder may differ to count as the same
 SETS = {SMALL: 12_000, MEDIUM: 5_000}
-BARE = 3000  # pictures that each bare decoder loops over: enough for a rate, and no more time than ingest takes
+BARE = 3000  # pictures for each bare decoder: enough for a rate, and no longer than an ingest
 
 
 def limit() -> bool:
-    """At least 0.85 of the bare limit, for 500x375 and 1024x768."""
+    """Require 0.85 of the bare limit, for pictures of 500x375 and 1024x768."""
     require_cores()
     with in_memory() as folder:
         sources = {
@@ -78,7 +76,7 @@ def _report(ours: dict[Size, list[Record]], bare: dict[Size, list[Record]]) -> b
     table = Table(
         ("pictures", "afinar, /s", "bare limit, /s", "fastest bare decoder", "share", f"≥ {SHARE}")
     )
-    costs = Table(("pictures", "share of ingest's core time", "%"))
+    costs = Table(("pictures", "work", "share of ingest's core time, %"))
     for size, records in ours.items():
         rates = [record["summary"]["samples"] / record["seconds"] for record in records]
         best = fastest(bare[size])
@@ -88,16 +86,16 @@ def _report(ours: dict[Size, list[Record]], bare: dict[Size, list[Record]]) -> b
         table.limit(
             name, spread(rates), spread(limits), f"`{best}`", share, holds=share.median >= SHARE
         )
-        for what in bare[size][0]["costs_s"]:
-            cost = median(record["costs_s"][what] for record in bare[size])
-            costs.add(name, what, f"{100 * cost * median(rates) / CORES:.1f}")
-    costs.show("limit: what the rest goes to")
+        for work in bare[size][0]["costs_s"]:
+            cost = median(record["costs_s"][work] for record in bare[size])
+            costs.add(name, work, f"{100 * cost * median(rates) / CORES:.1f}")
+    costs.show("limit: other work of an ingest")
     return table.show(
         "limit: ingest against bare decoding, two cores, 256×256, all files in memory"
     )
 
 
 def fastest(records: list[Record]) -> str:
-    """The fastest decoder whose pixels are the same."""
+    """Return the fastest decoder whose pixels are the same."""
     same = [name for name, levels in records[0]["apart"].items() if levels <= APART]
     return str(max(same, key=lambda name: median(record["rates"][name] for record in records)))

@@ -1,4 +1,4 @@
-"""Memory of ingest: the same for a small archive and one twenty times as large, and a driver that stays lean."""
+"""Memory of ingest: of a small archive, of one twenty times as large, and of the driver."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from tests.bench.world import (
     scaled,
 )
 
-SIZE = (
-    256 if psutil.virtual_memory().available > 14e9 else 96
-)  # 40,000 pictures and their squares lie in memory
+# 40,000 pictures, as files and as pixels, are in memory.
+SIZE = 256 if psutil.virtual_memory().available > 14e9 else 96
 COUNTS = (2000, 40_000)
 GROWTH = 0.10
 DRIVER_BYTES = 500e6
@@ -55,7 +54,7 @@ class Peaks:
 
 
 def memory() -> bool:
-    """Peak per worker differs by less than 10 %; the driver stays under 500 MB and loads no torch."""
+    """Require peaks of a worker within 10 %, and a driver under 500 MB without torch."""
     require_cores()
     table = Table(
         (
@@ -75,16 +74,17 @@ def memory() -> bool:
             _warm_disk(folder)
             with round_folder(folder, "out") as out:
                 peaks.append(_measured(source, out))
-        one = peaks[-1]
+        peak = peaks[-1]
         table.add(
             f"{count:,}",
-            _mb(one.uss),
-            _mb(one.pss),
-            _mb([one.driver_pss]),
-            f"{one.driver_torch}, {one.workers_torch}",
+            _mb(peak.uss),
+            _mb(peak.pss),
+            _mb([peak.driver_pss]),
+            f"{peak.driver_torch}, {peak.workers_torch}",
         )
     table.show(
-        f"memory: {SMALL[0]}×{SMALL[1]} to {SIZE}×{SIZE}, `afinar ingest` with {CORES} workers, read every {EVERY_S} s"
+        f"memory: {SMALL[0]}×{SMALL[1]} to {SIZE}×{SIZE}, `afinar ingest` with {CORES} workers, "
+        f"read every {EVERY_S} s"
     )
     return _limits(*peaks)
 
@@ -94,8 +94,8 @@ def _limits(few: Peaks, many: Peaks) -> bool:
     driver = max(few.driver_pss, many.driver_pss)
     limits = Table(("what", "measured", "limit", "met"))
     limits.limit(
-        "peak of a worker, large archive against small", f"{100 * growth:+.1f} %", f"within {100 * GROWTH:.0f} %",
-        holds=abs(growth) < GROWTH,
+        "peak of a worker, large archive against small", f"{100 * growth:+.1f} %",
+        f"within {100 * GROWTH:.0f} %", holds=abs(growth) < GROWTH,
     )  # fmt: skip
     limits.limit(
         "driver, MB", _mb([driver]), f"< {DRIVER_BYTES / 1e6:.0f}", holds=driver < DRIVER_BYTES
@@ -107,8 +107,8 @@ def _limits(few: Peaks, many: Peaks) -> bool:
 
 def _measured(source: Path, out: Path) -> Peaks:
     command = [
-        str(OURS), "-m", "afinar", "ingest", str(source), str(out / "dataset"), "--size", str(SIZE),
-        "--workers", str(CORES),
+        str(OURS), "-m", "afinar", "ingest", str(source), str(out / "dataset"),
+        "--size", str(SIZE), "--workers", str(CORES),
     ]  # fmt: skip
     peaks = Peaks()
     with (out / "log").open("wb") as log:
@@ -117,9 +117,10 @@ def _measured(source: Path, out: Path) -> Peaks:
             _read(psutil.Process(process.pid), peaks)
             time.sleep(EVERY_S)
     if process.returncode != 0 or len(peaks.worked) < CORES:
-        said = (out / "log").read_text(errors="replace")[-2000:]
+        log_end = (out / "log").read_text(errors="replace")[-2000:]
         raise WrongBenchError(
-            f"ingest ended with {process.returncode}, {len(peaks.worked)} workers were seen: {said}"
+            f"ingest ended with {process.returncode}, {len(peaks.worked)} workers were seen: "
+            f"{log_end}"
         )
     return peaks
 
@@ -138,25 +139,25 @@ def _read(driver: psutil.Process, peaks: Peaks) -> None:
                 full = child.memory_full_info()
                 peaks.worker_uss[child.pid] = max(peaks.worker_uss[child.pid], full.uss)
                 peaks.worker_pss[child.pid] = max(peaks.worker_pss[child.pid], full.pss)
-                if _is_ours(title):
+                if _runs_units(title):
                     peaks.worked.add(child.pid)
                     peaks.workers_torch |= _has_torch(child)
         except psutil.Error:
             continue
 
 
-def _is_ours(title: str) -> bool:
-    """A worker carries the name of what it runs; Ray's own helpers and idle workers have names of their own."""
+def _runs_units(title: str) -> bool:
+    """Return False for idle workers and processes of Ray itself, by the title of a process."""
     return not title.startswith(("ray::IDLE", "ray::Dashboard", "ray::RuntimeEnv"))
 
 
 def _has_torch(process: psutil.Process) -> bool:
-    """By what is mapped, which no import hook can hide."""
+    """Return True if libtorch is mapped, which no import hook can hide."""
     return b"libtorch" in Path(f"/proc/{process.pid}/maps").read_bytes()
 
 
 def _warm_disk(folder: Path) -> None:
-    """First imports read packages from the disk; their pages then count as shared, as on any machine in use."""
+    """Import packages once, so that their pages are in memory and count as shared."""
     subprocess.run([str(OURS), "-c", "import ray, pyarrow, PIL"], cwd=folder, check=True)
 
 

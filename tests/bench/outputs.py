@@ -1,4 +1,4 @@
-"""What each side of a comparison wrote, read back and compared: the same pictures, with the same pixels."""
+"""Pictures that the sides of a comparison wrote, read back and compared with the files."""
 
 from __future__ import annotations
 
@@ -11,31 +11,32 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from afinar.dataset.reader import open_dataset
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from afinar.dataset.reader import open_dataset
 from tests.bench.world import WrongBenchError
 
 Pixels = NDArray[np.uint8]
 Rows = Iterator[tuple[str, Pixels]]
 
-WORST_APART = 6.0  # mean levels of 255 a picture may be off: filters differ (area, triangle, bicubic), and one side
-# keeps JPEGs; a picture in another's place is off by 86 as a rule
+# Largest mean difference of a picture in levels of 255. Filters differ (area, triangle, bicubic),
+# and one side writes JPEGs; another picture is off by 86 on average.
+WORST_APART = 6.0
 
 
 def read_afinar(out: Path, size: int) -> Rows:
-    """An ingested dataset."""
+    """Yield the pictures of a dataset."""
     dataset = open_dataset(str(out))
     uris = dataset.index.column("uri").to_pylist()
     assert dataset.view.size == size
     for start in range(0, len(uris), 256):
-        here = list(range(start, min(start + 256, len(uris))))
-        yield from zip((uris[row] for row in here), dataset.read(here), strict=True)
+        rows = list(range(start, min(start + 256, len(uris))))
+        yield from zip((uris[row] for row in rows), dataset.read(rows), strict=True)
 
 
 def read_frames(out: Path, size: int) -> Rows:
-    """Parquet of Ray Data or Daft: `path`, and `image` as a list of bytes under some extension type."""
+    """Yield the pictures of Parquet files of Ray Data or Daft, with the columns path and image."""
     for file in sorted(out.rglob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(256, columns=["path", "image"]):
             images = batch.column("image")
@@ -47,7 +48,7 @@ def read_frames(out: Path, size: int) -> Rows:
 
 
 def read_img2dataset(out: Path, size: int) -> Rows:
-    """img2dataset's shards, in any of its three formats; failures it noted and went on from have no picture."""
+    """Yield the pictures of img2dataset's shards, in any of three formats, without its failures."""
     for table in (pq.read_table(file) for file in sorted(out.glob("*.parquet"))):
         if "jpg" in table.column_names:
             jpegs = dict(
@@ -58,7 +59,7 @@ def read_img2dataset(out: Path, size: int) -> Rows:
         for key, uri in zip(
             table.column("key").to_pylist(), table.column("url").to_pylist(), strict=True
         ):
-            data = jpegs.get(key) or _loose(out, key)
+            data = jpegs.get(key) or _jpeg_of_shard(out, key)
             if data is not None:
                 yield _path(uri), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
 
@@ -66,8 +67,8 @@ def read_img2dataset(out: Path, size: int) -> Rows:
 _TARS: dict[Path, dict[str, bytes]] = {}
 
 
-def _loose(out: Path, key: str) -> bytes | None:
-    """A picture from a folder or a tar, whichever the shard is; its number is the key's first five digits."""
+def _jpeg_of_shard(out: Path, key: str) -> bytes | None:
+    """Return a JPEG of a shard that is a folder or a tar; the key begins with its five digits."""
     shard = out / key[:5]
     if shard.is_dir():
         file = shard / f"{key}.jpg"
@@ -77,7 +78,7 @@ def _loose(out: Path, key: str) -> bytes | None:
         _TARS.clear()
         with tarfile.open(tar) as archive:
             members = [member for member in archive if member.name.endswith(".jpg")]
-            _TARS[tar] = {Path(one.name).stem: _extracted(archive, one) for one in members}
+            _TARS[tar] = {Path(member.name).stem: _extracted(archive, member) for member in members}
     return _TARS[tar].get(key)
 
 
@@ -92,10 +93,12 @@ def _path(uri: str) -> str:
 
 
 def reference(data: bytes, size: int, fit: str) -> Pixels:
-    """Decoded whole, then resized with Pillow's bicubic filter.
+    """Decode a picture at full size and resize it with Pillow's bicubic filter.
 
-    `crop`: the centre square, resized; `crop last`: the shorter side resized, then the centre square at whole pixels,
-    which is up to half a pixel elsewhere; `squash`: the whole picture, resized.
+    - `crop`: the centre square is resized.
+    - `crop last`: the shorter side is resized, then the centre square is cut at whole pixels, up to
+      half a pixel off.
+    - `squash`: the whole picture is resized.
     """
     with Image.open(io.BytesIO(data)) as image:
         rgb = image.convert("RGB")
@@ -113,16 +116,17 @@ def reference(data: bytes, size: int, fit: str) -> Pixels:
 
 
 def off(one: Pixels, other: Pixels) -> float:
-    """Mean absolute difference of two pictures, in levels of 255."""
+    """Return the mean absolute difference of two pictures in levels of 255."""
     return float(np.abs(one.astype(np.int16) - other.astype(np.int16)).mean())
 
 
 def require_same(
     name: str, rows: Rows, source: Path, size: int, fit: str, compared: int = 200
 ) -> float:
-    """Every picture of `source` once and none besides, and the pixels of `compared` of them near the reference.
+    """Compare `compared` pictures with the reference; return the worst mean difference in levels.
 
-    Returns the worst picture's mean difference in levels. Raises WrongBenchError.
+    Raises WrongBenchError if it exceeds `WORST_APART`, and unless every picture of `source` is
+    there once, and no other.
     """
     wanted = {str(path) for path in source.rglob("*.jpg")}
     every = max(1, len(wanted) // compared)
@@ -130,9 +134,8 @@ def require_same(
     worst = 0.0
     for number, (path, pixels) in enumerate(rows):
         if path in seen or path not in wanted:
-            raise WrongBenchError(
-                f"{name} wrote {path}, {'twice' if path in seen else 'which is not a picture'}"
-            )
+            reason = "twice" if path in seen else "which is not a picture"
+            raise WrongBenchError(f"{name} wrote {path}, {reason}")
         if pixels.shape != (size, size, 3):
             raise WrongBenchError(f"{name} wrote {path} as {pixels.shape}")
         seen.add(path)
@@ -142,17 +145,17 @@ def require_same(
         raise WrongBenchError(f"{name} wrote {len(seen)} of {len(wanted)} pictures")
     if worst > WORST_APART:
         raise WrongBenchError(
-            f"{name}: a picture is {worst:.1f} levels off, more than filters explain ({WORST_APART:g})"
+            f"{name}: a picture is {worst:.1f} levels off, {WORST_APART:g} are allowed"
         )
     return worst
 
 
 def facts_of_shards(dataset: Path) -> dict[str, int]:
-    """Names and sizes of a dataset's shards."""
+    """Return the sizes of a dataset's shards by name."""
     return {path.name: path.stat().st_size for path in (dataset / "shards").glob("*")}
 
 
 def load_json(path: Path) -> dict[str, object]:
-    """One JSON object of a file."""
+    """Read a JSON object from a file."""
     record: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
     return record

@@ -1,4 +1,4 @@
-"""Ingest against its peers, side by side: the same files in memory, the same output size, the same two cores."""
+"""Ingest against its peers: the same files in memory, the same output size, on two cores."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ COUNT: Final = 2000
 class Peer:
     """One peer in one form.
 
-    `fit` is its geometry; ours is measured in the same. `times` is the limit. Of `options`, those worth trying, the
-    fastest on this machine and these pictures are found before the comparison.
+    `fit` is its geometry, in which afinar is measured too. `times` is the limit. The fastest of
+    `options` on this machine and these pictures is found before the comparison.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Peer:
     read: Callable[[Path, int], Rows]
     options: tuple[Record, ...]
     form: str = ""
-    reference: str = ""  # how its pixels are made, where that is not quite `fit`
+    reference: str = ""  # fit of the reference, if it differs from `fit`
 
 
 PEERS_COMPARED: Final = (
@@ -51,7 +51,8 @@ PEERS_COMPARED: Final = (
     ),
     Peer(
         "Ray Data, `map_batches` or `map`", "ray_data", "crop", 3, read_frames, form="map",
-        options=({"blocks": 2, "batch": 64}, {"blocks": 8, "batch": 250}, {"blocks": 8, "batch": 0}),
+        options=({"blocks": 2, "batch": 64}, {"blocks": 8, "batch": 250},
+                 {"blocks": 8, "batch": 0}),
     ),
     Peer("Daft", "daft_frames", "squash", 4, read_frames, options=({"batch": 0}, {"batch": 64})),
     Peer(
@@ -63,7 +64,7 @@ PEERS_COMPARED: Final = (
 
 
 def peers() -> bool:
-    """Three rounds; in each, ours in both geometries, then every peer, each in a process of its own."""
+    """Measure afinar in both geometries, then every peer, each in a new process; three rounds."""
     require_cores()
     with in_memory() as folder:
         source = make_pictures(folder / "pictures", SMALL, scaled(COUNT))
@@ -99,23 +100,23 @@ def _ours(source: Path, warm_up: Path, out: Path) -> dict[str, float]:
         run_side("afinar_ingest", {"cores": CORES, "warm_up": first, "ingests": fields})
     )
     rates = {}
-    for record, one in zip(answer, fields, strict=True):
-        fit = str(one["fit"])
+    for record, ingest in zip(answer, fields, strict=True):
+        fit = str(ingest["fit"])
         require_same("afinar", read_afinar(out / fit, SIZE), source, SIZE, fit)
         rates[fit] = scaled(COUNT) / record["seconds"]
     return rates
 
 
 def _run(peer: Peer, options: Sequence[Record], source: Path, warm_up: Path, out: Path) -> Record:
-    where = {"source": str(source), "warm_up": str(warm_up), "out": str(out)}
-    request = {"size": SIZE, "cores": CORES, "form": peer.form, "options": list(options), **where}
+    folders = {"source": str(source), "warm_up": str(warm_up), "out": str(out)}
+    request = {"size": SIZE, "cores": CORES, "form": peer.form, "options": list(options), **folders}
     return run_side(peer.module, request, PEERS)
 
 
 def _tune(peer: Peer, source: Path, warm_up: Path, folder: Path) -> Record:
     with round_folder(folder, "tuning") as out:
-        seconds = _run(peer, peer.options, source, warm_up, out)["seconds"]
-    return min(zip(seconds, peer.options, strict=True), key=lambda one: float(one[0]))[1]
+        seconds: list[float] = _run(peer, peer.options, source, warm_up, out)["seconds"]
+    return peer.options[seconds.index(min(seconds))]
 
 
 def _report(
@@ -139,12 +140,13 @@ def _report(
         )
     )
     for peer in PEERS_COMPARED:
-        rates, mine = theirs[peer.name], ours[peer.fit]
-        ratio = Ratio.of(mine, rates)
+        rates, our_rates = theirs[peer.name], ours[peer.fit]
+        ratio = Ratio.of(our_rates, rates)
         options = ", ".join(f"{name} {value}" for name, value in tuned[peer.name].items()) or "–"
         table.limit(
-            peer.name, versions[peer.name], options, spread(rates), f"{peer.fit} {spread(mine)}", ratio,
-            f"{apart[peer.name]:.1f}", f"≥ {peer.times:g}", holds=ratio.median >= peer.times,
+            peer.name, versions[peer.name], options, spread(rates),
+            f"{peer.fit} {spread(our_rates)}", ratio, f"{apart[peer.name]:.1f}",
+            f"≥ {peer.times:g}", holds=ratio.median >= peer.times,
         )  # fmt: skip
-    title = f"peers: {scaled(COUNT)} pictures of {SMALL[0]}×{SMALL[1]} to {SIZE}×{SIZE}, two cores, files in memory"
-    return table.show(title)
+    pictures = f"{scaled(COUNT)} pictures of {SMALL[0]}×{SMALL[1]} to {SIZE}×{SIZE}"
+    return table.show(f"peers: {pictures}, two cores, files in memory")

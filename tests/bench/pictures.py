@@ -1,8 +1,8 @@
-"""Photo-like JPEGs: crops of scikit-learn's two photographs, resized, with noise; the same from every seed.
+"""JPEGs like photographs: crops of scikit-learn's two photographs, resized, with noise.
 
-The photographs lie in the peers' environment (`make peers`). Every file is distinct; where more files are
-wanted than are worth encoding, the rest repeat them with other bytes after the JPEG's end marker, which
-no decoder reads.
+The photographs are in the environment of the peers (`make peers`). A picture is a function of its
+seed. Every file is distinct. If more files are requested than are worth encoding, the rest repeat
+them with other bytes after the JPEG's end marker, which no decoder reads.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from PIL import Image
 from tests.bench.world import PEERS, ROOT, WrongBenchError
 
 Size = tuple[int, int]
-SMALL: Size = (500, 375)  # ImageNet's usual
+SMALL: Size = (500, 375)  # the most frequent size in ImageNet
 MEDIUM: Size = (1024, 768)
-LARGE: Size = (4032, 3024)  # a telephone's 12 megapixels
+LARGE: Size = (4032, 3024)  # 12 megapixels of a telephone
 CLASSES = ("north", "south")
 
 
 def make_pictures(folder: Path, size: Size, count: int, distinct: int = 0, seed: int = 0) -> Path:
-    """Write `count` JPEGs of `size` into two class folders, of which `distinct` (0: all) differ in pixels too."""
+    """Write `count` JPEGs of `size` into two class folders, and return `folder`.
+
+    `distinct` of them (0: all) differ in pixels, the others repeat them.
+    """
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
     distinct = min(distinct or count, count)
@@ -37,7 +40,7 @@ def make_pictures(folder: Path, size: Size, count: int, distinct: int = 0, seed:
 
 
 def picture_path(folder: Path, number: int) -> Path:
-    """Where picture `number` lies."""
+    """Return the path of picture `number`."""
     return folder / CLASSES[number % 2] / f"{number:06d}.jpg"
 
 
@@ -50,12 +53,12 @@ def _write(job: tuple[Path, Size, int, int, int, int]) -> None:
 
 
 def shown(seed: int) -> int:
-    """Which of the two photographs `photograph` takes for this seed: its first draw."""
+    """Return the number of the photograph that `photograph` crops for this seed."""
     return int(np.random.default_rng(seed).integers(2))
 
 
 def photograph(size: Size, seed: int) -> bytes:
-    """One JPEG of `size`, quality 85 to 95."""
+    """Return a JPEG of `size`, with a quality of 85 to 95."""
     rng = np.random.default_rng(seed)
     source = _photographs()[int(rng.integers(2))]
     width, height = source.size
@@ -72,7 +75,10 @@ def photograph(size: Size, seed: int) -> bytes:
 
 
 def _with_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """A sensor's noise, the same in the three channels; drawn at a quarter of the size and tiled, since draws cost."""
+    """Add noise that is the same in the three channels.
+
+    It is drawn for a quarter of the picture and tiled, since drawing takes time.
+    """
     height, width = image.size[1], image.size[0]
     tile = rng.normal(0, rng.uniform(2, 6), (-(-height // 2), -(-width // 2)))
     noise: NDArray[np.float32] = np.tile(tile, (2, 2))[:height, :width, None].astype(np.float32)
@@ -86,12 +92,12 @@ _LOADED: list[Image.Image] = []
 
 def _photographs() -> list[Image.Image]:
     if not _LOADED:
-        found = sorted(
-            PEERS.parent.parent.glob("lib/python*/site-packages/sklearn/datasets/images/*.jpg")
-        )
-        if len(found) != 2:
+        environment = PEERS.parent.parent
+        paths = sorted(environment.glob("lib/python*/site-packages/sklearn/datasets/images/*.jpg"))
+        if len(paths) != 2:
             raise WrongBenchError(
-                f"scikit-learn's two photographs are not in {PEERS.relative_to(ROOT)}: run `make peers`"
+                f"scikit-learn's two photographs are not in {environment.relative_to(ROOT)}: "
+                "run `make peers`"
             )
-        _LOADED.extend(Image.open(path).convert("RGB") for path in found)
+        _LOADED.extend(Image.open(path).convert("RGB") for path in paths)
     return _LOADED

@@ -1,4 +1,4 @@
-"""Planning an archive: listing, cutting into units, storing the plan, in a fresh process each."""
+"""Planning of large archives: list, cut into units, store the plan, each in a new process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.bench.world import WrongBenchError, in_memory, run_side, scaled
 
 @dataclass(frozen=True)
 class Case:
-    """So many pictures are planned in so many seconds and bytes."""
+    """Limits of time and memory for a number of pictures."""
 
     pictures: int
     seconds: float
@@ -21,7 +21,7 @@ CASES = (Case(1_000_000, 30, 1e9), Case(10_000_000, 300, 4e9))
 
 
 def planning() -> bool:
-    """One million in 30 s and 1 GB, ten million in 5 minutes and 4 GB."""
+    """Require one million pictures in 30 s and 1 GB, ten million in 5 minutes and 4 GB."""
     table = Table(
         (
             "pictures",
@@ -39,21 +39,22 @@ def planning() -> bool:
             request = {
                 "pictures": scaled(case.pictures),
                 "out": str(folder / "dataset"),
-                "most_bytes": case.peak_bytes
-                + 8e9,  # of addresses: what runs away is ended before the machine suffers
+                # Of address space, so that a process that needs far too much is stopped.
+                "most_bytes": case.peak_bytes + 8e9,
             }
             try:
-                one = run_side("planning", request, timeout_s=2 * case.seconds)
+                run = run_side("planning", request, timeout_s=2 * case.seconds)
             except WrongBenchError as error:
                 table.limit(
                     f"{case.pictures:,}", "", str(error)[-160:].replace("\n", " "), holds=False
                 )
                 continue
-        holds = one["seconds"] <= case.seconds and one["peak_bytes"] <= case.peak_bytes
+        holds = run["seconds"] <= case.seconds and run["peak_bytes"] <= case.peak_bytes
         table.limit(
-            f"{request['pictures']:,}", f"{one['listing_s']:.1f}", f"{one['seconds']:.1f}", f"{case.seconds:g}",
-            f"{one['peak_bytes'] / 1e6:.0f}", f"{case.peak_bytes / 1e6:.0f}", one["units"], holds=holds,
+            f"{request['pictures']:,}", f"{run['listing_s']:.1f}", f"{run['seconds']:.1f}",
+            f"{case.seconds:g}", f"{run['peak_bytes'] / 1e6:.0f}", f"{case.peak_bytes / 1e6:.0f}",
+            run["units"], holds=holds,
         )  # fmt: skip
     return table.show(
-        "planning: synthetic listings in shuffled order, addresses of 60 to 80 bytes, 32-digit change marks"
+        "planning: synthetic listings in shuffled order, URIs of 60 to 80 bytes, etags of 32 digits"
     )

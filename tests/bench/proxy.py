@@ -1,7 +1,8 @@
-"""A TCP relay before an S3 server, in a process of its own: counts GETs, and holds each back for a while.
+"""A TCP proxy in front of an S3 server, in another process, that counts GETs and delays them.
 
-Bytes pass unchanged, the Host header with them, so that signatures hold. HTTP/1.1 clients send a request only when
-they have the answer to the one before, so a GET is a piece that begins with those letters.
+It forwards bytes unchanged, the Host header too, so that signatures stay valid. Clients of HTTP/1.1
+send a request only after the answer to the one before, so a GET is a piece of data that begins with
+these letters.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _PIECE_BYTES = 2**18
 
 @dataclass(frozen=True)
 class Proxy:
-    """A running relay: its address and process, the delay that each GET is given, and how many there were."""
+    """A running proxy: its address and process, the delay of each GET, and numbers of GETs."""
 
     endpoint: str
     pid: int
@@ -31,13 +32,13 @@ class Proxy:
     picture_gets: Any
 
     def reset(self, delay_s: float = 0.0) -> None:
-        """Count from zero."""
+        """Reset the counters and set the delay."""
         self.delay_s.value, self.gets.value, self.picture_gets.value = delay_s, 0, 0
 
 
 @contextmanager
 def proxy(server_port: int) -> Iterator[Proxy]:
-    """Relay a free port to the server's."""
+    """Run a proxy from a free port to the port of the server."""
     context = multiprocessing.get_context("spawn")
     port, ready = free_port(), context.Event()
     delay_s, gets, picture_gets = (
@@ -78,7 +79,7 @@ def _serve(
                 writer.write(piece)
                 await writer.drain()
         except ConnectionError:
-            pass  # either end may leave; closing the other is all there is to do
+            pass  # one end closed its connection; the other one is closed below
         finally:
             writer.close()
 

@@ -1,4 +1,4 @@
-"""Two workers against one, through the real command; and Ray Train against plain torchrun around the same job."""
+"""Two workers of `afinar train` against one, and Ray Train against torchrun."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from tests.bench.world import (
 
 FASTER: Final = 1.8
 OVERHEAD: Final = 1.03
-APART: Final = 1e-4  # of the validation loss: both average the same gradients in the same order
-SIZE: Final = 224  # the network's own, which is what a job takes where nobody says otherwise
-BATCH: Final = 32  # for each worker, so that two take half as many steps of twice as many samples
+APART: Final = 1e-4  # of the validation loss: both average equal gradients in the same order
+SIZE: Final = 224  # the default of the network
+BATCH: Final = 32  # per worker, so that two take half the steps, with twice the samples
 TRAIN: Final = 256
 EPOCHS: Final = 3
 FLAGS: Final = {
-    "backbone": "resnet18", "weights": "none", "regime": "full", "input-size": SIZE, "epochs": EPOCHS,
-    "precision": "float32", "cores-per-worker": 1, "seed": 7,
+    "backbone": "resnet18", "weights": "none", "regime": "full", "input-size": SIZE,
+    "epochs": EPOCHS, "precision": "float32", "cores-per-worker": 1, "seed": 7,
 }  # fmt: skip
 _OURS: Final = ("one", "two")
 _TORCHRUN: Final = ("torchrun one", "torchrun two")
@@ -41,7 +41,7 @@ ONE_THREAD: Final = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def scaling() -> bool:
-    """Two workers at least 1.8 times as fast as one, and Ray Train at most 3 % slower than torchrun."""
+    """Require 1.8 times the rate with two workers, and Ray Train at most 3 % behind torchrun."""
     require_cores()
     train = max(scaled(TRAIN), 2 * BATCH)
     runs: dict[str, list[Record]] = {
@@ -62,9 +62,9 @@ def scaling() -> bool:
 
 
 def _afinar(dataset: Path, models: Path, workers: int) -> Record:
-    """The command itself; its run's history."""
+    """Run the command and return the times of its run."""
     flags = FLAGS | {"batch-size": BATCH * workers}
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     command = [
         str(OURS),
         "-m",
@@ -75,7 +75,7 @@ def _afinar(dataset: Path, models: Path, workers: int) -> Record:
         "--workers",
         str(workers),
         "--json",
-        *words,
+        *arguments,
     ]
     started = time.monotonic()
     summary = finish_side(start_command(command, ONE_THREAD), timeout_s=600)
@@ -83,13 +83,14 @@ def _afinar(dataset: Path, models: Path, workers: int) -> Record:
 
 
 def _torchrun(dataset: Path, models: Path, workers: int) -> Record:
-    """The same job, run by torch's own launcher."""
+    """Run the same job with torchrun and return the times of its run."""
     request = {
         "dataset": str(dataset), "models": str(models), "workers": workers, "run": "torchrun",
         "flags": FLAGS | {"batch-size": BATCH * workers},
     }  # fmt: skip
     command = [
-        str(OURS), "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers),
+        str(OURS), "-m", "torch.distributed.run", "--standalone",
+        "--nproc-per-node", str(workers),
         "-m", "tests.bench.sides.torchrun_train", json.dumps(request),
     ]  # fmt: skip
     started = time.monotonic()
@@ -100,7 +101,10 @@ def _torchrun(dataset: Path, models: Path, workers: int) -> Record:
 
 
 def _history(run: str) -> Record:
-    """Seconds of every epoch but the first, which warms up, and of their steps alone; the last validation loss."""
+    """Return the median seconds of an epoch and of its steps, and the last validation loss.
+
+    The first epoch, which warms up, is left out.
+    """
     rows = [
         json.loads(line)
         for line in Path(run, "history.jsonl").read_text(encoding="utf-8").splitlines()
@@ -116,8 +120,8 @@ def _history(run: str) -> Record:
 
 def _bare(train: int, processes: int) -> Record:
     request = {
-        "backbone": "resnet18", "regime": "full", "size": SIZE, "batch": BATCH, "steps": train // BATCH,
-        "device": "cpu", "precision": "float32", "processes": processes,
+        "backbone": "resnet18", "regime": "full", "size": SIZE, "batch": BATCH,
+        "steps": train // BATCH, "device": "cpu", "precision": "float32", "processes": processes,
     }  # fmt: skip
     return run_side("independent_steps", request)
 
@@ -125,11 +129,11 @@ def _bare(train: int, processes: int) -> Record:
 def _report_scaling(runs: dict[str, list[Record]], train: int) -> bool:
     table = Table(("what", "one, pictures/s", "two, pictures/s", "ratio", "limit", "met"))
     one, two = ([train / run["steps_s"] for run in runs[name]] for name in ("one", "two"))
-    alone, beside = ([run["rate"] for run in runs[name]] for name in ("bare one", "bare two"))
-    ours, bound = Ratio.of(two, one), Ratio.of(beside, alone)
+    bare_one, bare_two = ([run["rate"] for run in runs[name]] for name in ("bare one", "bare two"))
+    ours, bound = Ratio.of(two, one), Ratio.of(bare_two, bare_one)
     table.limit(
-        "`afinar train --workers`", spread(one, "{:.1f}"), spread(two, "{:.1f}"), ours, f"≥ {FASTER}",
-        holds=ours.median >= FASTER,
+        "`afinar train --workers`", spread(one, "{:.1f}"), spread(two, "{:.1f}"), ours,
+        f"≥ {FASTER}", holds=ours.median >= FASTER,
     )  # fmt: skip
     first, second = ([train / run["steps_s"] for run in runs[name]] for name in _TORCHRUN)
     table.add(
@@ -137,40 +141,44 @@ def _report_scaling(runs: dict[str, list[Record]], train: int) -> bool:
     )
     table.add(
         "bound: processes that share nothing",
-        spread(alone, "{:.1f}"),
-        spread(beside, "{:.1f}"),
+        spread(bare_one, "{:.1f}"),
+        spread(bare_two, "{:.1f}"),
         bound,
     )
-    table.add("afinar's ratio over the bound's", "", "", Ratio.of(ours.values, bound.values))
+    table.add("ratio of afinar : ratio of the bound", "", "", Ratio.of(ours.values, bound.values))
     table.add(f"the two processors are {siblings()}")
     return table.show(
-        f"scaling: resnet18 at {SIZE} px, full, float32, batch {BATCH} and one thread for each worker, {train} pictures"
+        f"scaling: resnet18 at {SIZE} px, full, float32, batch {BATCH} and one thread per worker, "
+        f"{train} pictures"
     )
 
 
 def siblings(system: Path = Path("/sys/devices/system/cpu")) -> str:
-    """Whether this process's first two processors are threads of one core, which cannot be twice as fast as one."""
+    """Return in words whether the first two processors are threads of one core.
+
+    Two threads of one core are not twice as fast as one.
+    """
     first, second = sorted(os.sched_getaffinity(0))[:2]
     try:
         cores = [
-            (system / f"cpu{one}/topology/thread_siblings_list").read_text()
-            for one in (first, second)
+            (system / f"cpu{processor}/topology/thread_siblings_list").read_text()
+            for processor in (first, second)
         ]
     except OSError:
-        return "threads or cores: the system does not say"
-    return (
-        "two threads of one core"
-        if cores[0] == cores[1]
-        else "two cores, as far as the system says"
-    )
+        return "threads or cores: unknown"
+    return "two threads of one core" if cores[0] == cores[1] else "two cores, as the system reports"
 
 
 def _report_overhead(ray: list[Record], torchrun: list[Record], workers: int) -> bool:
-    """The limit is for two workers. With one, what Ray does besides has a core of its own, as on a larger machine."""
+    """Compare Ray Train with torchrun; the limit is for two workers.
+
+    With one worker the processes of Ray have the second core, as on a larger machine.
+    """
     for one, other in zip(ray, torchrun, strict=True):
         if not abs(one["loss"] - other["loss"]) <= APART * abs(other["loss"]):
             raise WrongBenchError(
-                f"validation losses differ: {one['loss']} under Ray Train, {other['loss']} under torchrun"
+                f"validation losses differ: {one['loss']} under Ray Train, {other['loss']} under "
+                "torchrun"
             )
     ratio = Ratio.of([run["epoch_s"] for run in ray], [run["epoch_s"] for run in torchrun])
     table = Table(("what", "Ray Train", "torchrun", "ratio", "limit", "met"))
@@ -180,7 +188,8 @@ def _report_overhead(ray: list[Record], torchrun: list[Record], workers: int) ->
         holds=ratio.median <= OVERHEAD,
     )  # fmt: skip
     table.add(
-        f"the whole command, {EPOCHS} epochs, s", spread([run["whole_s"] for run in ray], "{:.1f}"),
+        f"the whole command, {EPOCHS} epochs, s",
+        spread([run["whole_s"] for run in ray], "{:.1f}"),
         spread([run["whole_s"] for run in torchrun], "{:.1f}"),
     )  # fmt: skip
     return table.show(

@@ -1,4 +1,4 @@
-"""Training from shards against the same network on one batch in memory: what is lost by waiting for pictures."""
+"""Training from shards against steps on one batch in memory: the cost of waiting for data."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from tests.bench.training_data import make_dataset
 from tests.bench.world import Record, WrongBenchError, in_memory, require_cores, run_side, scaled
 
 SHARE: Final = 0.97
-SIZE: Final = (
-    64  # pixels and arithmetic both grow with the square, so a small picture loses the same share
-)
+# Pixels and arithmetic both grow with the square of the size: a small one loses the same share.
+SIZE: Final = 64
 BATCH: Final = 32
-STEPS: Final = 32  # in an epoch; three epochs, of which the first is not timed
+STEPS: Final = 32  # in each of three epochs, of which the first is not timed
 Case = tuple[str, int]
 CASES: Final[tuple[Case, ...]] = tuple(
     (regime, threads) for regime in ("frozen", "full") for threads in (1, 2)
@@ -23,7 +22,7 @@ CASES: Final[tuple[Case, ...]] = tuple(
 
 
 def stall() -> bool:
-    """At least 0.97 of the steps per second, frozen through the network and full, one thread and two."""
+    """Require 0.97 of the steps per second, for two regimes, with one thread and with two."""
     require_cores()
     pairs: dict[Case, list[tuple[Record, Record]]] = {case: [] for case in CASES}
     wrong: dict[Case, str] = {}
@@ -39,7 +38,7 @@ def stall() -> bool:
                 }
                 try:
                     pairs[case].append(_pair(request))
-                except WrongBenchError as error:  # of one regime, which says nothing of the other
+                except WrongBenchError as error:  # the other cases are still measured
                     wrong[case] = str(error)
     return _report(pairs, wrong)
 
@@ -53,18 +52,18 @@ def _pair(request: Record) -> tuple[Record, Record]:
 
 def _report(pairs: dict[Case, list[tuple[Record, Record]]], wrong: dict[Case, str]) -> bool:
     table = Table(
-        ("regime", "threads", "afinar, steps/s", "in memory, steps/s", "not computing, by its ledger", "share",
-         f"≥ {SHARE}")
+        ("regime", "threads", "afinar, steps/s", "in memory, steps/s",
+         "not computing, by its timings", "share", f"≥ {SHARE}")
     )  # fmt: skip
     for case, measured in pairs.items():
         if case in wrong:
             table.limit(*case, wrong[case].strip().splitlines()[-1], "", "", "", holds=False)
             continue
         ours, synthetic = zip(*measured, strict=True)
-        share = Ratio.of([one["rate"] for one in ours], [one["rate"] for one in synthetic])
+        share = Ratio.of([run["rate"] for run in ours], [run["rate"] for run in synthetic])
         table.limit(
-            *case, spread([one["rate"] for one in ours], "{:.2f}"),
-            spread([one["rate"] for one in synthetic], "{:.2f}"), waited(ours), precise(share),
+            *case, spread([run["rate"] for run in ours], "{:.2f}"),
+            spread([run["rate"] for run in synthetic], "{:.2f}"), waited(ours), precise(share),
             holds=share.median >= SHARE,
         )  # fmt: skip
     return table.show(
@@ -73,16 +72,16 @@ def _report(pairs: dict[Case, list[tuple[Record, Record]]], wrong: dict[Case, st
 
 
 def steps_request(dataset: Path, models: Path, steps: int) -> Record:
-    """What `sides/train_steps` is asked, unless a bench says otherwise: the job's own loop in float32 on the CPU."""
+    """Return the default request to `sides/train_steps`: the job in float32 on the CPU."""
     return {
-        "dataset": str(dataset), "models": str(models), "backbone": "resnet18", "regime": "full", "size": SIZE,
-        "batch": BATCH, "steps": steps, "epochs": 3, "threads": 1, "device": "cpu", "precision": "float32",
-        "synthetic": False,
+        "dataset": str(dataset), "models": str(models), "backbone": "resnet18", "regime": "full",
+        "size": SIZE, "batch": BATCH, "steps": steps, "epochs": 3, "threads": 1, "device": "cpu",
+        "precision": "float32", "synthetic": False,
     }  # fmt: skip
 
 
 def require_alike(ours: Sequence[Record], others: Sequence[Record]) -> None:
-    """Both sides took as many steps, in the same precision and layout, on the same device."""
+    """Raise WrongBenchError if the sides differ in steps, precision, layout or device."""
     for one, other in zip(ours, others, strict=True):
         for what in ("steps", "dtypes", "layouts", "device"):
             if one[what] != other[what]:
@@ -90,11 +89,11 @@ def require_alike(ours: Sequence[Record], others: Sequence[Record]) -> None:
 
 
 def waited(runs: Sequence[Record]) -> str:
-    """By the job's own ledger, the median and range in percent."""
+    """Return median and range of the waiting time in percent, by the timings of the job."""
     shares = [100 * run["waited"] for run in runs if run["waited"] is not None]
-    return spread(shares, "{:.1f} %") if shares else "no ledger"
+    return spread(shares, "{:.1f} %") if shares else "no timings"
 
 
 def precise(ratio: Ratio) -> str:
-    """Three digits: what is looked for is in the third."""
+    """Return median and range of a ratio with three digits: differences are in the third."""
     return spread(ratio.values, "{:.3f}")

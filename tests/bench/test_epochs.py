@@ -1,4 +1,4 @@
-"""What `batches` refuses: epochs that are not every picture once, shuffled, with its own pixels."""
+"""Epochs that `batches` refuses: pictures that are missing, twice, swapped, or not shuffled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ORDERS: list[Numbers] = [np.random.default_rng(seed).permutation(COUNT) for seed
 def measured(
     out: Path, orders: list[Numbers], batch: int = BATCH, layout: tuple[int, ...] = (0, 1, 2, 3)
 ) -> Signatures:
-    """Signatures of a reader that gives these epochs, one before the clock and one by it."""
+    """Measure a reader that yields these epochs, the first untimed; return its signatures."""
     epochs = iter(orders)
 
     def epoch() -> Iterator[tuple[list[int], Pixels]]:
@@ -38,8 +38,8 @@ def measured(
 
     request = {"count": COUNT, "batch": BATCH, "seconds": 0.0}
     assert measure(epoch, request, out / "signatures.npy")["epochs"] == 1
-    found: Signatures = np.load(out / "signatures.npy")
-    return found
+    signatures: Signatures = np.load(out / "signatures.npy")
+    return signatures
 
 
 def test_both_layouts_have_the_same_signatures(tmp_path: Path) -> None:
@@ -56,15 +56,13 @@ def test_small_batches_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [ORDERS[1][1:], np.append(ORDERS[1][1:], ORDERS[1][1])], ids=["missing", "twice"]
 )
-def test_an_epoch_that_is_not_every_picture_once_is_refused(wrong: Numbers) -> None:
+def test_epoch_without_every_picture_once_is_refused(wrong: Numbers) -> None:
     with pytest.raises(WrongBenchError, match="11 distinct, of 12"):
         require_epochs([ORDERS[0], wrong], COUNT)
 
 
-@pytest.mark.parametrize(
-    "second", [ORDERS[0], np.arange(COUNT)], ids=["the last one's", "the stored one"]
-)
-def test_an_order_that_is_no_shuffle_is_refused(second: Numbers) -> None:
+@pytest.mark.parametrize("second", [ORDERS[0], np.arange(COUNT)], ids=["last epoch", "stored"])
+def test_order_that_is_not_new_is_refused(second: Numbers) -> None:
     require_epochs(ORDERS, COUNT)
     with pytest.raises(WrongBenchError, match="not shuffled"):
         require_epochs([ORDERS[0], second], COUNT)
@@ -84,7 +82,7 @@ def test_swapped_and_missing_pictures_are_refused(tmp_path: Path) -> None:
         )
 
 
-def test_mixing_tells_a_full_shuffle_from_one_in_a_window() -> None:
+def test_mixing_differs_between_a_full_shuffle_and_one_in_windows() -> None:
     order = np.random.default_rng(0).permutation(6000)
     window = np.concatenate(
         [start + np.random.default_rng(start).permutation(100) for start in range(0, 6000, 100)]

@@ -1,4 +1,4 @@
-"""What the benches of labelling refuse, and what they compute from readings."""
+"""Answers that the benches of labelling refuse, and figures that they compute."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from afinar.units.results import UnitResult
 from tests.bench import __main__ as command
 from tests.bench import labelling_gpu
 from tests.bench.labelling_bound import Network, _add_bound
 from tests.bench.labelling_memory import high_water
 from tests.bench.labelling_outputs import Row, require_every, require_same_answers
 from tests.bench.labelling_start import overhead
-from tests.bench.sides.label_afinar import ENDED, Noting
+from tests.bench.sides.label_afinar import ENDED, TimedWork
 from tests.bench.world import WrongBenchError
 from tests.conftest import jpeg
 
@@ -23,7 +24,7 @@ COUNT = 400
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As many files as the limits speak of shares of."""
+    """Return a folder of 400 files: two of them are 0.5 %."""
     folder = tmp_path_factory.mktemp("pictures")
     data = jpeg(0)
     for number in range(COUNT):
@@ -32,7 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ours(source: Path) -> list[Row]:
-    """Two labels, and a probability for every picture."""
+    """Return answers with two labels and different probabilities."""
     scores = np.random.default_rng(0).uniform(0.7, 0.95, COUNT)
     paths = sorted(map(str, source.iterdir()))
     return [
@@ -58,26 +59,25 @@ def test_answers_near_ours_pass_in_any_order(source: Path) -> None:
     assert agreement.worst == pytest.approx(0.02)
 
 
-def test_a_missing_picture_is_refused(source: Path) -> None:
+def test_missing_picture_is_refused(source: Path) -> None:
     assert "399 of 400" in refused(ours(source)[1:], source)
 
 
-def test_a_picture_labelled_twice_is_refused(source: Path) -> None:
+def test_picture_labelled_twice_is_refused(source: Path) -> None:
     rows = ours(source)
     assert "twice" in refused([*rows, rows[0]], source)
 
 
-def test_an_unknown_picture_is_refused(source: Path) -> None:
+def test_unknown_picture_is_refused(source: Path) -> None:
     assert "not a picture" in refused([("elsewhere.jpg", "a", 0.9), *ours(source)[1:]], source)
 
 
 @pytest.mark.parametrize("wrong", [2, 3])
-def test_two_other_labels_in_four_hundred_are_allowed_and_no_third(
+def test_two_other_labels_in_four_hundred_are_allowed_three_refused(
     source: Path, wrong: int
 ) -> None:
-    near = [
-        (path, label, 0.52) for path, label, _ in ours(source)[:wrong]
-    ]  # of 0.48: as near as labels can differ
+    # Probabilities of 0.52 and 0.48: as near as other labels can be.
+    near = [(path, label, 0.52) for path, label, _ in ours(source)[:wrong]]
     base = near + ours(source)[wrong:]
     other = [(path, "ab"["ba".index(label)], 0.52) for path, label, _ in near] + ours(source)[
         wrong:
@@ -89,15 +89,15 @@ def test_two_other_labels_in_four_hundred_are_allowed_and_no_third(
             require_same_answers("peer", other, base, source)
 
 
-def test_one_probability_far_off_is_refused(source: Path) -> None:
+def test_probability_far_off_is_refused(source: Path) -> None:
     first, *rest = ours(source)
     assert "a probability is 0.25 off" in refused(
         [(first[0], first[1], first[2] - 0.25), *rest], source
     )
 
 
-def test_probabilities_in_each_others_place_are_refused(source: Path) -> None:
-    """Within the tolerance of each, and yet another picture's."""
+def test_probabilities_of_other_pictures_are_refused(source: Path) -> None:
+    """Each is within the tolerance, but belongs to another picture."""
     narrow = [(path, label, 0.8 + (score - 0.825) / 5) for path, label, score in ours(source)]
     moved = [
         (path, label, narrow[(number + 2) % COUNT][2])
@@ -108,13 +108,13 @@ def test_probabilities_in_each_others_place_are_refused(source: Path) -> None:
         require_same_answers("peer", moved, narrow, source)
 
 
-def test_every_picture_is_wanted_of_ours_too(source: Path) -> None:
+def test_missing_answers_of_afinar_are_refused_too(source: Path) -> None:
     assert len(require_every("afinar", ours(source), source)) == COUNT
     with pytest.raises(WrongBenchError, match="afinar labelled 10 of 400"):
         require_every("afinar", ours(source)[:10], source)
 
 
-def test_the_bound_adds_decoding_and_the_cheapest_forward_pass(tmp_path: Path) -> None:
+def test_bound_is_decoding_plus_the_cheapest_forward_pass(tmp_path: Path) -> None:
     network = Network(tmp_path, "model")
     forward = [
         [["published", 8, 0.004], ["labelling's", 16, 0.003]],
@@ -125,12 +125,12 @@ def test_the_bound_adds_decoding_and_the_cheapest_forward_pass(tmp_path: Path) -
     assert network.bounds == pytest.approx([250.0 + 500.0])
 
 
-def test_a_rate_is_from_the_first_unit_to_the_end_of_the_job(tmp_path: Path) -> None:
+def test_rate_is_from_the_first_unit_to_the_end_of_the_job(tmp_path: Path) -> None:
     record = {"summary": {"labelled": 30}, "before_s": 7.0, "units_s": 2.0, "after_s": 1.0}
     assert Network(tmp_path, "model", ours=[record]).rates == [10.0]
 
 
-def test_overhead_is_what_the_workers_did_not_label() -> None:
+def test_overhead_is_the_time_in_which_workers_label_nothing() -> None:
     record = {
         "seconds": 10.0,
         "before_s": 1.0,
@@ -144,23 +144,20 @@ def test_overhead_is_what_the_workers_did_not_label() -> None:
     assert list(shares.values())[1:] == pytest.approx([0.1, 0.05, 0.05])
 
 
-def test_a_drivers_high_water_mark_is_the_kernels() -> None:
+def test_high_water_is_read_from_the_status_of_a_process() -> None:
     assert high_water("Name:\tpython\nVmPeak:\t 9 kB\nVmHWM:\t   2048 kB\nVmRSS:\t 1024 kB\n") == [
         2 * 2**20
     ]
     assert high_water("Name:\tpython\nState:\tZ (zombie)\n") == []
 
 
-def test_without_a_gpu_none_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_of_a_gpu_without_one_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelling_gpu, "has_gpu", lambda: False)
     assert command.main(["label_gpu"]) == 3
 
 
-def test_a_unit_is_timed_where_it_is_done() -> None:
-    class Result:
-        def __init__(self) -> None:
-            self.stages: dict[str, float] = {"decode": 1.0}
-
-    noted = Noting(lambda: lambda task: Result())("unit").stages
-    assert noted["decode"] == 1.0
-    assert noted["bench began"] <= noted[ENDED]
+def test_unit_is_timed_in_its_worker() -> None:
+    result = UnitResult("unit", 1, phases={"decode": 1.0})
+    phases = TimedWork(lambda: lambda task: result)("unit").phases
+    assert phases["decode"] == 1.0
+    assert phases["bench began"] <= phases[ENDED]

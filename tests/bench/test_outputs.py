@@ -1,4 +1,4 @@
-"""A comparison is worth what its check refuses: pictures that are missing, twice, swapped or of the wrong shape."""
+"""Outputs that a comparison refuses: pictures that are missing, twice, swapped, or too small."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GOOD = 6
 
 
 def written(folder: Path) -> list[tuple[str, Pixels]]:
-    """Six pictures, of tints far apart, and what a side that does its work makes of them."""
+    """Write six pictures of different tints; return them as a correct side converts them."""
     rows = []
     for number in range(GOOD):
         path = folder / f"{number}.jpg"
@@ -32,15 +32,15 @@ def refused(rows: Iterator[tuple[str, Pixels]], folder: Path) -> str:
     return str(caught.value)
 
 
-def test_the_same_pictures_pass(tmp_path: Path) -> None:
+def test_same_pictures_pass(tmp_path: Path) -> None:
     assert require_same("peer", iter(written(tmp_path)), tmp_path, SIZE, "crop") == 0.0
 
 
-def test_a_missing_picture_is_refused(tmp_path: Path) -> None:
+def test_missing_picture_is_refused(tmp_path: Path) -> None:
     assert "5 of 6" in refused(iter(written(tmp_path)[1:]), tmp_path)
 
 
-def test_a_picture_written_twice_is_refused(tmp_path: Path) -> None:
+def test_picture_written_twice_is_refused(tmp_path: Path) -> None:
     rows = written(tmp_path)
     assert "twice" in refused(iter([*rows, rows[0]]), tmp_path)
 
@@ -50,6 +50,6 @@ def test_swapped_pictures_are_refused(tmp_path: Path) -> None:
     assert "levels off" in refused(iter([(one, last), (other, first), *rest]), tmp_path)
 
 
-def test_another_size_is_refused(tmp_path: Path) -> None:
+def test_picture_of_another_size_is_refused(tmp_path: Path) -> None:
     (one, _), *rest = written(tmp_path)
     assert "(8, 8, 3)" in refused(iter([(one, np.zeros((8, 8, 3), np.uint8)), *rest]), tmp_path)

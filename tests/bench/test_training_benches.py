@@ -1,4 +1,4 @@
-"""What the benches of training refuse, and what they say where they cannot measure."""
+"""Sides that the benches of training refuse, and benches that a machine cannot run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ IMAGES = torch.zeros(BATCH, 3, 8, 8).to(memory_format=torch.channels_last)
 
 
 def watched(pictures: int) -> Watch:
-    """A loop of three epochs that passes so many pictures through the network before each step."""
+    """Simulate three epochs that pass so many pictures through the network before each step."""
     watch = Watch({"steps": STEPS, "batch": BATCH, "device": "cpu"})
     for _ in range(EPOCHS * STEPS):
         watch.passed(IMAGES[:pictures], IMAGES[:pictures].bfloat16())
         watch.stepped()
         if watch._count % STEPS == 0:
-            watch.passed(IMAGES, IMAGES)  # validation, between epochs, is nobody's step
+            watch.passed(IMAGES, IMAGES)  # validation between epochs belongs to no step
     return watch
 
 
@@ -37,9 +37,9 @@ def test_steps_are_timed_in_every_epoch_but_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "pictures", [0, BATCH - 1], ids=["none: features were kept", "fewer than the batch"]
+    "pictures", [0, BATCH - 1], ids=["none, with cached features", "fewer than the batch"]
 )
-def test_a_loop_that_passes_other_pictures_is_refused(pictures: int) -> None:
+def test_loop_that_passes_too_few_pictures_is_refused(pictures: int) -> None:
     with pytest.raises(
         AssertionError, match=f"{6 * pictures} pictures went through the network in 6 steps of 4"
     ):
@@ -54,26 +54,26 @@ def test_sides_that_differ_are_refused(what: str) -> None:
         require_alike([one], [one | {what: "other"}])
 
 
-def test_waiting_is_what_the_ledger_did_not_compute() -> None:
+def test_waiting_is_the_time_without_computing() -> None:
     first = {"ledger": {"compute_s": 0.0, "seconds": 100.0}}
     assert waited([first, {"ledger": {"compute_s": 3.0, "seconds": 4.0}}]) == pytest.approx(0.25)
     assert waited([{"seconds": 4.0}, {"seconds": 4.0}]) is None
 
 
-def test_a_bench_that_this_machine_cannot_run_is_neither_met_nor_missed(
+def test_bench_that_the_machine_cannot_run_is_neither_met_nor_missed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(hardware, "has_gpu", lambda: False)
     monkeypatch.setattr(hardware, "has_amx", lambda: False)
     assert command.main(["gpu", "bfloat16"]) == 3
-    said = capsys.readouterr().out
-    assert said == "gpu: no GPU: not measured\nbfloat16: no AMX: not measured\n"
+    output = capsys.readouterr().out
+    assert output == "gpu: no GPU: not measured\nbfloat16: no AMX: not measured\n"
 
 
 @pytest.mark.parametrize(
     ("one", "other", "wanted"), [("0-1", "0-1", "two threads of one core"), ("0", "1", "two cores")]
 )
-def test_siblings_are_told_from_cores(
+def test_threads_of_one_core_are_told_from_two_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one: str, other: str, wanted: str
 ) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})

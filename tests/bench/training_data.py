@@ -1,7 +1,7 @@
 """Datasets for the benches of training, made without Ray and without the peers' environment.
 
-What a picture shows does not change how long a step takes, so these are patches of colour with noise: greenish or
-reddish by class, so that a loss has somewhere to go.
+The content of a picture does not change the time of a step. So the pictures are random patches of
+colour, greenish or reddish by class, so that the loss can decrease.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
 from afinar.config.ingest import IngestConfig
 from afinar.ingest.driver import run_ingest
 from afinar.units.executor import InlineExecutor
-from PIL import Image
-
 from tests.bench.world import WrongBenchError
 
 TINTS = {"north": (70, 150, 80), "south": (160, 90, 70)}
-HELD = 16  # pictures to validate and to test with: the fewer, the less an epoch is anything but training
+HELD = 16  # pictures to validate and to test with; few, so that an epoch is mostly training
 
 
 def make_dataset(folder: Path, size: int, train: int) -> Path:
-    """A dataset of `train` pictures to train on, stored as `size` by `size` pixels."""
+    """Make a dataset with `train` pictures to train on, of `size` by `size` pixels."""
     source, dataset = folder / "source", folder / "dataset"
     first = 0
     for split, count in {"train": train, "validation": HELD, "test": HELD}.items():

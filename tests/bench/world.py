@@ -1,4 +1,4 @@
-"""Where benches happen: a scratch folder in memory, and processes of either environment that do one thing."""
+"""Environment of the benches: folders in memory, and processes that run the sides."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Record = dict[str, Any]
 
 
 class WrongBenchError(Exception):
-    """A side of a comparison did not do its work: no figure of it may be used."""
+    """A side of a comparison did not do its work: its figures must not be used."""
 
 
 class NotMeasuredError(Exception):
-    """This machine lacks what the bench is about: there is no figure, and nothing was met or missed."""
+    """This machine has no hardware for the bench: limits are neither met nor missed."""
 
 
 @contextmanager
 def in_memory() -> Iterator[Path]:
-    """A folder on tmpfs, so that no disk is measured; gone afterwards."""
+    """Make a folder in tmpfs, so that no disk is measured, and delete it at the end."""
     folder = Path(tempfile.mkdtemp(prefix="afinar-bench-", dir="/dev/shm"))
     try:
         yield folder
@@ -41,7 +41,7 @@ def in_memory() -> Iterator[Path]:
 
 
 def require_cores() -> None:
-    """The limits are stated for two cores: hold this process and its children to two of them."""
+    """Restrict this process and its children to two cores, for which the limits are stated."""
     available = sorted(os.sched_getaffinity(0))
     if len(available) < CORES:
         raise WrongBenchError(
@@ -51,14 +51,17 @@ def require_cores() -> None:
 
 
 def start_side(module: str, request: Record, python: Path = OURS) -> subprocess.Popen[str]:
-    """Start `python -m tests.bench.sides.MODULE`, which does what `request` says in a process of its own."""
+    """Start `python -m tests.bench.sides.MODULE REQUEST` in a new process."""
     if not python.exists():
         raise WrongBenchError("the peers' environment is missing: run `make peers`")
     return start_command([str(python), "-m", f"tests.bench.sides.{module}", json.dumps(request)])
 
 
 def start_command(command: list[str], extra: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start a command that answers in one line of JSON, with `extra` in its environment and no word of Ray's."""
+    """Start a command that prints one line of JSON.
+
+    Its environment has `extra` and no variable of Ray.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "PYTHONPATH": str(ROOT),
@@ -77,17 +80,20 @@ def start_command(command: list[str], extra: dict[str, str] | None = None) -> su
 
 
 def finish_side(side: subprocess.Popen[str], timeout_s: float = 300) -> Record:
-    """The side's last line, which is its answer. WrongBenchError when it failed, with what it said."""
+    """Wait for a side and return its last line, which is its answer.
+
+    Raises WrongBenchError with the end of its output if it failed.
+    """
     try:
-        out, said = side.communicate(timeout=timeout_s)
+        out, errors = side.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         raise WrongBenchError(f"{side.args!r} took more than {timeout_s:.0f} s") from None
     finally:
-        if side.poll() is None:  # it, and what it started, would disturb whatever is measured next
+        if side.poll() is None:  # the process and its children would disturb the next measurement
             os.killpg(side.pid, signal.SIGKILL)
             side.wait()
     if side.returncode != 0 or not out.strip():
-        raise WrongBenchError(f"{side.args!r} ended with {side.returncode}: {said[-3000:]}")
+        raise WrongBenchError(f"{side.args!r} ended with {side.returncode}: {errors[-3000:]}")
     answer: Record = json.loads(out.strip().splitlines()[-1])
     return answer
 
@@ -102,22 +108,22 @@ def run_side(module: str, request: Record, python: Path = OURS, timeout_s: float
 
 @contextmanager
 def round_folder(folder: Path, name: str) -> Iterator[Path]:
-    """A folder below `folder` for one round, gone after it: memory holds one round's output at a time."""
-    made = folder / name
-    made.mkdir()
+    """Make a folder for one round and delete it at its end, so that memory holds one output."""
+    round_path = folder / name
+    round_path.mkdir()
     try:
-        yield made
+        yield round_path
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(round_path, ignore_errors=True)
 
 
 def scaled(count: int) -> int:
-    """`count`, or less with BENCH_SCALE below 1: to see that a bench runs, not to read figures from it."""
+    """Return `count` times BENCH_SCALE; below 1 it tests that a bench runs, without figures."""
     return max(8, round(count * float(os.environ.get("BENCH_SCALE", "1"))))
 
 
 def ingests_of(answer: Record) -> list[Record]:
-    """What our own side says of each ingest; WrongBenchError when it rejected a picture, all of which are good."""
+    """Return the records of afinar's ingests. Raises WrongBenchError if it rejected a picture."""
     records: list[Record] = answer["ingests"]
     for record in records:
         if record["summary"]["rejects"]:

@@ -1,4 +1,4 @@
-"""Our own side: ingests one after the other, inside one Ray that is started and warmed up before."""
+"""The side of afinar: ingests one after the other, in one Ray that was started and warmed up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import psutil
+
 from afinar.config.ingest import IngestConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
@@ -16,9 +17,9 @@ from afinar.ingest.driver import run_ingest
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Run `request["ingests"]`, each the fields of an IngestConfig; one record for each.
+    """Run `request["ingests"]`, each the fields of an IngestConfig, and return their records.
 
-    `request["watched"]` are processes, such as a server's, whose CPU time during each ingest is wanted too.
+    `request["watched"]` are processes, such as a server, whose CPU time is measured too.
     """
     watched = request.get("watched", [])
     with ray_session("local", request["cores"]):
@@ -27,7 +28,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def ingest(fields: dict[str, Any], watched: list[int]) -> dict[str, Any]:
-    """Wall seconds of the job, CPU seconds of our tree and of the watched ones, and the job's own summary."""
+    """Return wall seconds, CPU seconds of this tree and the watched ones, and the summary."""
     config, executor = IngestConfig(**fields), RayExecutor(None)
     ours, theirs, started = cpu_s([psutil.Process().pid]), cpu_s(watched), time.monotonic()
     summary = run_ingest(config, executor).summary
@@ -40,7 +41,10 @@ def ingest(fields: dict[str, Any], watched: list[int]) -> dict[str, Any]:
 
 
 def cpu_s(roots: Iterable[int]) -> float:
-    """CPU seconds of process trees so far; Ray's workers outlive a job, so none ends between two readings."""
+    """Return the CPU seconds of process trees so far.
+
+    Ray's workers outlive a job, so that none ends between two readings.
+    """
     total = 0.0
     for root in roots:
         parent = psutil.Process(root)

@@ -1,4 +1,4 @@
-"""The bare limit: one plain process per core decoding pictures that are in memory already, and nothing else."""
+"""The bare limit: one process per core that only decodes pictures that are in memory."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+
 from afinar.pictures.decode import decode, decode_into
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.resize import Pixels
-from PIL import Image
 
 Decoder = Callable[[bytes, StoredView], Pixels]
 
 
 def ours(data: bytes, view: StoredView) -> Pixels:
-    """The project's one way from bytes to pixels."""
+    """Decode as every job does."""
     return decode(data, view).image
 
 
 def in_place(data: bytes, view: StoredView) -> Pixels:
-    """The same into memory that is there already."""
+    """Decode into an existing buffer."""
     decode_into(data, view, _place(view.size))
     return _place(view.size)
 
@@ -40,7 +41,7 @@ def _place(size: int) -> Pixels:
 
 
 def pillow(data: bytes, view: StoredView) -> Pixels:
-    """The same pixels of an ordinary JPEG, without limits, orientation, transparency or errors looked after."""
+    """Decode an ordinary JPEG without checks, orientation, transparency or errors."""
     image = Image.open(io.BytesIO(data), formats=("JPEG",))
     image.draft("RGB", (2 * view.size, 2 * view.size))
     width, height = image.size
@@ -53,11 +54,11 @@ def pillow(data: bytes, view: StoredView) -> Pixels:
 
 
 DECODERS: dict[str, Decoder] = {"decode": ours, "decode_into": in_place, "pillow": pillow}
-"""Candidates for the fastest; a rawer function goes here, and its pixels are compared with `decode`'s."""
+"""Candidates for the fastest. Their pixels are compared with those of `decode`."""
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Rates in pictures per second by decoder, costs per picture in seconds, and how far the pixels differ."""
+    """Return pictures per second by decoder, other costs in seconds, differences of pixels."""
     files = sorted(str(path) for path in Path(request["source"]).rglob("*.jpg"))[
         : request["pictures"]
     ]
@@ -71,7 +72,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def rate(name: str, files: list[str], view: StoredView, cores: int) -> float:
-    """Sum of the processes' own rates, so that none waits for another at the end."""
+    """Return the sum of the rates of all processes, so that none waits for another at the end."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(cores)
     answers: Any = context.SimpleQueue()
@@ -99,7 +100,7 @@ def _loop(name: str, files: list[str], view: StoredView, barrier: Any, answers: 
 
 
 def costs_s(files: list[str], view: StoredView, out: Path) -> dict[str, float]:
-    """What ingest does per picture besides decoding: hash the file, hash the shard, write the shard."""
+    """Return the seconds per picture of the other work of an ingest: hash and write."""
     pictures = [Path(file).read_bytes() for file in files[:500]]
     shard = (
         np.random.default_rng(0)
@@ -129,7 +130,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def apart(files: list[str], view: StoredView) -> dict[str, float]:
-    """Largest mean absolute difference of a picture from `decode`'s, by decoder, in levels of 255."""
+    """Return the largest mean difference of a picture from `decode`, by decoder, in levels."""
     worst = dict.fromkeys(DECODERS, 0.0)
     for file in files:
         data = Path(file).read_bytes()

@@ -1,6 +1,7 @@
-"""Writes the peers' stores for `batches`, each as its documentation has it, from pixels and their JPEGs.
+"""Write the stores of the peers for `batches`, each as its documentation describes.
 
-What is read: `pixels.npy`, uint8 [count, size, size, 3], and `jpegs/NUMBER.jpg`, the same pictures at quality 95.
+Inputs are `pixels.npy`, uint8 [count, size, size, 3], and `jpegs/NUMBER.jpg`, the same pictures
+with quality 95.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from streaming import MDSWriter  # type: ignore[import-not-found]  # lives in the peers' environment
 
-FILES = 16  # of each store that is cut by its writer's caller: eight for each of two readers
+FILES = 16  # of WebDataset and Parquet: eight for each of two readers
 Pixels = NDArray[np.uint8]
 
 
 def write_mds(stores: Path, pixels: Pixels) -> None:
-    """MosaicML Streaming: arrays of a fixed shape, and JPEGs, both in shards of its default size."""
+    """Write MDS of MosaicML Streaming: arrays of a fixed shape, and JPEGs, in default shards."""
     shape = ",".join(str(side) for side in pixels.shape[1:])
     with MDSWriter(
         out=str(stores / "mds-pixels"), columns={"image": f"ndarray:uint8:{shape}", "id": "int"}
@@ -36,7 +37,7 @@ def write_mds(stores: Path, pixels: Pixels) -> None:
 
 
 def write_tars(stores: Path, pixels: Pixels) -> None:
-    """WebDataset: tar shards of JPEGs, and of arrays."""
+    """Write tar shards of WebDataset: JPEGs, and arrays."""
     for kind in ("jpg", "npy"):
         folder = stores / f"tar-{kind}"
         folder.mkdir()
@@ -52,7 +53,7 @@ def write_tars(stores: Path, pixels: Pixels) -> None:
 
 
 def write_parquet(stores: Path, pixels: Pixels) -> None:
-    """Ray Data: Parquet with a tensor column, as its own writer makes it."""
+    """Write Parquet with a tensor column by Ray Data."""
     path = str(stores / "pixels.npy")
 
     def read(batch: dict[str, Any]) -> dict[str, Any]:
@@ -65,12 +66,12 @@ def write_parquet(stores: Path, pixels: Pixels) -> None:
 
 
 def jpeg_path(stores: Path, number: int) -> Path:
-    """Where a picture's JPEG lies."""
+    """Return the path of a picture's JPEG."""
     return stores / "jpegs" / f"{number:06d}.jpg"
 
 
 def main(request: dict[str, Any]) -> list[str]:
-    """Write them all; their names."""
+    """Write all stores and return their names."""
     stores = Path(request["stores"])
     pixels = np.load(stores / "pixels.npy", mmap_mode="r")
     for write in (write_mds, write_tars, write_parquet):

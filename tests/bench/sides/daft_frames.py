@@ -1,4 +1,4 @@
-"""Daft's native runner, which uses every core: download, decode, resize (it squashes), write Parquet."""
+"""Daft's native runner on all cores: download, decode, resize (it squashes), write Parquet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from daft import col
 
 
 def convert(source: str, out: str, size: int, options: dict[str, Any]) -> None:
-    """As its guide to images has it; `batch` rows at a time where that is not 0."""
+    """Convert as its guide to images describes, `batch` rows at a time unless that is 0."""
     files = daft.from_glob_path(f"{source}/**/*.jpg")
     if options["batch"]:
         files = files.into_batches(options["batch"])
@@ -22,7 +22,10 @@ def convert(source: str, out: str, size: int, options: dict[str, Any]) -> None:
 
 
 def main(request: dict[str, Any]) -> list[float]:
-    """Warm up, then time a conversion with each of `request["options"]`: seconds, and its output in `out`/number."""
+    """Warm up, then return the seconds of a conversion with each of `request["options"]`.
+
+    The output is in `out`/NUMBER.
+    """
     daft.set_runner_native()
     out = Path(request["out"])
     convert(request["warm_up"], str(out / "warm"), request["size"], request["options"][0])

@@ -1,4 +1,4 @@
-"""torch's DataLoader over torchvision's ImageFolder: the source's files decoded anew in every epoch."""
+"""torch's DataLoader on torchvision's ImageFolder: files are decoded in every epoch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.bench.epochs import Epoch, measure_each
 
 
 class Numbered(ImageFolder):  # type: ignore[misc]  # its package has no types
-    """A sample is its file's number and its picture."""
+    """ImageFolder with the number of the file instead of the label."""
 
     def __getitem__(self, index: int) -> tuple[int, Any]:
         image, _ = super().__getitem__(index)
@@ -25,7 +25,7 @@ class Numbered(ImageFolder):  # type: ignore[misc]  # its package has no types
 
 
 def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
-    """`workers`, and batches that each prepares ahead."""
+    """Return a reader with `workers` processes that prepare `ahead` batches each."""
     size = request["size"]
     view = v2.Compose([v2.Resize(size), v2.CenterCrop(size), v2.PILToTensor()])
     ahead = (
@@ -49,7 +49,7 @@ def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
 
 
 def main(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """See `measure_each`."""
+    """Measure each of the options."""
     return measure_each(reader, request)
 
 

@@ -1,7 +1,8 @@
-"""img2dataset over file:// addresses: one process per core, centre crop, JPEGs.
+"""img2dataset on file:// URLs: one process per core, centre crop, JPEGs.
 
-`download` starts its processes anew each time, so a warm-up before it would warm nothing: the time is taken from
-its own statistics, first shard's start to last shard's end, which leaves starting and importing out.
+`download` starts new processes each time, so that a warm-up has no effect. The time is taken from
+its statistics, from the start of the first shard to the end of the last, without starts and
+imports.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ SHARDS_PER_CORE = 4
 
 
 def main(request: dict[str, Any]) -> list[float]:
-    """Convert with each of `request["options"]`: seconds, and its output in `out`/number."""
+    """Convert with each of `request["options"]` into `out`/NUMBER and return the seconds."""
     addresses = sorted(f"file://{path}" for path in Path(request["source"]).rglob("*.jpg"))
     urls = Path(request["out"], "urls.txt")
     urls.write_text("\n".join(addresses))
@@ -35,7 +36,7 @@ def main(request: dict[str, Any]) -> list[float]:
 def convert(
     urls: Path, out: Path, request: dict[str, Any], per_shard: int, options: dict[str, Any]
 ) -> None:
-    """One call of its main entry point."""
+    """Call the main entry point of img2dataset."""
     download(
         url_list=str(urls),
         output_folder=str(out),
@@ -46,17 +47,17 @@ def convert(
         processes_count=request["cores"],
         thread_count=options["threads"],
         number_sample_per_shard=per_shard,
-        extract_exif=False,  # what it does besides is left out …
-        compute_hash=None,  # … although ingest does hash each file
+        # Other work is switched off, although an ingest does hash each file.
+        extract_exif=False,
+        compute_hash=None,
         enable_wandb=False,
     )
 
 
 def _own_seconds(out: Path) -> float:
     statistics = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
-    return float(
-        max(one["end_time"] for one in statistics) - min(one["start_time"] for one in statistics)
-    )
+    ends, starts = ([shard[key] for shard in statistics] for key in ("end_time", "start_time"))
+    return float(max(ends) - min(starts))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The bare bound of data-parallel training: processes of one thread that step the same network, each for itself."""
+"""Bound of data-parallel training: independent processes with one thread that take steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WARM = 3
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Samples per second of `processes` together: the sum of their own rates, so that none waits for another."""
+    """Return the sum of the rates of all processes in samples per second: none waits."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(request["processes"])
     answers: Any = context.SimpleQueue()

@@ -1,4 +1,4 @@
-"""Our own side: labellings one after the other, inside one Ray that is started and warmed up before."""
+"""The side of afinar: labellings one after the other, in one Ray that was warmed up."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
 from afinar.labelling.driver import run_labelling
 
-BEGAN, ENDED, WHO = "bench began", "bench ended", "bench worker"
+BEGAN, ENDED, PID = "bench began", "bench ended", "bench worker"
 
 
-class Noting:
-    """A worker's work, with the time that each unit began and ended noted among its stages.
+class TimedWork:
+    """Work of a worker that adds start and end of each unit to the phases of its result.
 
-    The clock is the machine's, so that readings of several processes compare.
+    Times are those of the machine's monotonic clock, which all processes share.
     """
 
     def __init__(self, make_work: Callable[[], Callable[[Any], Any]]) -> None:
@@ -30,44 +30,44 @@ class Noting:
     def __call__(self, task: Any) -> Any:
         began = time.monotonic()
         result = self._work(task)
-        result.stages.update({BEGAN: began, ENDED: time.monotonic(), WHO: os.getpid()})
+        result.phases.update({BEGAN: began, ENDED: time.monotonic(), PID: os.getpid()})
         return result
 
 
 class WatchedExecutor:
-    """RayExecutor whose units are timed where they run."""
+    """RayExecutor that times units in the workers; `units` has start, end and process id."""
 
     def __init__(self) -> None:
         self._executor = RayExecutor(None)
         self.units: list[tuple[float, float, int]] = []
 
     def run(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
-        """See Executor."""
         return self._executor.run(work, tasks)
 
     def run_with_state(
         self, make_work: Callable[[], Callable[[Any], Any]], tasks: Iterable[Any], *rest: Any
     ) -> Iterator[Any]:
-        """See Executor."""
-        for result in self._executor.run_with_state(partial(Noting, make_work), tasks, *rest):
+        for result in self._executor.run_with_state(partial(TimedWork, make_work), tasks, *rest):
             self.units.append(
-                (result.phases.pop(BEGAN), result.phases.pop(ENDED), int(result.phases.pop(WHO)))
+                (result.phases.pop(BEGAN), result.phases.pop(ENDED), int(result.phases.pop(PID)))
             )
             yield result
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Run `request["labellings"]`, each the fields of a LabelConfig; one record for each."""
+    """Run `request["labellings"]`, each the fields of a LabelConfig, and return their records."""
     with ray_session("local", request["cores"]):
         label(request["warm_up"])
         return {"labellings": [label(fields) for fields in request["labellings"]]}
 
 
 def label(fields: dict[str, Any]) -> dict[str, Any]:
-    """The job's own summary, and where its wall seconds went.
+    """Return the summary of a job and the parts of its wall time.
 
-    `before_s`: until the first unit began; `units_s`: from then until the last one ended; `after_s`: until the job
-    did. `busy_s` is the sum over all units, done by `workers` processes.
+    - `before_s`: until the first unit begins.
+    - `units_s`: from then until the last unit ends.
+    - `after_s`: from then until the job ends.
+    - `busy_s`: the sum over all units, which `workers` processes run.
     """
     executor = WatchedExecutor()
     config = LabelConfig(**fields)
@@ -81,7 +81,7 @@ def label(fields: dict[str, Any]) -> dict[str, Any]:
         "units_s": last - first,
         "after_s": finished - last,
         "busy_s": sum(ended - began for began, ended, _ in executor.units),
-        "workers": len({who for _, _, who in executor.units}),
+        "workers": len({pid for _, _, pid in executor.units}),
         "summary": vars(summary),
     }
 

@@ -1,4 +1,4 @@
-"""The bound of labelling: decoding alone and the network's forward pass alone, in one process per core at once."""
+"""Bound of labelling: decoding alone and the forward pass alone, in one process per core."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
 from afinar.inference.predictor import load_predictor
 from afinar.models.networks.network import apply_input_view
 from afinar.models.registry.bundle import load_network
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
-from torch import Tensor, nn
 
 WARM = 20
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Costs in seconds per picture, of every process: `decode`, and `forward` by network and batch size.
+    """Return the seconds per picture of every process: `decode`, and `forward` by candidate.
 
-    `request["candidates"]` are pairs of a network's name and a batch size; `request["pictures"]` go through each.
+    `request["candidates"]` are pairs of a network's name and a batch size. Each of them handles
+    `request["pictures"]` pictures.
     """
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(request["cores"])
@@ -69,7 +71,7 @@ def _costs(request: dict[str, Any], barrier: Any, answers: Any) -> None:
 
 
 def _forward_s(network: nn.Module, inputs: Tensor, batch: int, barrier: Any) -> float:
-    """Normalised pictures lie in memory already; nothing is done with the logits."""
+    """Return the seconds per picture of the forward pass; `inputs` are normalized."""
     dtype = next(network.parameters()).dtype
     batches = [
         inputs[start : start + batch].to(dtype).contiguous(memory_format=torch.channels_last)
@@ -77,11 +79,12 @@ def _forward_s(network: nn.Module, inputs: Tensor, batch: int, barrier: Any) -> 
     ]
     with torch.inference_mode():
         network(batches[0])
-        return _timed(barrier, lambda: [network(one) for one in batches]) / (len(batches) * batch)
+        seconds = _timed(barrier, lambda: [network(images) for images in batches])
+        return seconds / (len(batches) * batch)
 
 
 def _timed(barrier: Any, work: Callable[[], object]) -> float:
-    """Seconds, while every other process does the same."""
+    """Return the seconds of `work` while every other process does the same."""
     barrier.wait()
     started = time.perf_counter()
     work()

@@ -1,7 +1,7 @@
-"""Daft's native runner with a class that holds the model: download, decode, resize, classify, write Parquet.
+"""Daft's native runner with a class that holds the model: download, decode, resize, classify.
 
-`apply`: the transform of torchvision for each picture, as Daft's own comparison with Ray Data has it; `resize`: its own
-resize, which squashes, and the class normalises.
+- `apply`: the transform of torchvision for each picture, as in Daft's comparison with Ray Data.
+- `resize`: the resize of Daft, which squashes; the class normalizes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ANSWER = DataType.struct({"label": DataType.string(), "score": DataType.float32(
 
 
 def classifier(model: str, options: dict[str, Any]) -> Any:
-    """The class for as many processes, or threads, as `actors`, in batches of `batch`."""
+    """Return the class for `actors` processes or threads, with batches of `batch`."""
 
     @daft.cls(max_concurrency=options["actors"], use_process=options["process"])
     class Model:
@@ -38,7 +38,7 @@ def classifier(model: str, options: dict[str, Any]) -> Any:
                 return []
             batch = torch.from_numpy(np.stack(images.to_pylist()))
             if batch.dtype == torch.uint8:
-                batch = self.classify.normalised(batch.permute(0, 3, 1, 2))
+                batch = self.classify.normalize(batch.permute(0, 3, 1, 2))
             labels, scores = self.classify(batch)
             return [
                 {"label": label, "score": score}
@@ -49,7 +49,7 @@ def classifier(model: str, options: dict[str, Any]) -> Any:
 
 
 def infer(source: str, out: str, request: dict[str, Any], options: dict[str, Any]) -> None:
-    """One labelling."""
+    """Label a folder of pictures."""
     size = request["size"]
     files = daft.from_glob_path(f"{source}/**/*.jpg")
     image = col("path").download().decode_image(mode="RGB")
@@ -74,7 +74,7 @@ def _transform(image: Any, size: int) -> Any:
 
 
 def main(request: dict[str, Any]) -> list[list[float]]:
-    """See `measure_each`."""
+    """Measure each of the options."""
     daft.set_runner_native()
     return measure_each(infer, request)
 

@@ -1,4 +1,4 @@
-"""The rate of a model's forward pass alone, on normalised pictures that lie where it computes."""
+"""Rate of a model's forward pass alone, on normalized pictures that are on its device."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ import time
 from typing import Any
 
 import torch
-from afinar.inference.predictor import load_predictor
-from afinar.models.registry.versions import find_model
 from torch import nn
 
+from afinar.inference.predictor import load_predictor
+from afinar.models.registry.versions import find_model
 from tests.bench.sides.train_steps import device_name
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Pictures per second with the fastest of `request["batches"]`; the network is the one that labelling makes."""
+    """Return pictures per second with the fastest of `request["batches"]`.
+
+    The network is the one that labelling optimizes.
+    """
     device = torch.device(request["device"])
     torch.backends.cudnn.allow_tf32 = False  # as in labelling
     predictor = load_predictor(
@@ -39,17 +42,17 @@ def _rate(network: nn.Module, batch: int, size: int, device: torch.device, secon
     with torch.inference_mode():
         for _ in range(3):
             network(images)
-        _finish(device)
+        _synchronize(device)
         done, started = 0, time.perf_counter()
         while time.perf_counter() - started < seconds:
             network(images)
-            _finish(device)
+            _synchronize(device)
             done += batch
         return done / (time.perf_counter() - started)
 
 
-def _finish(device: torch.device) -> None:
-    """What was asked for is done by now."""
+def _synchronize(device: torch.device) -> None:
+    """Wait until the device has finished."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

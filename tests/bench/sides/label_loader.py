@@ -1,4 +1,4 @@
-"""torch's DataLoader and the model in one process: a folder's files decoded by workers, scored in batches, Parquet."""
+"""torch's DataLoader and the model in one process; worker processes decode the files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.bench.sides.label_network import Classifier, measure_each
 
 
 class Paths(ImageFolder):  # type: ignore[misc]  # its package has no types
-    """A sample is its file's path and its picture."""
+    """ImageFolder with the path of the file instead of the label."""
 
     def __getitem__(self, index: int) -> tuple[str, Any]:
         image, _ = super().__getitem__(index)
@@ -27,7 +27,7 @@ class Paths(ImageFolder):  # type: ignore[misc]  # its package has no types
 
 
 def infer(source: str, out: str, request: dict[str, Any], options: dict[str, Any]) -> None:
-    """One labelling: `workers` processes, batches of `batch`, the network in `layout`, on `threads` threads."""
+    """Label a folder with `workers` processes, batches of `batch`, `layout` and `threads`."""
     torch.set_num_threads(options["threads"])
     view = v2.Compose([v2.Resize((request["size"],) * 2), v2.PILToTensor()])
     loader: DataLoader[Any] = DataLoader(
@@ -36,7 +36,7 @@ def infer(source: str, out: str, request: dict[str, Any], options: dict[str, Any
     classify = Classifier(request["model"], options["layout"])
     answers: dict[str, list[Any]] = {"path": [], "label": [], "score": []}
     for paths, images in loader:
-        labels, scores = classify(classify.normalised(images))
+        labels, scores = classify(classify.normalize(images))
         answers["path"] += paths
         answers["label"] += labels
         answers["score"] += scores
@@ -45,7 +45,7 @@ def infer(source: str, out: str, request: dict[str, Any], options: dict[str, Any
 
 
 def main(request: dict[str, Any]) -> list[list[float]]:
-    """See `measure_each`."""
+    """Measure each of the options."""
     return measure_each(infer, request)
 
 

@@ -1,6 +1,7 @@
-"""The bundle's network as anybody would have it: torchvision's own, its weights from the safetensors file.
+"""The network of a bundle without afinar: torchvision's, with weights of the safetensors file.
 
-Imported by sides of the peers' environment, which has torch and torchvision at our versions and nothing of ours.
+Sides in the peers' environment import this module. It has torch and torchvision in the same
+versions, but not afinar.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _LAST = {"resnet18": "fc", "mobilenet_v3_small": "classifier.3"}
 
 
 def load(model: str) -> tuple[nn.Module, dict[str, Any]]:
-    """The network of MODELS@1 in eval mode, and its record."""
+    """Return the network of MODELS@1 in eval mode, and its record."""
     models = Path(model.rpartition("@")[0])
     (file,) = models.glob("versions/*.json")
     record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -32,18 +33,18 @@ def load(model: str) -> tuple[nn.Module, dict[str, Any]]:
     )
     last = _LAST[architecture["backbone"]]
     state = load_file(models / record["weights"]["path"])
-    network.load_state_dict({_theirs(name, last): tensor for name, tensor in state.items()})
+    network.load_state_dict({_full_name(name, last): tensor for name, tensor in state.items()})
     return network.eval(), record
 
 
-def _theirs(name: str, last: str) -> str:
-    """A tensor's name in the uncut network, whose classifier's last layer is called `last`."""
+def _full_name(name: str, last: str) -> str:
+    """Return a tensor's name in the full network, whose last layer is called `last`."""
     part, _, rest = name.partition(".")
     return rest if part == "backbone" else f"{last}.{rest}"
 
 
 class Classifier:
-    """Labels and probabilities of a batch; made once in each process that scores."""
+    """Classifier of batches; one in each process."""
 
     def __init__(self, model: str, layout: str = "default") -> None:
         self.network, record = load(model)
@@ -53,7 +54,7 @@ class Classifier:
         self._mean, self._std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
 
     def __call__(self, inputs: Tensor) -> tuple[list[str], list[float]]:
-        """Of normalised pictures float32 [n, 3, size, size]."""
+        """Return labels and probabilities of normalized pictures, float32 [n, 3, size, size]."""
         with torch.inference_mode():
             best = (
                 self.network(inputs.contiguous(memory_format=self._format))
@@ -62,19 +63,19 @@ class Classifier:
             )
         return [self.classes[number] for number in best.indices.tolist()], best.values.tolist()
 
-    def normalised(self, images: Tensor) -> Tensor:
-        """Of uint8 [n, 3, size, size], in any layout."""
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return normalized pictures; `images` are uint8 [n, 3, size, size], in any layout."""
         return (images.float() / 255 - self._mean) / self._std
 
 
 Infer = Callable[[str, str, dict[str, Any], dict[str, Any]], None]
-"""One labelling of a folder into another, for a request, with one of its options."""
+"""Function that labels a folder (source, out, request, one of its options)."""
 
 
 def measure_each(infer: Infer, request: dict[str, Any]) -> list[list[float]]:
-    """Warm up; seconds for each of `request["sources"]` with each of `request["options"]`.
+    """Warm up; return the seconds of each of `request["sources"]` with each of the options.
 
-    Answers go to `out`/<number of the options>-<number of the source>.
+    Answers are written to `out`/<number of the options>-<number of the source>.
     """
     out = Path(request["out"])
     infer(request["warm_up"], str(out / "warm"), request, request["options"][0])

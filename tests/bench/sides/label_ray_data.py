@@ -1,8 +1,10 @@
-"""Ray Data's batch inference on images, in the forms of its guide; and the same with afinar's predictor.
+"""Ray Data's batch inference on images, with the network of torchvision or afinar's predictor.
 
-`map`: its guide's own: read, a transform of torchvision for each row, an actor pool, Parquet. `sized`: resized where it
-is read, so that uint8 travels and the actor normalises. `bytes`: files in few blocks, decoded in batches with Pillow.
-All squash. With `predictor` the actors hold afinar's predictor, in our environment.
+- `map`, as in its guide: read, a transform of torchvision for each row, an actor pool, Parquet.
+- `sized`: pictures are resized when they are read, uint8 is sent, and the actors normalize.
+- `bytes`: files in few blocks, decoded in batches with Pillow.
+
+All squash. With `predictor` the actors hold afinar's predictor, in afinar's environment.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from tests.bench.sides.label_network import MEAN, STD, Classifier, measure_each
 
 
 class Plain:
-    """torchvision's network on pictures that were normalised before, or not."""
+    """The network of torchvision, on normalized or on uint8 pictures."""
 
     def __init__(self, model: str) -> None:
         self._classify = Classifier(model)
@@ -32,7 +34,7 @@ class Plain:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         images = torch.from_numpy(batch["image"])
         if images.dtype == torch.uint8:
-            images = self._classify.normalised(images.permute(0, 3, 1, 2))
+            images = self._classify.normalize(images.permute(0, 3, 1, 2))
         labels, scores = self._classify(images)
         return {
             "path": batch["path"],
@@ -58,7 +60,7 @@ class Ours:
 
 
 def read(source: str, size: int, options: dict[str, Any]) -> ray.data.Dataset:
-    """Pictures as `image` with their `path`, in one of the three forms."""
+    """Return pictures as `image` with their `path`, in one of the three forms."""
     blocks = options["blocks"]
     if options["form"] == "bytes":
         files = ray.data.read_binary_files(source, include_paths=True, override_num_blocks=blocks)
@@ -93,7 +95,10 @@ def _decode(batch: dict[str, Any], size: int) -> dict[str, Any]:
 
 
 def infer(source: str, out: str, request: dict[str, Any], options: dict[str, Any]) -> None:
-    """One labelling. Two actors have half a core each by Ray's count, for else none is left to read with."""
+    """Label a folder.
+
+    Two actors request half a core each, since otherwise no core is left for reading.
+    """
     answers = read(source, request["size"], options).map_batches(
         Ours if request["predictor"] else Plain,
         fn_constructor_args=[request["model"]],
@@ -105,7 +110,7 @@ def infer(source: str, out: str, request: dict[str, Any], options: dict[str, Any
 
 
 def main(request: dict[str, Any]) -> list[list[float]]:
-    """See `measure_each`."""
+    """Measure each of the options."""
     ray.init("local", num_cpus=request["cores"], log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     return measure_each(infer, request)

@@ -1,4 +1,4 @@
-"""Starting a local Ray, and nothing else: what every job pays before it can begin."""
+"""Time to start a local Ray, which every job needs before it can begin."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from afinar.execution.session import ray_session
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Seconds of the start alone; importing Ray is not among them."""
+    """Return the seconds of the start, without the import of Ray."""
     started = time.monotonic()
     with ray_session("local", request["cores"]):
         return {"seconds": time.monotonic() - started}

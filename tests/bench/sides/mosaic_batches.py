@@ -16,7 +16,7 @@ from tests.bench.epochs import Epoch, measure_each
 
 
 class Pictures(streaming.StreamingDataset):  # type: ignore[misc]
-    """Samples as arrays: a JPEG is decoded here, by whichever worker reads it."""
+    """Samples as arrays; the worker that reads a JPEG decodes it."""
 
     def __getitem__(self, at: int) -> Any:
         sample = super().__getitem__(at)
@@ -24,7 +24,7 @@ class Pictures(streaming.StreamingDataset):  # type: ignore[misc]
 
 
 def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
-    """`store`, `workers`, and batches that each worker prepares ahead."""
+    """Return a reader of `store` with `workers` processes that prepare `ahead` batches each."""
     pictures = Pictures(
         local=f"{request['stores']}/{options['store']}", shuffle=True, batch_size=request["batch"]
     )
@@ -45,10 +45,9 @@ def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
 
 
 def main(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """See `measure_each`."""
-    warnings.filterwarnings(
-        "ignore", message="The given NumPy array is not writable"
-    )  # torch copies it at once
+    """Measure each of the options."""
+    # torch copies the array at once.
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     return measure_each(reader, request)
 
 

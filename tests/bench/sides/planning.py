@@ -1,4 +1,4 @@
-"""Plans a synthetic archive of N pictures, and says how long it took and how much memory."""
+"""Plan a synthetic archive of N pictures and measure time and memory."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SOURCE = "s3://museum-archive-eu"
 
 
 class SyntheticStore(Store):
-    """A bucket of N pictures that lists them in shuffled order and holds none."""
+    """A bucket that lists N pictures in shuffled order, without content."""
 
     def __init__(self, pictures: int) -> None:
         super().__init__(SOURCE)
         self._pictures = pictures
 
     def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Numbers in the order of a full-period linear sequence, so that nothing arrives sorted."""
+        """Yield pictures in the order of a full-period linear sequence, not sorted."""
         count = self._pictures
         step = next(
             number
@@ -42,45 +42,41 @@ class SyntheticStore(Store):
         number = 0
         for _ in range(count):
             number = (number + step) % count
-            name = f"collection-{number % 97:02d}/20{number % 25:02d}/box-{number % 1009:04d}/IMG_{number:010d}.jpg"
-            mark = f"{(number * 0x9E3779B97F4A7C15F39CC0605CEDC835) % 2**128:032x}"
+            folder = f"collection-{number % 97:02d}/20{number % 25:02d}/box-{number % 1009:04d}"
+            name = f"{folder}/IMG_{number:010d}.jpg"
+            etag = f"{(number * 0x9E3779B97F4A7C15F39CC0605CEDC835) % 2**128:032x}"
             yield ObjectInfo(
-                name=name, uri=f"{SOURCE}/{name}", size=60_000 + number % 40_000, etag=mark
+                name=name, uri=f"{SOURCE}/{name}", size=60_000 + number % 40_000, etag=etag
             )
 
     def exists(self) -> bool:
-        """It does."""
         return True
 
     def require_target(self) -> None:
-        """Nothing is written here."""
+        """Do nothing: no object is written."""
 
     def get(self, name: str, etag: str | None = None) -> bytes:
-        """No picture is read by planning."""
         raise AssertionError(name)
 
     def stat(self, name: str) -> ObjectInfo:
-        """Planning lists."""
         raise AssertionError(name)
 
     def put_if_absent(self, name: str, data: Buffer) -> bool:
-        """Nothing is written here."""
         raise AssertionError(name)
 
     def delete(self, name: str) -> None:
-        """Nothing is written here."""
         raise AssertionError(name)
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Time the walk alone, then listing, planning and storing; the peak is this process's own."""
-    most = int(request["most_bytes"]) + _now_bytes("VmSize")
+    """Time the walk alone, then listing, planning and storing; return the peak memory too."""
+    most = int(request["most_bytes"]) + _status_bytes("VmSize")
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     store = SyntheticStore(request["pictures"])
     started = time.monotonic()
     walked = sum(1 for _ in store.walk())
     listing_s = time.monotonic() - started
-    vars(listing)["open_store"] = lambda uri: store
+    vars(listing)["open_reader"] = lambda uri: store
     started = time.monotonic()
     units = plan(Path(request["out"]))
     seconds = time.monotonic() - started
@@ -89,29 +85,30 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "listing_s": listing_s,
         "units": units,
-        "peak_bytes": _now_bytes("VmHWM"),
+        "peak_bytes": _status_bytes("VmHWM"),
     }
 
 
 def plan(out: Path) -> int:
-    """As the ingest job does it; how many units there are."""
+    """Plan as an ingest does and return the number of units."""
     view = StoredView(size=256, fit="crop")
-    found = listing.list_pictures(SOURCE, (".jpg",))
-    found = annotate(found, SOURCE, labels="folder", split_by_folder=False, group="").listing
+    table = listing.list_pictures(SOURCE, (".jpg",))
+    table = annotate(table, SOURCE, labels="folder", split_by_folder=False, group="").listing
     stored = store_plan(
         open_store(str(out)),
         "plans/00000001.parquet",
-        make_plan(found, OUTCOMES.empty_table(), view, 1),
+        make_plan(table, OUTCOMES.empty_table(), view, 1),
     )
-    assert len(stored.table) == len(found)
+    assert len(stored.table) == len(table)
     return len(stored.units)
 
 
-def _now_bytes(field: str) -> int:
-    """A field of /proc/self/status. Not getrusage's peak, which a process inherits from whoever started it."""
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+def _status_bytes(field: str) -> int:
+    """Return a field of /proc/self/status; the peak of getrusage includes the parent process."""
+    status = Path("/proc/self/status").read_text()
+    match = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    assert match is not None
+    return 1024 * int(match[1])
 
 
 if __name__ == "__main__":

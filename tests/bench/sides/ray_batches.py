@@ -1,4 +1,4 @@
-"""Ray Data: Parquet of pixels or a folder of JPEGs, files shuffled, `iter_torch_batches` with a local shuffle."""
+"""Ray Data: Parquet or JPEGs, shuffled files, `iter_torch_batches` with a local shuffle."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ BUFFER = 512  # samples of the local shuffle: eight batches
 
 
 def parquet(stores: str) -> ray.data.Dataset:
-    """Pixels."""
+    """Return the Parquet files with pixels."""
     return ray.data.read_parquet(f"{stores}/parquet", shuffle="files")
 
 
 def images(stores: str) -> ray.data.Dataset:
-    """JPEGs of the same size, so that nothing is resized."""
+    """Return the JPEGs, which have the size of the batches."""
     return ray.data.read_images(f"{stores}/jpegs", mode="RGB", include_paths=True, shuffle="files")
 
 
@@ -33,7 +33,7 @@ FORMS = {"parquet": parquet, "images": images}
 
 
 def collate(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Tensors; a JPEG's number is its name."""
+    """Return a batch as tensors; the number of a JPEG is its name."""
     numbers = (
         batch["id"] if "id" in batch else np.array([int(Path(path).stem) for path in batch["path"]])
     )
@@ -41,7 +41,7 @@ def collate(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
-    """`form`, and `ahead`, the batches fetched before they are asked for."""
+    """Return a reader of `form` that fetches `ahead` batches before they are needed."""
     pictures = FORMS[options["form"]](request["stores"])
     epochs = count()
 
@@ -60,7 +60,7 @@ def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
 
 
 def main(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """See `measure_each`."""
+    """Measure each of the options."""
     ray.init("local", num_cpus=request["cores"], log_to_driver=False)
     ray.data.DataContext.get_current().enable_progress_bars = False
     return measure_each(reader, request)

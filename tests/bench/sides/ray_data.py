@@ -1,4 +1,4 @@
-"""Ray Data: `read_images`, and its faster forms that read bytes and decode them in `map_batches` or `map`."""
+"""Ray Data: `read_images`, and faster forms that decode bytes in `map_batches` or `map`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 
 def with_read_images(source: str, out: str, size: int, options: dict[str, Any]) -> None:
-    """The documented way: one reader that decodes and resizes (it squashes)."""
+    """Convert as documented: one reader that decodes and resizes (it squashes)."""
     pictures = ray.data.read_images(
         source,
         size=(size, size),
@@ -29,7 +29,7 @@ def with_read_images(source: str, out: str, size: int, options: dict[str, Any]) 
 
 
 def with_map(source: str, out: str, size: int, options: dict[str, Any]) -> None:
-    """Bytes in blocks of many files; decoded and cropped in batches of `batch`, or row by row where that is 0."""
+    """Read bytes in blocks of many files; decode and crop in batches, or by row if `batch` is 0."""
     files = ray.data.read_binary_files(
         source, include_paths=True, override_num_blocks=options["blocks"]
     )
@@ -62,7 +62,10 @@ FORMS = {"read_images": with_read_images, "map": with_map}
 
 
 def main(request: dict[str, Any]) -> list[float]:
-    """Warm up, then time a conversion with each of `request["options"]`: seconds, and its output in `out`/number."""
+    """Warm up, then return the seconds of a conversion with each of `request["options"]`.
+
+    The output is in `out`/NUMBER.
+    """
     ray.init("local", num_cpus=request["cores"], log_to_driver=False)
     form, out = FORMS[request["form"]], Path(request["out"])
     form(request["warm_up"], str(out / "warm"), request["size"], request["options"][0])

@@ -1,4 +1,4 @@
-"""Our side of `batches`, and what bounds it: a gather from a numpy memory map of the same pixels."""
+"""The side of afinar in `batches`, and its bound: a gather from a memory map of the pixels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.training.loading import ShardWindows, load_batches
 from afinar.training.sampler import epoch_order, global_batches
-from numpy.typing import NDArray
-
 from tests.bench.epochs import Epoch, Pixels, measure_each
 
 SEED = 3
@@ -26,14 +26,14 @@ Batches = Iterator[tuple[list[int], Pixels]]
 def our_batches(
     dataset: Dataset, seed: int, epoch: int, batch_size: int
 ) -> Iterator[tuple[Rows, Pixels]]:
-    """The one place that knows how training reads: rows of the index, and their pixels."""
+    """Yield rows of the index and their pixels, as training reads them."""
     windows = ShardWindows.of(dataset, np.arange(len(dataset.index)), TrainConfig.window_mb * 2**20)
     order, _ = epoch_order(windows.shards, seed, epoch, windows.size)
     yield from load_batches(dataset.read, global_batches(order, batch_size), threads=0)
 
 
 def afinar(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
-    """Batches from mapped shards, as training reads them."""
+    """Return a reader of mapped shards."""
     dataset = open_dataset(f"{request['stores']}/dataset")
     numbers = np.array([int(Path(uri).stem) for uri in dataset.index.column("uri").to_pylist()])
     epochs = count()
@@ -46,7 +46,7 @@ def afinar(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
 
 
 def gather(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
-    """The same order out of one memory map, by `numpy.take` or by an index."""
+    """Return a reader of one memory map in the same order, by `numpy.take` or by an index."""
     pixels = np.load(f"{request['stores']}/pixels.npy", mmap_mode="r")
     epochs = count()
 
@@ -66,7 +66,7 @@ FORMS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Epoch]] = {
 
 
 def main(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """See `measure_each`."""
+    """Measure each of the options."""
     return measure_each(FORMS[request["form"]], request)
 
 

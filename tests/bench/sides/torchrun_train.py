@@ -1,4 +1,4 @@
-"""One worker of the training job under torchrun: the same function that Ray Train runs, without Ray."""
+"""One worker of a training under torchrun: the function that Ray Train runs, without Ray."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
 from afinar.config.train import TrainConfig
 from afinar.training.distributed import Group
 from afinar.training.task import plan_training
@@ -16,7 +17,10 @@ from afinar.training.worker import train
 
 
 def main(request: dict[str, Any]) -> None:
-    """Join, plan one after the other (planning probes the store), train. Rank 0 says where the run is."""
+    """Join the group, plan, and train. Rank 0 prints the folder of the run.
+
+    The ranks plan one after the other, since planning writes to the store to probe it.
+    """
     dist.init_process_group("gloo")
     group = Group()
     config = config_of(request)
@@ -40,7 +44,7 @@ def main(request: dict[str, Any]) -> None:
 
 
 def config_of(request: dict[str, Any]) -> TrainConfig:
-    """Its flags are those of the command, `-` for `_`."""
+    """Return the configuration of the flags of a command."""
     flags = {name.replace("-", "_"): value for name, value in request["flags"].items()}
     return TrainConfig(
         dataset=request["dataset"], models=request["models"], workers=request["workers"], **flags

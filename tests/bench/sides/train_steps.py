@@ -1,8 +1,9 @@
-"""Steps of training, timed from inside: the job's own loop on a dataset, or a plain loop on one batch in memory.
+"""Timed steps of training: the loop of the job on a dataset, or a loop on one batch in memory.
 
-Both are timed by one hook on the optimiser: of every epoch but the first, from the end of its step number SKIP to the
-end of its last. The pictures' way into the network is watched too, so that a loop which trained on something else,
-in another precision or on features of its own keeping is found out.
+A hook on the optimizer times both: in every epoch but the first, from the end of step number SKIP
+to the end of the last step. The pictures that enter the network are counted too, with their
+precision and layout, so that a loop that trains on something else (cached features, for example)
+is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
 from afinar.config.train import TrainConfig
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import build_backbone
@@ -24,10 +30,6 @@ from afinar.pictures.preprocessing import InputView
 from afinar.training.distributed import Group
 from afinar.training.task import plan_training
 from afinar.training.worker import train
-from safetensors.torch import save_file
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 SKIP = 2
 VIEW = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -35,7 +37,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Watch:
-    """Seconds of steps within epochs, and what went through the network's first convolution meanwhile."""
+    """Seconds of steps within epochs, and the pictures that passed the first convolution."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self._per_epoch, self._batch = request["steps"], request["batch"]
@@ -46,15 +48,14 @@ class Watch:
         self.layouts: set[str] = set()
 
     def stepped(self, *_: object) -> None:
-        """After a step of the optimiser."""
+        """Count a step of the optimizer; called after it."""
         self._count += 1
         epoch, within = divmod(self._count - 1, self._per_epoch)
         if epoch == 0 or within + 1 not in {SKIP, self._per_epoch}:
             return
         if self._device.type == "cuda":
-            torch.cuda.synchronize(
-                self._device
-            )  # what was asked for before this edge of the window is done by then
+            # Work that was queued before this end of the window belongs to it.
+            torch.cuda.synchronize(self._device)
         if within + 1 == SKIP:
             self._started = time.perf_counter()
         else:
@@ -63,7 +64,7 @@ class Watch:
             self._started = 0.0
 
     def passed(self, given: Tensor, made: Tensor) -> None:
-        """After the first convolution."""
+        """Count the pictures of a batch; called after the first convolution."""
         if self._started:
             self.pictures += len(made)
             self.dtypes.add(str(made.dtype).removeprefix("torch."))
@@ -71,10 +72,14 @@ class Watch:
             self.layouts.add("channels last" if last else "default")
 
     def answer(self) -> dict[str, Any]:
-        """Raises AssertionError when not every timed step took its whole batch through the network."""
+        """Return the rate and what was observed.
+
+        Raises AssertionError unless every timed step passed its whole batch through the network.
+        """
         assert self.steps, f"{self._count} steps were taken, too few to time any"
         assert self.pictures == self.steps * self._batch, (
-            f"{self.pictures} pictures went through the network in {self.steps} steps of {self._batch}"
+            f"{self.pictures} pictures went through the network in {self.steps} steps of "
+            f"{self._batch}"
         )
         return {
             "rate": self.steps / self.seconds, "steps": self.steps, "dtypes": sorted(self.dtypes),
@@ -83,7 +88,7 @@ class Watch:
 
 
 def watch(request: dict[str, Any]) -> Watch:
-    """Start watching every optimiser, and convolutions of three channels."""
+    """Register the hooks on every optimizer and on convolutions of three channels."""
     watched = Watch(request)
     register_optimizer_step_post_hook(watched.stepped)
     convolve = nn.Conv2d.forward
@@ -99,19 +104,18 @@ def watch(request: dict[str, Any]) -> Watch:
 
 
 def train_on_dataset(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """THE ADAPTER: the one place that knows how the job is told what to do. The run's history, a row for each epoch.
+    """Run the job and return the history of its run, a row for each epoch.
 
-    The window is too small for the features of the frozen regime, which then passes pictures through the network in
-    every epoch, as with augmentation.
+    The window is too small for the features of the frozen regime. So pictures pass the network in
+    every epoch, as they do with augmentation.
     """
     run = f"bench-{time.time_ns()}"
-    models = Path(
-        request["models"], run
-    )  # of its own: elsewhere it would take up the last run, which nobody published
+    models = Path(request["models"], run)  # a new folder: in another one the last run is resumed
     config = TrainConfig(
         dataset=request["dataset"], models=str(models), backbone=request["backbone"],
-        weights=_weights(request), regime=request["regime"], input_size=request["size"], epochs=request["epochs"],
-        batch_size=request["batch"], augment="none", precision=request["precision"], window_mb=1,
+        weights=_weights(request), regime=request["regime"], input_size=request["size"],
+        epochs=request["epochs"], batch_size=request["batch"], augment="none",
+        precision=request["precision"], window_mb=1,
     )  # fmt: skip
     train(plan_training(config, run), Group(request["device"]))
     lines = (models / "runs" / run / "history.jsonl").read_text(encoding="utf-8").splitlines()
@@ -119,7 +123,7 @@ def train_on_dataset(request: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _weights(request: dict[str, Any]) -> str:
-    """A file of random weights: the frozen regime takes none without."""
+    """Return a file of random weights, which the frozen regime requires."""
     file = Path(request["models"], f"{request['backbone']}.safetensors")
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -128,17 +132,22 @@ def _weights(request: dict[str, Any]) -> str:
 
 
 def waited(history: list[dict[str, Any]]) -> float | None:
-    """Share of the time, the first epoch's left out, that by the job's own ledger was not spent computing."""
-    ledgers = [row["ledger"] for row in history[1:] if "ledger" in row]
-    if not ledgers:
+    """Return the fraction of the time, without the first epoch, that was not spent computing.
+
+    It is None if the history has no timings.
+    """
+    timings = [row["ledger"] for row in history[1:] if "ledger" in row]
+    if not timings:
         return None
-    return float(
-        1 - sum(one["compute_s"] for one in ledgers) / sum(one["seconds"] for one in ledgers)
-    )
+    compute_s, seconds = (sum(epoch[key] for epoch in timings) for key in ("compute_s", "seconds"))
+    return float(1 - compute_s / seconds)
 
 
 def make_step(request: dict[str, Any]) -> Callable[[], Tensor]:
-    """A step of the same network on one uint8 batch that stays where it is: prepare, forward, backward, AdamW."""
+    """Return a function that takes a step of the same network on one uint8 batch in memory.
+
+    A step is normalization, forward and backward pass, and AdamW.
+    """
     size, device = request["size"], torch.device(request["device"])
     cut = resolve_cut(request["backbone"], "auto", size)
     network, _ = build_network(
@@ -174,12 +183,12 @@ def make_step(request: dict[str, Any]) -> Callable[[], Tensor]:
 
 
 def device_name(device: torch.device) -> str:
-    """As its maker calls it."""
+    """Return the name of the device's model."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Steps per second, and what was seen of them."""
+    """Return steps per second and what was observed of them."""
     torch.set_num_threads(request["threads"])
     torch.manual_seed(0)
     watched = watch(request)

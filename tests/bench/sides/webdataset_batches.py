@@ -1,4 +1,4 @@
-"""WebDataset: shuffled tar shards of JPEGs or arrays, shuffled again in a buffer, batched inside the workers."""
+"""WebDataset: shuffled tar shards, shuffled again in a buffer, batched in the workers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import webdataset  # type: ignore[import-not-found]  # lives in the peers' envir
 
 from tests.bench.epochs import Epoch, measure_each
 
-BUFFER = 1000  # samples, as its examples have it
+BUFFER = 1000  # samples, as in its examples
 
 
 def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
-    """`kind` of file in the tars, `workers`, and batches that each worker prepares ahead."""
+    """Return a reader of tars of `kind` with `workers` processes that prepare `ahead` batches."""
     tars = sorted(
         str(path) for path in Path(request["stores"], f"tar-{options['kind']}").glob("*.tar")
     )
@@ -44,7 +44,7 @@ def reader(request: dict[str, Any], options: dict[str, Any]) -> Epoch:
 
 
 def main(request: dict[str, Any]) -> list[dict[str, Any]]:
-    """See `measure_each`."""
+    """Measure each of the options."""
     return measure_each(reader, request)
 
 
