@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 
 from afinar import open_dataset
-from afinar.dataset import shards
 from afinar.dataset.shards import batch_rows
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.arrow import from_ipc
@@ -19,11 +18,10 @@ from tests.datasets import assert_pixels_match_files, shard_names
 
 
 @pytest.mark.parametrize("store", ["pixels", "jpeg"])
-def test_shard_of_many_batches_reads_as_one(
-    archive: Path, location: str, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shards, "_BATCH_BYTES", 5 * 64 * 64 * 3)
-    ingest(archive, location, store=store)
+def test_shard_of_many_batches_reads_as_one(archive: Path, location: str, store: str) -> None:
+    size = 740
+    assert batch_rows(StoredView(size=size, fit="crop")) == 5
+    ingest(archive, location, store=store, size=size)
     (name,) = shard_names(location)
     table = from_ipc(open_store(location).get(name))
     assert [len(batch) for batch in table.to_batches()] == [5, 5, 5, 5, 4]
@@ -34,7 +32,7 @@ def test_shard_of_many_batches_reads_as_one(
     np.testing.assert_array_equal(opened.read([7, 7, 3])[2], opened.read([3])[0])
     for path in sorted((archive / "moss").iterdir())[:6]:
         path.unlink()
-    summary = ingest(archive, location, store=store)
+    summary = ingest(archive, location, store=store, size=size)
     assert summary.shards_compacted == 1
     assert_pixels_match_files(open_dataset(location))
 
