@@ -20,7 +20,7 @@ from tests.archives import ingest
 def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:
     """Replace the function that puts an object by one that dies, and ingest."""
     puts: Counter[str] = Counter()
-    publish = local._NewFile.publish
+    publish = local._NewFile.save_as
 
     def deadly_publish(self: local._NewFile, name: str) -> bool:
         put_folder = name.split("/", maxsplit=1)[0]
@@ -33,7 +33,7 @@ def main(folder: str, nth: str, when: str, source: str, dataset: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return done
 
-    local._NewFile.publish = deadly_publish  # type: ignore[method-assign]
+    local._NewFile.save_as = deadly_publish  # type: ignore[method-assign]
     ingest(source, dataset)
 
 

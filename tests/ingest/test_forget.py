@@ -9,16 +9,19 @@ import pytest
 
 from afinar import open_dataset
 from afinar.config.forget import ForgetConfig
-from afinar.dataset.gc import collect_garbage, drop_plans, verify_dataset
+from afinar.dataset.gc import collect_garbage, drop_plans, open_plans, verify_dataset
 from afinar.dataset.manifest import get_manifests, publish_manifest
-from afinar.errors import RequestError
+from afinar.errors import RequestError, ShortfallError
 from afinar.ingest import forget as forget_module
 from afinar.ingest.forget import ForgetSummary, run_forget
+from afinar.ingest.plan import forget_plan_name
 from afinar.storage.arrow import from_ipc, from_parquet
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.units.cut import PLAN
 from afinar.units.executor import InlineExecutor
+from afinar.units.plans import store_plan
 from tests.archives import ingest
 from tests.conftest import jpeg, make_archive
 from tests.datasets import assert_pixels_match_files
@@ -193,3 +196,22 @@ def test_erasure_runs_once_an_unfinished_plan_is_dropped(tmp_path: Path) -> None
     assert len(drop_plans(store, 1)) == 1
     assert any("shards/00000002-" in name for name in collect_garbage(store, set()))
     assert forget(dataset, "moss/003.jpg").pictures == 1
+
+
+def test_resumed_ingest_beside_an_erasure_is_refused(archive: Path, tmp_path: Path) -> None:
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    (archive / "moss" / "late.jpg").write_bytes(jpeg(9001))
+    with pytest.raises(KeyboardInterrupt):
+        ingest(archive, dataset, executor=InterruptedExecutor(0))
+    store = open_store(dataset)
+    assert len(list(open_plans(store, 1))) == 1
+
+    lease = forget_plan_name(2)
+    store_plan(store, lease, PLAN.empty_table())
+    with pytest.raises(ShortfallError, match="pictures are being erased"):
+        ingest(archive, dataset)
+    assert len(open_dataset(dataset).index) == 24, "nothing was published"
+
+    store.delete(lease)
+    assert ingest(archive, dataset).samples == 25

@@ -62,7 +62,7 @@ def write_pieces(store: Store, folder: str, name: str, large: bool) -> None:
     new = store.new_large_object(folder) if large else store.new_object(folder)
     try:
         new.write(b"forged")
-        new.publish(name)
+        new.save_as(name)
     finally:
         new.discard()
 

@@ -32,12 +32,12 @@ def test_object_written_in_pieces_is_committed_as_one_object(location: str) -> N
         for piece in (b"one ", memoryview(b"two "), bytearray(b"three")):
             assert writer.write(piece) == len(piece)
         assert list(store.walk()) == [], "it is not listed before it is committed"
-        ref = writer.commit("shards/u-{hash}.arrow", 3)
+        ref = writer.save("shards/u-{hash}.arrow", 3)
     assert get_object(store, ref) == b"one two three"
     check_hash(b"one two three", ref, store)
     with ObjectWriter(store, "shards") as second:
         second.write(b"one two three")
-        assert second.commit("shards/u-{hash}.arrow", 3) == ref, "the same bytes, the same object"
+        assert second.save("shards/u-{hash}.arrow", 3) == ref, "the same bytes, the same object"
     assert [info.name for info in store.walk()] == [ref.path]
 
 

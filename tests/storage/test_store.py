@@ -123,11 +123,11 @@ def test_large_object_is_published_whole_and_once(
         for piece in pieces:
             writer.write(piece)
         assert not list(store.walk("large"))
-        ref = writer.commit(name, 0)
+        ref = writer.save(name, 0)
     assert get_object(store, ref) == b"".join(pieces)
     new = store.new_large_object("large")
     new.write(b"another, and smaller")
-    assert not new.publish(name)
+    assert not new.save_as(name)
     new.discard()
     assert get_object(store, ref) == b"".join(pieces)
     assert [info.name for info in store.walk("large")] == [name]

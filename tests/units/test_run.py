@@ -45,11 +45,11 @@ class CountLetters(IncrementalJob[Record, Record]):
         up_to_date = is_up_to_date(listing, pa.table({"uri": done, "etag": done}))
         return Planned(plan_units(listing, up_to_date, "toy", lambda n: [10] * -(-n // 10)), [])
 
-    def is_current(self, plan: pa.Table, current: Record) -> bool:
-        return not unit_names(plan)
+    def is_current(self, table: pa.Table, current: Record) -> bool:
+        return not unit_names(table)
 
-    def run_units(self, plan: pa.Table, done: set[str], current: Record) -> Iterator[UnitResult]:
-        for number, (unit, entries) in enumerate(iter_units(plan, "", done)):
+    def run_units(self, table: pa.Table, done: set[str], current: Record) -> Iterator[UnitResult]:
+        for number, (unit, entries) in enumerate(iter_units(table, "", done)):
             if number == self.killed_after:
                 raise KeyboardInterrupt
             data = json.dumps({entry.uri: len(entry.uri) for entry in entries}).encode()
@@ -68,7 +68,7 @@ class CountLetters(IncrementalJob[Record, Record]):
     def after_publish(self, plan: Plan) -> None:
         self.store.delete(plan.name)
 
-    def unchanged(self, plan: pa.Table, current: Record) -> Record:
+    def unchanged(self, table: pa.Table, current: Record) -> Record:
         return current
 
 

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib
 import logging
 import shlex
 import shutil
-import sys
 import tempfile
-import time
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from afinar.cli.formatting import format_table
 from afinar.config.base import POSITIONAL, JobConfig
@@ -22,12 +19,8 @@ from afinar.config.recipes import find_recipe
 from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
 
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
-
 logger = logging.getLogger(__name__)
 
-_WARM_UP_S: Final = 60.0
 SUBMITTABLE: Final = ("ingest", "train", "label")
 
 
@@ -89,47 +82,16 @@ def _require_shared_paths(config: JobConfig) -> None:
 
 def run(config: SubmitConfig) -> dict[str, Any]:
     """Submit the job, follow it until it ends, and return its status. Ctrl-C stops the job."""
-    from ray.job_submission import JobSubmissionClient
+    from afinar.execution.jobs_api import connect, follow_job, submit_job
 
-    try:
-        client = JobSubmissionClient(config.address)
-    except (ConnectionError, RuntimeError) as error:
-        raise RequestError(
-            f"no Ray Jobs API answers: {error}. Check --address, such as http://HEAD:8265."
-        ) from error
-
+    client = connect(config.address)
     with tempfile.TemporaryDirectory(prefix="afinar-submit-") as folder:
         argv, environment = _with_recipe(config, Path(folder))
-        job = _submit(client, shlex.join(["afinar", *argv]), environment)
+        job = submit_job(client, shlex.join(["afinar", *argv]), environment)
     logger.info(f"submitted {job}")
 
-    try:
-        while not client.get_job_status(job).is_terminal():
-            _follow(client, job)
-    except KeyboardInterrupt:
-        client.stop_job(job)
-        raise
-
-    info = client.get_job_info(job)
-    # A driver that was killed by a signal has another exit code.
-    is_ours = info.driver_exit_code in {0, 1, 2, 130}
-    exit_code = info.driver_exit_code if is_ours else 1
-    return {"job": job, "status": str(info.status), "exit_code": exit_code}
-
-
-def _submit(client: JobSubmissionClient, entrypoint: str, environment: dict[str, Any]) -> str:
-    """Submit a job and return its id.
-
-    The API of a cluster that has just started answers before it can run a job: retry for a minute.
-    """
-    deadline = time.monotonic() + _WARM_UP_S
-    while True:
-        try:
-            return client.submit_job(entrypoint=entrypoint, runtime_env=environment)
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(1)
+    end = follow_job(client, job)
+    return {"job": job, "status": end.status, "exit_code": end.exit_code}
 
 
 def _with_recipe(config: SubmitConfig, folder: Path) -> tuple[list[str], dict[str, Any]]:
@@ -148,20 +110,6 @@ def _with_recipe(config: SubmitConfig, folder: Path) -> tuple[list[str], dict[st
         elif argument.startswith("--recipe="):
             argv[position] = "--recipe=recipe.toml"
     return argv, {"working_dir": str(folder)}
-
-
-def _follow(client: JobSubmissionClient, job: str) -> None:
-    """Print the job's log until it ends or the connection breaks, as at a proxy's time limit."""
-
-    async def print_log() -> None:
-        async for lines in client.tail_job_logs(job):
-            print(lines, end="", file=sys.stderr, flush=True)  # noqa: T201
-
-    try:
-        asyncio.run(print_log())
-    except (RuntimeError, OSError) as error:
-        logger.info(f"the connection to the log broke ({error}); following again")
-    time.sleep(1)
 
 
 def describe(summary: dict[str, Any]) -> str:

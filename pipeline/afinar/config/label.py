@@ -58,10 +58,11 @@ class LabelConfig(JobConfig):
     retry_rejects: bool = False
     """Try all pictures again that an earlier run rejected, not only those with transient errors."""
     max_reject_rate: float = 1.0
-    """Highest share of rejected pictures. Above it the exit code is 1."""
+    """Highest share of rejected pictures. Above it the exit code is 1; 1.0: never."""
     unit_timeout_s: float = 3600.0
     """Replace a worker that spends this many seconds on a unit of 512 pictures (scaled to the size
-    of the unit, at least 60 s). Shortened to 20 times the slowest unit so far."""
+    of the unit, at least 60 s). Shortened to 20 times the slowest unit so far; five times as long
+    for further attempts at a unit."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""

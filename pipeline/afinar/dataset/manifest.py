@@ -34,7 +34,7 @@ class Manifest:
     - `lineage`: the version that began this preprocessing.
     - `created`: time in UTC, ISO 8601.
     - `source`: its uri and the fingerprint of its listing.
-    - `recipe`: what determines the dataset besides the source.
+    - `recipe`: source, labels, extensions, split, seed and group of the ingest.
     - `preprocessing`: the stored view.
     - `counts`: samples and rejects, the latter by reason; splits, labels and repeats.
     - `objects`: the list of the version's objects.

@@ -49,10 +49,10 @@ class ShardWriter:
         self._file.write_batch(batch)
         self.rows += len(batch)
 
-    def commit(self, unit: str) -> ObjectRef:
+    def save(self, unit: str) -> ObjectRef:
         """Write the shard under its final name, which holds `unit` and its hash."""
         self._file.close()
-        return self._object.commit(f"{FOLDER}/{unit}-{{hash}}.arrow", self.rows)
+        return self._object.save(f"{FOLDER}/{unit}-{{hash}}.arrow", self.rows)
 
 
 class MappedShard:

@@ -57,7 +57,7 @@ class ActorPool:
     """Pool of `size` actors that runs units.
 
     `make_actor` creates an actor with methods `start()` and `run(task, blocks)`.
-    `on_retry` is called for every unit that is submitted again after its actor died or hung.
+    `on_retry` is called for every unit during which an actor died or hung.
     """
 
     def __init__(

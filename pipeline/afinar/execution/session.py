@@ -79,9 +79,8 @@ def _local_ray(cores: int, dashboard: bool, verbose: bool) -> Iterator[None]:
 
     - every socket listens on loopback only;
     - every request needs a random token that is only in the environment of our processes;
-    - Ray's files (logs, sockets) are in a folder of mode 0700. It is removed at the end of the
-    block, and
-      kept if the block raises.
+    - Ray's files (logs, sockets) are in a folder of mode 0700, which is removed at the end of the
+      block unless it raises.
     """
     logger.info("starting a local Ray")
     folder = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))

@@ -141,7 +141,7 @@ def compact(task: CompactTask) -> UnitResult:
             for start in range(0, len(source.rows), step):
                 rows = pa.array(source.rows[start : start + step], pa.int64())
                 writer.write(shard.take(rows).combine_chunks().to_batches()[0])
-        ref = writer.commit(task.unit)
+        ref = writer.save(task.unit)
 
     commit_unit(store, UnitMarker(unit=task.unit, objects={"shard": ref}))
     return UnitResult(task.unit, task.pictures)

@@ -127,7 +127,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         self.store = open_store(self.dataset)
         self.view = StoredView(size=config.size, fit=config.fit, store=config.store)
         self.owner = new_owner()
-        # Everything besides the pictures that determines the dataset; budget and workers do not.
+        # What determines the dataset besides the pictures and the stored view.
         self.recipe = {
             "source": self.source,
             "labels": config.labels,
@@ -157,18 +157,18 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         table = make_plan(source.listing, current.outcomes, self.view, current.next_version)
         return Planned(table, source.notes)
 
-    def is_current(self, plan: pa.Table, current: Parent) -> bool:
+    def is_current(self, table: pa.Table, current: Parent) -> bool:
         """Return True if the parent has this listing, recipe and preprocessing, none to retry."""
         parent = current.manifest
         if parent is None or not current.has_view:
             return False
         return (
             parent.recipe == self.recipe
-            and parent.source["fingerprint"] == listing_fingerprint(plan)
+            and parent.source["fingerprint"] == listing_fingerprint(table)
             and not TRANSIENT & parent.counts["rejects_by_reason"].keys()
         )
 
-    def after_plan_stored(self, current: Parent) -> None:
+    def check_lease(self, current: Parent) -> None:
         """Raise ShortfallError if `forget` is erasing pictures: its plan is a lease."""
         lease = forget_plan_name(current.next_version)
         if any(info.name == lease for info in self.store.walk(PLANS)):
@@ -177,7 +177,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
                 "is done"
             )
 
-    def run_units(self, plan: pa.Table, done: set[str], current: Parent) -> Iterator[UnitResult]:
+    def run_units(self, table: pa.Table, done: set[str], current: Parent) -> Iterator[UnitResult]:
         if current.manifest and not current.has_view:
             logger.info(
                 f"the preprocessing differs from that of version {current.manifest.version}: "
@@ -195,7 +195,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
                 entries=entries,
                 forgotten=forgotten,
             )
-            for unit, entries in iter_units(plan, self.source, done)
+            for unit, entries in iter_units(table, self.source, done)
         )
         return self.executor.run(build_shard, tasks)
 
@@ -233,8 +233,8 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
             )
         return Published(summary)
 
-    def unchanged(self, plan: pa.Table, current: Parent) -> IngestSummary:
-        del plan
+    def unchanged(self, table: pa.Table, current: Parent) -> IngestSummary:
+        del table
         assert current.manifest is not None, "a dataset without a version needs one"
         summary = _summary_of(current.manifest, self.dataset)
         summary.unchanged = summary.samples

@@ -195,7 +195,7 @@ def _commit(dataset: Store, unit: str, writer: ShardWriter, outcomes: list[Outco
     """Commit a unit: the shard, the outcomes that name it, last the marker with their hashes."""
     objects: dict[str, ObjectRef] = {}
     if writer.rows:
-        objects["shard"] = writer.commit(unit)
+        objects["shard"] = writer.save(unit)
         for outcome in outcomes:
             if "row" in outcome and "shard" not in outcome:
                 outcome["shard"] = objects["shard"].path

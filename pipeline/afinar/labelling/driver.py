@@ -193,23 +193,23 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
         table = plan_units(listing, up_to_date, identity, partial(tapered_sizes, UNIT_PICTURES))
         return Planned(table, annotated.notes)
 
-    def is_current(self, plan: pa.Table, current: PublishedRows) -> bool:
+    def is_current(self, table: pa.Table, current: PublishedRows) -> bool:
         del current
-        return bool(plan.column("unit").null_count == len(plan))
+        return bool(table.column("unit").null_count == len(table))
 
     def run_units(
-        self, plan: pa.Table, done: set[str], current: PublishedRows
+        self, table: pa.Table, done: set[str], current: PublishedRows
     ) -> Iterator[UnitResult]:
         del current
         tasks = (
-            LabelTask(unit, entries) for unit, entries in iter_units(plan, self.source.root, done)
+            LabelTask(unit, entries) for unit, entries in iter_units(table, self.source.root, done)
         )
         policy = RetryPolicy(
             deadline_s=partial(deadline_s, self.config.unit_timeout_s),
             next_attempt=LabelTask.next_attempt,
             preprocessing=preprocessing_for(self.source, self.version.stored_view),
         )
-        make_work = partial(_make_labeller, self.spec(count_pending(plan, done)))
+        make_work = partial(_make_labeller, self.spec(count_pending(table, done)))
 
         return self.executor.run_with_state(make_work, tasks, policy)
 
@@ -269,8 +269,8 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
         delete_plan(self.store, plan)
         self._delete_superseded()
 
-    def unchanged(self, plan: pa.Table, current: PublishedRows) -> LabelSummary:
-        summary = self._summary(plan, current, RunStats())
+    def unchanged(self, table: pa.Table, current: PublishedRows) -> LabelSummary:
+        summary = self._summary(table, current, RunStats())
         summary.notes.append(
             f"nothing to do: {self.version.id} has labelled every picture of this source"
         )

@@ -46,7 +46,7 @@ class LabelSpec:
 
 @dataclass(frozen=True, slots=True)
 class LabelTask:
-    """One unit: the pictures of one part. `attempt` is the number of workers that died with it."""
+    """One unit: the pictures of one part. `attempt` counts the earlier attempts that failed."""
 
     unit: str
     entries: tuple[Entry, ...]

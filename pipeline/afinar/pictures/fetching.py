@@ -46,7 +46,7 @@ class PictureReader:
         """Read one picture.
 
         Raises PictureError if it cannot be read, and StorageError if that happened to twenty
-        pictures in a row: then the store is at fault, and the unit should be tried again.
+        pictures in a row: then the store is at fault, and the job ends.
         """
         outcome = self._fetch(picture)
         self._check_store_health(outcome)

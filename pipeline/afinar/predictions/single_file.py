@@ -42,7 +42,7 @@ def write_single(store: Store, name: str, partition: Partition) -> str:
         with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
             for group in chain([first], groups):
                 writer.write_table(group, row_group_size=len(group) or None)
-        sink.commit(path, partition.rows)
+        sink.save(path, partition.rows)
     return path
 
 

@@ -144,7 +144,7 @@ class LocalStore(Store):
         new = _NewFile(self, split_name(name)[:-1])
         try:
             new.write(data)
-            return new.publish(name)
+            return new.save_as(name)
         finally:
             new.discard()
 
@@ -209,7 +209,7 @@ class LocalStore(Store):
 
 
 class _NewFile(NewObject):
-    """A file with a hidden name in the folder `parts`; `publish` links it to a visible name."""
+    """A file with a hidden name in the folder `parts`; `save_as` links it to a visible name."""
 
     def __init__(self, store: LocalStore, parts: Sequence[str]) -> None:
         self._store, self._is_discarded = store, False
@@ -233,7 +233,7 @@ class _NewFile(NewObject):
             while len(rest):
                 rest = rest[self._file.write(rest) :]  # one call writes at most 2 GB
 
-    def publish(self, name: str) -> bool:
+    def save_as(self, name: str) -> bool:
         *parts, leaf = split_name(name)
         with translate_errors(self._store.uri(name)):
             os.fsync(self._file.fileno())

@@ -58,7 +58,7 @@ def put_object(store: Store, template: str, data: Buffer, rows: int) -> ObjectRe
 class ObjectWriter:
     """Writer of an object in pieces, so that a worker's memory does not grow with the object.
 
-    A context manager: an object that is not committed inside the block is discarded. Pass
+    A context manager: an object that is not saved inside the block is discarded. Pass
     `large=True` for an object that may not fit into memory. pyarrow can write to it as to a file.
     """
 
@@ -82,13 +82,13 @@ class ObjectWriter:
         return size
 
     def flush(self) -> None:
-        """Do nothing: the object is complete with `commit`."""
+        """Do nothing: the object is complete with `save`."""
 
-    def commit(self, template: str, rows: int) -> ObjectRef:
+    def save(self, template: str, rows: int) -> ObjectRef:
         """Publish the object under `template`, as `put_object` does."""
         digest = self._hash.hexdigest()
         path = template.format(hash=digest[:16])
-        self._new.publish(path)
+        self._new.save_as(path)
         return ObjectRef(path=path, rows=rows, bytes=self._bytes, sha256=digest)
 
 

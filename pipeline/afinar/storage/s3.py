@@ -286,7 +286,7 @@ class _OnDisk(NewObject):
     def write(self, data: Buffer) -> None:
         self._file.write(data)
 
-    def publish(self, name: str) -> bool:
+    def save_as(self, name: str) -> bool:
         self._file.flush()
         return self._store.put_file_if_absent(name, Path(self._file.name))
 

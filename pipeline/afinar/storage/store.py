@@ -26,19 +26,19 @@ class ObjectInfo(NamedTuple):
 
 
 class NewObject(ABC):
-    """An object that is being written. Readers see nothing of it before it is published."""
+    """An object that is being written. Readers see nothing of it before it has its name."""
 
     @abstractmethod
     def write(self, data: Buffer) -> None:
         """Append bytes."""
 
     @abstractmethod
-    def publish(self, name: str) -> bool:
+    def save_as(self, name: str) -> bool:
         """Give the object its final name. Return False and change nothing if the name is taken."""
 
     @abstractmethod
     def discard(self) -> None:
-        """Delete what was written. Does nothing to a published object."""
+        """Delete what was written. Does nothing to an object that was saved."""
 
 
 class Reader(ABC):
@@ -149,7 +149,7 @@ class _InMemory(NewObject):
     def write(self, data: Buffer) -> None:
         self._data.write(data)
 
-    def publish(self, name: str) -> bool:
+    def save_as(self, name: str) -> bool:
         return self._store.put_if_absent(name, self._data.getvalue())
 
     def discard(self) -> None:

@@ -1,4 +1,4 @@
-"""Stored plans: the list of units that a job carries out, kept until its version is published.
+"""Stored plans: the units that a job carries out to build a version.
 
 A plan is stored before its first unit runs, so that the next run of the same command resumes an
 interrupted one. While it is stored it is also a lease: garbage collection leaves its objects alone.
@@ -27,7 +27,7 @@ FOLDER: Final = "plans"
 class Plan:
     """A plan as it is stored: `table` is PLAN, `etag` identifies the stored object.
 
-    `resumed` is True if an earlier run stored it.
+    `resumed` is True if another run stored it: one that was interrupted, or that runs now.
     """
 
     name: str

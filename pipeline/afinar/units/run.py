@@ -97,11 +97,11 @@ class IncrementalJob(ABC, Generic[Version, Summary]):
         """List the source and cut it into units; writes nothing."""
 
     @abstractmethod
-    def is_current(self, plan: pa.Table, current: Version) -> bool:
-        """Return True if the current version needs no successor for a new plan."""
+    def is_current(self, table: pa.Table, current: Version) -> bool:
+        """Return True if the current version needs no successor for this new plan (PLAN)."""
 
     @abstractmethod
-    def run_units(self, plan: pa.Table, done: set[str], current: Version) -> Iterator[UnitResult]:
+    def run_units(self, table: pa.Table, done: set[str], current: Version) -> Iterator[UnitResult]:
         """Run the plan's units that are not in `done`, through the job's executor."""
 
     @abstractmethod
@@ -113,7 +113,7 @@ class IncrementalJob(ABC, Generic[Version, Summary]):
         """
 
     @abstractmethod
-    def unchanged(self, plan: pa.Table, current: Version) -> Summary:
+    def unchanged(self, table: pa.Table, current: Version) -> Summary:
         """Return the summary of a run that found nothing to do."""
 
     def before_run(self) -> None:
@@ -129,8 +129,8 @@ class IncrementalJob(ABC, Generic[Version, Summary]):
         del plan
         return self.open_current() != current
 
-    def after_plan_stored(self, current: Version) -> None:
-        """Check, with the plan stored as a lease, that no other job forbids this one."""
+    def check_lease(self, current: Version) -> None:
+        """Raise ShortfallError if another job forbids this one; its own plan is stored by now."""
 
     def after_publish(self, plan: Plan) -> None:
         """Delete what the published version no longer needs."""
@@ -176,7 +176,7 @@ def run_incremental(job: IncrementalJob[Version, Summary]) -> RunResult[Summary]
             if not plan.resumed:
                 raise  # the plan stays: with a larger budget it is published as it is
             logger.info(f"the plan of the interrupted run is deleted: {shortfall}")
-            job.store.delete(plan.name)
+            delete_plan(job.store, plan)
             continue
 
         job.after_publish(plan)
@@ -192,8 +192,12 @@ def run_incremental(job: IncrementalJob[Version, Summary]) -> RunResult[Summary]
 def _load(job: IncrementalJob[Version, Summary], current: Version) -> Plan | None:
     """Return the plan of an interrupted run, if there is one that can still be carried out."""
     plan = load_plan(job.store, job.plan_name(current))
-    if plan is None or job.can_resume(plan, current):
+    if plan is None:
+        return None
+    if job.can_resume(plan, current):
+        job.check_lease(current)
         return plan
+
     logger.info("the source no longer has what the plan names; planning again")
     delete_plan(job.store, plan)
     return None
@@ -202,7 +206,7 @@ def _load(job: IncrementalJob[Version, Summary], current: Version) -> Plan | Non
 def _store(job: IncrementalJob[Version, Summary], table: pa.Table, current: Version) -> Plan:
     probe_conditional_put(job.store)
     plan = store_plan(job.store, job.plan_name(current), table)
-    job.after_plan_stored(current)
+    job.check_lease(current)
     return plan
 
 
