@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from afinar.config.ingest import Fit
+from afinar.config.ingest import FitMode
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.cuts import resolve_cut
 from afinar.models.networks.network import Network, apply_input_view, build_network
@@ -41,7 +41,7 @@ _BATCH: Final = 32
 _NORMALISING: Final = 2  # batches: enough for the means and variances of BatchNorm
 
 
-def make_model(models: Path, backbone: str, size: int, fit: Fit = "squash") -> str:
+def make_model(models: Path, backbone: str, size: int, fit: FitMode = "squash") -> str:
     """Publish a network of two classes for `size` by `size` pixels, and return MODELS@1."""
     torch.manual_seed(0)
     # With a second busy process, two threads that wait for each other take ten times as long.

@@ -18,14 +18,14 @@ from afinar.dataset.reader import open_dataset
 from tests.bench.world import WrongBenchError
 
 Pixels = NDArray[np.uint8]
-Rows = Iterator[tuple[str, Pixels]]
+RowNumbers = Iterator[tuple[str, Pixels]]
 
 # Largest mean difference of a picture in levels of 255. Filters differ (area, triangle, bicubic),
 # and one side writes JPEGs; another picture is off by 86 on average.
 WORST_APART = 6.0
 
 
-def read_afinar(out: Path, size: int) -> Rows:
+def read_afinar(out: Path, size: int) -> RowNumbers:
     """Yield the pictures of a dataset."""
     dataset = open_dataset(str(out))
     uris = dataset.index.column("uri").to_pylist()
@@ -35,7 +35,7 @@ def read_afinar(out: Path, size: int) -> Rows:
         yield from zip((uris[row] for row in rows), dataset.read(rows), strict=True)
 
 
-def read_frames(out: Path, size: int) -> Rows:
+def read_frames(out: Path, size: int) -> RowNumbers:
     """Yield the pictures of Parquet files of Ray Data or Daft, with the columns path and image."""
     for file in sorted(out.rglob("*.parquet")):
         for batch in pq.ParquetFile(file).iter_batches(256, columns=["path", "image"]):
@@ -47,7 +47,7 @@ def read_frames(out: Path, size: int) -> Rows:
             )
 
 
-def read_img2dataset(out: Path, size: int) -> Rows:
+def read_img2dataset(out: Path, size: int) -> RowNumbers:
     """Yield the pictures of img2dataset's shards, in any of three formats, without its failures."""
     for table in (pq.read_table(file) for file in sorted(out.glob("*.parquet"))):
         if "jpg" in table.column_names:
@@ -121,7 +121,7 @@ def off(one: Pixels, other: Pixels) -> float:
 
 
 def require_same(
-    name: str, rows: Rows, source: Path, size: int, fit: str, compared: int = 200
+    name: str, rows: RowNumbers, source: Path, size: int, fit: str, compared: int = 200
 ) -> float:
     """Compare `compared` pictures with the reference; return the worst mean difference in levels.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.bench.outputs import Rows, read_afinar, read_frames, read_img2dataset, require_same
+from tests.bench.outputs import RowNumbers, read_afinar, read_frames, read_img2dataset, require_same
 from tests.bench.pictures import SMALL, make_pictures
 from tests.bench.table import PAIRS, Ratio, Table, spread
 from tests.bench.world import (
@@ -38,7 +38,7 @@ class Peer:
     module: str
     fit: str
     times: float
-    read: Callable[[Path, int], Rows]
+    read: Callable[[Path, int], RowNumbers]
     options: tuple[Record, ...]
     form: str = ""
     reference: str = ""  # fit of the reference, if it differs from `fit`

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.bench.outputs import Rows, read_afinar, require_same
+from tests.bench.outputs import RowNumbers, read_afinar, require_same
 from tests.bench.pictures import SMALL, make_pictures
 from tests.bench.proxy import Proxy, proxy
 from tests.bench.table import PAIRS, Ratio, Table, spread
@@ -99,7 +99,7 @@ def endpoint(server: S3Server, relay: Proxy, side: str) -> Iterator[None]:
         os.environ["AWS_ENDPOINT_URL"] = server.endpoint
 
 
-def local_rows(dataset: Path, bucket: str, source: Path) -> Rows:
+def local_rows(dataset: Path, bucket: str, source: Path) -> RowNumbers:
     """Yield the pictures of a dataset under the paths of the files that were uploaded."""
     for uri, pixels in read_afinar(dataset, SIZE):
         yield uri.replace(bucket, str(source)), pixels

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from afinar.config.ingest import Fit
+from afinar.config.ingest import FitMode
 from afinar.pictures import resize as module
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
@@ -81,7 +81,7 @@ def test_pillow_resize_differs_by_at_most_one_level(
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("source", [(500, 375), (320, 480), (1600, 1200)])
 def test_sample_with_and_without_vectors_is_equal(
-    fit: Fit, kind: str, source: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    fit: FitMode, kind: str, source: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data, view = saved(photograph(3, *source), kind), StoredView(size=96, fit=fit)
     ours = decode(data, view).image.astype(int)

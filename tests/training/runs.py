@@ -18,7 +18,7 @@ from afinar.training.checkpoint import TrainState
 from afinar.training.distributed import Group
 from afinar.training.publish import TrainResult, read_result
 from afinar.training.sample_log import SampleLog
-from afinar.training.sampler import Rows
+from afinar.training.sampler import RowNumbers
 from afinar.training.task import plan_training
 from afinar.training.worker import train
 from tests.conftest import Trained
@@ -72,7 +72,7 @@ def interrupt_after(step: int, configuration: TrainConfig, patch: pytest.MonkeyP
     """Train until `step` is done, and no further."""
     write = SampleLog.write
 
-    def write_and_interrupt(self: SampleLog, state: TrainState, rows: Rows) -> None:
+    def write_and_interrupt(self: SampleLog, state: TrainState, rows: RowNumbers) -> None:
         write(self, state, rows)
         if state.step == step:
             raise InterruptionError

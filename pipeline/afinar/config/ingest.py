@@ -16,7 +16,7 @@ from afinar.config.base import (
 )
 from afinar.errors import RequestError
 
-Fit = Literal["crop", "pad", "squash"]
+FitMode = Literal["crop", "pad", "squash"]
 StoreKind = Literal["pixels", "jpeg"]
 
 
@@ -52,7 +52,7 @@ class IngestConfig(JobConfig):
     """Seed of the split."""
     size: int = 256
     """Side of the stored square picture in pixels."""
-    fit: Fit = "crop"
+    fit: FitMode = "crop"
     """How to make a picture square: `crop` its centre, `pad` it with background, or `squash` it."""
     store: StoreKind = "pixels"
     """Content of the shards: `pixels` (memory-mapped, read without decoding) or `jpeg` (quality 95,

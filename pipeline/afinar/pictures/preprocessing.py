@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from afinar.config.base import fingerprint
-from afinar.config.ingest import Fit, StoreKind
+from afinar.config.ingest import FitMode, StoreKind
 
 DECODER = "pillow/2"
 """Version of the decoder. It changes whenever the same bytes would give other pixels."""
@@ -28,7 +28,7 @@ class StoredView:
     """
 
     size: int
-    fit: Fit
+    fit: FitMode
     background: tuple[int, int, int] = (255, 255, 255)
     decoder: str = DECODER
     store: StoreKind = "pixels"

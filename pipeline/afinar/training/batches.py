@@ -12,7 +12,7 @@ from torch import Tensor
 from afinar.training.distributed import Group
 from afinar.training.inputs import Inputs
 from afinar.training.loading import load_batches
-from afinar.training.sampler import Rows, rank_slice
+from afinar.training.sampler import RowNumbers, rank_slice
 from afinar.training.timing import EpochTimer
 
 
@@ -20,13 +20,13 @@ from afinar.training.timing import EpochTimer
 class Samples:
     """Samples of one split: dataset rows and class numbers, both int64 [n]."""
 
-    rows: Rows
-    targets: Rows
+    rows: RowNumbers
+    targets: RowNumbers
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def targets_on(self, device: torch.device, positions: Rows) -> Tensor:
+    def targets_on(self, device: torch.device, positions: RowNumbers) -> Tensor:
         """Return the class numbers of the samples at `positions`, int64 [m]."""
         return torch.from_numpy(self.targets[positions]).to(device, non_blocking=True)
 
@@ -39,8 +39,8 @@ class Batch:
     what `Inputs.load` returned for the slice.
     """
 
-    positions: Rows
-    local: Rows
+    positions: RowNumbers
+    local: RowNumbers
     loaded: Tensor
 
 
@@ -55,7 +55,7 @@ class BatchLoader:
 
     def load(
         self,
-        batches: Sequence[Rows],
+        batches: Sequence[RowNumbers],
         first: int,
         timer: EpochTimer,
         on_batch: Callable[[int], None],

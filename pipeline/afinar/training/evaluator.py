@@ -15,7 +15,7 @@ from afinar.training.distributed import Group
 from afinar.training.inputs import Inputs
 from afinar.training.loading import load_batches
 from afinar.training.metrics import Metrics, compute_metrics
-from afinar.training.sampler import Rows, rank_slice
+from afinar.training.sampler import RowNumbers, rank_slice
 from afinar.training.timing import EpochTimer
 
 
@@ -26,7 +26,7 @@ class LocalLogits:
     `positions` int64 [m] count within the samples of the split.
     """
 
-    positions: Rows
+    positions: RowNumbers
     logits: Tensor
     targets: Tensor
 

@@ -15,18 +15,20 @@ from afinar.pictures.preprocessing import InputView
 from afinar.training.augment import geometric, needs_geometric, photometric
 from afinar.training.distributed import Group
 from afinar.training.rng import sample_keys, uniform
-from afinar.training.sampler import Rows, rank_slice
+from afinar.training.sampler import RowNumbers, rank_slice
 from afinar.training.timing import EpochTimer
 
 
 class Inputs(Protocol):
     """Source of the module's inputs: threads call `load`, the main thread `to_device`."""
 
-    def load(self, rows: Rows) -> Tensor:
+    def load(self, rows: RowNumbers) -> Tensor:
         """Load what is stored for dataset rows into host memory."""
         ...
 
-    def to_device(self, loaded: Tensor, rows: Rows, epoch: int | None, timer: EpochTimer) -> Tensor:
+    def to_device(
+        self, loaded: Tensor, rows: RowNumbers, epoch: int | None, timer: EpochTimer
+    ) -> Tensor:
         """Return the module's input on the device. `epoch` seeds augmentation; None disables it."""
         ...
 
@@ -46,12 +48,14 @@ class PixelInputs:
         self._augmentation, self._seed = augmentation, seed
         self._keys = sample_keys(dataset.index.column("sample_id"))
 
-    def load(self, rows: Rows) -> Tensor:
+    def load(self, rows: RowNumbers) -> Tensor:
         """Return uint8 [n, s, s, 3]; pinned for a GPU, so that the copy is asynchronous."""
         images = torch.from_numpy(self._dataset.read(rows))
         return images.pin_memory() if self._device.type == "cuda" else images
 
-    def to_device(self, loaded: Tensor, rows: Rows, epoch: int | None, timer: EpochTimer) -> Tensor:
+    def to_device(
+        self, loaded: Tensor, rows: RowNumbers, epoch: int | None, timer: EpochTimer
+    ) -> Tensor:
         """Return float32 [n, 3, input_size, input_size]."""
         with timer.measure("copy"):
             images = loaded.to(self._device, non_blocking=True)
@@ -76,22 +80,26 @@ class PixelInputs:
 class FeatureInputs:
     """Activations of a frozen backbone at its cut, computed once and kept on the device."""
 
-    def __init__(self, features: Tensor, rows: Rows) -> None:
+    def __init__(self, features: Tensor, rows: RowNumbers) -> None:
         """`features` float32 [n, width] belong to dataset `rows` int64 [n]."""
         self._features = features
         self._position = np.full(int(rows.max()) + 1, -1)
         self._position[rows] = np.arange(len(rows))
 
-    def load(self, rows: Rows) -> Tensor:
+    def load(self, rows: RowNumbers) -> Tensor:
         """Return int64 [n]: positions in the table of features."""
         return torch.from_numpy(self._position[rows])
 
-    def to_device(self, loaded: Tensor, rows: Rows, epoch: int | None, timer: EpochTimer) -> Tensor:
+    def to_device(
+        self, loaded: Tensor, rows: RowNumbers, epoch: int | None, timer: EpochTimer
+    ) -> Tensor:
         """Return float32 [n, width]."""
         return self._features[loaded.to(self._features.device)]
 
 
-def compute_features(network: Network, pixels: PixelInputs, rows: Rows, group: Group) -> Tensor:
+def compute_features(
+    network: Network, pixels: PixelInputs, rows: RowNumbers, group: Group
+) -> Tensor:
     """Return the features of dataset rows, float32 [n, width], on every worker.
 
     Each worker computes its slice of `rows`; the sum over workers fills in the others. Switches the

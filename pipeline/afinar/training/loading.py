@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from afinar.dataset.reader import Dataset
-from afinar.training.sampler import EpochOrder, Rows
+from afinar.training.sampler import EpochOrder, RowNumbers
 
 _BATCHES_PER_THREAD: Final = 3  # loaded and not yet used: evens out slow reads, bounds memory
 _MAX_THREADS: Final = 8
@@ -70,11 +70,11 @@ class ShardWindows:
     """Windows of the shuffle, `size` shards each. `shards` int64 [n] is each sample's shard."""
 
     dataset: Dataset
-    shards: Rows
+    shards: RowNumbers
     size: int
 
     @classmethod
-    def of(cls, dataset: Dataset, rows: Rows, window_bytes: int) -> ShardWindows:
+    def of(cls, dataset: Dataset, rows: RowNumbers, window_bytes: int) -> ShardWindows:
         """Return windows of at most `window_bytes`, but at least one shard.
 
         The size follows from the manifest's largest shard alone, so that all workers agree on it.
@@ -84,7 +84,7 @@ class ShardWindows:
 
     @contextmanager
     def prefetch_windows(
-        self, epoch: EpochOrder, batches: Sequence[Rows]
+        self, epoch: EpochOrder, batches: Sequence[RowNumbers]
     ) -> Iterator[Callable[[int], None]]:
         """Yield a callback; calling it with a batch number prefetches the next window's shards.
 

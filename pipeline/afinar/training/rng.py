@@ -50,11 +50,11 @@ def uniform(keys: Keys, seed: int, epoch: int, name: str) -> NDArray[np.float64]
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def _mix(words: Keys) -> Keys:
+def _mix(keys: Keys) -> Keys:
     """Apply the finalizer of SplitMix64: each input bit changes about half of the output bits."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed: Keys = words ^ (words >> np.uint64(31))
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Keys = keys ^ (keys >> np.uint64(31))
     return mixed
 
 

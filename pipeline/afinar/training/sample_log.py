@@ -8,7 +8,7 @@ from pathlib import Path
 
 from afinar.training.checkpoint import TrainState
 from afinar.training.distributed import Group
-from afinar.training.sampler import Rows
+from afinar.training.sampler import RowNumbers
 
 
 class SampleLog:
@@ -18,7 +18,7 @@ class SampleLog:
         self._group = group
         self._path = Path(folder, f"{run}-{group.rank}-{os.getpid()}.jsonl") if folder else None
 
-    def write(self, state: TrainState, rows: Rows) -> None:
+    def write(self, state: TrainState, rows: RowNumbers) -> None:
         """Append a finished step with the dataset rows that this worker used in it."""
         if self._path is None:
             return

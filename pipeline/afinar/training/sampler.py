@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from afinar.training.rng import generator
 
-Rows = NDArray[np.int64]
+RowNumbers = NDArray[np.int64]
 
 
 class EpochOrder(NamedTuple):
@@ -19,11 +19,11 @@ class EpochOrder(NamedTuple):
     the order, the number of its window; it never decreases.
     """
 
-    order: Rows
-    windows: Rows
+    order: RowNumbers
+    windows: RowNumbers
 
 
-def epoch_order(shards: Rows, seed: int, epoch: int, window: int) -> EpochOrder:
+def epoch_order(shards: RowNumbers, seed: int, epoch: int, window: int) -> EpochOrder:
     """Shuffle the shards, then shuffle the samples within every `window` consecutive shards.
 
     `shards` int64 [n] is the shard of each sample. A shuffle over all samples would read every
@@ -43,7 +43,7 @@ def epoch_order(shards: Rows, seed: int, epoch: int, window: int) -> EpochOrder:
     windows = window_of_shard[shard_index]
 
     # Sort by window, and by a random number within a window.
-    order: Rows = np.lexsort((rng.random(len(shards)), windows))
+    order: RowNumbers = np.lexsort((rng.random(len(shards)), windows))
     return EpochOrder(order, windows[order])
 
 
@@ -52,7 +52,7 @@ def steps_per_epoch(samples: int, batch_size: int) -> int:
     return -(-samples // batch_size)
 
 
-def global_batches(order: Rows, batch_size: int) -> list[Rows]:
+def global_batches(order: RowNumbers, batch_size: int) -> list[RowNumbers]:
     """Divide an order into batches whose sizes differ by at most one.
 
     A small last batch would distort the statistics of BatchNorm. Example: 21 samples with batch
@@ -61,7 +61,7 @@ def global_batches(order: Rows, batch_size: int) -> list[Rows]:
     return np.array_split(order, steps_per_epoch(len(order), batch_size))
 
 
-def rank_slice(batch: Rows, rank: int, workers: int) -> Rows:
+def rank_slice(batch: RowNumbers, rank: int, workers: int) -> RowNumbers:
     """Return the part of a global batch that one worker computes.
 
     Example: of [5, 3, 8, 1, 6] rank 0 of 2 takes [5, 8, 6] and rank 1 takes [3, 1].

@@ -14,7 +14,7 @@ from afinar.training.distributed import Group
 from afinar.training.inputs import Inputs
 from afinar.training.optim import Optimizer
 from afinar.training.rng import step_seed
-from afinar.training.sampler import Rows
+from afinar.training.sampler import RowNumbers
 from afinar.training.timing import EpochTimer
 
 
@@ -38,7 +38,7 @@ class Loss:
             label_smoothing=self.smoothing,
         )
 
-    def weight(self, samples: Samples, positions: Rows) -> Tensor | int:
+    def weight(self, samples: Samples, positions: RowNumbers) -> Tensor | int:
         """Return the divisor that makes the sum a mean: a count, or a sum of class weights."""
         if self.class_weights is None:
             return len(positions)

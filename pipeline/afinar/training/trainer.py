@@ -23,7 +23,7 @@ from afinar.training.evaluator import Evaluator
 from afinar.training.loading import ShardWindows
 from afinar.training.optim import Optimizer
 from afinar.training.sample_log import SampleLog
-from afinar.training.sampler import Rows, epoch_order, global_batches
+from afinar.training.sampler import RowNumbers, epoch_order, global_batches
 from afinar.training.steps import TrainStep
 from afinar.training.timing import EpochTimer
 from afinar.units.progress import format_duration
@@ -131,7 +131,7 @@ class Trainer:
 
     def _train_batches(
         self,
-        batches: list[Rows],
+        batches: list[RowNumbers],
         state: TrainState,
         sums: Tensor,
         timer: EpochTimer,

@@ -19,13 +19,13 @@ from afinar.training.sampler import epoch_order, global_batches
 from tests.bench.epochs import Epoch, Pixels, measure_each
 
 SEED = 3
-Rows = NDArray[np.int64]
+RowNumbers = NDArray[np.int64]
 Batches = Iterator[tuple[list[int], Pixels]]
 
 
 def our_batches(
     dataset: Dataset, seed: int, epoch: int, batch_size: int
-) -> Iterator[tuple[Rows, Pixels]]:
+) -> Iterator[tuple[RowNumbers, Pixels]]:
     """Yield rows of the index and their pixels, as training reads them."""
     windows = ShardWindows.of(dataset, np.arange(len(dataset.index)), TrainConfig.window_mb * 2**20)
     order, _ = epoch_order(windows.shards, seed, epoch, windows.size)
