@@ -61,13 +61,15 @@ class ModelVersion:
     def from_dict(cls, record: dict[str, Any]) -> ModelVersion:
         """Read a record. Raises UnsafePathError if an id, run or object in it is not a name."""
         check_model_id(record["id"])
-        folder, _, run = record["lineage"]["run"].partition("/")
-        if folder != "runs":
-            raise UnsafePathError(
-                f"{record['lineage']['run']!r} is no run of this model: its record is damaged "
-                "or forged"
-            )
-        check_identifier(run, "the name of a run")
+        # A model that was not made by `afinar train` may have no run.
+        if "run" in record["lineage"]:
+            folder, _, run = str(record["lineage"]["run"]).partition("/")
+            if folder != "runs":
+                raise UnsafePathError(
+                    f"{record['lineage']['run']!r} is no run of this model: its record is damaged "
+                    "or forged"
+                )
+            check_identifier(run, "the name of a run")
 
         fields = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         fields |= {
