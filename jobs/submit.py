@@ -1,6 +1,6 @@
 """Run a job on a Ray cluster through the Ray Jobs API and follow it.
 
-    python jobs/submit.py --address http://HEAD:8265 -- ingest s3://bucket/pictures s3://bucket/dataset
+    python jobs/submit.py --address http://HEAD:8265 -- ingest s3://bucket/in s3://bucket/dataset
 
 The same as `afinar submit`; `--help` lists the flags.
 """

@@ -59,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
         print(_overview())  # noqa: T201
         return 0
     if argv[0] not in COMMANDS:
-        print(f"afinar: unknown command {argv[0]!r}\n\n{_overview()}", file=sys.stderr)  # noqa: T201
+        message = f"afinar: unknown command {argv[0]!r}\n\n{_overview()}"
+        print(message, file=sys.stderr)  # noqa: T201
         return 2
     return _run(argv[0], argv[1:])
 

@@ -21,7 +21,7 @@ _OUR_EXIT_CODES: Final = frozenset({0, 1, 2, 130})
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended: Ray's status, and the exit code of afinar (1 if a signal killed it)."""
+    """End of a job: Ray's status, and the exit code of afinar (1 if a signal killed it)."""
 
     status: str
     exit_code: int

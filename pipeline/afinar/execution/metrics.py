@@ -67,7 +67,7 @@ class JobMetrics:
         tags = {"command": self.command, "source": self.source, "target": self.target, **more}
         try:
             _counter(name).inc(amount, {tag: ascii_tag(value) for tag, value in tags.items()})
-        except Exception as error:  # noqa: BLE001  (whatever Ray raises, the job's work is unaffected)
+        except Exception as error:  # noqa: BLE001  (the job's work is unaffected)
             _log_once(f"note: metrics are not counted: {error}")
 
 

@@ -63,7 +63,7 @@ class PoolState:
 
 
 class Event(Enum):
-    """What happened in the pool."""
+    """Event in the pool."""
 
     BEFORE_WAIT = auto()  # all results that arrived are collected
     WAIT_TIMED_OUT = auto()  # neither a start nor a result arrived in time
@@ -72,7 +72,7 @@ class Event(Enum):
 
 
 class Action(Enum):
-    """What the pool has to do."""
+    """Action that the pool carries out."""
 
     WAIT = auto()
     REPLACE_ACTOR = auto()

@@ -280,5 +280,6 @@ def _use_assigned_cores() -> None:
     """Let torch use as many threads as Ray assigned cores to this worker."""
     import torch
 
-    cores = ray.get_runtime_context().get_assigned_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
+    context = ray.get_runtime_context()
+    cores = context.get_assigned_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
     torch.set_num_threads(max(1, int(cores)))

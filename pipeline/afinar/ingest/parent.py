@@ -50,7 +50,7 @@ class Parent:
 
     @cached_property
     def outcomes(self) -> pa.Table:
-        """What the version knows of its pictures: OUTCOMES.
+        """Known outcomes of the version's pictures: OUTCOMES.
 
         Empty if its preprocessing was another; without the transient rejects, which are tried
         again."""

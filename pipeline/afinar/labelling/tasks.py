@@ -27,7 +27,7 @@ _BLOCK: Final = 64  # pictures: 10 MB at 224 px; eight blocks of a unit are prep
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelSpec:
-    """What all units of one labelling share.
+    """Values that all units of one labelling share.
 
     `model` is MODELS@<id of a version>, never an alias. `batch_size` 0 is chosen by measuring, if
     `pictures`, the number in all units, is large enough.

@@ -281,7 +281,8 @@ class S3Store(S3Reader, Store):
 class _OnDisk(NewObject):
     def __init__(self, store: S3Store) -> None:
         self._store = store
-        self._file = tempfile.NamedTemporaryFile(prefix="afinar-")  # noqa: SIM115  (`discard` closes it)
+        # `discard` closes it.
+        self._file = tempfile.NamedTemporaryFile(prefix="afinar-")  # noqa: SIM115
 
     def write(self, data: Buffer) -> None:
         self._file.write(data)

@@ -108,5 +108,6 @@ class Group:
         if self.size == 1:
             return module
         if self.device.type == "cuda":
-            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+            convert = nn.SyncBatchNorm.convert_sync_batchnorm
+            module = convert(module)  # type: ignore[no-untyped-call]
         return DistributedDataParallel(module, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
