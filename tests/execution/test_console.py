@@ -1,4 +1,4 @@
-"""What a driver prints of its workers' output, from batches as Ray's log monitor sends them."""
+"""Tests of the worker output that a driver prints, with batches in the log monitor's format."""
 
 from __future__ import annotations
 

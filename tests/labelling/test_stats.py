@@ -82,7 +82,7 @@ def test_both_runs_have_one_distribution_no_drift_is_found(
 
 
 def test_p_values_of_equal_distributions_are_uniform() -> None:
-    """Of 300 pairs of runs about 30 have a p-value below 0.1: the test is exact."""
+    """Check that about 30 of 300 pairs of runs have a p-value below 0.1, as an exact test gives."""
     below = 0
     for seed in range(300):
         first, second = (

@@ -53,7 +53,7 @@ class IngestConfig(JobConfig):
     size: int = 256
     """Side of the stored square picture in pixels."""
     fit: FitMode = "crop"
-    """How to make a picture square: `crop` its centre, `pad` it with background, or `squash` it."""
+    """Method that makes a picture square: `crop` its centre, `pad` with background, or `squash`."""
     store: StoreKind = "pixels"
     """Content of the shards: `pixels` (memory-mapped, read without decoding) or `jpeg` (quality 95,
     a fifth of the size)."""

@@ -61,7 +61,7 @@ class TrainConfig(JobConfig):
     """Node at which the backbone is cut (`--describe` lists the nodes). `auto`: the input of its
     classifier."""
     pool: Pool = "average"
-    """How the activations at the cut become one vector: their spatial `average`, or `flatten`."""
+    """Reduction of the activations at the cut to one vector: spatial `average`, or `flatten`."""
     head: Head = "linear"
     """Classifier at the cut: one `linear` layer, or an `mlp` with one hidden layer."""
     hidden: int = 256
@@ -75,8 +75,8 @@ class TrainConfig(JobConfig):
     """Side of the network's input in pixels. 0: the usual size of the backbone."""
 
     regime: str = "full"
-    """What is trained: `frozen` (the head), `last:N` (the head and the last N stages), `full`
-    (everything), or `scratch` (everything, from random weights)."""
+    """Weights to train: `frozen` (the head), `last:N` (the head and the last N stages), `full` (all
+    weights), or `scratch` (all, from random values)."""
     epochs: int = 10
     """Passes over the training split."""
     patience: int = 0

@@ -61,7 +61,7 @@ NON_DETERMINING_FIELDS: Final = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTask:
-    """Everything that a worker needs to know; the same for all workers.
+    """Input of a training worker; the same for all workers of a run.
 
     `fingerprint` is a hash of everything that determines the weights. `resumed` is true if an
     earlier job began the run.
