@@ -20,10 +20,10 @@ from afinar.dataset.reader import Dataset
 from afinar.errors import RequestError
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
-from tests.archives import ingest
+from tests.archives import ingest, interrupt_addition
 from tests.conftest import jpeg, make_archive
 from tests.datasets import assert_pixels_match_files, shard_names
-from tests.executors import InterruptedExecutor, RecordingExecutor
+from tests.executors import RecordingExecutor
 
 
 def object_names(store: Store) -> set[str]:
@@ -118,10 +118,7 @@ def test_objects_of_an_unfinished_job_are_kept(tmp_path: Path) -> None:
     archive = make_archive(tmp_path / "pictures", 60)
     dataset = str(tmp_path / "dataset")
     ingest(archive, dataset)
-    for number in range(100):
-        (archive / "rust" / f"new-{number}.jpg").write_bytes(jpeg(20_000 + number))
-    with pytest.raises(KeyboardInterrupt):
-        ingest(archive, dataset, InterruptedExecutor(1))
+    interrupt_addition(archive, dataset)
     store = open_store(dataset)
     leased = {name for name in object_names(store) if version_in(name) == 2}
     assert len(leased) == 4, "plan, shard, facts, marker"

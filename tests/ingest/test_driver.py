@@ -16,10 +16,9 @@ from afinar.dataset.gc import open_plans
 from afinar.errors import ForbiddenError, RequestError, ShortfallError
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
-from afinar.storage.folder_reader import FolderReader
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
-from tests.archives import ingest
+from tests.archives import fail_reads, ingest
 from tests.conftest import jpeg, make_archive
 from tests.datasets import assert_pixels_match_files, object_hashes, shard_names, values_by_file
 from tests.executors import InterruptedExecutor, OvertakenExecutor, RecordingExecutor
@@ -258,15 +257,8 @@ def test_transient_reject_is_read_again_in_the_next_run(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = str(tmp_path / "dataset")
-    real = FolderReader.get
-
-    def guarded(self: FolderReader, name: str, etag: str | None = None) -> bytes:
-        if name == "moss/003.jpg":
-            raise ForbiddenError("403")
-        return real(self, name, etag)
-
     with monkeypatch.context() as patch:
-        patch.setattr(FolderReader, "get", guarded)
+        fail_reads(patch, archive / "moss" / "003.jpg", ForbiddenError("403"))
         assert ingest(archive, dataset).rejects_by_reason == {"forbidden": 1}
         again = ingest(archive, dataset)
         assert (again.version, again.rejects_by_reason) == (1, {"forbidden": 1}), (

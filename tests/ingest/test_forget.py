@@ -22,7 +22,7 @@ from afinar.storage.store import Store
 from afinar.units.cut import PLAN
 from afinar.units.executor import InlineExecutor
 from afinar.units.plans import store_plan
-from tests.archives import ingest
+from tests.archives import ingest, interrupt_addition
 from tests.conftest import jpeg, make_archive
 from tests.datasets import assert_pixels_match_files
 from tests.executors import InterruptedExecutor
@@ -176,10 +176,7 @@ def test_erasure_is_refused_while_an_ingest_is_unfinished(tmp_path: Path) -> Non
     archive = make_archive(tmp_path / "pictures", 60)
     dataset = str(tmp_path / "dataset")
     ingest(archive, dataset)
-    for number in range(100):
-        (archive / "rust" / f"new-{number}.jpg").write_bytes(jpeg(20_000 + number))
-    with pytest.raises(KeyboardInterrupt):
-        ingest(archive, dataset, InterruptedExecutor(1))
+    interrupt_addition(archive, dataset)
     with pytest.raises(RequestError, match="is running or was interrupted"):
         forget(dataset, "moss/003.jpg")
 

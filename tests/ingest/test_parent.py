@@ -13,11 +13,10 @@ from afinar.errors import ForbiddenError
 from afinar.ingest.forget import run_forget
 from afinar.ingest.parent import open_parent
 from afinar.pictures.preprocessing import StoredView
-from afinar.storage.folder_reader import FolderReader
 from afinar.storage.local import LocalStore
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
-from tests.archives import ingest
+from tests.archives import fail_reads, ingest
 from tests.conftest import jpeg
 
 VIEW = StoredView(size=64, fit="crop")
@@ -42,15 +41,8 @@ def test_outcomes_leave_out_transient_rejects(
     archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (archive / "moss" / "empty.jpg").write_bytes(b"")
-    real = FolderReader.get
-
-    def guarded(self: FolderReader, name: str, etag: str | None = None) -> bytes:
-        if name == "moss/003.jpg":
-            raise ForbiddenError("403")
-        return real(self, name, etag)
-
     with monkeypatch.context() as patch:
-        patch.setattr(FolderReader, "get", guarded)
+        fail_reads(patch, archive / "moss" / "003.jpg", ForbiddenError("403"))
         ingest(archive, tmp_path / "dataset", max_reject_rate=0.2)
     outcomes = open_parent(open_store(str(tmp_path / "dataset")), VIEW).outcomes
     assert outcomes.column("reason").drop_null().to_pylist() == ["empty"]

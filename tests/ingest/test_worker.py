@@ -23,7 +23,7 @@ from afinar.sources.entry import Entry
 from afinar.storage.folder_reader import FolderReader
 from afinar.storage.objects import sha256
 from afinar.units.executor import InlineExecutor
-from tests.archives import ingest
+from tests.archives import fail_reads, ingest
 from tests.conftest import jpeg, make_archive
 
 PICTURE = jpeg(1)
@@ -145,14 +145,7 @@ def test_forbidden_pictures_are_rejects_but_a_store_without_access_ends_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = make_archive(tmp_path / "pictures", 40)
-    real = FolderReader.get
-
-    def guarded(self: FolderReader, name: str, etag: str | None = None) -> bytes:
-        if name.startswith("moss/"):
-            raise ForbiddenError("403")
-        return real(self, name, etag)
-
-    monkeypatch.setattr(FolderReader, "get", guarded)
+    fail_reads(monkeypatch, archive / "moss", ForbiddenError("403"))
     summary = ingest(archive, tmp_path / "dataset", max_reject_rate=1.0)
     assert (summary.samples, summary.rejects_by_reason) == (40, {"forbidden": 40})
 

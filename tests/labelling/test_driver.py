@@ -17,12 +17,11 @@ from afinar.labelling.driver import LabelJob, run_labelling
 from afinar.models.registry.versions import publish_model
 from afinar.predictions.gc import delete_superseded
 from afinar.predictions.manifest import PredictionManifest, publish_manifest
-from afinar.storage.folder_reader import FolderReader
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.units.executor import InlineExecutor
-from tests.archives import BROKEN, flat_archive, label
+from tests.archives import BROKEN, fail_reads, flat_archive, label
 from tests.conftest import Trained, jpeg
 from tests.executors import InterruptedExecutor, OvertakenExecutor, RecordingExecutor
 
@@ -298,15 +297,8 @@ def test_source_store_fails_job_ends_and_next_run_labels_all(
     scans: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = str(tmp_path / "out")
-    real = FolderReader.get
-
-    def expired(self: FolderReader, name: str, etag: str | None = None) -> bytes:
-        if self.root == str(scans):
-            raise StorageError("no answer in time")
-        return real(self, name, etag)
-
     with monkeypatch.context() as patch:
-        patch.setattr(FolderReader, "get", expired)
+        fail_reads(patch, scans, StorageError("no answer in time"))
         with pytest.raises(StorageError, match="in a row"):
             label(scans, out, trained)
     assert label(scans, out, trained).labelled == 120

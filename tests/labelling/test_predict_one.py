@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from afinar import open_model
-from afinar.errors import RequestError
+from afinar.errors import ForbiddenError, RequestError
 from afinar.labelling.predict_one import label_one
 from afinar.pictures.rejects import PictureError
 from afinar.storage.open import open_store
+from tests.archives import fail_reads
 from tests.conftest import Trained, jpeg, run_afinar
 
 
@@ -95,16 +96,7 @@ def test_picture_is_in_a_bucket_scores_are_those_of_the_file(
 def test_picture_cannot_be_read_error_has_the_reason(
     picture: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from afinar.errors import ForbiddenError
-    from afinar.storage.folder_reader import FolderReader
-
-    real = FolderReader.get
-
-    def locked(self: FolderReader, name: str, etag: str | None = None) -> bytes:
-        if name == picture.name:
-            raise ForbiddenError(f"{name}: Permission denied")
-        return real(self, name, etag)
-
-    monkeypatch.setattr(FolderReader, "get", locked)
+    error = ForbiddenError(f"{picture.name}: Permission denied")
+    fail_reads(monkeypatch, picture, error)
     with pytest.raises(PictureError, match="forbidden: a picture.jpg: Permission denied"):
         label_one(str(picture), trained.champion, 5)

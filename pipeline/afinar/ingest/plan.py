@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from afinar.dataset.schema import OUTCOMES
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
-from afinar.storage.arrow import concat_columns
+from afinar.storage.arrow import concat_columns, fill_columns
 from afinar.units.cut import even_sizes, is_up_to_date, plan_units
 
 _SHARD_BYTES: Final = 128 * 2**20
@@ -111,17 +111,7 @@ def known_outcomes(index: pa.Table, rejects: pa.Table, retried: Collection[str])
     """
     reasons = pa.array(sorted(retried), pa.string())
     kept = rejects.filter(pc.invert(pc.is_in(rejects.column("reason"), reasons)))
-    return pa.concat_tables([_as_outcomes(index), _as_outcomes(kept)])
-
-
-def _as_outcomes(table: pa.Table) -> pa.Table:
-    columns = [
-        table.column(field.name)
-        if field.name in table.column_names
-        else pa.nulls(len(table), field.type)
-        for field in OUTCOMES
-    ]
-    return pa.Table.from_arrays(columns, schema=OUTCOMES)
+    return pa.concat_tables([fill_columns(index, OUTCOMES), fill_columns(kept, OUTCOMES)])
 
 
 def join_outcomes(plan: pa.Table, known: pa.Table, fresh: pa.Table) -> pa.Table:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from afinar.errors import RequestError, StorageError
 from afinar.sources.entry import LISTING
-from afinar.storage.arrow import concat_columns
+from afinar.storage.arrow import concat_columns, fill_columns
 from afinar.storage.open import open_reader
 from afinar.storage.store import ObjectInfo, Reader
 
@@ -47,13 +47,7 @@ def table_of(infos: Iterable[ObjectInfo]) -> pa.Table:
 
 def as_listing(table: pa.Table) -> pa.Table:
     """Return LISTING from the columns uri, etag and size; labels, splits and groups are null."""
-    columns = [
-        table.column(field.name)
-        if field.name in _LISTED.names
-        else pa.nulls(len(table), field.type)
-        for field in LISTING
-    ]
-    return pa.Table.from_arrays(columns, schema=LISTING)
+    return fill_columns(table.select(_LISTED.names), LISTING)
 
 
 def _walk(reader: Reader) -> Iterator[ObjectInfo]:

@@ -23,6 +23,17 @@ def concat_columns(*texts: Any, separator: str) -> pa.ChunkedArray:
     )
 
 
+def fill_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Return the table with the columns of a schema, in its order; missing columns are null."""
+    columns = [
+        table.column(field.name)
+        if field.name in table.column_names
+        else pa.nulls(len(table), field.type)
+        for field in schema
+    ]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
 def to_parquet(table: pa.Table) -> memoryview:
     """Return the table as Parquet, compressed with zstd. Equal tables give equal bytes."""
     sink = pa.BufferOutputStream()

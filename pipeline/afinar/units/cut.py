@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from afinar.sources.entry import LISTING, Entry
 from afinar.sources.listing import update_digest
+from afinar.storage.arrow import fill_columns
 from afinar.storage.names import check_identifier
 
 PLAN: Final = pa.schema(
@@ -65,15 +66,7 @@ def plan_units(
         start += size
 
     unit = pa.array(names, pa.string()).take(pa.array(units, mask=units < 0))
-    known = [
-        listing.column(name)
-        if name in listing.column_names
-        else pa.nulls(len(listing), PLAN.field(name).type)
-        for name in ("sample_id", "shard", "row")
-    ]
-    return pa.Table.from_arrays(
-        [*(listing.column(name) for name in LISTING.names), unit, *known], schema=PLAN
-    )
+    return fill_columns(listing.append_column("unit", unit), PLAN)
 
 
 def even_sizes(largest: int, pictures: int) -> list[int]:
