@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from afinar.config.train import TrainConfig
 from afinar.errors import IntegrityError, ShortfallError
 from afinar.storage.open import open_store
 from afinar.training.distributed import Group
@@ -24,6 +25,19 @@ def without_times(result: TrainResult) -> Any:
     for row in record["history"]:
         del row["seconds"], row["ledger"]
     return record
+
+
+def interrupt_copy(
+    configuration: TrainConfig, folder: Path, patch: pytest.MonkeyPatch
+) -> TrainConfig:
+    """Interrupt the same training after step 5 in folders of its own, and return its config."""
+    interrupted = dataclasses.replace(
+        configuration,
+        models=str(folder / "interrupted"),
+        audit=str(folder / "interrupted-audit"),
+    )
+    interrupt_after(5, interrupted, patch)
+    return interrupted
 
 
 OPTIONS: list[dict[str, Any]] = [
@@ -59,12 +73,7 @@ def test_training_interrupted_within_an_epoch_ends_bit_for_bit_like_an_uninterru
         **options,
     )
     uninterrupted = run(configuration)
-    interrupted = dataclasses.replace(
-        configuration,
-        models=str(tmp_path / "interrupted"),
-        audit=str(tmp_path / "interrupted-audit"),
-    )
-    interrupt_after(5, interrupted, monkeypatch)
+    interrupted = interrupt_copy(configuration, tmp_path, monkeypatch)
     assert without_times(run(interrupted)) == without_times(uninterrupted)
 
     expected = rows_by_step(tmp_path / "uninterrupted-audit")
@@ -104,12 +113,7 @@ def test_training_resumes_with_another_number_of_workers(
         audit=str(tmp_path / "uninterrupted-audit"),
     )
     uninterrupted = run(configuration)
-    interrupted = dataclasses.replace(
-        configuration,
-        models=str(tmp_path / "interrupted"),
-        audit=str(tmp_path / "interrupted-audit"),
-    )
-    interrupt_after(5, interrupted, monkeypatch)
+    interrupted = interrupt_copy(configuration, tmp_path, monkeypatch)
     result = run_on(3, interrupted, tmp_path / "interrupted")
 
     for row, other in zip(uninterrupted.history, result.history, strict=True):
