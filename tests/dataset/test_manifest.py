@@ -70,5 +70,7 @@ def test_folder_without_manifests_or_with_others_is_refused(store: Store) -> Non
         get_manifests(store)
     publish(store, "manifests", 1, {"format": "afinar-predictions/1"}, "owner")
     assert not is_dataset(store)
-    with pytest.raises(RequestError, match="holds afinar-predictions/1, not a dataset"):
-        get_manifests(store)
+    reads = (get_manifests, current_manifest, lambda store: get_manifest(store, 1))
+    for read in reads:
+        with pytest.raises(RequestError, match="holds afinar-predictions/1, not a dataset"):
+            read(store)

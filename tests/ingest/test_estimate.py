@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from afinar.config.ingest import IngestConfig
+from afinar.errors import RequestError
 from afinar.ingest.driver import run_ingest
 from afinar.ingest.estimate import forecast_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
-from tests.conftest import jpeg
+from tests.archives import ingest
+from tests.conftest import jpeg, make_archive
 
 
 def test_forecast_has_the_counts_of_the_ingest_that_follows(archive: Path, tmp_path: Path) -> None:
@@ -39,3 +41,13 @@ def test_forecast_has_the_counts_of_the_ingest_that_follows(archive: Path, tmp_p
     )
     (archive / "rust" / "new.jpg").write_bytes(jpeg(99))
     assert forecast_ingest(config).to_read == 1
+
+
+def test_forecast_of_another_source_is_refused_like_the_ingest(
+    archive: Path, tmp_path: Path
+) -> None:
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    other = make_archive(tmp_path / "other", 5)
+    with pytest.raises(RequestError, match="holds the pictures of"):
+        forecast_ingest(IngestConfig(source=str(other), dataset=dataset, size=64))

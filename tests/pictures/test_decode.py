@@ -138,6 +138,17 @@ def test_jpeg_filled_with_zeros_is_rejected() -> None:
     assert caught.value.reason == Reason.TRUNCATED
 
 
+def test_jpeg_with_two_frames_filled_with_zeros_is_rejected() -> None:
+    """Cameras append a preview as a second frame; Pillow calls such a file an MPO."""
+    preview = photograph(10, 160, 96)
+    data = saved(photograph(9, 160, 96), "MPO", save_all=True, append_images=[preview])
+    assert decode(data, VIEW).width == 160
+    cut = len(data) // 4
+    with pytest.raises(PictureError) as caught:
+        decode(data[:cut] + bytes(len(data) - cut), VIEW)
+    assert caught.value.reason == Reason.TRUNCATED
+
+
 def test_codec_in_python_has_separate_pixel_limit() -> None:
     rows = noise(6, (40, 60), 4096).astype(">u2").tobytes()
     data = b"P5 60 40 4095\n" + rows

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from afinar.errors import ForbiddenError, StorageError
+from afinar.errors import ForbiddenError, NotFoundError, StorageError
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.rejects import PictureError, Reason
 from afinar.storage.store import ObjectInfo, Reader
@@ -34,6 +34,8 @@ class FailingReader(Reader):
     def get(self, name: str, etag: str | None = None) -> bytes:
         if name == "good":
             return b"picture"
+        if name == "missing":
+            raise NotFoundError(name)
         raise self._error
 
 
@@ -50,10 +52,23 @@ def test_unreachable_pictures_in_a_row_raise_storage_error() -> None:
         read_all(PictureReader(store), ["bad"] * LIMIT)
 
 
-def test_picture_that_is_read_resets_failures() -> None:
+@pytest.mark.parametrize("answered", ["good", "missing"])
+def test_picture_that_the_store_answers_for_resets_failures(answered: str) -> None:
     store = FailingReader(StorageError("timeout"), exists=True)
-    names = ["bad"] * (LIMIT - 1) + ["good"] + ["bad"] * (LIMIT - 1)
-    assert read_all(PictureReader(store), names)[LIMIT - 1] == b"picture"
+    names = ["bad"] * (LIMIT - 1) + [answered] + ["bad"] * (LIMIT - 1)
+    assert len(read_all(PictureReader(store), names)) == 2 * LIMIT - 1
+
+
+def test_picture_over_the_limit_of_bytes_does_not_reset_failures() -> None:
+    """It is not read, so it does not show that the store answers."""
+    store = FailingReader(StorageError("timeout"), exists=True)
+    pictures = [PictureRef("bad", "etag", 7) for _ in range(LIMIT)]
+    pictures.insert(1, PictureRef("large", "etag", 10**9))
+    with (
+        pytest.raises(StorageError, match="20 pictures in a row"),
+        PictureReader(store).read_ahead(pictures) as outcomes,
+    ):
+        list(outcomes)
 
 
 @pytest.mark.parametrize("exists", [True, False])

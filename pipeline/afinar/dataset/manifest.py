@@ -19,7 +19,7 @@ from afinar.errors import RequestError
 from afinar.storage.arrow import from_parquet, to_parquet
 from afinar.storage.objects import ObjectRef, get_object, put_object
 from afinar.storage.store import Store
-from afinar.storage.versions import latest, publish, read_version, versions
+from afinar.storage.versions import Record, latest, publish, read_version, versions
 
 FOLDER: Final = "manifests"
 FORMAT: Final = "afinar-dataset/1"
@@ -71,14 +71,17 @@ class DatasetObject(NamedTuple):
 
 
 def current_manifest(store: Store) -> Manifest | None:
-    """Return the manifest with the highest number, None if the dataset has no version yet."""
+    """Return the manifest with the highest number, None if the dataset has no version yet.
+
+    Raises RequestError for the manifest of something else.
+    """
     found = latest(store, FOLDER)
-    return None if found is None else Manifest.from_dict(found[1])
+    return None if found is None else _parse(store, found[1])
 
 
 def get_manifest(store: Store, version: int) -> Manifest:
-    """Return the manifest of one version."""
-    return Manifest.from_dict(read_version(store, FOLDER, version))
+    """Return the manifest of one version. Raises RequestError for that of something else."""
+    return _parse(store, read_version(store, FOLDER, version))
 
 
 def get_manifests(store: Store) -> list[Manifest]:
@@ -86,17 +89,17 @@ def get_manifests(store: Store) -> list[Manifest]:
 
     Raises RequestError if there is none, or for the manifest of something else.
     """
-    manifests = []
-    for number in versions(store, FOLDER):
-        record = read_version(store, FOLDER, number)
-        if record.get("format") != FORMAT:
-            content = record.get("format", "something else")
-            raise RequestError(f"{store.root} holds {content}, not a dataset")
-        manifests.append(Manifest.from_dict(record))
-
+    manifests = [get_manifest(store, number) for number in versions(store, FOLDER)]
     if not manifests:
         raise RequestError(f"{store.root} holds no dataset")
     return manifests
+
+
+def _parse(store: Store, record: Record) -> Manifest:
+    if record.get("format") != FORMAT:
+        content = record.get("format", "something else")
+        raise RequestError(f"{store.root} holds {content}, not a dataset")
+    return Manifest.from_dict(record)
 
 
 def is_dataset(store: Store) -> bool:

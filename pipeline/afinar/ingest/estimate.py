@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from afinar.config.ingest import IngestConfig
-from afinar.ingest.parent import Parent, open_parent
-from afinar.ingest.plan import make_plan
-from afinar.ingest.source import list_source
+from afinar.ingest.driver import IngestJob
+from afinar.ingest.parent import Parent
 from afinar.ingest.worker import BatchBuilder, make_batch_builder, process_picture
+from afinar.pictures.decode import configure_pillow
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
 from afinar.storage.objects import sha256
-from afinar.storage.open import normalize_uri, open_reader, open_store
+from afinar.storage.open import open_reader
 from afinar.units.estimate import Forecast, Sample, extrapolate, list_requests, sample_pending
+from afinar.units.executor import InlineExecutor
 
 _PUTS_PER_UNIT: Final = 3  # shard, facts, marker
 _PUTS_PER_VERSION: Final = 5  # plan, index, rejects, list, manifest
@@ -33,32 +34,31 @@ class IngestForecast(Forecast):
 def forecast_ingest(config: IngestConfig) -> IngestForecast:
     """List the source, and read and decode a sample of the pictures to be read; writes nothing."""
     started = time.monotonic()
-    source, store = normalize_uri(config.source), open_store(config.dataset)
-    view = StoredView(size=config.size, fit=config.fit, store=config.store)
-    annotated = list_source(config)
-    parent = open_parent(store, view) if store.exists() else Parent(None, view)
-    plan = make_plan(annotated.listing, parent.outcomes, view, parent.next_version)
+    job = IngestJob(config, InlineExecutor())
+    current = job.open_current() if job.store.exists() else Parent(None, job.view)
+    planned = job.make_plan(current)
     listing_s = time.monotonic() - started
 
-    sample = _measure(source, view, sample_pending(plan, source))
+    sample = _measure(job.source, job.view, sample_pending(planned.table, job.source))
     workers = config.workers or os.cpu_count() or 1
-    estimate = extrapolate(plan, sample, workers=workers, listing_s=listing_s)
+    estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)
     puts = estimate.units * _PUTS_PER_UNIT + (_PUTS_PER_VERSION if estimate.to_read else 0)
     return IngestForecast(
         **vars(estimate),
-        source=source,
-        dataset=store.root,
+        source=job.source,
+        dataset=job.store.root,
         requests={
-            "LIST": list_requests(len(annotated.listing)),
+            "LIST": list_requests(len(planned.table)),
             "GET": estimate.to_read,
             "PUT": puts,
         },
-        notes=annotated.notes,
+        notes=planned.notes,
     )
 
 
 def _measure(source: str, view: StoredView, entries: list[Entry]) -> Sample:
     """Read and decode pictures as a unit does, without writing to a store."""
+    configure_pillow()
     sample = Sample(len(entries))
     batch = make_batch_builder(view)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageFile, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
 from afinar.pictures.colour import rescale_png_transparency, to_rgb
 from afinar.pictures.jpeg import decode_stored, encode_stored
@@ -117,12 +117,10 @@ def decode_into(
     return width, height
 
 
-def decode_to_jpeg(
-    data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS
-) -> EncodedPicture:
+def decode_to_jpeg(data: bytes, view: StoredView) -> EncodedPicture:
     """Decode into the JPEG whose pixels `decode` returns with `view.store == "jpeg"`."""
     out = np.empty((view.size, view.size, 3), dtype=np.uint8)
-    width, height = _decode_square(data, view, out, limits)
+    width, height = _decode_square(data, view, out, DEFAULT_LIMITS)
     return EncodedPicture(encode_stored(out), width, height)
 
 
@@ -195,10 +193,13 @@ def _check_ending(image: ImageFile.ImageFile, data: bytes) -> None:
     A copy that broke off and was filled with zeros decodes without an error, grey below the break.
     The marker cannot occur within a scan, but a thumbnail before the scan has one too.
     """
-    if image.format != "JPEG" or image.fp is None:
+    if not isinstance(image, JpegImagePlugin.JpegImageFile):
         return
-    start_of_scan = image.fp.tell()
-    if data.rfind(_END_OF_IMAGE) < start_of_scan:
+    # Pillow opens a JPEG with several frames as MPO, and rewinds it. So parse the header once more.
+    header = image
+    if image.format == "MPO":
+        header = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
+    if header.fp is not None and data.rfind(_END_OF_IMAGE) < header.fp.tell():
         raise PictureError(Reason.TRUNCATED, "no end marker after the start of the scan")
 
 

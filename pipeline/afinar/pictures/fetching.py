@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from typing import Final, NamedTuple, TypeAlias
 
 from afinar.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
-from afinar.pictures.decode import DEFAULT_LIMITS, Limits
+from afinar.pictures.decode import DEFAULT_LIMITS
 from afinar.pictures.rejects import PictureError, Reason
 from afinar.storage.multi_store import MultiStore
 from afinar.storage.store import Reader
 
 _MAX_CONSECUTIVE_FAILURES: Final = 20
+_STORE_FAILURES: Final = {Reason.FORBIDDEN, Reason.UNREACHABLE}
 _PREFETCHED: Final = 8  # files that the kernel is asked to read ahead
 _MAX_AHEAD_BYTES: Final = 256 * 2**20  # of pictures read and not yet decoded, per worker
 
@@ -38,8 +39,8 @@ class _PendingRead(NamedTuple):
 class PictureReader:
     """Reader of the pictures of one unit. It tells a store that fails from pictures that do."""
 
-    def __init__(self, store: Reader | MultiStore, limits: Limits = DEFAULT_LIMITS) -> None:
-        self._store, self._limits = store, limits
+    def __init__(self, store: Reader | MultiStore) -> None:
+        self._store = store
         self._consecutive_failures = 0
 
     def read(self, picture: PictureRef) -> bytes:
@@ -108,15 +109,18 @@ class PictureReader:
         return outcome
 
     def _check_store_health(self, outcome: _Outcome) -> None:
-        """Count consecutive failures; raise StorageError if there are too many.
+        """Count consecutive failures of the store; raise StorageError if there are too many.
+
+        A picture that is missing or changed is an answer of the store. For a picture over the size
+        limit the store was not asked.
 
         Twenty forbidden pictures may be a folder that is closed to these credentials. So the store
         is asked whether it still answers them, once per twenty pictures. If it does, go on.
         """
-        if not isinstance(outcome, PictureError):
-            self._consecutive_failures = 0
+        if isinstance(outcome, PictureError) and outcome.reason == Reason.TOO_MANY_BYTES:
             return
-        if outcome.reason not in {Reason.FORBIDDEN, Reason.UNREACHABLE}:
+        if not isinstance(outcome, PictureError) or outcome.reason not in _STORE_FAILURES:
+            self._consecutive_failures = 0
             return
 
         self._consecutive_failures += 1
@@ -138,10 +142,9 @@ class PictureReader:
 
     def _fetch(self, picture: PictureRef) -> _Outcome:
         """Read one picture; called by several threads at once. Returns errors, raises none."""
-        if picture.size > self._limits.max_bytes:
-            return PictureError(
-                Reason.TOO_MANY_BYTES, f"{picture.size} bytes, limit {self._limits.max_bytes}"
-            )
+        limit = DEFAULT_LIMITS.max_bytes
+        if picture.size > limit:
+            return PictureError(Reason.TOO_MANY_BYTES, f"{picture.size} bytes, limit {limit}")
         try:
             return self._get(picture)
         except ChangedError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -152,8 +153,13 @@ def delete_old_queues(
 
 
 def _lowest(tables: list[pa.Table], limit: int) -> pa.Table:
+    """Return the rows with the lowest scores; NaN counts as lower than any score."""
     table = pa.concat_tables(tables)
-    return table.sort_by([("score", "ascending"), ("uri", "ascending")]).slice(0, limit)
+    scores = table.column("score")
+    key = pc.if_else(pc.is_nan(scores), -1.0, scores)
+    order = pa.table({"score": key, "uri": table.column("uri")})
+    ascending = [("score", "ascending"), ("uri", "ascending")]
+    return table.take(pc.sort_indices(order, ascending).slice(0, limit))
 
 
 def _read_below(data: bytes) -> int:
