@@ -93,6 +93,12 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
         ("label GOOD out --model MODEL --forecast nowhere.json", "No such file"),
         ("plan label GOOD - --model MODEL", "one picture needs no plan"),
         ("plan bake GOOD out", "write afinar plan ingest"),
+        ("plan --json label GOOD out --model MODEL", "write afinar plan ingest"),
+        ("plan ingest one-class DATASET", "holds the pictures of"),
+        ("train DATASET out --audit s3://b/audit", "--audit s3://b/audit: give a folder"),
+        ("forget DATASET nothing.jpg --workers -1", "--workers -1"),
+        ("submit --verbose -- ingest s3://b/a s3://b/d", "no option --verbose"),
+        ("submit -- ingest s3://b/a s3://b/d --labels labels.CSV", "path on this machine"),
         ("status nowhere", "holds no dataset"),
         ("forget DATASET nothing.jpg", "nothing was erased"),
         ("demo .", "holds something else than a demo"),
@@ -121,8 +127,11 @@ def test_unknown_cut_is_refused_before_ray_is_imported(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_target_without_permission_is_refused(requests: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "locked").mkdir(mode=0o500)
+@pytest.mark.parametrize("mode", [0o500, 0o000])
+def test_target_without_permission_is_refused(
+    mode: int, requests: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "locked").mkdir(mode=mode)
     code, stderr, _ = run_refused("ingest", requests["GOOD"], "locked/out", cwd=tmp_path)
     assert (code, "no permission" in stderr) == (2, True)
 

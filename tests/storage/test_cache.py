@@ -114,7 +114,11 @@ def test_cache_folder_of_other_user_or_open_to_others_is_refused(
     ref, folder = put(store, 7), tmp_path / "cache"
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     folder.symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(RequestError, match="a link or no folder"):
+    with pytest.raises(RequestError, match="a link, no folder"):
+        open_verified(store, ref, Cache(folder))
+    folder.unlink()
+    folder.write_bytes(b"")
+    with pytest.raises(RequestError, match="a link, no folder"):
         open_verified(store, ref, Cache(folder))
     folder.unlink()
     folder.mkdir()

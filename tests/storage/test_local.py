@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from afinar.errors import StorageError
-from afinar.storage.open import open_store
+from afinar.errors import ForbiddenError, RequestError, StorageError
+from afinar.storage.open import open_reader, open_store
 
+NOBODY = 65534
 BODY = bytes(range(256)) * 400
 
 
@@ -29,3 +30,20 @@ def test_put_on_full_disk_names_the_cause_and_leaves_nothing(tmp_path: Path) -> 
         assert store.put_if_absent("a/third", b"x")
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the user of the process")
+def test_folder_that_may_not_be_entered_is_forbidden(tmp_path: Path) -> None:
+    parent = tmp_path / "locked"
+    (parent / "dataset").mkdir(parents=True)
+    parent.chmod(0)
+    root = str(parent / "dataset")
+    os.seteuid(NOBODY)
+    try:
+        for reader in (open_store(root), open_reader(root)):
+            with pytest.raises(ForbiddenError, match="Permission denied"):
+                reader.exists()
+        with pytest.raises(RequestError, match="no permission"):
+            open_store(root).require_target()
+    finally:
+        os.seteuid(0)

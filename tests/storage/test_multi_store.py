@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from afinar.storage.multi_store import MultiStore, split_uri
-from afinar.storage.open import open_store
+from afinar.storage.multi_store import MultiStore
+from afinar.storage.open import open_store, split_uri
 
 
 def test_uri_is_split_into_root_and_name() -> None:

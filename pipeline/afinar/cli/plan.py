@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import asdict
 from typing import Any
 
@@ -21,14 +22,28 @@ LABEL_EXAMPLE = (
 
 def configure(argv: list[str]) -> IngestConfig | LabelConfig:
     """Parse the arguments of the job to estimate."""
-    if argv and argv[0] == "label":
-        return _configure_label(argv[1:])
-    if argv and argv[0] != "ingest" and not argv[0].startswith("-"):
+    parser = argparse.ArgumentParser(
+        prog="afinar plan",
+        description="Estimate time, requests and bytes of a job from a sample; write nothing.",
+        epilog=f"Examples: {EXAMPLE}\n          {LABEL_EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("job", choices=["ingest", "label"], help="job to estimate")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="arguments of that job; --help lists them"
+    )
+    if not argv or argv[0] in {"-h", "--help"}:
+        parser.print_help()
+        raise SystemExit(0)
+    job, arguments = argv[0], argv[1:] or ["--help"]
+    if job == "label":
+        return _configure_label(arguments)
+    if job != "ingest":
         raise RequestError(
-            f"afinar plan {argv[0]}: write afinar plan ingest or afinar plan label, with the "
+            f"afinar plan {job}: write afinar plan ingest or afinar plan label, and then the "
             "arguments of that job"
         )
-    return parse(IngestConfig, argv[1:] or ["--help"], "afinar plan ingest", EXAMPLE)
+    return parse(IngestConfig, arguments, "afinar plan ingest", EXAMPLE)
 
 
 def _configure_label(argv: list[str]) -> LabelConfig:

@@ -8,15 +8,13 @@ import logging
 import shlex
 import shutil
 import tempfile
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from afinar.cli.formatting import format_table
-from afinar.config.base import POSITIONAL, JobConfig
+from afinar.config.base import JobConfig
 from afinar.config.recipes import find_recipe
-from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
 
 logger = logging.getLogger(__name__)
@@ -39,7 +37,7 @@ def configure(argv: list[str]) -> SubmitConfig:
     """Parse the arguments, and those of the job, so that a mistake is found before submission."""
     parser = argparse.ArgumentParser(
         prog="afinar submit",
-        usage="afinar submit [--address ADDRESS] -- COMMAND …",
+        usage="afinar submit [--address ADDRESS] [--json] -- COMMAND …",
         description="Run a job through the Ray Jobs API, follow it, and exit with its exit code.",
         epilog=(
             "Example: afinar submit --address http://HEAD:8265 -- "
@@ -50,32 +48,29 @@ def configure(argv: list[str]) -> SubmitConfig:
     parser.add_argument(
         "--address", help="dashboard of the cluster; default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object to stdout")
 
     position = argv.index("--") if "--" in argv else len(argv)
     job = argv[position + 1 :]
     options, unknown = parser.parse_known_args(argv[:position])
+    if unknown and unknown[0].startswith("-"):
+        raise RequestError(f"afinar submit has no option {unknown[0]}: write the job's after --")
     if unknown or not job or job[0] not in SUBMITTABLE:
         raise RequestError(f"after -- write one of {', '.join(SUBMITTABLE)} with its arguments")
 
     config: JobConfig = importlib.import_module(f"afinar.cli.{job[0]}").configure(job[1:])
     _require_shared_paths(config)
-    return SubmitConfig(address=options.address, argv=tuple(job), recipe=config.recipe)
+    return SubmitConfig(
+        address=options.address, json=options.json, argv=tuple(job), recipe=config.recipe
+    )
 
 
 def _require_shared_paths(config: JobConfig) -> None:
     """Raise RequestError for a relative path: it has no meaning on another machine."""
-    for name, hint in typing.get_type_hints(type(config), include_extras=True).items():
-        value = getattr(config, name)
-        is_path = (
-            POSITIONAL in getattr(hint, "__metadata__", ())
-            or name == "model"
-            or (name == "weights" and isinstance(config, TrainConfig) and config.has_weights_file)
-            or (name in {"labels", "group"} and value.endswith((".csv", ".parquet")))
-            or (name == "forecast" and bool(value))
-        )
-        if is_path and not value.startswith(("s3://", "/")):
+    for path in config.paths:
+        if not path.startswith(("s3://", "/")):
             raise RequestError(
-                f"{value!r} is a path on this machine: give s3://… or an absolute path that every "
+                f"{path!r} is a path on this machine: give s3://… or an absolute path that every "
                 "node mounts"
             )
 

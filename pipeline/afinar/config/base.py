@@ -39,6 +39,15 @@ class JobConfig:
     log_format: LogFormat = "text"
     """Format of the log on stderr: `text`, or `json` with one object per line."""
 
+    def __post_init__(self) -> None:
+        """Raise RequestError for a wrong value."""
+        require(self.workers >= 0, f"--workers {self.workers}: give 0 for one per core, or a count")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Locations that the job reads and writes, as they were given."""
+        return ()
+
 
 def as_dict(config: JobConfig) -> dict[str, Any]:
     """Return the fields that a run records, as JSON values: all but those for logging."""
@@ -55,11 +64,6 @@ def require(condition: bool, message: str) -> None:
     """Raise RequestError with `message` unless the condition holds."""
     if not condition:
         raise RequestError(message)
-
-
-def require_worker_count(config: JobConfig) -> None:
-    """Raise RequestError for a negative number of workers."""
-    require(config.workers >= 0, f"--workers {config.workers}: give 0 for one per core, or a count")
 
 
 def parse_extensions(extensions: str) -> tuple[str, ...] | None:

@@ -19,4 +19,5 @@ class ForgetConfig(JobConfig):
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""
+        super().__post_init__()
         require(bool(self.uris), "name at least one picture to forget")

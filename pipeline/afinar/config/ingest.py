@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from afinar.config.base import (
     POSITIONAL,
     JobConfig,
     parse_extensions,
     require,
-    require_worker_count,
 )
 from afinar.errors import RequestError
 
 FitMode = Literal["crop", "pad", "squash"]
 StoreKind = Literal["pixels", "jpeg"]
+
+_LABELS_WITHOUT_TABLE: Final = ("folder", "none")
 
 
 class SplitShares(NamedTuple):
@@ -62,7 +63,7 @@ class IngestConfig(JobConfig):
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""
-        require_worker_count(self)
+        super().__post_init__()
         require(
             8 <= self.size <= 4096, f"--size {self.size}: give a side between 8 and 4096 pixels"
         )
@@ -73,10 +74,16 @@ class IngestConfig(JobConfig):
         # Reading the properties parses the strings.
         _ = self.split_shares, self.endings
 
-        if self.labels not in {"folder", "none"}:
+        if self.labels not in _LABELS_WITHOUT_TABLE:
             _require_table("--labels", self.labels, "`folder`, `none`, or ")
         if self.group:
             _require_table("--group", self.group, "")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Locations that the job reads and writes."""
+        labels = "" if self.labels in _LABELS_WITHOUT_TABLE else self.labels
+        return tuple(filter(None, (self.source, self.dataset, labels, self.group)))
 
     @cached_property
     def endings(self) -> tuple[str, ...] | None:

@@ -12,7 +12,6 @@ from afinar.config.base import (
     Precision,
     parse_extensions,
     require,
-    require_worker_count,
 )
 
 
@@ -66,7 +65,7 @@ class LabelConfig(JobConfig):
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""
-        require_worker_count(self)
+        super().__post_init__()
         require(self.top_k >= 1, f"--top-k {self.top_k}: give at least 1")
         require(self.batch_size >= 0, f"--batch-size {self.batch_size}: give a count, or 0")
         require(
@@ -92,6 +91,12 @@ class LabelConfig(JobConfig):
     def is_one_picture(self) -> bool:
         """True if the source is one picture whose classes are only printed."""
         return self.predictions == "-"
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Locations that the job reads and writes."""
+        predictions = "" if self.is_one_picture else self.predictions
+        return tuple(filter(None, (self.source, predictions, self.model, self.forecast)))
 
     @cached_property
     def endings(self) -> tuple[str, ...] | None:

@@ -26,6 +26,7 @@ class StatusConfig(JobConfig):
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""
+        super().__post_init__()
         require(self.keep >= 0, f"--keep {self.keep}: give a count of versions, or 0 for all")
         require(self.gc or not self.keep, f"--keep {self.keep} deletes versions: give --gc with it")
         require(

@@ -21,7 +21,6 @@ Schedule = Literal["cosine", "linear", "constant"]
 ClassWeights = Literal["none", "balanced"]
 
 _MINIMA: Final = {
-    "workers": 0,
     "epochs": 1,
     "patience": 0,
     "batch_size": 2,
@@ -127,17 +126,18 @@ class TrainConfig(JobConfig):
     cores_per_worker: int = 0
     """CPU cores of each worker. 0: an equal share of the machine (one core beside a GPU)."""
     max_failures: int = 3
-    """Number of failed workers or machines after which the job ends with an error."""
+    """Number of failures of workers or machines to recover from. The next one ends the job."""
     start_timeout_s: float = 600.0
     """Seconds to wait for the cluster to provide the resources of the workers."""
     audit: str = ""
-    """Folder to which each worker writes the sample ids of each of its steps, as evidence that
-    every sample was used once."""
+    """Folder, not s3://, to which each worker appends the dataset rows of each of its steps, as
+    evidence that every sample was used once."""
     seed: int = 0
     """Seed of initial weights, sample order, dropout and augmentation."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value. The catalogue of backbones checks `backbone`."""
+        super().__post_init__()
         self._check_ranges()
         # Reading the properties parses the strings.
         _ = self.trainable_stages, self.augmentation
@@ -145,6 +145,10 @@ class TrainConfig(JobConfig):
         require(
             self.describe or bool(self.dataset and self.models),
             "name the DATASET and where the MODELS go, or give --describe",
+        )
+        require(
+            not self.audit.startswith("s3://"),
+            f"--audit {self.audit}: give a folder; the workers append to files in it",
         )
         require(
             self.regime in {"scratch", "full"} or self.weights != "none",
@@ -204,6 +208,12 @@ class TrainConfig(JobConfig):
     def augmentation(self) -> Augmentation:
         """Random changes to training pictures."""
         return parse_augment(self.augment, self.regime)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Locations that the job reads and writes."""
+        weights = self.weights if self.has_weights_file else ""
+        return tuple(filter(None, (self.dataset, self.models, weights, self.audit)))
 
     @property
     def has_weights_file(self) -> bool:

@@ -16,6 +16,8 @@ from afinar.errors import RequestError
 logger = logging.getLogger(__name__)
 
 _WARM_UP_S: Final = 60.0
+_RECONNECT_S: Final = 60.0
+_POLL_S: Final = 1.0
 _OUR_EXIT_CODES: Final = frozenset({0, 1, 2, 130})
 
 
@@ -56,10 +58,14 @@ def submit_job(client: JobSubmissionClient, entrypoint: str, environment: dict[s
 
 
 def follow_job(client: JobSubmissionClient, job: str) -> JobEnd:
-    """Print a job's log to stderr until it ends. Ctrl-C stops the job."""
+    """Print a job's log to stderr until the job ends. Ctrl-C stops the job.
+
+    A connection that breaks, as at a proxy's time limit, is made again. Its error is raised if the
+    API does not answer for a minute.
+    """
+    log = _LogPrinter(client, job)
     try:
-        while not client.get_job_status(job).is_terminal():
-            _print_log(client, job)
+        _follow(client, job, log)
     except KeyboardInterrupt:
         client.stop_job(job)
         raise
@@ -69,15 +75,38 @@ def follow_job(client: JobSubmissionClient, job: str) -> JobEnd:
     return JobEnd(str(info.status), exit_code if exit_code in _OUR_EXIT_CODES else 1)
 
 
-def _print_log(client: JobSubmissionClient, job: str) -> None:
-    """Print the job's log until it ends or the connection breaks, as at a proxy's time limit."""
+def _follow(client: JobSubmissionClient, job: str, log: _LogPrinter) -> None:
+    answered_s = time.monotonic()
+    while True:
+        try:
+            # Asked before the log is read: the log of a job that had ended is complete.
+            has_ended = client.get_job_status(job).is_terminal()
+            answered_s = time.monotonic()
+            asyncio.run(log.print_lines())
+        except (RuntimeError, OSError) as error:
+            if time.monotonic() - answered_s > _RECONNECT_S:
+                raise
+            logger.info(f"the connection to the log broke ({error}); following again")
+        else:
+            if has_ended:
+                return
+        time.sleep(_POLL_S)
 
-    async def print_lines() -> None:
-        async for lines in client.tail_job_logs(job):
-            print(lines, end="", file=sys.stderr, flush=True)  # noqa: T201
 
-    try:
-        asyncio.run(print_lines())
-    except (RuntimeError, OSError) as error:
-        logger.info(f"the connection to the log broke ({error}); following again")
-    time.sleep(1)
+@dataclass
+class _LogPrinter:
+    """Prints a job's log. A new connection sends it from its beginning; that part is skipped."""
+
+    client: JobSubmissionClient
+    job: str
+    printed: int = 0
+    """Number of characters that were printed."""
+
+    async def print_lines(self) -> None:
+        """Print what the log has beyond the printed characters, until the connection ends."""
+        position = 0
+        async for lines in self.client.tail_job_logs(self.job):
+            new = lines[max(0, self.printed - position) :]
+            position += len(lines)
+            print(new, end="", file=sys.stderr, flush=True)  # noqa: T201
+            self.printed = max(self.printed, position)

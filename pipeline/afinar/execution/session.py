@@ -28,14 +28,12 @@ _TOKEN_VARIABLES: Final = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PA
 
 
 @contextlib.contextmanager
-def ray_session(
-    address: str | None, cores: int = 0, dashboard: bool = False, verbose: bool = False
-) -> Iterator[None]:
+def ray_session(address: str | None, cores: int = 0, dashboard: bool = False) -> Iterator[None]:
     """Connect to `address`, else RAY_ADDRESS, else start a local Ray that ends with the block.
 
     If this process is already connected, that Ray is used and left running. `cores` (0: all) and
     `dashboard`, which Ray Train needs, concern a local Ray. The output of Ray's own processes is
-    shown only if `verbose`, here or in `configure_logging`; what afinar logs in them always is.
+    shown only if `configure_logging` was called with `verbose`; what afinar logs in them always is.
     """
     if ray.is_initialized():
         yield
@@ -45,13 +43,16 @@ def ray_session(
     # The future default; Ray warns if it is not set.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-    target = address or os.environ.get("RAY_ADDRESS") or "local"
-    verbose = verbose or log_settings().verbose
-    session = (
-        _local_ray(cores, dashboard, verbose) if target == "local" else _connection(target, verbose)
-    )
+    target, verbose = cluster_address(address), log_settings().verbose
+    session = _connection(target, verbose) if target else _local_ray(cores, dashboard, verbose)
     with worker_output(verbose), session:
         yield
+
+
+def cluster_address(address: str | None) -> str | None:
+    """Return `address`, else RAY_ADDRESS; None if a local Ray is started instead."""
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    return None if target == "local" else target
 
 
 @contextlib.contextmanager
@@ -169,10 +170,10 @@ def wait_for_resources(
 ) -> bool:
     """Return whether the cluster can hold `count` bundles of resources, waiting for it to grow.
 
-    A cluster (`address` or RAY_ADDRESS is given) is asked to grow and polled every `poll_s` seconds
+    A cluster (see `cluster_address`) is asked to grow and polled every `poll_s` seconds
     until `timeout_s`. A local Ray cannot grow and is checked once.
     """
-    deadline = time.monotonic() + (timeout_s if address or "RAY_ADDRESS" in os.environ else 0.0)
+    deadline = time.monotonic() + (timeout_s if cluster_address(address) else 0.0)
     if fits(bundle, count):
         return True
     request_resources(bundles=[dict(bundle)] * count)

@@ -25,6 +25,7 @@ from afinar.config.train import TrainConfig
 from afinar.errors import AfinarError, RequestError, ShortfallError, StorageError
 from afinar.execution.failures import root_cause
 from afinar.execution.session import (
+    cluster_address,
     cluster_cores,
     cluster_gpus,
     fits,
@@ -56,7 +57,7 @@ def launch_on_ray(task: TrainTask) -> None:
     delete_failure(store, task.run)
 
     cores = config.workers * config.cores_per_worker
-    with ray_session(config.address, cores, dashboard=True, verbose=config.verbose):
+    with ray_session(config.address, cores, dashboard=True):
         resources = _worker_resources(config)
         _set_ray_train_options(config)
         trainer = TorchTrainer(
@@ -123,7 +124,7 @@ def _worker_resources(config: TrainConfig) -> _WorkerResources:
     ):
         available = f"{cluster_cores()} cores and {cluster_gpus()} GPUs"
         wanted = f"--workers {min_workers} of {cpus} cores each"
-        if config.address is None and "RAY_ADDRESS" not in os.environ:
+        if cluster_address(config.address) is None:
             raise RequestError(
                 f"{wanted}: this machine has {available}; give fewer, or the --address of a cluster"
             )

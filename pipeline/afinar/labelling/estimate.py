@@ -18,8 +18,7 @@ from afinar.labelling.tasks import LabelSpec
 from afinar.predictions.current import PublishedRows
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
-from afinar.storage.multi_store import MultiStore
-from afinar.storage.open import normalize_uri
+from afinar.storage.open import read_uri
 from afinar.units.cut import count_pending
 from afinar.units.estimate import Forecast, Sample, extrapolate
 from afinar.units.executor import InlineExecutor
@@ -114,7 +113,7 @@ def read_forecast(path: str, job: LabelJob) -> dict[str, Any]:
     Raises RequestError for any other file, and for the estimate of another job.
     """
     try:
-        forecast = json.loads(MultiStore(remote=False).get(normalize_uri(path)))
+        forecast = json.loads(read_uri(path))
     except StorageError as error:
         raise RequestError(f"--forecast: cannot read {error}") from error
     except ValueError as error:

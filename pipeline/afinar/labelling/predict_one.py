@@ -9,7 +9,7 @@ from afinar.errors import ForbiddenError, NotFoundError, RequestError, StorageEr
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
 from afinar.pictures.rejects import PictureError, Reason
-from afinar.storage.open import normalize_uri, open_reader
+from afinar.storage.open import normalize_uri, open_reader, read_uri
 
 
 def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
@@ -42,12 +42,12 @@ def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
 
 
 def _read(uri: str) -> bytes:
-    folder, _, name = uri.rpartition("/")
-    if folder == "s3:/" or _is_local_folder(uri):
+    is_bucket = uri.startswith("s3://") and "/" not in uri.removeprefix("s3://")
+    if is_bucket or _is_local_folder(uri):
         raise _folder_error(uri)
 
     try:
-        return open_reader(folder or "/").get(name)
+        return read_uri(uri)
     except NotFoundError:
         if _is_prefix(uri):
             raise _folder_error(uri) from None

@@ -19,7 +19,7 @@ from afinar.errors import NotFoundError, RequestError, StorageError
 from afinar.sources.entry import SPLITS
 from afinar.sources.listing import names_of
 from afinar.storage.arrow import concat_columns
-from afinar.storage.open import normalize_uri, open_reader
+from afinar.storage.open import read_uri
 
 _SPLIT_FOLDERS: Final = {
     "train": "train",
@@ -115,16 +115,15 @@ def read_table(flag: str, location: str, column: str) -> pa.Table:
 
     Raises RequestError, which begins with `flag`, if there is no such table.
     """
-    folder, _, name = normalize_uri(location).rpartition("/")
     try:
-        data = open_reader(folder or "/").get(name)
+        data = read_uri(location)
     except NotFoundError as error:
         raise RequestError(f"{flag} {location}: there is no such table") from error
     except StorageError as error:
         raise RequestError(f"{flag}: cannot read {error}") from error
 
     try:
-        is_parquet = name.lower().endswith(".parquet")
+        is_parquet = location.lower().endswith(".parquet")
         table = pq.read_table(io.BytesIO(data)) if is_parquet else _read_csv(data, column)
     except pa.ArrowInvalid as error:
         raise RequestError(f"{flag} {location} is not a readable table: {error}") from error

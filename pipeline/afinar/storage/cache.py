@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
 from afinar.errors import NotFoundError, RequestError
+from afinar.storage.files import translate_errors
 from afinar.storage.objects import ObjectRef, check_hash, get_object, sha256
 from afinar.storage.store import Store
 
@@ -43,14 +44,15 @@ class Cache:
         Another user may have taken its name in the temporary folder first. So it must be a folder
         and no link, belong to this user, and be closed to others. Raises RequestError if it is not.
         """
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor = os.open(
                 self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
             )
         except OSError as error:
             raise RequestError(
-                f"the cache {self.path} is a link or no folder: {_REMEDY}"
+                f"the cache {self.path} is a link, no folder, or cannot be made "
+                f"({error.strerror}): {_REMEDY}"
             ) from error
 
         try:
@@ -111,7 +113,8 @@ def _open_copy(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
             # Room for two objects at least: the one before this may be in use.
             limit = max(cache.bytes, 2 * len(data)) - len(data)
             _evict_lru(folder, limit, keep=ref.sha256)
-            file = _write_copy(folder, ref.sha256, data)
+            with translate_errors(str(cache.path)):
+                file = _write_copy(folder, ref.sha256, data)
         return file
 
 

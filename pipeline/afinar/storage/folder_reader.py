@@ -106,7 +106,8 @@ class FolderReader(Reader):
                 os.close(descriptor)
 
     def exists(self) -> bool:
-        return Path(self.root).is_dir()
+        with translate_errors(self.root):
+            return Path(self.root).is_dir()
 
 
 def _list_item(

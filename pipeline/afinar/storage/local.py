@@ -184,12 +184,18 @@ class LocalStore(Store):
                             os.unlink(entry.name, dir_fd=folder)
 
     def exists(self) -> bool:
-        return Path(self.root).is_dir()
+        with translate_errors(self.root):
+            return Path(self.root).is_dir()
 
     def require_target(self) -> None:
         """Raise RequestError unless the root, or the nearest folder above it, is writable."""
         root = Path(self.root)
-        nearest = next(path for path in (root, *root.parents) if path.exists())
+        try:
+            nearest = next(path for path in (root, *root.parents) if path.exists())
+        except PermissionError as error:
+            raise RequestError(
+                f"cannot write to {root}: no permission in a folder above. Choose another target."
+            ) from error
 
         if not nearest.is_dir():
             raise RequestError(

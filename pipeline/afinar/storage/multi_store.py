@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from afinar.storage.open import open_reader
+from afinar.storage.open import open_reader, split_uri
 from afinar.storage.store import ObjectInfo, Reader
 
 
@@ -54,16 +54,3 @@ class MultiStore:
             # kept.
             reader = self._readers.setdefault(root, open_reader(root))
         return reader, name
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """Split a normalized URI into the root of a store (its bucket or folder) and the name there.
-
-    `s3://bucket/a/b.jpg` gives `s3://bucket` and `a/b.jpg`, `/data/a/b.jpg` gives `/data/a` and
-    `b.jpg`.
-    """
-    if uri.startswith("s3://"):
-        bucket, _, key = uri.removeprefix("s3://").partition("/")
-        return f"s3://{bucket}", key
-    folder, _, name = uri.rpartition("/")
-    return folder or "/", name

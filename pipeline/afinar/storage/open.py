@@ -45,6 +45,25 @@ def open_store(uri: str) -> Store:
     return LocalStore(root)
 
 
+def split_uri(uri: str) -> tuple[str, str]:
+    """Split a normalized URI into the root of a store (its bucket or folder) and the name there.
+
+    `s3://bucket/a/b.jpg` gives `s3://bucket` and `a/b.jpg`, `/data/a/b.jpg` gives `/data/a` and
+    `b.jpg`.
+    """
+    if uri.startswith("s3://"):
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        return f"s3://{bucket}", key
+    folder, _, name = uri.rpartition("/")
+    return folder or "/", name
+
+
+def read_uri(uri: str) -> bytes:
+    """Read one object or file that a user named. Raises StorageError if it cannot be read."""
+    root, name = split_uri(normalize_uri(uri))
+    return open_reader(root).get(name)
+
+
 def open_reader(uri: str) -> Reader:
     """Open a location for reading that a user named (pictures, a table, weights).
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
 from afinar.errors import NotFoundError, RequestError, StorageError
+from afinar.storage.files import translate_errors as translate_file_errors
 from afinar.storage.names import is_safe_name, split_name
 from afinar.storage.parallel_listing import ParallelLister
 from afinar.storage.s3_clients import (
@@ -207,12 +208,24 @@ class S3Store(S3Reader, Store):
             return self._fetch(name, None).data
 
     def put_if_absent(self, name: str, data: Buffer) -> bool:
-        """Send a conditional PUT. 412: the name is taken. 409: a concurrent writer; try again."""
+        """Send a conditional PUT."""
         if isinstance(data, memoryview):
             data = data.tobytes()  # botocore takes no views; copying 128 MB takes 40 ms
+        options = {"mode": "create", "chunksize": _SINGLE_PUT_BYTES}
+        path = f"{self._bucket}/{self._key(name)}"
+        return self._create(name, lambda: self._fs._pipe_file(path, data, **options), len(data))
+
+    def _create(self, name: str, send: Callable[[], Awaitable[object]], size: int) -> bool:
+        """Send a conditional request of `size` bytes; return False if the name is taken (412).
+
+        A concurrent writer makes the store answer 409. The request is then sent again.
+        """
         for attempt in range(_PUT_ATTEMPTS):
+            if attempt:
+                # 1.6 to 3.2 s in all. The random factor spreads attempts of concurrent writers.
+                time.sleep(random.uniform(0.5, 1) * 0.05 * 2 ** (attempt - 1))
             try:
-                self._put(name, data)
+                call_with_deadline(self._fs, send, size)
             except (OSError, ClientError, BotoCoreError) as error:
                 status = http_status(error)
                 if status == 412 or (status is None and isinstance(error, FileExistsError)):
@@ -222,14 +235,7 @@ class S3Store(S3Reader, Store):
                         raise
             else:
                 return True
-            # 3 to 6 s in all. The random factor spreads the attempts of concurrent writers.
-            time.sleep(random.uniform(0.5, 1) * 0.05 * 2**attempt)
         raise StorageError(f"{self.uri(name)}: the store kept answering 409 to a conditional put")
-
-    def _put(self, name: str, data: Buffer) -> None:
-        options = {"mode": "create", "chunksize": _SINGLE_PUT_BYTES}
-        path = f"{self._bucket}/{self._key(name)}"
-        call_with_deadline(self._fs, lambda: self._fs._pipe_file(path, data, **options), len(data))
 
     def new_large_object(self, folder: str) -> NewObject:
         """Begin an object that is kept on this machine's disk and uploaded in pieces."""
@@ -248,17 +254,9 @@ class S3Store(S3Reader, Store):
             "mode": "create",
         }
         key = f"{self._bucket}/{self._key(name)}"
-        try:
-            call_with_deadline(
-                self._fs, lambda: self._fs._put_file(str(path), key, **options), path.stat().st_size
-            )
-        except (OSError, ClientError, BotoCoreError) as error:
-            if http_status(error) == 412 or isinstance(error, FileExistsError):
-                return False
-            with translate_errors(self.uri(name)):
-                raise
-
-        return True
+        return self._create(
+            name, lambda: self._fs._put_file(str(path), key, **options), path.stat().st_size
+        )
 
     def delete(self, name: str) -> None:
         with translate_errors(self.uri(name)):
@@ -285,10 +283,12 @@ class _OnDisk(NewObject):
         self._file = tempfile.NamedTemporaryFile(prefix="afinar-")  # noqa: SIM115
 
     def write(self, data: Buffer) -> None:
-        self._file.write(data)
+        with translate_file_errors(self._file.name):
+            self._file.write(data)
 
     def save_as(self, name: str) -> bool:
-        self._file.flush()
+        with translate_file_errors(self._file.name):
+            self._file.flush()
         return self._store.put_file_if_absent(name, Path(self._file.name))
 
     def discard(self) -> None:

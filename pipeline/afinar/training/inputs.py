@@ -22,6 +22,9 @@ from afinar.training.timing import EpochTimer
 class Inputs(Protocol):
     """Source of the module's inputs: threads call `load`, the main thread `to_device`."""
 
+    reads_shards: bool
+    """True if `load` reads the dataset's shards."""
+
     def load(self, rows: RowNumbers) -> Tensor:
         """Load what is stored for dataset rows into host memory."""
         ...
@@ -35,6 +38,8 @@ class Inputs(Protocol):
 
 class PixelInputs:
     """Pixels from memory-mapped shards, augmented, resized and normalised on the device."""
+
+    reads_shards = True
 
     def __init__(
         self,
@@ -79,6 +84,8 @@ class PixelInputs:
 
 class FeatureInputs:
     """Activations of a frozen backbone at its cut, computed once and kept on the device."""
+
+    reads_shards = False
 
     def __init__(self, features: Tensor, rows: RowNumbers) -> None:
         """`features` float32 [n, width] belong to dataset `rows` int64 [n]."""

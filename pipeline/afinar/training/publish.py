@@ -146,7 +146,7 @@ def _published_version(store: Store, run: str) -> ModelVersion | None:
     """Return the version of a run whose driver died after publishing it."""
     for number in reversed(versions(store, VERSIONS)):
         record = read_version(store, VERSIONS, number)
-        if record["lineage"]["run"] == f"runs/{run}":
+        if record["lineage"].get("run") == f"runs/{run}":
             return ModelVersion.from_dict(record)
     return None
 
@@ -186,10 +186,10 @@ def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) 
 
 def library_versions() -> dict[str, str]:
     """Return the versions of the libraries that can change a prediction."""
-    found = {}
+    versions_by_name = {}
     for name in ("afinar", "torch", "torchvision", "pillow", "numpy", "pyarrow"):
         try:
-            found[name] = library_version(name)
+            versions_by_name[name] = library_version(name)
         except PackageNotFoundError:  # a checkout that is not installed
             continue
-    return found
+    return versions_by_name

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from afinar.config.base import as_dict, fingerprint
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
-from afinar.errors import RequestError
+from afinar.errors import NotFoundError, RequestError
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import meta_device_context
 from afinar.models.networks.catalogue import require_backbone
@@ -110,7 +110,7 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
     source = find_weights(config.weights, config.backbone)
     if source is None and config.regime == "full":
         logger.info("note: --weights none: the full regime starts from random weights")
-    mean, std = (source.mean, source.std) if source else normalisation(config.backbone)
+    mean, std = normalisation(config.backbone)
 
     store = open_store(config.models)
     probe_conditional_put(store)
@@ -157,8 +157,6 @@ def _check_classes(config: TrainConfig, classes: int) -> None:
         raise RequestError(
             f"{config.dataset} has {classes} labelled classes: a classifier needs two"
         )
-    if config.output == "sigmoid" and classes != 2:
-        raise RequestError(f"--output sigmoid is for two classes; {config.dataset} has {classes}")
 
 
 def _check_network(architecture: Architecture, trainable: int | None) -> None:
@@ -213,13 +211,17 @@ def resume_or_register(store: Store, task: TrainTask) -> TrainTask:
 
 def _log_other_unfinished_runs(store: Store, task: TrainTask) -> None:
     """Log the interrupted runs on the same dataset, which this request does not resume."""
-    for info in list(store.walk(_UNFINISHED)):
-        marker = json.loads(store.get(info.name))
-        if info.name != _marker_name(task) and marker["dataset"] == task.config.dataset:
+    own = _marker_name(task)
+    for name in [info.name for info in store.walk(_UNFINISHED) if info.name != own]:
+        try:
+            marker = json.loads(store.get(name))
+        except NotFoundError:  # published since it was listed
+            continue
+        if marker["dataset"] == task.config.dataset:
             logger.info(
                 f"note: run {marker['run']}, on version {marker['dataset_version']} of the "
                 "dataset, was interrupted and is not this training; the same command would have "
-                f"continued it. Remove {store.uri(info.name)} and "
+                f"continued it. Remove {store.uri(name)} and "
                 f"{store.uri('runs/' + marker['run'])} to give it up."
             )
 

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -114,7 +115,12 @@ class Trainer:
         self.set_training()
         timer = EpochTimer(group.device)
 
-        with self.windows.prefetch_windows(epoch, batches) as on_batch:
+        prefetching: AbstractContextManager[Callable[[int], None]] = (
+            self.windows.prefetch_windows(epoch, batches)
+            if self.loader.inputs.reads_shards
+            else contextlib.nullcontext(lambda _: None)
+        )
+        with prefetching as on_batch:
             self._train_batches(batches, state, sums, timer, on_batch)
 
         timings = timer.close()

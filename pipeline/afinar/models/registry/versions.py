@@ -60,6 +60,8 @@ class ModelVersion:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> ModelVersion:
         """Read a record. Raises UnsafePathError if an id, run or object in it is not a name."""
+        if record.get("format") != FORMAT:
+            raise RequestError(f"the record of a model has the format {record.get('format')!r}")
         check_model_id(record["id"])
         # A model that was not made by `afinar train` may have no run.
         if "run" in record["lineage"]:
@@ -109,7 +111,9 @@ def find_model(spec: str) -> StoredModel:
 
     Raises RequestError if there is none; the message lists the versions that exist.
     """
-    location, _, wanted = spec.rpartition("@")
+    location, at, wanted = spec.rpartition("@")
+    if not at:
+        raise RequestError(f"{spec!r} names no version: write {spec}@champion or {spec}@NUMBER")
     store = open_store(location)
     try:
         number = _version_number(store, wanted)
