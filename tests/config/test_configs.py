@@ -77,7 +77,7 @@ def test_wrong_train_value_is_refused(options: dict[str, Any], message: str) -> 
         ({"unit_timeout_s": 0}, "above 0"),
         ({"abstain_below": 70}, "0 to 1"),
         ({"model": "models"}, "MODELS@champion"),
-        ({"predictions": "-", "single": True}, "only prints classes"),
+        ({"predictions": "-", "single": True}, "name PREDICTIONS"),
     ],
 )
 def test_wrong_label_value_is_refused(options: dict[str, Any], message: str) -> None:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from afinar import open_dataset, open_model, open_predictions
+from afinar.config.formats import DEFAULT_EXTENSIONS
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
 from afinar.labelling.driver import LabelSummary
@@ -228,11 +229,12 @@ def test_kind_of_source_is_recognised(archive: Path, tmp_path: Path, trained: Tr
         config = LabelConfig(source=source, predictions="-", model="m@1")
         return open_source(config, find_model(trained.champion)[1].stored_view)
 
-    assert kind_of(str(archive)) == FolderSource(str(archive), (".jpg", ".jpeg", ".png"))
+    endings = tuple(DEFAULT_EXTENSIONS.split(","))
+    assert kind_of(str(archive)) == FolderSource(str(archive), endings)
     assert kind_of(trained.dataset) == DatasetSource(trained.dataset, 1)
     assert kind_of(str(tmp_path / "list.csv")) == UriListSource(str(tmp_path / "list.csv"))
     (tmp_path / "pictures.csv" / "manifests").mkdir(parents=True)
     (tmp_path / "pictures.csv" / "manifests" / "00000001.json").write_bytes(b"a scanned manifest")
     assert kind_of(str(tmp_path / "pictures.csv")) == FolderSource(
-        str(tmp_path / "pictures.csv"), (".jpg", ".jpeg", ".png")
+        str(tmp_path / "pictures.csv"), endings
     )

@@ -9,6 +9,7 @@ import pytest
 from afinar.errors import ForbiddenError, NotFoundError, StorageError
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.rejects import PictureError, Reason
+from afinar.storage.left_out import LeftOut
 from afinar.storage.store import ObjectInfo, Reader
 
 LIMIT = 20
@@ -22,7 +23,7 @@ class FailingReader(Reader):
         super().__init__("/store")
         self._error, self._exists = error, exists
 
-    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def walk(self, prefix: str = "", left_out: LeftOut | None = None) -> Iterator[ObjectInfo]:
         raise NotImplementedError
 
     def stat(self, name: str) -> ObjectInfo:

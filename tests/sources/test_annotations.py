@@ -8,8 +8,11 @@ import pyarrow as pa
 import pytest
 
 from afinar.errors import RequestError
-from afinar.sources.annotations import AnnotatedListing, absolute_uris, annotate, read_table
+from afinar.sources.annotations import annotate
 from afinar.sources.entry import LISTING
+from afinar.sources.listing import AnnotatedListing
+from afinar.sources.tables import read_table
+from afinar.sources.uris import absolute_uris
 
 
 def annotations_of(
@@ -18,7 +21,9 @@ def annotations_of(
     """Annotate pictures of the source /archive."""
     rows = [{"uri": f"/archive/{name}", "etag": "e", "size": 1} for name in names]
     listing = pa.Table.from_pylist(rows, schema=LISTING)
-    return annotate(listing, "/archive", labels=labels, split_by_folder=by_folder, group=group)
+    annotated = AnnotatedListing(listing)
+    annotate(annotated, "/archive", labels=labels, split_by_folder=by_folder, group=group)
+    return annotated
 
 
 def values(annotated: AnnotatedListing, column: str) -> list[str | None]:
@@ -30,7 +35,9 @@ def test_label_is_the_first_folder() -> None:
     annotated = annotations_of("cats/1.jpg", "dogs/old/2.jpg", "3.jpg")
     assert values(annotated, "label") == ["cats", "dogs", None]
     assert values(annotated, "split") == [None, None, None]
-    assert annotated.notes == []
+    (note,) = annotated.notes
+    assert "1 pictures lie directly in /archive" in note
+    assert note.endswith("for example /archive/3.jpg")
 
 
 def test_split_is_the_first_folder_and_label_the_second() -> None:
@@ -64,8 +71,8 @@ def test_table_gives_labels_splits_and_groups(tmp_path: Path) -> None:
     assert values(annotated, "group") == ["burst", None]
     assert [note.split()[:4] for note in annotated.notes] == [
         ["1", "of", "2", "pictures"],
-        ["1", "of", "2", "pictures"],
         ["1", "rows", "of", "--group"],
+        ["1", "of", "2", "pictures"],
     ]
 
 

@@ -24,7 +24,7 @@ def test_listing_is_sorted_and_has_files_with_the_endings_only(
 ) -> None:
     (archive / "moss" / "notes.txt").write_text("not listed")
     (archive / "moss" / "UPPER.JPG").write_bytes(b"listed")
-    listing = list_pictures(str(archive), (".jpg",))
+    listing = list_pictures(str(archive), (".jpg",)).listing
     assert listing.schema == LISTING
     uris = listing.column("uri").to_pylist()
     assert uris == sorted(uris)
@@ -33,7 +33,7 @@ def test_listing_is_sorted_and_has_files_with_the_endings_only(
     }
     assert listing.column("size").to_pylist() == [Path(uri).stat().st_size for uri in uris]
     assert names_of(listing, f"{archive}/")[0].as_py() == "moss/000.jpg"
-    assert len(list_pictures(str(archive), None)) == len(listing) + 1
+    assert len(list_pictures(str(archive), None).listing) == len(listing) + 1
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_source_without_pictures_is_refused(archive: Path, folder: str, words: s
 
 
 def test_fingerprint_does_not_depend_on_chunks(archive: Path) -> None:
-    listing = list_pictures(str(archive), None)
+    listing = list_pictures(str(archive), None).listing
     chunked = pa.concat_tables([listing.slice(0, 5), listing.slice(5)])
     assert fingerprint(chunked) == fingerprint(listing)
     assert fingerprint(listing.slice(1)) != fingerprint(listing)

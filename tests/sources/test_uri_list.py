@@ -33,9 +33,10 @@ def test_each_spelling_of_a_picture_is_listed_once(archive: Path) -> None:
 
 
 def test_picture_that_does_not_exist_is_listed_as_missing(archive: Path) -> None:
-    annotated = list_named(write_list(archive.parent, "pictures/gone.jpg"))
-    assert annotated.listing.column("etag").to_pylist() == [MISSING]
-    assert "1 of 1 pictures of" in annotated.notes[0]
+    listed = write_list(archive.parent, "pictures/gone.jpg", "pictures/moss/000.jpg")
+    annotated = list_named(listed)
+    assert annotated.listing.column("etag").to_pylist()[0] == MISSING
+    assert "1 of 2 pictures of" in annotated.notes[0]
 
 
 @pytest.mark.parametrize(

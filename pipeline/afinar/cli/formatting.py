@@ -10,6 +10,13 @@ def format_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
+def format_left_out(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    """Return the row of a table on what a listing left out, such as "12 .txt, 3 without ending"."""
+    if not counts:
+        return []
+    return [("left out", ", ".join(f"{count} {name}" for name, count in counts.items()))]
+
+
 def format_size(size_bytes: float) -> str:
     """Return a number of bytes as "3.2 GB"; B and kB without a decimal."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

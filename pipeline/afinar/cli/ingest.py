@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_counts, format_table
+from afinar.cli.formatting import format_counts, format_left_out, format_table
 from afinar.config.ingest import IngestConfig
 from afinar.execution.executor import RayExecutor
 from afinar.units.progress import limiting_phase
@@ -49,6 +49,7 @@ def describe(summary: dict[str, Any]) -> str:
     rows = [
         ("dataset", f"{summary['dataset']}, version {summary['version']}"),
         ("listed", listed),
+        *format_left_out(summary["left_out"]),
         ("samples", f"{summary['samples']} ({format_counts(summary['splits'])})"),
         *([("since", changes)] if summary["version"] > 1 else []),
         ("classes", ", ".join(summary["classes"]) or "none"),

@@ -1,4 +1,4 @@
-"""`afinar label SOURCE PREDICTIONS …`, and `afinar label PICTURE - …` for one picture."""
+"""`afinar label SOURCE PREDICTIONS …`, and `afinar label PICTURE …` for one picture."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_counts, format_table
+from afinar.cli.formatting import format_counts, format_left_out, format_table
 from afinar.config.label import LabelConfig
 from afinar.errors import ShortfallError
 from afinar.execution.executor import RayExecutor
@@ -15,7 +15,7 @@ from afinar.execution.executor import RayExecutor
 logger = logging.getLogger(__name__)
 
 EXAMPLE = """afinar label archive/ predictions/ --model models/@champion
-  afinar label archive/scan.jpg - --model models/@champion"""
+  afinar label archive/scan.jpg --model models/@champion"""
 
 
 def configure(argv: list[str]) -> LabelConfig:
@@ -69,6 +69,7 @@ def describe(summary: dict[str, Any]) -> str:
         ("predictions", summary["predictions"]),
         ("model", summary["model"]),
         ("listed", listed),
+        *format_left_out(summary["left_out"]),
         ("labels", format_counts(summary["labels"])),
         ("rejects", format_counts(summary["rejects_by_reason"])),
     ]

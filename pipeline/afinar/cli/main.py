@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol, TextIO
 
 from afinar.config.base import JobConfig
-from afinar.errors import AfinarError
+from afinar.errors import AfinarError, RequestError
 from afinar.logs import configure_logging, log_settings
 from afinar.storage.names import new_run
 
@@ -69,6 +69,7 @@ def _run(name: str, argv: list[str]) -> int:
     command: Command = importlib.import_module(f"afinar.cli.{name}")
     as_json = "--json" in argv
     try:
+        _require_current_folder()
         config = command.configure(argv)
         as_json = config.json  # a recipe may set it
         configure_logging(config.log_format, run=new_run(), verbose=config.verbose)
@@ -96,6 +97,16 @@ def _run(name: str, argv: list[str]) -> int:
         # The run has ended: what this process logs afterwards is not part of it.
         settings = log_settings()
         configure_logging(settings.log_format, verbose=settings.verbose)
+
+
+def _require_current_folder() -> None:
+    """Raise RequestError if the current folder was deleted: Ray could not start in it either."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError as error:
+        raise RequestError(
+            "the current folder does not exist any more: change to one that does, and run again"
+        ) from error
 
 
 def _report_error(message: str, exit_code: int, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_counts, format_size, format_table
+from afinar.cli.formatting import format_counts, format_left_out, format_size, format_table
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
@@ -74,6 +74,7 @@ def describe(summary: dict[str, Any]) -> str:
 
     rows = [
         ("listed", f"{summary['listed']} pictures in {listing_time}"),
+        *format_left_out(summary["left_out"]),
         ("to read", f"{summary['to_read']} in {summary['units']} units, {read}"),
         ("to write", f"about {format_size(summary['bytes_written'])}"),
         ("requests", format_counts(summary["requests"])),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_counts, format_size, format_table
+from afinar.cli.formatting import format_counts, format_left_out, format_size, format_table
 from afinar.config.status import StatusConfig
 
 EXAMPLE = "afinar status dataset/ --verify"
@@ -48,6 +48,7 @@ def _dataset_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("splits", format_counts(summary["splits"])),
         ("repeats", format_counts(summary["repeats"])),
         ("rejects", format_counts(summary["rejects_by_reason"])),
+        *format_left_out(summary["left_out"]),
     ]
     if "shards" in summary:
         size = format_size(summary["shard_bytes"])
@@ -67,6 +68,7 @@ def _prediction_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
             ("  model", partition["model"]),
             ("  sources", ", ".join(partition["sources"])),
             ("  last run", format_counts(partition["last_run"])),
+            *((f"  {name}", counts) for name, counts in format_left_out(partition["left_out"])),
         ]
     return rows
 

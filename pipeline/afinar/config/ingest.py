@@ -13,6 +13,7 @@ from afinar.config.base import (
     parse_extensions,
     require,
 )
+from afinar.config.formats import DEFAULT_EXTENSIONS
 from afinar.errors import RequestError
 
 FitMode = Literal["crop", "pad", "squash"]
@@ -34,18 +35,23 @@ class IngestConfig(JobConfig):
     """Convert a folder or an s3:// prefix of pictures to an Arrow dataset, or update it."""
 
     source: Annotated[str, POSITIONAL]
-    """Root of the pictures: a folder or s3://BUCKET/PREFIX."""
+    """Root of the pictures: a folder or s3://BUCKET/PREFIX. Or a list of pictures: a CSV or Parquet
+    FILE with the column uri, or a .txt FILE with one URI in each line (complete, or relative to the
+    folder of FILE)."""
     dataset: Annotated[str, POSITIONAL]
     """Dataset to write or update: a folder or s3://BUCKET/PREFIX."""
     labels: str = "folder"
-    """`folder`: the first folder below SOURCE is the label. `none`: pictures have no label. Or a
+    """`folder`: the first folder below SOURCE is the label; for a list it is the list's column
+    label, or without one the folder that a picture lies in. `none`: pictures have no label. Or a
     CSV or Parquet FILE with the columns uri (complete, or relative to SOURCE) and label."""
-    extensions: str = ".jpg,.jpeg,.png"
-    """File name endings to read, comma-separated, or `all`."""
+    extensions: str = DEFAULT_EXTENSIONS
+    """File name endings to read, comma-separated, or `all`. Default: those of every format that is
+    decoded. Files with other endings are left out and counted."""
     split: str = "0.7,0.15,0.15"
     """Shares of train, validation and test. The split of a picture is a function of its content (or
-    group) and of --seed. Or `folder`: the first folders below SOURCE are train, validation and
-    test; validation and test may be missing."""
+    group) and of --seed. A column split of the table of labels or of a list goes before. Or
+    `folder`: the first folders below SOURCE are train, validation (valid, val, dev) and test;
+    validation and test may be missing."""
     group: str = ""
     """CSV or Parquet FILE with the columns uri and group (a patient, a burst, a page). Pictures of
     one group are always in the same split."""

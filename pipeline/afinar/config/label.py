@@ -13,26 +13,29 @@ from afinar.config.base import (
     parse_extensions,
     require,
 )
+from afinar.config.formats import DEFAULT_EXTENSIONS
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConfig(JobConfig):
     """Label the pictures of a folder, a list or a dataset with a published model.
 
-    With `-` as PREDICTIONS, print the classes of one picture.
+    Without PREDICTIONS, print the classes of one picture.
     """
 
     source: Annotated[str, POSITIONAL]
-    """Pictures to label: a folder or s3://BUCKET/PREFIX; a CSV or Parquet FILE with the column uri
-    (complete, or relative to the folder of FILE), of which every row is labelled; or a dataset made
-    by `afinar ingest`. With `-` as PREDICTIONS: one picture."""
-    predictions: Annotated[str, POSITIONAL]
-    """Prediction folder to write or continue: a folder or s3://BUCKET/PREFIX. `-`: print the
-    classes of one picture."""
+    """Pictures to label: a folder or s3://BUCKET/PREFIX; a list, which is a CSV or Parquet FILE
+    with the column uri or a .txt FILE with one URI in each line (complete, or relative to the
+    folder of FILE), of which every row is labelled; or a dataset made by `afinar ingest`. Without
+    PREDICTIONS: one picture."""
+    predictions: Annotated[str, POSITIONAL] = "-"
+    """Prediction folder to write or continue: a folder or s3://BUCKET/PREFIX. Without it, or with
+    `-`, the classes of one picture are printed."""
     model: str
     """MODELS@champion or MODELS@VERSION (a number, or the id of a version)."""
-    extensions: str = ".jpg,.jpeg,.png"
-    """File name endings to read, comma-separated, or `all`."""
+    extensions: str = DEFAULT_EXTENSIONS
+    """File name endings to read, comma-separated, or `all`. Default: those of every format that is
+    decoded. Files with other endings are left out and counted."""
     top_k: int = 5
     """Number of best classes to keep per picture."""
     scores: bool = False
@@ -80,7 +83,7 @@ class LabelConfig(JobConfig):
             flag = f"--{name.replace('_', '-')}"
             require(
                 not (self.is_one_picture and getattr(self, name)),
-                f"{flag} needs a place for predictions: `-` only prints classes",
+                f"{flag} needs a place for predictions: name PREDICTIONS",
             )
         require(
             "@" in self.model, f"--model {self.model!r}: write MODELS@champion or MODELS@VERSION"

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from afinar.config.base import fingerprint
+from afinar.config.formats import extensions_identity
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.manifest import Manifest, now_utc, publish_manifest, read_tables
 from afinar.dataset.schema import OUTCOMES
@@ -39,6 +40,8 @@ from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import TRANSIENT, exceeds_budget
 from afinar.sources.listing import classes_of
 from afinar.sources.listing import fingerprint as listing_fingerprint
+from afinar.sources.uri_list import is_list
+from afinar.storage.contents import require_target_for
 from afinar.storage.markers import UnitMarker, marker_name, read_markers
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import normalize_uri, open_store
@@ -46,7 +49,7 @@ from afinar.storage.versions import new_owner
 from afinar.units.cut import iter_units
 from afinar.units.executor import Executor
 from afinar.units.plans import FOLDER as PLANS
-from afinar.units.plans import Plan
+from afinar.units.plans import Plan, left_out_of, with_left_out
 from afinar.units.results import UnitResult
 from afinar.units.run import (
     IncrementalJob,
@@ -81,6 +84,7 @@ class IngestSummary:
     vanished_classes: list[str] = field(default_factory=list)
     splits: dict[str, int]
     repeats: dict[str, int]
+    left_out: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     images_per_second: float = 0.0
     units_run: int = 0
@@ -110,7 +114,7 @@ def run_ingest(config: IngestConfig, executor: Executor) -> IngestOutcome:
     summary.units_run, summary.stages = totals.units, totals.rounded_phases()
     summary.shards_compacted = job.shards_compacted
     summary.notes = list(dict.fromkeys(result.notes + summary.notes))
-    summary.seconds = result.seconds
+    summary.left_out, summary.seconds = result.left_out, result.seconds
     summary.images_per_second = result.pictures_per_second
     return IngestOutcome(summary, result.published)
 
@@ -125,6 +129,8 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         self.executor = executor
         self.source, self.dataset = normalize_uri(config.source), normalize_uri(config.dataset)
         self.store = open_store(self.dataset)
+        # What names of pictures are relative to: nothing if a list names them.
+        self.root = "" if is_list(self.source) else self.source
         self.view = StoredView(size=config.size, fit=config.fit, store=config.store)
         self.owner = new_owner()
         # What determines the dataset besides the pictures and the stored view.
@@ -136,11 +142,13 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
             "seed": config.seed,
             "group": config.group,
         }
-        self.recipe_id = fingerprint([self.recipe, self.view.as_dict()])[:8]
+        named = {**self.recipe, "extensions": extensions_identity(config.extensions)}
+        self.recipe_id = fingerprint([named, self.view.as_dict()])[:8]
         self.shards_compacted = 0
 
     def open_current(self) -> Parent:
         """Return the parent. Raises RequestError if it holds the pictures of another source."""
+        require_target_for(self.store, "a dataset", self.source)
         parent = open_parent(self.store, self.view)
         if parent.manifest is not None and parent.manifest.source["uri"] != self.source:
             raise RequestError(
@@ -155,7 +163,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
     def make_plan(self, current: Parent) -> Planned:
         source = list_source(self.config)
         table = make_plan(source.listing, current.outcomes, self.view, current.next_version)
-        return Planned(table, source.notes)
+        return Planned(with_left_out(table, source.left_out), source.notes)
 
     def is_current(self, table: pa.Table, current: Parent) -> bool:
         """Return True if the parent has this listing, recipe and preprocessing, none to retry."""
@@ -163,7 +171,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         if parent is None or not current.has_view:
             return False
         return (
-            parent.recipe == self.recipe
+            _is_same_recipe(parent.recipe, self.recipe)
             and parent.source["fingerprint"] == listing_fingerprint(table)
             and not TRANSIENT & parent.counts["rejects_by_reason"].keys()
         )
@@ -189,13 +197,13 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         tasks = (
             ShardTask(
                 unit=unit,
-                source=self.source,
+                source=self.root,
                 dataset=self.dataset,
                 view=self.view,
                 entries=entries,
                 forgotten=forgotten,
             )
-            for unit, entries in iter_units(table, self.source, done)
+            for unit, entries in iter_units(table, self.root, done)
         )
         return self.executor.run(build_shard, tasks)
 
@@ -281,7 +289,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
             recipe=self.recipe,
             preprocessing=self.view.as_dict(),
             classes=classes_of(content.index),
-            counts=counts_of(content),
+            counts={**counts_of(content), "left_out": left_out_of(plan)},
             objects=put_version_objects(self.store, content.index, content.rejects, shards),
             forgotten=parent.forgotten if parent else [],
         )
@@ -341,8 +349,12 @@ def _summary_of(manifest: Manifest, dataset: str) -> IngestSummary:
 
 
 def _has_same_content(manifest: Manifest, other: Manifest) -> bool:
-    return (manifest.objects, manifest.source, manifest.recipe) == (
+    return (manifest.objects, manifest.source) == (
         other.objects,
         other.source,
-        other.recipe,
-    )
+    ) and _is_same_recipe(manifest.recipe, other.recipe)
+
+
+def _is_same_recipe(recipe: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Compare all but the endings: what they list is part of the fingerprint of the source."""
+    return {**recipe, "extensions": None} == {**other, "extensions": None}

@@ -15,10 +15,11 @@ from afinar.pictures.decode import configure_pillow
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
+from afinar.storage.multi_store import open_root
 from afinar.storage.objects import sha256
-from afinar.storage.open import open_reader
 from afinar.units.estimate import Forecast, Sample, extrapolate, list_requests, sample_pending
 from afinar.units.executor import InlineExecutor
+from afinar.units.plans import left_out_of
 
 _PUTS_PER_UNIT: Final = 3  # shard, facts, marker
 _PUTS_PER_VERSION: Final = 5  # plan, index, rejects, list, manifest
@@ -39,7 +40,7 @@ def forecast_ingest(config: IngestConfig) -> IngestForecast:
     planned = job.make_plan(current)
     listing_s = time.monotonic() - started
 
-    sample = _measure(job.source, job.view, sample_pending(planned.table, job.source))
+    sample = _measure(job.root, job.view, sample_pending(planned.table, job.root))
     workers = config.workers or os.cpu_count() or 1
     estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)
     puts = estimate.units * _PUTS_PER_UNIT + (_PUTS_PER_VERSION if estimate.to_read else 0)
@@ -48,12 +49,18 @@ def forecast_ingest(config: IngestConfig) -> IngestForecast:
         source=job.source,
         dataset=job.store.root,
         requests={
-            "LIST": list_requests(len(planned.table)),
+            **_listing_requests(job, len(planned.table)),
             "GET": estimate.to_read,
             "PUT": puts,
         },
         notes=planned.notes,
+        left_out=left_out_of(planned.table),
     )
+
+
+def _listing_requests(job: IngestJob, listed: int) -> dict[str, int]:
+    """Return an upper limit for a list: a folder with many of its pictures is listed instead."""
+    return {"LIST": list_requests(listed)} if job.root else {"HEAD": listed}
 
 
 def _measure(source: str, view: StoredView, entries: list[Entry]) -> Sample:
@@ -63,7 +70,8 @@ def _measure(source: str, view: StoredView, entries: list[Entry]) -> Sample:
     batch = make_batch_builder(view)
 
     pictures = (PictureRef(entry.name, entry.etag, entry.size) for entry in entries)
-    with PictureReader(open_reader(source)).read_ahead(pictures) as reads:
+    remote = any(entry.uri.startswith("s3://") for entry in entries)
+    with PictureReader(open_root(source, remote=remote)).read_ahead(pictures) as reads:
         for entry in entries:
             with sample.timer.phase("fetch"):
                 data = next(reads)

@@ -35,6 +35,7 @@ from afinar.ingest.plan import forget_plan_name
 from afinar.ingest.version import Content, counts_of, put_version_objects
 from afinar.pictures.rejects import Reason
 from afinar.sources.listing import classes_of
+from afinar.sources.uri_list import is_list, list_base
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.versions import new_owner
@@ -146,7 +147,8 @@ class _Erasure:
     def _find(self, kept: list[Dataset]) -> _Matches:
         """Look the wanted pictures up in every kept version."""
         current = kept[-1]
-        root = current.manifest.source["uri"].rstrip("/")
+        source = current.manifest.source["uri"].rstrip("/")
+        root = list_base(source) if is_list(source) else source
         uris = {uri if uri.startswith(("/", "s3://")) else f"{root}/{uri}" for uri in self.wanted}
         contents: set[str] = set()
         missing = set(uris)

@@ -26,7 +26,10 @@ _JPEG_BYTES_PER_PIXEL: Final = 1.0  # of noise at quality 95; photographs take a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardTask:
-    """One unit of work: the pictures of one shard."""
+    """One unit of work: the pictures of one shard.
+
+    Names of the entries are relative to `source`; if it is "", they are complete URIs.
+    """
 
     unit: str
     source: str

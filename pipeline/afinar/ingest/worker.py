@@ -20,8 +20,9 @@ from afinar.pictures.resize import Pixels
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
 from afinar.storage.markers import UnitMarker, commit_unit
+from afinar.storage.multi_store import open_root
 from afinar.storage.objects import ObjectRef, put_object, sha256
-from afinar.storage.open import open_reader, open_store
+from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.units.progress import PhaseTimer
 from afinar.units.results import UnitResult
@@ -33,7 +34,8 @@ Outcome: TypeAlias = dict[str, Any]
 def build_shard(task: ShardTask) -> UnitResult:
     """Run one unit of an ingest. Running it twice cannot change a published object."""
     configure_pillow()
-    source, dataset = open_reader(task.source), open_store(task.dataset)
+    remote = any(entry.uri.startswith("s3://") for entry in task.entries)
+    source, dataset = open_root(task.source, remote=remote), open_store(task.dataset)
     timer, forgotten = PhaseTimer(), frozenset(task.forgotten)
     outcomes: list[Outcome] = []
     pictures = (PictureRef(entry.name, entry.etag, entry.size) for entry in task.entries)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from afinar.config.base import fingerprint
+from afinar.config.formats import extensions_identity
 from afinar.config.label import LabelConfig
 from afinar.labelling.run_report import (
     RunReport,
@@ -38,12 +39,13 @@ from afinar.predictions.gc import delete_superseded
 from afinar.predictions.manifest import Part, Partition, publish_manifest, put_parts
 from afinar.predictions.review_queue import PageRenderer
 from afinar.predictions.schema import SCHEMAS, object_folder
+from afinar.storage.contents import require_target_for
 from afinar.storage.markers import read_markers
 from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.versions import new_owner
 from afinar.units.cut import count_pending, is_up_to_date, iter_units, plan_units, tapered_sizes
 from afinar.units.executor import Executor, RetryPolicy
-from afinar.units.plans import Plan, delete_plan, is_stored
+from afinar.units.plans import Plan, delete_plan, is_stored, left_out_of, with_left_out
 from afinar.units.results import UnitResult
 from afinar.units.run import (
     IncrementalJob,
@@ -68,6 +70,7 @@ class LabelSummary:
     skipped: int
     rejects_by_reason: dict[str, int]
     labels: dict[str, int]
+    left_out: dict[str, int] = field(default_factory=dict)
     read: int = 0
     seconds: float = 0.0
     images_per_second: float = 0.0
@@ -112,6 +115,7 @@ def run_labelling(
     summary.units_run, summary.read = totals.units, totals.pictures
     summary.stages, summary.seconds = totals.rounded_phases(), result.seconds
     summary.images_per_second = result.pictures_per_second
+    summary.left_out = result.left_out
     summary.notes += result.notes
 
     report = job.report or RunReport()
@@ -165,8 +169,10 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
         self.model = f"{models.root}@{self.version.id}"
         # The partition's name contains everything that changes a row.
         self.partition = partition_name(self.version.id, config)
+        require_target_for(self.store, "predictions", normalize_uri(config.source))
         self.source = open_source(config, self.version.stored_view)
-        self.identity = fingerprint([self.source.uri, self.partition, config.extensions])[:8]
+        extensions = extensions_identity(config.extensions)
+        self.identity = fingerprint([self.source.uri, self.partition, extensions])[:8]
         self.owner = new_owner()
         self.report: RunReport | None = None  # statistics of what this run has published
 
@@ -191,7 +197,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
         up_to_date = is_up_to_date(listing, current.known(self.config.retry_rejects))
         identity = f"{self.model}:{self.partition}:{current.manifest.version + 1}"
         table = plan_units(listing, up_to_date, identity, partial(tapered_sizes, UNIT_PICTURES))
-        return Planned(table, annotated.notes)
+        return Planned(with_left_out(table, annotated.left_out), annotated.notes)
 
     def is_current(self, table: pa.Table, current: PublishedRows) -> bool:
         del current
@@ -318,6 +324,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
             accounts=update_source_stats(
                 current.partition, self.source.uri, version, report.stats.labels, removed, added
             ),
+            left_out=summary.left_out,
             # The order of the column `scores`.
             classes=self.version.classes if self.config.scores else None,
         )
@@ -337,6 +344,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
             skipped=len(untouched) - sum(old_rejects.values()),
             rejects_by_reason=reasons,
             labels=dict(sorted(labels.items())),
+            left_out=left_out_of(plan),
         )
         accounted = summary.labelled + summary.rejected + summary.skipped
         assert summary.listed == accounted, "every listed picture is counted once"

@@ -22,6 +22,7 @@ from afinar.storage.open import read_uri
 from afinar.units.cut import count_pending
 from afinar.units.estimate import Forecast, Sample, extrapolate
 from afinar.units.executor import InlineExecutor
+from afinar.units.plans import left_out_of
 
 _PUTS_PER_UNIT: Final = 2  # part, marker; a unit with rejects puts one more
 _PUTS_PER_VERSION: Final = 3  # plan, list, manifest
@@ -58,6 +59,7 @@ def forecast_label(config: LabelConfig) -> LabelForecast:
         start_seconds=round(sample.start_s, 2),
         requests=job.source.count_requests(planned.table) | {"PUT": puts},
         notes=planned.notes,
+        left_out=left_out_of(planned.table),
     )
 
 

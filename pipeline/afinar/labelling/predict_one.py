@@ -9,6 +9,7 @@ from afinar.errors import ForbiddenError, NotFoundError, RequestError, StorageEr
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
 from afinar.pictures.rejects import PictureError, Reason
+from afinar.sources.uri_list import is_list
 from afinar.storage.open import normalize_uri, open_reader, read_uri
 
 
@@ -44,13 +45,15 @@ def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
 def _read(uri: str) -> bytes:
     is_bucket = uri.startswith("s3://") and "/" not in uri.removeprefix("s3://")
     if is_bucket or _is_local_folder(uri):
-        raise _folder_error(uri)
+        raise _needs_predictions(uri, "folder")
+    if is_list(uri):
+        raise _needs_predictions(uri, "list of pictures")
 
     try:
         return read_uri(uri)
     except NotFoundError:
         if _is_prefix(uri):
-            raise _folder_error(uri) from None
+            raise _needs_predictions(uri, "folder") from None
         raise RequestError(f"there is no picture {uri}: name a file or an s3:// object") from None
     except ForbiddenError as error:
         raise PictureError(Reason.FORBIDDEN, str(error)) from error
@@ -69,8 +72,9 @@ def _is_prefix(uri: str) -> bool:
         return False
 
 
-def _folder_error(uri: str) -> RequestError:
+def _needs_predictions(uri: str, kind: str) -> RequestError:
     return RequestError(
-        f"{uri} is a folder, and `-` prints the classes of one picture: name a picture, or write "
-        f"`afinar label {uri} PREDICTIONS --model …` with a place for the folder's predictions"
+        f"{uri} is a {kind}, and without PREDICTIONS the classes of one picture are printed: name "
+        f"a picture, or write `afinar label {uri} PREDICTIONS --model …` with a place for the "
+        "predictions"
     )

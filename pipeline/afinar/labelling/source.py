@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pyarrow as pa
@@ -19,10 +18,9 @@ from afinar.dataset.manifest import FOLDER, FORMAT
 from afinar.dataset.reader import open_dataset
 from afinar.errors import RequestError, StorageError
 from afinar.pictures.preprocessing import StoredView
-from afinar.sources.annotations import AnnotatedListing
 from afinar.sources.entry import Entry
-from afinar.sources.listing import as_listing, list_pictures
-from afinar.sources.uri_list import list_named
+from afinar.sources.listing import AnnotatedListing, as_listing, list_pictures
+from afinar.sources.uri_list import is_list, list_named
 from afinar.storage.open import normalize_uri, open_reader, open_store
 from afinar.storage.versions import latest
 from afinar.units.cut import count_pending, iter_units
@@ -31,7 +29,6 @@ from afinar.units.estimate import list_requests, sample_pending
 if TYPE_CHECKING:
     from afinar.inference.picture_stream import Pictures
 
-_TABLES: Final = (".csv", ".parquet")
 _CACHE_BYTES: Final = 8 * 2**30  # of a remote dataset's shards on one machine: each is read once
 
 
@@ -73,16 +70,20 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class FolderSource(Source):
-    """Files in a folder or prefix that end in one of the `extensions` (None: all files)."""
+    """Files in a folder or prefix that end in one of the `extensions` (None: all files).
+
+    `target` is where the predictions go: it is left out if it lies in the folder.
+    """
 
     extensions: tuple[str, ...] | None = None
+    target: str = ""
 
     @property
     def root(self) -> str:
         return self.uri
 
     def listing(self) -> AnnotatedListing:
-        return AnnotatedListing(list_pictures(self.uri, self.extensions))
+        return list_pictures(self.uri, self.extensions, self.target)
 
     def count_requests(self, plan: pa.Table) -> dict[str, int]:
         return {"LIST": list_requests(len(plan)), "GET": count_pending(plan, done=set())}
@@ -168,18 +169,16 @@ def open_source(config: LabelConfig, view: StoredView) -> Source:
     `view`.
     """
     uri = normalize_uri(config.source)
-    if _is_list(uri):
+    if is_list(uri):
         return UriListSource(uri)
     version = _dataset_version(uri)
     if version is None:
-        return FolderSource(uri, config.endings)
+        target = normalize_uri(config.predictions)
+        is_inside = target.startswith(f"{uri}/")
+        return FolderSource(uri, config.endings, target if is_inside else "")
     _require_view(uri, version, view)
 
     return DatasetSource(uri, version)
-
-
-def _is_list(uri: str) -> bool:
-    return uri.lower().endswith(_TABLES) and (uri.startswith("s3://") or not Path(uri).is_dir())
 
 
 def _dataset_version(uri: str) -> int | None:

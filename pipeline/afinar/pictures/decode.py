@@ -18,6 +18,7 @@ from typing import Final
 import numpy as np
 from PIL import AvifImagePlugin, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
 
+from afinar.config.formats import ENDINGS
 from afinar.pictures.colour import rescale_png_transparency, to_rgb
 from afinar.pictures.jpeg import decode_stored, encode_stored
 from afinar.pictures.preprocessing import StoredView
@@ -26,24 +27,7 @@ from afinar.pictures.resize import Pixels, write_square
 
 Image.init()  # load all plugins: `formats=` finds only loaded ones
 
-# Pillow registers 43 formats, some of them thin wrappers over Ghostscript or barely tested.
-FORMATS: Final = (
-    "JPEG",
-    "PNG",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "WEBP",
-    "AVIF",
-    "PPM",
-    "ICO",
-    "JPEG2000",
-    "PCX",
-    "DDS",
-    "PSD",
-    "SGI",
-    "TGA",  # last: it has no magic bytes, and accepts icons too
-)
+FORMATS: Final = tuple(ENDINGS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,9 +29,9 @@ class Partition:
 
     `source` is the source of the last run, `sources` are all sources, sorted. `objects` is the list
     of the partition's objects (see `get_parts`), with `rows` predictions and `rejects` rejects in
-    them. `last_run` counts that run's listed, labelled and rejected pictures. `accounts` holds
-    statistics by source, as `afinar.labelling.run_report` writes them. `classes` is the order of
-    the column `scores`, None without that column.
+    them. `last_run` counts that run's listed, labelled and rejected pictures, `left_out` what its
+    listing left out. `accounts` holds statistics by source, as `afinar.labelling.run_report` writes
+    them. `classes` is the order of the column `scores`, None without that column.
     """
 
     model: str
@@ -42,6 +42,7 @@ class Partition:
     rejects: int
     last_run: dict[str, int]
     accounts: dict[str, Record] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     classes: list[str] | None = None
 
     @property
@@ -59,7 +60,7 @@ class Partition:
     def from_dict(cls, record: dict[str, Any]) -> Partition:
         """Return the partition of a manifest's JSON entry.
 
-        Early versions wrote neither `sources` nor `accounts`.
+        Early versions wrote neither `sources` nor `accounts` nor `left_out`.
         """
         fields = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
         fields = {"sources": [record["source"]], **fields}

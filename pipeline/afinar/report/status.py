@@ -16,7 +16,7 @@ from afinar.storage.store import Store
 from afinar.units.plans import StoredUnits, stored_plans
 from afinar.units.verify import Verification
 
-_PARTITION_FIELDS: Final = ("sources", "model", "rows", "rejects", "last_run")
+_PARTITION_FIELDS: Final = ("sources", "model", "rows", "rejects", "last_run", "left_out")
 
 
 def read_status(config: StatusConfig) -> dict[str, Any]:
@@ -73,6 +73,7 @@ def _head(manifest: Manifest) -> dict[str, Any]:
         "splits": manifest.counts["splits"],
         "repeats": manifest.counts["repeats"],
         "rejects_by_reason": manifest.counts["rejects_by_reason"],
+        "left_out": manifest.counts.get("left_out", {}),
         "forgotten": len(manifest.forgotten),
     }
 

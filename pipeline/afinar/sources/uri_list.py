@@ -5,11 +5,11 @@ Everything stays in Arrow columns, except for the few thousand objects that are 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from threading import Lock
 from typing import Final, NamedTuple
 
@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from afinar.errors import ForbiddenError, NotFoundError, RequestError, StorageError
-from afinar.sources.annotations import AnnotatedListing, absolute_uris, read_table
-from afinar.sources.listing import as_listing, table_of
+from afinar.sources.annotations import join, with_split_names
+from afinar.sources.listing import AnnotatedListing, as_listing, table_of
+from afinar.sources.tables import LIST_ENDINGS, read_table
+from afinar.sources.uris import Candidates, resolve
 from afinar.storage.multi_store import MultiStore
 from afinar.storage.open import open_reader
-from afinar.storage.store import ObjectInfo
+from afinar.storage.store import S3_HINT, ObjectInfo
 
 MISSING: Final = "missing"
 """Etag of a picture that a list names and that does not exist."""
@@ -47,65 +49,117 @@ class _Folder(NamedTuple):
     max_objects: int
 
 
-def list_named(location: str) -> AnnotatedListing:
-    """Look up every picture that the table at `location` (CSV or Parquet, column `uri`) names.
+def is_list(uri: str) -> bool:
+    """Return True if a source is a table that names its pictures, not a folder."""
+    return uri.lower().endswith(LIST_ENDINGS) and (
+        uri.startswith("s3://") or not Path(uri).is_dir()
+    )
 
-    Returns LISTING, sorted by URI, each picture once. A relative URI is relative to the table's
-    folder. A picture that does not exist has the etag MISSING. Raises RequestError for a table that
-    cannot be read or names no picture, and if a store does not answer.
+
+def list_base(uri: str) -> str:
+    """Return what relative URIs in the list at `uri` are relative to: its folder."""
+    return uri.rpartition("/")[0] or "/"
+
+
+def list_named(location: str, columns: tuple[str, ...] = ()) -> AnnotatedListing:
+    """Look up every picture that the table at `location` names.
+
+    The table is CSV or Parquet with the column `uri`, or text with a URI in each line. Returns
+    LISTING, sorted by URI, each picture once; `columns` (of `label`, `split` and `group`) are read
+    too if the table has them. A relative URI is relative to the table's folder, or if nothing is
+    there, to the current folder. A picture that does not exist has the etag MISSING. Raises
+    RequestError for a table that cannot be read, names no picture, or none that exists, and if a
+    store does not answer.
     """
-    rows = read_table("SOURCE", location, "uri").column("uri")
-    named = rows.drop_null()
-    uris = _normalize(named, location).unique()
-    if not len(uris):
+    table = read_table("SOURCE", location, "uri", columns)
+    named = table.filter(pc.is_valid(table.column("uri")))
+    if not len(named):
         raise RequestError(
             f"{location} names no picture: give a table with one in each row, in the column `uri`"
         )
 
-    listing = _look_up(uris.sort())
+    base = list_base(location)
+    candidates = resolve(named.column("uri"), base)
+    _require_supported(candidates.uri, named.column("uri"), location)
+    uris, listing = _look_up_candidates(candidates)
     missing = pc.sum(pc.equal(listing.column("etag"), MISSING)).as_py() or 0
+    if missing == len(listing):
+        places = " and at ".join(
+            place for place in (column[0].as_py() for column in candidates) if place is not None
+        )
+        raise RequestError(
+            f"none of the {missing} pictures that {location} names exists, for example "
+            f"{named.column('uri')[0].as_py()!r}, which was looked for at {places}"
+        )
+
+    annotated = AnnotatedListing(as_listing(listing.sort_by("uri")))
+    annotated.notes += _notes(location, len(table), uris, annotated.listing, missing)
+    if "split" in named.column_names:
+        named = with_split_names(named, location)
+    for name in columns:
+        if name in named.column_names:
+            join(annotated, uris, named, name, location)
+    return annotated
+
+
+def _notes(
+    location: str, rows: int, uris: pa.ChunkedArray, listing: pa.Table, missing: int
+) -> list[str]:
     notes = []
-    if len(rows) > len(named):
-        notes.append(f"{len(rows) - len(named)} of {len(rows)} rows of {location} have no uri")
-    if repeated := len(named) - len(uris):
+    if rows > len(uris):
+        notes.append(f"{rows - len(uris)} of {rows} rows of {location} have no uri")
+    if repeated := len(uris) - len(listing):
         notes.append(
-            f"{repeated} of {len(rows)} rows of {location} name a picture that an earlier row names"
+            f"{repeated} of {rows} rows of {location} name a picture that an earlier row names"
         )
     if missing:
         notes.append(f"{missing} of {len(listing)} pictures of {location} do not exist")
-    return AnnotatedListing(as_listing(listing.sort_by("uri")), notes)
+    return notes
 
 
-def _normalize(uris: pa.ChunkedArray, location: str) -> pa.ChunkedArray:
-    """Return URIs as a listing writes them: absolute, without `file://`, `..` and the like."""
-    bare = pc.replace_substring_regex(uris, "^file://", "")
-    has_scheme = pc.match_substring_regex(bare, "^[A-Za-z][A-Za-z0-9+.-]*://")
-    is_object = pc.match_substring_regex(bare, "^s3://[^/]+/.")
-    unsupported = uris.filter(pc.and_(has_scheme, pc.invert(is_object)))
+def _require_supported(uris: pa.ChunkedArray, written: pa.ChunkedArray, location: str) -> None:
+    has_scheme = pc.match_substring_regex(uris, "^[A-Za-z][A-Za-z0-9+.-]*://")
+    is_object = pc.match_substring_regex(uris, "^s3://[^/]+/.")
+    unsupported = written.filter(pc.and_not(has_scheme, is_object))
     if len(unsupported):
         raise RequestError(
             f"{location} names {unsupported[0].as_py()!r}: only files and s3://BUCKET/KEY are "
             "supported"
         )
 
-    absolute = absolute_uris(bare, location.rpartition("/")[0])
-    has_dots = pc.match_substring_regex(absolute, r"//|/\.\.?(/|$)|/$")
-    is_path = pc.starts_with(absolute, "/")
-    to_normalize = pc.and_(is_path, has_dots)
-    if not pc.any(to_normalize).as_py():
-        return absolute
-    table = pa.table({"uri": absolute, "to_normalize": to_normalize})
-    batches = table.to_batches(max_chunksize=_CHUNK)
-    return pa.chunked_array(map(_normalize_paths, batches), pa.large_string())
+
+class _LookedUp(NamedTuple):
+    """The URI of each row, and the listing of all of them (uri, etag, size), each once."""
+
+    uris: pa.ChunkedArray
+    listing: pa.Table
 
 
-def _normalize_paths(batch: pa.RecordBatch) -> pa.Array:
-    uris, flags = (column.to_pylist() for column in batch.columns)
-    paths = [
-        f"/{os.path.normpath(uri).lstrip('/')}" if to_normalize else uri
-        for uri, to_normalize in zip(uris, flags, strict=True)
-    ]
-    return pa.array(paths, pa.large_string())
+def _look_up_candidates(candidates: Candidates) -> _LookedUp:
+    """Look up every picture; those that are missing at their fallbacks too."""
+    uris = candidates.uri
+    listing = _look_up(_unique(uris))
+    missing = listing.column("uri").filter(pc.equal(listing.column("etag"), MISSING))
+    if not len(missing):
+        return _LookedUp(uris, listing)
+
+    is_missing = pc.is_in(uris, missing)
+    elsewhere = _unique(candidates.fallback.filter(is_missing).drop_null())
+    if not len(elsewhere):
+        return _LookedUp(uris, listing)
+    found = _look_up(elsewhere)
+    found = found.filter(pc.not_equal(found.column("etag"), MISSING))
+    is_moved = pc.and_(is_missing, pc.is_in(candidates.fallback, found.column("uri")))
+    uris = pc.if_else(is_moved, candidates.fallback, uris)
+
+    # Two rows may name one picture, one of them by its fallback.
+    found = found.filter(pc.invert(pc.is_in(found.column("uri"), listing.column("uri"))))
+    listing = pa.concat_tables([listing, found])
+    return _LookedUp(uris, listing.filter(pc.is_in(listing.column("uri"), _unique(uris))))
+
+
+def _unique(uris: pa.ChunkedArray) -> pa.Array:
+    return uris.unique().sort()
 
 
 def _look_up(uris: pa.Array) -> pa.Table:
@@ -182,9 +236,7 @@ class _FailureCounter:
 
 
 def _no_answer(error: StorageError) -> RequestError:
-    return RequestError(
-        f"cannot look pictures up: {error}. Check the endpoint and the credentials."
-    )
+    return RequestError(f"cannot look pictures up: {error}. {S3_HINT}")
 
 
 def _look_up_batch(

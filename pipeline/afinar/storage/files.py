@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,13 +59,34 @@ def require_regular(status: os.stat_result, path: str) -> None:
         raise NotFoundError(f"{path} is not a file")
 
 
-def as_text(name: str) -> str:
-    """Return a file's name as text for a table.
+# A byte that is not UTF-8, or a backslash that would read as the beginning of an escape.
+_TO_ESCAPE: Final = re.compile(r"[\udc80-\udcff]|\\(?=x(?:5c|[89a-f][0-9a-f]))")
+_ESCAPED: Final = re.compile(rb"\\x(5c|[89a-f][0-9a-f])")
 
-    A name that is not UTF-8 is escaped. The file is then listed, and rejected as missing when it is
-    read.
+
+def as_text(name: str) -> str:
+    r"""Return a file's name as text for a table: names that are not UTF-8 are escaped.
+
+    Two names never give the same text, and `as_name` is the inverse. Byte ff becomes `\xff`. A file
+    whose name contains these four characters gets its backslash escaped, as `\x5cxff`. All other
+    names are unchanged.
     """
-    return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+    if name.isascii() and "\\x" not in name:
+        return name
+    return _TO_ESCAPE.sub(_escape, name)
+
+
+def _escape(match: re.Match[str]) -> str:
+    (byte,) = os.fsencode(match[0])
+    return f"\\x{byte:02x}"
+
+
+def as_name(text: str) -> str:
+    """Return the file's name of a text that `as_text` made."""
+    if "\\x" not in text:
+        return text
+    name = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), os.fsencode(text))
+    return os.fsdecode(name)
 
 
 @contextmanager
@@ -77,6 +99,8 @@ def translate_errors(path: str) -> Iterator[None]:
     except PermissionError as error:
         raise ForbiddenError(f"{path}: {error.strerror}") from error
     except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself
+            raise NotFoundError(f"{path}: {error.strerror}") from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise StorageError(
                 f"{path} could not be written: no space left there. Free some and run again."

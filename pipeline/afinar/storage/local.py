@@ -25,6 +25,7 @@ from afinar.storage.files import (
     translate_errors,
 )
 from afinar.storage.folder_reader import PAGE, THREADS
+from afinar.storage.left_out import LeftOut
 from afinar.storage.names import is_safe_name, split_name
 from afinar.storage.parallel_listing import ParallelLister
 from afinar.storage.store import Buffer, NewObject, ObjectInfo, Store
@@ -57,12 +58,13 @@ class LocalStore(Store):
 
     parallel_reads = 1
 
-    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def walk(self, prefix: str = "", left_out: LeftOut | None = None) -> Iterator[ObjectInfo]:
         """Walk the folder with several threads. Links, and all but regular files, are left out.
 
         Raises ForbiddenError for a folder that cannot be entered: its objects would be missing
         unnoticed.
         """
+        del left_out  # nothing in a store is a system's
         _parts(prefix)  # raises for a name that leads out of the store
         for page in ParallelLister(self._list_item, THREADS).pages([prefix]):
             yield from page

@@ -48,9 +48,19 @@ class MultiStore:
 
     def _find(self, uri: str) -> tuple[Reader, str]:
         root, name = split_uri(uri)
+        if "\\x" in root and root.startswith("/"):
+            root, name = "/", uri[1:]  # a reader takes escapes in names, not in its root
         reader = self._readers.get(root)
         if reader is None:
             # Two threads may open one root at the same time; both then use the Reader that was
             # kept.
             reader = self._readers.setdefault(root, open_reader(root))
         return reader, name
+
+
+def open_root(root: str, *, remote: bool) -> Reader | MultiStore:
+    """Open what the names of entries are relative to: a folder or prefix, or "" for any place.
+
+    `remote` is True if some of the objects lie in buckets.
+    """
+    return open_reader(root) if root else MultiStore(remote=remote)

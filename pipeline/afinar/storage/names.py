@@ -28,7 +28,7 @@ def split_name(name: str) -> list[str]:
     if not isinstance(name, str):
         raise UnsafePathError(f"{name!r} is not the name of an object: it is not text")
     parts = name.split("/")
-    if "\0" in name or any(part in {"", ".", ".."} for part in parts) or not _is_unicode(name):
+    if "\0" in name or any(part in {"", ".", ".."} for part in parts) or not is_unicode(name):
         raise UnsafePathError(
             f"{name!r} is not the name of an object: it has an empty part, `.`, `..` or NUL"
         )
@@ -45,7 +45,8 @@ def is_safe_name(name: str) -> bool:
     return True
 
 
-def _is_unicode(name: str) -> bool:
+def is_unicode(name: str) -> bool:
+    """Return False for text with lone surrogates: bytes of a file name that are not UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:  # a lone surrogate, which JSON can express

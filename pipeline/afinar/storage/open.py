@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from afinar.errors import RequestError
+from afinar.storage.files import as_text
+from afinar.storage.names import is_unicode
 from afinar.storage.store import Reader, Store
 
 
@@ -19,14 +24,26 @@ def normalize_uri(uri: str) -> str:
             raise RequestError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
         return uri.rstrip("/")
 
-    if uri.startswith("file://"):
-        uri = uri[len("file://") :]
+    uri = local_path(uri)
     if "://" in uri:
         raise RequestError(f"{uri!r}: only folders and s3:// are supported")
     if not uri.strip():
         raise RequestError("an empty location was given: name a folder or s3://BUCKET/PREFIX")
+    if not is_unicode(uri):
+        raise RequestError(f"{as_text(uri)}: the name is not UTF-8. Rename it, or link to it.")
     # Path.absolute would keep `..`.
     return os.path.abspath(Path(uri).expanduser())  # noqa: PTH100
+
+
+_FILE_URI: Final = re.compile(r"file:(//(localhost)?)?(?=/)", re.IGNORECASE)
+
+
+def local_path(uri: str) -> str:
+    """Return the path of a file:// URI, in which `%20` stands for a blank; any other text as is."""
+    match = _FILE_URI.match(uri)
+    if match is None:
+        return uri
+    return as_text(os.fsdecode(unquote_to_bytes(uri[match.end() :])))
 
 
 def open_store(uri: str) -> Store:

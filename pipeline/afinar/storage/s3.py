@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -22,6 +22,7 @@ from fsspec.asyn import sync
 
 from afinar.errors import NotFoundError, RequestError, StorageError
 from afinar.storage.files import translate_errors as translate_file_errors
+from afinar.storage.left_out import HIDDEN, LeftOut, system_label, system_place
 from afinar.storage.names import is_safe_name, split_name
 from afinar.storage.parallel_listing import ParallelLister
 from afinar.storage.s3_clients import (
@@ -37,7 +38,7 @@ from afinar.storage.s3_clients import (
     translate_errors,
 )
 from afinar.storage.s3_listing import ListedKey, ListingPage, page_of
-from afinar.storage.store import Buffer, NewObject, ObjectInfo, Reader, Store
+from afinar.storage.store import S3_HINT, Buffer, NewObject, ObjectInfo, Reader, Store
 
 if TYPE_CHECKING:
     from obstore.store import S3Store as ObstoreS3
@@ -63,6 +64,7 @@ class S3Reader(Reader):
 
     parallel_reads = 32
     is_remote = True
+    hint = S3_HINT
 
     def __init__(self, root: str) -> None:
         super().__init__(root)
@@ -80,15 +82,16 @@ class S3Reader(Reader):
     def _fs(self) -> Any:
         return self._clients.fs
 
-    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """List all keys below `prefix`, several folders at a time. Hidden names are left out."""
+    def walk(self, prefix: str = "", left_out: LeftOut | None = None) -> Iterator[ObjectInfo]:
+        """List all keys below `prefix`, several folders at a time."""
         folder = prefix.strip("/")
         start = _Prefix(self._base + (f"{folder}/" if folder else ""), _FOLDER_LEVELS)
-        for page in ParallelLister(self._list_item, _LIST_THREADS).pages([start]):
+        list_item = partial(self._list_item, left_out or LeftOut())
+        for page in ParallelLister(list_item, _LIST_THREADS).pages([start]):
             yield from page
 
     def _list_item(
-        self, prefix: _Prefix, lister: ParallelLister[_Prefix]
+        self, left_out: LeftOut, prefix: _Prefix, lister: ParallelLister[_Prefix]
     ) -> Iterator[list[ObjectInfo]]:
         """List one prefix.
 
@@ -97,11 +100,20 @@ class S3Reader(Reader):
         the same time. With 16 folders or more in a prefix, each is listed with all keys below it.
         """
         folders: dict[str, None] = {}  # an ordered set
+        system_places: set[str] = set()
         for page in self._pages(prefix.key, **({"Delimiter": "/"} if prefix.levels else {})):
             folders |= dict.fromkeys(page.prefixes)
-            yield self._infos(page.objects)
+            yield self._infos(page.objects, system_places)
 
-        shown = [folder for folder in folders if not folder[len(prefix.key) :].startswith(".")]
+        shown = []
+        for folder in folders:
+            if (place := system_place(folder, len(prefix.key))) is None:
+                shown.append(folder)
+            else:
+                system_places.add(place)
+        for place in system_places:
+            left_out.add(system_label(place.rpartition("/")[2]) or HIDDEN)
+
         levels = prefix.levels - 1 if len(shown) < _ENOUGH_FOLDERS else 0
         for folder in shown:
             lister.add(_Prefix(folder, levels))
@@ -122,13 +134,18 @@ class S3Reader(Reader):
                 return
             token = {"ContinuationToken": page.next_token}
 
-    def _infos(self, objects: list[ListedKey]) -> list[ObjectInfo]:
+    def _infos(self, objects: list[ListedKey], system_places: set[str]) -> list[ObjectInfo]:
+        """Return the objects of a page. What systems left there is added to `system_places`."""
         skip, head = len(self._base), f"s3://{self._bucket}/"
-        return [
-            ObjectInfo(key[skip:], head + key, size, etag)
-            for key, size, etag in objects
-            if key[-1] != "/" and "/." not in f"/{key[skip:]}"
-        ]
+        infos = []
+        for key, size, etag in objects:
+            if key[-1] == "/":
+                continue
+            if (place := system_place(key, skip)) is None:
+                infos.append(ObjectInfo(key[skip:], head + key, size, etag))
+            else:
+                system_places.add(place)
+        return infos
 
     def get(self, name: str, etag: str | None = None) -> bytes:
         """Read an object with one GET, conditional on `etag` where given."""
@@ -196,11 +213,11 @@ class S3Store(S3Reader, Store):
         split_name(name)
         return super()._key(name)
 
-    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def walk(self, prefix: str = "", left_out: LeftOut | None = None) -> Iterator[ObjectInfo]:
         """List as S3Reader does, without keys that no store writes (see `split_name`)."""
         if prefix:
             split_name(prefix)
-        return (info for info in super().walk(prefix) if is_safe_name(info.name))
+        return (info for info in super().walk(prefix, left_out) if is_safe_name(info.name))
 
     def get_unverified(self, name: str) -> bytes:
         """Read an object without comparing its bytes with its ETag."""
@@ -267,9 +284,7 @@ class S3Store(S3Reader, Store):
         try:
             exists = self.exists()
         except StorageError as error:
-            raise RequestError(
-                f"cannot reach {error}. Check the endpoint and the credentials."
-            ) from error
+            raise RequestError(f"cannot reach {error}. {self.hint}") from error
         if not exists:
             raise RequestError(
                 f"{self.root}: there is no such bucket. Make it, or choose another target."

@@ -2,9 +2,10 @@
 
 A GET of 100 KB costs s3fs 2.3 ms of processor time and obstore 0.4, the ETag check included (server
 on loopback). A decode takes 2.5 ms, so with one object per picture the GET would limit ingest. Both
-clients find endpoint, region, profile, credentials and certificates as boto does. Retries are
-bounded: if a store is lost, a job ends in less than two minutes, and an object that always fails
-costs less than twenty seconds.
+clients find endpoint, region, profile, credentials and certificates as boto does. Two variables
+change what they send: AWS_NO_SIGN_REQUEST, as for the AWS command line, and
+AFINAR_S3_REQUESTER_PAYS. Retries are bounded: if a store is lost, a job ends in less than two
+minutes, and an object that always fails costs less than twenty seconds.
 """
 
 from __future__ import annotations
@@ -63,6 +64,20 @@ _RAISED: Final = (
 )
 
 
+def is_anonymous() -> bool:
+    """Return True if AWS_NO_SIGN_REQUEST asks for requests without credentials."""
+    return _is_set("AWS_NO_SIGN_REQUEST")
+
+
+def is_requester_pays() -> bool:
+    """Return True if AFINAR_S3_REQUESTER_PAYS accepts the costs of requests."""
+    return _is_set("AFINAR_S3_REQUESTER_PAYS")
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() in {"1", "true", "yes", "on"}
+
+
 def s3fs_client(attempts: int, connect_s: float, read_s: float) -> Any:
     """Create an s3fs client with bounded retries.
 
@@ -75,6 +90,8 @@ def s3fs_client(attempts: int, connect_s: float, read_s: float) -> Any:
         "max_pool_connections": 64,
     }
     client = s3fs.S3FileSystem(
+        anon=is_anonymous(),
+        requester_pays=is_requester_pays(),
         config_kwargs=limits,
         use_listings_cache=False,
         default_cache_type="none",
@@ -115,8 +132,9 @@ class Clients:
 
 
 def bucket_clients(bucket: str) -> Clients:
-    """Return this process's clients for `bucket`; new ones if the AWS_… environment has changed."""
-    environment = frozenset(item for item in os.environ.items() if item[0].startswith("AWS_"))
+    """Return this process's clients for `bucket`; new ones if their environment has changed."""
+    prefixes = ("AWS_", "AFINAR_S3_")
+    environment = frozenset(item for item in os.environ.items() if item[0].startswith(prefixes))
     return _clients(bucket, environment, os.getpid())
 
 
@@ -160,7 +178,9 @@ def _create_reader(fs: Any, bucket: str) -> ObstoreS3 | None:
         endpoint=endpoint.url,
         region=endpoint.region,
         virtual_hosted_style_request=False,
-        credential_provider=_Credentials(session),
+        skip_signature=is_anonymous(),
+        request_payer=is_requester_pays(),
+        credential_provider=None if is_anonymous() else _Credentials(session),
         client_options=client,
         retry_config=retry,
     )

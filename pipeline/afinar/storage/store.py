@@ -5,11 +5,19 @@ from __future__ import annotations
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import BinaryIO, ClassVar, NamedTuple, TypeAlias
+from typing import BinaryIO, ClassVar, Final, NamedTuple, TypeAlias
 
+from afinar.storage.left_out import LeftOut
 from afinar.storage.names import split_name
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
+
+S3_HINT: Final = (
+    "Check the endpoint and the credentials. AWS_NO_SIGN_REQUEST=true reads a public bucket "
+    "without credentials, AFINAR_S3_REQUESTER_PAYS=true accepts the costs of a requester-pays "
+    "bucket."
+)
+"""What to check if a bucket refuses or does not answer."""
 
 
 class ObjectInfo(NamedTuple):
@@ -52,6 +60,8 @@ class Reader(ABC):
     """Useful number of concurrent reads per process. 1: call `prefetch`, then read in sequence."""
     is_remote: ClassVar[bool] = False
     """True if the objects are not in this machine's file system."""
+    hint: ClassVar[str] = "Check the permissions."
+    """What to check if the store refuses or does not answer."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -61,11 +71,12 @@ class Reader(ABC):
         return f"{self.root.rstrip('/')}/{name}" if name else self.root
 
     @abstractmethod
-    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def walk(self, prefix: str = "", left_out: LeftOut | None = None) -> Iterator[ObjectInfo]:
         """Yield every object below the folder `prefix`, in no particular order.
 
-        Hidden names (a leading dot in any part) are left out. A folder that does not exist is
-        empty.
+        Hidden names (a leading dot in any part) are left out. A reader of somebody else's folder
+        also leaves out what systems put there (see `left_out`), and counts all of it in `left_out`.
+        A folder that does not exist is empty.
         """
 
     @abstractmethod

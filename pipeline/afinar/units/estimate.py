@@ -48,6 +48,7 @@ class Forecast(Estimate):
 
     source: str
     requests: dict[str, int]
+    left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 

@@ -6,8 +6,9 @@ interrupted one. While it is stored it is also a lease: garbage collection leave
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -21,6 +22,19 @@ from afinar.units.cut import unit_names
 logger = logging.getLogger(__name__)
 
 FOLDER: Final = "plans"
+
+_LEFT_OUT: Final = b"left_out"
+
+
+def with_left_out(table: pa.Table, counts: Mapping[str, int]) -> pa.Table:
+    """Return a plan that records what the listing left out, as metadata of its schema."""
+    return table.replace_schema_metadata({_LEFT_OUT: json.dumps(dict(counts))})
+
+
+def left_out_of(table: pa.Table) -> dict[str, int]:
+    """Return what `with_left_out` recorded; nothing for a plan of an earlier release."""
+    counts: dict[str, int] = json.loads((table.schema.metadata or {}).get(_LEFT_OUT, b"{}"))
+    return counts
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from afinar.storage.markers import committed_units
 from afinar.storage.store import Store
 from afinar.storage.versions import probe_conditional_put
 from afinar.units.cut import count_pending
-from afinar.units.plans import Plan, delete_plan, load_plan, store_plan
+from afinar.units.plans import Plan, delete_plan, left_out_of, load_plan, store_plan
 from afinar.units.progress import ProgressReporter
 from afinar.units.results import RunTotals, UnitResult
 
@@ -63,12 +63,14 @@ class VersionConflictError(ShortfallError):
 class RunResult(Generic[Summary]):
     """Outcome of a run: the summary of its last version, sums over its units, wall time.
 
-    `published` is False if no new version was published; `notes` are those of the last listing.
+    `published` is False if no new version was published; `notes` and `left_out` are those of the
+    last listing.
     """
 
     summary: Summary
     totals: RunTotals
     notes: list[str]
+    left_out: dict[str, int]
     seconds: float
     published: bool
 
@@ -145,7 +147,7 @@ def run_incremental(job: IncrementalJob[Version, Summary]) -> RunResult[Summary]
     started = time.monotonic()
     job.store.require_target()
     job.before_run()
-    totals, notes = RunTotals(), list[str]()
+    totals, notes, left_out = RunTotals(), list[str](), dict[str, int]()
     published: Published[Summary] | None = None
     is_new = False
     for _ in range(MAX_ROUNDS):
@@ -153,10 +155,10 @@ def run_incremental(job: IncrementalJob[Version, Summary]) -> RunResult[Summary]
         plan = _load(job, current)
         if plan is None:
             planned = job.make_plan(current)
-            notes = planned.notes
+            notes, left_out = planned.notes, left_out_of(planned.table)
             if job.is_current(planned.table, current):
                 summary = published.summary if published else job.unchanged(planned.table, current)
-                return RunResult(summary, totals, notes, _since(started), is_new)
+                return RunResult(summary, totals, notes, left_out, _since(started), is_new)
             plan = _store(job, planned.table, current)
 
         try:
@@ -182,7 +184,7 @@ def run_incremental(job: IncrementalJob[Version, Summary]) -> RunResult[Summary]
         job.after_publish(plan)
         is_new = is_new or published.is_new
         if not plan.resumed:
-            return RunResult(published.summary, totals, notes, _since(started), is_new)
+            return RunResult(published.summary, totals, notes, left_out, _since(started), is_new)
         logger.info("the interrupted run is complete; looking at the source again")
     raise ShortfallError(
         f"{MAX_ROUNDS} other jobs published to {job.store.root} first: run the command again"

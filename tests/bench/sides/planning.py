@@ -17,6 +17,7 @@ from afinar.ingest.plan import make_plan
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources import listing
 from afinar.sources.annotations import annotate
+from afinar.storage.left_out import LeftOut
 from afinar.storage.open import open_store
 from afinar.storage.store import Buffer, ObjectInfo, Store
 from afinar.units.plans import store_plan
@@ -31,7 +32,7 @@ class SyntheticStore(Store):
         super().__init__(SOURCE)
         self._pictures = pictures
 
-    def walk(self, prefix: str = "") -> Iterator[ObjectInfo]:
+    def walk(self, prefix: str = "", left_out: LeftOut | None = None) -> Iterator[ObjectInfo]:
         """Yield pictures in the order of a full-period linear sequence, not sorted."""
         count = self._pictures
         step = next(
@@ -92,8 +93,9 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 def plan(out: Path) -> int:
     """Plan as an ingest does and return the number of units."""
     view = StoredView(size=256, fit="crop")
-    table = listing.list_pictures(SOURCE, (".jpg",))
-    table = annotate(table, SOURCE, labels="folder", split_by_folder=False, group="").listing
+    annotated = listing.list_pictures(SOURCE, (".jpg",))
+    annotate(annotated, SOURCE, labels="folder", split_by_folder=False, group="")
+    table = annotated.listing
     stored = store_plan(
         open_store(str(out)),
         "plans/00000001.parquet",
