@@ -215,10 +215,10 @@ def test_special_file_is_neither_read_nor_deleted(tmp_path: Path) -> None:
     (tmp_path / "zero").symlink_to("/dev/zero")
     (tmp_path / "folder").mkdir()
     for name in ("pipe", "zero", "folder"):
-        with pytest.raises(NotFoundError, match="is not a file"):
+        with pytest.raises(NotFoundError, match="is not a regular file"):
             source.get(name)
     for name in ("pipe", "folder"):
-        with pytest.raises(NotFoundError, match="is not a file"):
+        with pytest.raises(NotFoundError, match="is not a regular file"):
             store.get(name)
         with pytest.raises(UnsafePathError):
             store.delete(name)

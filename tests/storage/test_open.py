@@ -18,7 +18,9 @@ def test_locations_are_normalized_or_refused(
     monkeypatch.chdir(tmp_path)
     assert normalize_uri("pictures/") == str(tmp_path / "pictures")
     assert normalize_uri("file:///data") == "/data"
+    assert normalize_uri("file://localhost/data/a%20b/") == "/data/a b"
+    assert normalize_uri("/data/a%20b") == "/data/a%20b"
     assert normalize_uri("s3://bucket/a/") == "s3://bucket/a"
-    for wrong in ("gs://bucket/a", "s3://", "  "):
+    for wrong in ("gs://bucket/a", "s3://", "  ", "caf\udce9"):
         with pytest.raises(RequestError):
             normalize_uri(wrong)

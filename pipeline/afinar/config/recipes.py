@@ -45,8 +45,11 @@ def load_recipe(config_class: type[C], recipe: str) -> dict[str, Any]:
     Raises RequestError for a file that cannot be read, a wrong type, or an unknown key; the message
     has the most similar key.
     """
+    path = find_recipe(recipe)
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+        raise RequestError(f"cannot read the recipe {recipe}: it is not a regular file")
     try:
-        table = tomllib.loads(find_recipe(recipe).read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"cannot read the recipe {recipe}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

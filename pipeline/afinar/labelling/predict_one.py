@@ -51,10 +51,12 @@ def _read(uri: str) -> bytes:
 
     try:
         return read_uri(uri)
-    except NotFoundError:
-        if _is_prefix(uri):
+    except NotFoundError as error:
+        if uri.startswith("s3://") and _is_prefix(uri):
             raise _needs_predictions(uri, "folder") from None
-        raise RequestError(f"there is no picture {uri}: name a file or an s3:// object") from None
+        raise RequestError(
+            f"there is no picture {uri}: name a file or an s3:// object ({error})"
+        ) from None
     except ForbiddenError as error:
         raise PictureError(Reason.FORBIDDEN, str(error)) from error
     except StorageError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -174,6 +175,12 @@ def _no_pictures(
     )
 
 
+def _absent(reader: Reader) -> str:
+    if not reader.is_remote and os.path.lexists(reader.root):
+        return "is neither a folder nor a regular file: name a folder of pictures"
+    return "does not exist: check the path of the pictures"
+
+
 def _kind_of_file(uri: str) -> str | None:
     """Return what a SOURCE is and what to do if it is a file, not a folder; None otherwise."""
     root, name = split_uri(uri)
@@ -206,11 +213,10 @@ def as_listing(table: pa.Table) -> pa.Table:
 def _walk(reader: Reader, left_out: LeftOut) -> Iterator[ObjectInfo]:
     try:
         if not reader.exists():
-            kind = _kind_of_file(reader.root) or "does not exist: check the path of the pictures"
-            raise RequestError(f"{reader.root} {kind}")
+            raise RequestError(f"{reader.root} {_kind_of_file(reader.root) or _absent(reader)}")
         yield from reader.walk(left_out=left_out)
     except StorageError as error:
-        raise RequestError(f"cannot list {reader.root}: {error}. {reader.hint}") from error
+        raise RequestError(f"cannot list {reader.root}: {error}{reader.hint}") from error
 
 
 def _batches(infos: Iterable[ObjectInfo]) -> Iterator[pa.RecordBatch]:

@@ -29,7 +29,7 @@ def read_table(
     try:
         data = read_uri(location)
     except NotFoundError as error:
-        raise RequestError(f"{flag} {location}: there is no such table ({error})") from error
+        raise RequestError(f"{flag}: there is no such table: {error}") from error
     except StorageError as error:
         raise RequestError(f"{flag}: cannot read {error}") from error
 

@@ -236,7 +236,7 @@ class _FailureCounter:
 
 
 def _no_answer(error: StorageError) -> RequestError:
-    return RequestError(f"cannot look pictures up: {error}. {S3_HINT}")
+    return RequestError(f"cannot look pictures up: {error}{S3_HINT}")
 
 
 def _look_up_batch(

@@ -56,7 +56,7 @@ def _read_all(descriptor: int, size: int) -> bytes:
 def require_regular(status: os.stat_result, path: str) -> None:
     """Raise NotFoundError for a folder, a pipe, a socket or a device."""
     if not stat.S_ISREG(status.st_mode):
-        raise NotFoundError(f"{path} is not a file")
+        raise NotFoundError(f"{path} is not a regular file")
 
 
 # A byte that is not UTF-8, or a backslash that would read as the beginning of an escape.

@@ -136,7 +136,7 @@ def _list_item(walk: _Walk, item: _Folder | _Batch, lister: _Lister) -> Iterator
     except FileNotFoundError:
         return  # deleted since it was found, or the prefix does not exist: empty
     except OSError as error:
-        raise ForbiddenError(f"cannot list {_shortened(item.path)}: {error.strerror}") from error
+        raise ForbiddenError(f"{_shortened(item.path)}: {error.strerror}") from error
 
 
 def _shortened(path: str) -> str:

@@ -284,7 +284,7 @@ class S3Store(S3Reader, Store):
         try:
             exists = self.exists()
         except StorageError as error:
-            raise RequestError(f"cannot reach {error}. {self.hint}") from error
+            raise RequestError(f"cannot reach {error}{self.hint}") from error
         if not exists:
             raise RequestError(
                 f"{self.root}: there is no such bucket. Make it, or choose another target."

@@ -13,11 +13,11 @@ from afinar.storage.names import split_name
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 S3_HINT: Final = (
-    "Check the endpoint and the credentials. AWS_NO_SIGN_REQUEST=true reads a public bucket "
+    ". Check the endpoint and the credentials. AWS_NO_SIGN_REQUEST=true reads a public bucket "
     "without credentials, AFINAR_S3_REQUESTER_PAYS=true accepts the costs of a requester-pays "
     "bucket."
 )
-"""What to check if a bucket refuses or does not answer."""
+"""What to check if a bucket refuses or does not answer, as the end of a message."""
 
 
 class ObjectInfo(NamedTuple):
@@ -60,8 +60,8 @@ class Reader(ABC):
     """Useful number of concurrent reads per process. 1: call `prefetch`, then read in sequence."""
     is_remote: ClassVar[bool] = False
     """True if the objects are not in this machine's file system."""
-    hint: ClassVar[str] = "Check the permissions."
-    """What to check if the store refuses or does not answer."""
+    hint: ClassVar[str] = ""
+    """What to check if the store refuses or does not answer, as the end of a message."""
 
     def __init__(self, root: str) -> None:
         self.root = root

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import open_dataset
-from afinar.storage.open import open_store
+from afinar.storage.contents import require_target_for
+from afinar.storage.open import normalize_uri, open_store
 
 
 def check_dataset_and_target(config: TrainConfig) -> None:
@@ -13,4 +14,6 @@ def check_dataset_and_target(config: TrainConfig) -> None:
     The command line calls it before it imports the driver, so that such an error takes no seconds.
     """
     open_dataset(config.dataset)
-    open_store(config.models).require_target()
+    models = open_store(config.models)
+    models.require_target()
+    require_target_for(models, "models", normalize_uri(config.dataset))
