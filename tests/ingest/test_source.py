@@ -9,10 +9,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from afinar import open_dataset
+from afinar.config.forget import ForgetConfig
+from afinar.config.ingest import IngestConfig
+from afinar.config.status import StatusConfig
 from afinar.errors import RequestError
-from tests.archives import ingest
+from afinar.ingest.estimate import forecast_ingest
+from afinar.ingest.forget import run_forget
+from afinar.report.status import read_status
+from afinar.units.executor import InlineExecutor
+from tests.archives import ingest, interrupt_addition
 from tests.conftest import jpeg, make_archive
 from tests.datasets import values_by_file
 from tests.executors import RecordingExecutor
@@ -152,3 +160,99 @@ def test_pictures_of_one_group_are_in_one_split(flat: Path, tmp_path: Path) -> N
             == 1
         )
         assert values_by_file(index, "group")["5.jpg"] == "patient-1"
+
+
+def test_default_takes_every_format_and_records_what_is_left_out(
+    archive: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (40, 30), "red").save(archive / "moss" / "a.webp")
+    Image.new("RGB", (40, 30), "blue").save(archive / "rust" / "b.tif")
+    (archive / "moss" / "@eaDir").mkdir()
+    (archive / "notes.txt").write_text("not a picture")
+    left_out = {".txt": 1, "@eaDir": 1}
+    dataset = tmp_path / "dataset"
+    forecast = forecast_ingest(IngestConfig(source=str(archive), dataset=str(dataset)))
+    assert (forecast.listed, forecast.left_out) == (26, left_out)
+    first = ingest(archive, dataset)
+    assert (first.samples, first.left_out) == (26, left_out)
+    assert read_status(StatusConfig(path=str(dataset)))["left_out"] == left_out
+
+    (archive / "more.txt").write_text("not a picture")
+    again = ingest(archive, dataset)
+    assert again.version == 1, "what is left out does not make a version"
+    assert again.left_out == {".txt": 2, "@eaDir": 1}
+    narrower = ingest(archive, dataset, extensions=".jpg,.webp,.tif")
+    assert narrower.version == 1, "the same pictures are the same dataset"
+
+
+def test_interrupted_ingest_keeps_what_its_listing_left_out(archive: Path, tmp_path: Path) -> None:
+    (archive / "notes.txt").write_text("not a picture")
+    dataset = str(tmp_path / "dataset")
+    interrupt_addition(archive, dataset)
+    assert ingest(archive, dataset).left_out == {".txt": 1}
+    assert read_status(StatusConfig(path=dataset))["left_out"] == {".txt": 1}
+
+
+def test_dataset_in_its_own_source_is_left_out(archive: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        summary = ingest(archive, archive / "rust" / "dataset", extensions="all")
+        assert (summary.version, summary.samples, summary.rejects) == (1, 24, 0)
+    summary = ingest(archive, tmp_path / "another", extensions="all")
+    assert (summary.samples, summary.left_out) == (24, {"afinar folder": 1})
+    with pytest.raises(RequestError, match="is the source as well as the target"):
+        ingest(archive, archive)
+
+
+@pytest.mark.parametrize("ending", ["txt", "csv"])
+def test_list_is_ingested_missing_pictures_are_rejects(
+    ending: str, archive: Path, tmp_path: Path
+) -> None:
+    names = [str(path.relative_to(tmp_path)) for path in sorted(archive.rglob("*.jpg"))]
+    rows = [f"./{name}" for name in names] + ["pictures/moss/gone.jpg"]
+    listed = tmp_path / f"list.{ending}"
+    listed.write_text("\n".join([*(["uri"] if ending == "csv" else []), *rows]))
+    dataset = tmp_path / "dataset"
+    forecast = forecast_ingest(IngestConfig(source=str(listed), dataset=str(dataset)))
+    assert (forecast.listed, forecast.requests["HEAD"]) == (25, 25)
+    summary = ingest(listed, dataset)
+    assert (summary.samples, summary.rejects_by_reason) == (24, {"missing": 1})
+    assert summary.classes == ["moss", "rust"]
+    index = open_dataset(str(dataset)).index
+    assert index.column("uri").to_pylist() == [str(tmp_path / name) for name in names]
+
+    (archive / "moss" / "gone.jpg").write_bytes(jpeg(99))
+    reads = RecordingExecutor()
+    assert ingest(listed, dataset, reads).samples == 25
+    assert len(reads.names) == 1, "only the picture that was missing is read"
+    assert ingest(listed, dataset).version == 2
+    config = ForgetConfig(dataset=str(dataset), uris=("pictures/moss/gone.jpg",))
+    assert run_forget(config, InlineExecutor()).pictures == 1
+
+
+def test_columns_of_a_list_are_labels_splits_and_groups(archive: Path, tmp_path: Path) -> None:
+    names = [path.relative_to(tmp_path) for path in sorted(archive.rglob("*.jpg"))]
+    splits = ["train", "val", "test"]
+    rows = [f"{name},L{n % 2},{splits[n % 3]},g{n}" for n, name in enumerate(names)]
+    listed = tmp_path / "list.csv"
+    listed.write_text("\n".join(["uri,label,split,group", *rows]))
+    summary = ingest(listed, tmp_path / "dataset")
+    assert (summary.classes, summary.splits["validation"]) == (["L0", "L1"], 8)
+    assert len(set(open_dataset(str(tmp_path / "dataset")).index["group"].to_pylist())) == 24
+    assert ingest(listed, tmp_path / "bare", labels="none").classes == []
+
+    other = tmp_path / "labels.csv"
+    other.write_text("uri,label\n" + "".join(f"{name},M{n % 3}\n" for n, name in enumerate(names)))
+    assert ingest(listed, tmp_path / "by-table", labels=str(other)).classes == ["M0", "M1", "M2"]
+    with pytest.raises(RequestError, match="is a list. Give it a column `split`"):
+        ingest(listed, tmp_path / "x", split="folder")
+
+
+def test_notes_name_classes_that_look_alike_and_pictures_in_no_class(
+    archive: Path, tmp_path: Path
+) -> None:
+    (archive / "Moss").mkdir()
+    (archive / "Moss" / "1.jpg").write_bytes(jpeg(5))
+    (archive / "stray.jpg").write_bytes(jpeg(6))
+    notes = ingest(archive, tmp_path / "dataset").notes
+    assert any("'Moss' and 'moss'" in note for note in notes)
+    assert any(note.endswith(f"for example {archive}/stray.jpg") for note in notes)

@@ -84,3 +84,39 @@ def test_store_that_fails_again_and_again_is_refused(
     assert set(few.listing.column("etag").to_pylist()) == {"unreadable"}
     with pytest.raises(RequestError, match="cannot look pictures up: connection refused"):
         list_named(write_list(tmp_path, *(f"{number}.jpg" for number in range(20))))
+
+
+def test_what_is_not_beside_the_list_is_looked_for_in_the_current_folder(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lists").mkdir()
+    first = archive / "moss" / "000.jpg"
+    monkeypatch.chdir(archive.parent)
+    rows = ("./pictures//moss/000.jpg", first.as_uri(), "pictures/rust/000.jpg", "gone.jpg")
+    annotated = list_named(write_list(tmp_path / "lists", *rows))
+    assert annotated.listing.column("uri").to_pylist() == sorted(
+        [str(tmp_path / "lists" / "gone.jpg"), str(first), str(archive / "rust" / "000.jpg")]
+    )
+    assert any("an earlier row names" in note for note in annotated.notes)
+    assert any("1 of 3 pictures" in note for note in annotated.notes)
+
+
+def test_list_of_which_nothing_exists_is_refused_with_an_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lists").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError) as refused:
+        list_named(write_list(tmp_path / "lists", "p\\a.jpg", "p\\b.jpg"))
+    message = str(refused.value)
+    assert "none of the 2 pictures" in message
+    assert f"{tmp_path}/lists/p\\a.jpg and at {tmp_path}/p\\a.jpg" in message
+
+
+def test_columns_of_a_list_are_read_if_they_are_asked_for(archive: Path, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(f"uri,label,split\n{archive}/moss/000.jpg,a,val\n{archive}/moss/001.jpg,,\n")
+    (first, second) = list_named(str(path), ("label", "split", "group")).listing.to_pylist()
+    assert (first["label"], first["split"], first["group"]) == ("a", "validation", None)
+    assert (second["label"], second["split"]) == (None, None)
+    assert list_named(str(path)).has("label") is False

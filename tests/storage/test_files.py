@@ -41,7 +41,7 @@ def test_escape_is_reversible_so_that_no_two_names_collide(name: bytes) -> None:
 
 def test_names_that_are_not_utf8_are_listed_apart_and_read(tmp_path: Path) -> None:
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
-    os.mkdir(folder)
+    Path(os.fsdecode(folder)).mkdir()
     names = [b"x\xff.jpg", b"x\\xff.jpg", b"x\\udcff.jpg", b"x\\x5cxff.jpg"]
     for name in names:
         Path(os.fsdecode(folder + b"/" + name)).write_bytes(name)

@@ -75,7 +75,8 @@ def list_pictures(
     counts = Counter(left_out.counts)
     files = _without_afinar_folders(files, reader, target, counts)
     _count_endings(files.others, counts)
-    listed = AnnotatedListing(files.pictures, left_out=dict(counts.most_common()))
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    listed = AnnotatedListing(files.pictures, left_out=dict(ordered))
 
     if not len(listed.listing):
         raise _no_pictures(reader, extensions, listed.left_out)
@@ -119,11 +120,11 @@ def _count_endings(uris: pa.ChunkedArray, counts: Counter[str]) -> None:
     if without := len(uris) - (pc.sum(has_ending).as_py() or 0):
         counts["without ending"] += without
     endings = pc.replace_substring_regex(uris.filter(has_ending), f"(?s)^.*({_ENDING})", r"\1")
-    values = pc.value_counts(pc.utf8_lower(endings))
-    order = pc.array_sort_indices(values.field("counts"), order="descending")
-    for row in values.take(order.slice(0, _MAX_ENDINGS)).to_pylist():
+    values = pa.Table.from_struct_array(pc.value_counts(pc.utf8_lower(endings)))
+    values = values.sort_by([("counts", "descending"), ("values", "ascending")])
+    for row in values.slice(0, _MAX_ENDINGS).to_pylist():
         counts[row["values"]] += row["counts"]
-    if rest := pc.sum(values.field("counts").take(order.slice(_MAX_ENDINGS))).as_py():
+    if rest := pc.sum(values.column("counts").slice(_MAX_ENDINGS)).as_py():
         counts["with other endings"] += rest
 
 
