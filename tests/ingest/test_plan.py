@@ -92,8 +92,8 @@ def test_plan_does_not_depend_on_the_order_of_listing(names: set[str], rng: rand
         rng.shuffle(infos)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(FolderReader, "exists", lambda _: True)
-            patch.setattr(FolderReader, "walk", lambda *_: iter(infos))
-            table = list_pictures("/archive", None)
+            patch.setattr(FolderReader, "walk", lambda *_, **__: iter(infos))
+            table = list_pictures("/archive", None).listing
         plans.append(make_plan(table, OUTCOMES.empty_table(), VIEW, 1))
     assert plans[0].equals(plans[1])
 

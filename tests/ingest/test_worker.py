@@ -122,23 +122,24 @@ def test_files_rewritten_during_ingest_are_each_read_in_one_state(tmp_path: Path
         }
 
 
-def test_dangling_link_and_name_that_is_not_utf_8_are_rejects(
+def test_dangling_link_is_a_reject_name_that_is_not_utf_8_is_read(
     archive: Path, tmp_path: Path
 ) -> None:
     (archive / "moss" / "dangling.jpg").symlink_to(tmp_path / "gone.jpg")
     Path(os.fsdecode(os.fsencode(archive / "rust") + b"/\xff\xfe.jpg")).write_bytes(jpeg(1))
     summary = ingest(archive, tmp_path / "dataset", max_reject_rate=0.2)
-    assert (summary.listed, summary.samples, summary.rejects_by_reason) == (26, 24, {"missing": 2})
+    assert (summary.listed, summary.samples, summary.rejects_by_reason) == (26, 25, {"missing": 1})
 
 
-def test_picture_in_folder_with_name_that_is_not_utf_8_is_a_reject(
+def test_picture_in_folder_with_name_that_is_not_utf_8_is_read(
     archive: Path, tmp_path: Path
 ) -> None:
     folder = Path(os.fsdecode(os.fsencode(archive) + b"/mo\xff\xfess"))
     folder.mkdir()
     (folder / "x.jpg").write_bytes(jpeg(3))
-    summary = ingest(archive, tmp_path / "dataset", max_reject_rate=0.2)
-    assert (summary.samples, summary.rejects_by_reason) == (24, {"missing": 1})
+    summary = ingest(archive, tmp_path / "dataset")
+    assert (summary.samples, summary.rejects) == (25, 0)
+    assert "mo\\xff\\xfess" in summary.classes
 
 
 def test_forbidden_pictures_are_rejects_but_a_store_without_access_ends_the_job(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from afinar.storage.left_out import describe_left_out
+
 
 def format_counts(counts: Mapping[str, int]) -> str:
     """Return counts as "a 3, b 1"; "none" if there are none."""
@@ -12,9 +14,7 @@ def format_counts(counts: Mapping[str, int]) -> str:
 
 def format_left_out(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     """Return the row of a table on what a listing left out, such as "12 .txt, 3 without ending"."""
-    if not counts:
-        return []
-    return [("left out", ", ".join(f"{count} {name}" for name, count in counts.items()))]
+    return [("left out", describe_left_out(counts))] if counts else []
 
 
 def format_size(size_bytes: float) -> str:

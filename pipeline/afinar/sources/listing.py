@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, NamedTuple
@@ -19,7 +19,7 @@ from afinar.errors import RequestError, StorageError
 from afinar.sources.entry import LISTING
 from afinar.storage.arrow import concat_columns, fill_columns
 from afinar.storage.contents import RECORD, is_record
-from afinar.storage.left_out import LeftOut
+from afinar.storage.left_out import LeftOut, describe_left_out
 from afinar.storage.open import open_reader, split_uri
 from afinar.storage.store import ObjectInfo, Reader
 
@@ -82,11 +82,6 @@ def list_pictures(
         raise _no_pictures(reader, extensions, listed.left_out)
     listed.listing = as_listing(listed.listing.sort_by("uri"))
     return listed
-
-
-def describe_left_out(counts: Mapping[str, int]) -> str:
-    """Return counts of what was left out as text: "12 .txt, 3 without ending"."""
-    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "nothing"
 
 
 class _Files(NamedTuple):

@@ -45,18 +45,18 @@ def require_target_for(store: Store, kind: str, source: str = "") -> None:
         raise RequestError(
             f"{store.root} is the source as well as the target: choose another target"
         )
-    for folder in _FOLDERS:
-        held = _newest_kind(store, folder)
-        if held not in {None, kind}:
+    for held in _kinds_in(store):
+        if held != kind:
             raise RequestError(f"{store.root} holds {held}, not {kind}: choose another target")
 
 
-def _newest_kind(store: Store, folder: str) -> str | None:
+def _kinds_in(store: Store) -> list[str]:
     try:
-        newest = latest(store, folder) if store.exists() else None
+        newest = [latest(store, folder) for folder in _FOLDERS] if store.exists() else []
     except (StorageError, ValueError, RecursionError):
-        return None  # what is wrong is reported where the record is needed
-    return None if newest is None else _kind_of(newest[1])
+        return []  # what is wrong is reported where the record is needed
+    kinds = [_kind_of(record) for _, record in filter(None, newest)]
+    return [kind for kind in kinds if kind is not None]
 
 
 def _kind_of(record: object) -> str | None:

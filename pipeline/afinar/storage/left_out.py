@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from threading import Lock
 from typing import Final
 
@@ -56,6 +57,11 @@ class LeftOut:
         """Count a file or a folder under a label of `system_label`."""
         with self._lock:
             self.counts[label] += 1
+
+
+def describe_left_out(counts: Mapping[str, int]) -> str:
+    """Return counts as text: "12 .txt, 3 without ending"."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def system_label(name: str) -> str | None:
