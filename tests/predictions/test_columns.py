@@ -126,6 +126,6 @@ def test_one_picture_is_printed_options_for_a_folder_are_refused() -> None:
         return LabelConfig(**{"source": "a.jpg", "predictions": "-", "model": "m@1", **options})
 
     for options in ({"scores": True}, {"features": True}, {"abstain_below": 0.5}, {"single": True}):
-        with pytest.raises(RequestError, match="only prints classes"):
+        with pytest.raises(RequestError, match="name PREDICTIONS"):
             make_config(**options)
         make_config(**options, predictions="out")

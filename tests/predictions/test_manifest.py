@@ -26,6 +26,7 @@ ENTRY = {
     "rejects": 0,
     "last_run": {"listed": 2, "labelled": 2, "rejected": 0},
     "accounts": {"scans": {"version": 1, "run": {}, "standing": {}}},
+    "left_out": {".txt": 1},
     "classes": ["moss", "rust"],
 }
 
@@ -47,7 +48,7 @@ def write(folder: Path, content: dict[str, Any]) -> None:
 
 
 def test_manifest_is_read_and_written_the_record_is_the_same() -> None:
-    for original in (record(), record(classes=None)):
+    for original in (record(), record(classes=None, left_out=None)):
         manifest = PredictionManifest.from_dict({**original, "owner": "job"})
         assert json.dumps(manifest.as_dict()) == json.dumps(original)
     assert manifest.partitions["1-0a1b2c3d"].list_digest == "a" * 16
@@ -55,6 +56,7 @@ def test_manifest_is_read_and_written_the_record_is_the_same() -> None:
 
 def test_run_publishes_the_keys_on_disk_are_these(tmp_path: Path, trained: Trained) -> None:
     scans, out = flat_archive(tmp_path / "scans", 2), tmp_path / "out"
+    (scans / "notes.txt").write_text("not a picture")
     label(scans, out, trained, scores=True)
     (path,) = (out / "manifests").iterdir()
     content = json.loads(path.read_text())

@@ -28,6 +28,7 @@ EXAMPLE = {"uri": f"/archive/{NASTY}.jpg", "reason": "corrupt", "detail": NASTY}
 def run_of(before: Baseline | None, stats: LabelStats = NOW, **more: Any) -> LabelRun:
     """Return a run with 3 rejects of 1,003 pictures, 2 of them of this run."""
     summary = {
+        "left_out": {},
         "predictions": f"/out/{NASTY}",
         "model": "/models@3-abc",
         "listed": 1003,

@@ -54,6 +54,8 @@ class Partition:
         record = {**self.__dict__, "objects": self.objects.as_dict()}
         if self.classes is None:
             del record["classes"]
+        if not self.left_out:
+            del record["left_out"]
         return record
 
     @classmethod
