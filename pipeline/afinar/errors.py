@@ -3,9 +3,11 @@
 AfinarError
 ├── RequestError        the request is wrong; the message tells what to change (exit code 2)
 ├── ShortfallError      the job ran, but missed its reject budget or its gate (exit code 1)
+│   └── DivergedError       a training's numbers are not finite; the same request ends so again
 ├── StorageError        an operation of a store failed (exit code 1)
 │   ├── NotFoundError       no object of that name
 │   ├── ForbiddenError      the credentials do not permit the operation
+│   ├── NoSpaceError        a disk or a quota is full
 │   ├── ChangedError        the object is not the one that was listed
 │   ├── IntegrityError      the bytes do not have the hash they were committed under
 │   └── UnsafePathError     a name, a link or a folder leads out of its store
@@ -34,6 +36,10 @@ class ShortfallError(AfinarError):
     """The job ran to its end and its result is not good enough to publish."""
 
 
+class DivergedError(ShortfallError):
+    """The numbers of a training are no longer finite. The same request ends so again."""
+
+
 class StorageError(AfinarError):
     """An operation of a store failed, after its bounded retries."""
 
@@ -44,6 +50,10 @@ class NotFoundError(StorageError):
 
 class ForbiddenError(StorageError):
     """The store refuses the operation to these credentials."""
+
+
+class NoSpaceError(StorageError):
+    """There is no space left where an object is to be written: a retry would fail too."""
 
 
 class ChangedError(StorageError):

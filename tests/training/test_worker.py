@@ -13,7 +13,8 @@ import torch
 
 from afinar.errors import RequestError, ShortfallError
 from afinar.models.networks.network import build_network
-from afinar.models.networks.weights import StateDict, find_weights, load_weights
+from afinar.models.networks.weight_files import StateDict
+from afinar.models.networks.weights import find_weights, load_weights
 from afinar.storage.arrow import from_parquet
 from afinar.storage.objects import ObjectRef, get_object
 from afinar.storage.open import open_store

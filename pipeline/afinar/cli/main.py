@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TextIO
 
+from afinar.cli import interruption
 from afinar.config.base import JobConfig
 from afinar.errors import AfinarError, RequestError
 from afinar.logs import configure_logging, log_settings
@@ -22,14 +23,15 @@ COMMANDS: Final = {
     "train": "train a classifier on a dataset and publish it as the next model version",
     "label": "label every picture of a folder, an s3:// prefix, a list or a dataset",
     "plan": "estimate time, bytes and requests of an ingest or a labelling from a sample",
-    "status": "show a dataset or a prediction folder; verify it; delete what nothing needs",
+    "status": "show a dataset, predictions or models; verify them; delete what nothing needs",
     "forget": "erase pictures from a dataset and from every version that contained them",
     "demo": "run ingest, train and label on real pictures and write a report (a few minutes)",
     "submit": "run one of the jobs on a Ray cluster and follow it",
 }
 
 EXIT_CODES: Final = (
-    "Exit codes: 0 done, 1 the job ran and fell short, 2 the request is wrong, 130 interrupted."
+    "Exit codes: 0 done, 1 the job ran and fell short, 2 the request is wrong, 130 interrupted "
+    "(143 by SIGTERM, 129 by SIGHUP)."
 )
 
 
@@ -86,9 +88,13 @@ def _run(name: str, argv: list[str]) -> int:
         if as_json and usage.code:
             _report_error("the arguments of the command are wrong", 2, as_json)
         raise
-    except KeyboardInterrupt:
-        _report_error("interrupted; run the same command again", 130, as_json)
-        return 130
+    except KeyboardInterrupt as interrupt:
+        interruption.release(interrupt)
+        # A job that knows more raises KeyboardInterrupt with what follows.
+        hint = str(interrupt) or "run the same command again"
+        code = interruption.exit_code()
+        _report_error(f"{interruption.cause()}; {hint}", code, as_json)
+        return code
     except Exception as error:  # noqa: BLE001  (a bug: print the traceback)
         traceback.print_exc()
         _report_error(f"{type(error).__name__}: {error}", 1, as_json)
@@ -153,4 +159,5 @@ def _overview() -> str:
 
 def entry() -> None:
     """Run the console script."""
+    interruption.handle_signals()
     sys.exit(main())

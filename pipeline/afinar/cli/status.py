@@ -28,6 +28,9 @@ def describe(summary: dict[str, Any]) -> str:
     if "predictions" in summary:
         return format_table([*_prediction_rows(summary), *_upkeep_rows(summary)])
 
+    if "models" in summary:
+        return format_table([*_model_rows(summary), *_upkeep_rows(summary)])
+
     table = format_table([*_dataset_rows(summary), *_upkeep_rows(summary)])
     versions = [
         f"  {version['version']:>4}  {version['created']}  {version['samples']:>9} samples  "
@@ -73,15 +76,32 @@ def _prediction_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def _model_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [("models", summary["models"])]
+    for version in summary["versions"]:
+        champion = " (champion)" if version["version"] == summary["champion"] else ""
+        network = f"{version['backbone']}, {version['classes']} classes, {version['run']}{champion}"
+        rows.append((version["id"], network))
+    for run in summary["unfinished"]:
+        rows.append(
+            ("unfinished", f"{run['run']}: {run['dataset']}, version {run['dataset_version']}")
+        )
+    return rows
+
+
 def _upkeep_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Return the rows on unfinished plans, deletions and verification."""
     rows = [
         ("unfinished", f"{plan['plan']}: {plan['committed']} of {plan['units']} units committed")
-        for plan in summary["plans"]
+        for plan in summary.get("plans", [])
     ]
     if "removed" in summary:
-        versions = ", ".join(map(str, summary["withdrawn"])) or "none"
-        rows.append(("deleted", f"{len(summary['removed'])} objects; versions: {versions}"))
+        kind = "runs" if "runs_dropped" in summary else "versions"
+        dropped = (
+            ", ".join(map(str, summary.get("withdrawn") or summary.get("runs_dropped", [])))
+            or "none"
+        )
+        rows.append(("deleted", f"{len(summary['removed'])} objects; {kind}: {dropped}"))
     if "verified" in summary:
         counts = f"{summary['verified']} objects, {len(summary['damaged'])} damaged"
         rows.append(("verified", counts))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import re
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -15,6 +17,8 @@ POSITIONAL: Final = "positional"
 
 LogFormat = Literal["text", "json"]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+_CLUSTER: Final = re.compile(r"(ray://)?(\[[0-9A-Fa-f:.%]+\]|[^\s/:\[\]]+):([0-9]{1,5})")
 
 # Fields that change what a job logs and nothing that it writes: no run records them.
 _LOGGING_FIELDS: Final = ("verbose", "log_format")
@@ -47,6 +51,35 @@ class JobConfig:
     def paths(self) -> tuple[str, ...]:
         """Locations that the job reads and writes, as they were given."""
         return ()
+
+
+def cluster_address(address: str | None) -> str | None:
+    """Return `address`, else RAY_ADDRESS; None if a local Ray is started instead.
+
+    Raises RequestError for anything but `local`, `auto`, HOST:PORT and ray://HOST:PORT.
+    """
+    target = address or os.environ.get("RAY_ADDRESS") or "local"
+    if target == "local":
+        return None
+    match = _CLUSTER.fullmatch(target)
+    if target == "auto" or (match and int(match[3]) < 2**16):
+        return target
+
+    name = "--address" if address else "RAY_ADDRESS"
+    if target.startswith(("http://", "https://")):
+        raise RequestError(
+            f"{name} {_without_user(target)} is a dashboard, which only `afinar submit` takes: "
+            "give the cluster, such as HEAD:6379, or `--address local` for a Ray on this machine"
+        )
+    raise RequestError(
+        f"{name} {_without_user(target)!r} is no address of a Ray cluster: write HOST:PORT, such "
+        "as HEAD:6379, or `--address local` for a Ray on this machine"
+    )
+
+
+def _without_user(address: str) -> str:
+    """Return an address without user and password, for a message."""
+    return re.sub(r"//[^/]*@", "//", address)
 
 
 def as_dict(config: JobConfig) -> dict[str, Any]:

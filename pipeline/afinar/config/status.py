@@ -10,17 +10,17 @@ from afinar.config.base import POSITIONAL, JobConfig, require
 
 @dataclass(frozen=True, kw_only=True)
 class StatusConfig(JobConfig):
-    """Show a dataset or a prediction folder, verify its objects, delete unused ones."""
+    """Show a dataset, a prediction folder or models; verify objects, delete unused ones."""
 
     path: Annotated[str, POSITIONAL]
-    """A dataset or a prediction folder: a folder or s3://BUCKET/PREFIX."""
+    """A dataset, a prediction folder or models: a folder or s3://BUCKET/PREFIX."""
     verify: bool = False
     """Read every object of every version (predictions: of the newest version) and compare its
     hash."""
     gc: bool = False
     """Delete objects that no kept version and no running job uses."""
     drop_plans: bool = False
-    """With --gc: also delete the plans of interrupted jobs that will not be resumed."""
+    """With --gc: also delete the plans and runs of interrupted jobs that will not be resumed."""
     keep: int = 0
     """With --gc: number of newest versions to keep; older versions are deleted. 0: all."""
 

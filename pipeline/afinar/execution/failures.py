@@ -42,3 +42,9 @@ def root_cause(error: BaseException) -> Exception:
     if isinstance(error, WORKER_DIED):
         return StorageError(f"a worker died and could not be replaced: {error}")
     return error if isinstance(error, Exception) else RuntimeError(str(error))
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message without its full stop, or its class."""
+    text = str(error).strip()
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__

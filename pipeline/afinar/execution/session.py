@@ -5,25 +5,51 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import resource
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import ray
-from ray._private import ray_constants
-from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray._private import ray_constants, services
+from ray._raylet import (  # type: ignore[attr-defined]
+    AuthenticationTokenLoader,
+    Config,
+    GcsClient,
+)
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import AuthenticationError, RaySystemError, RpcError
 
-from afinar.errors import RequestError
+from afinar.config.base import cluster_address
+from afinar.errors import NoSpaceError, RequestError, ShortfallError
 from afinar.execution.console import worker_output
+from afinar.execution.failures import first_line
+from afinar.execution.interrupts import signal_handlers_kept
 from afinar.logs import log_settings
 
 logger = logging.getLogger(__name__)
 
 _NAMESPACE = "afinar"
+_RAY_FOLDER: Final = "ray"
+# Of the 107 bytes of a socket's path, this many are left for the folder below which Ray's files
+# are: /ray-abcdefgh/ray/session_2026-11-26_18-31-05_396000_1234567/sockets/plasma_store has 78.
+_MAX_PLACE_BYTES: Final = 28
+_LEAST_FREE_BYTES: Final = 64 * 2**20
+_CONNECT_S: Final = 15.0
+_CONNECTION_ERRORS: Final = (
+    OSError,  # ConnectionError is one
+    RuntimeError,
+    ValueError,
+    AuthenticationError,
+    RaySystemError,
+    RpcError,
+)
+# Errors that Ray's logs do not explain.
+_UNRELATED_TO_RAY: Final = (RequestError, ShortfallError, NoSpaceError)
 _TOKEN_VARIABLES: Final = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 
 
@@ -34,6 +60,8 @@ def ray_session(address: str | None, cores: int = 0, dashboard: bool = False) ->
     If this process is already connected, that Ray is used and left running. `cores` (0: all) and
     `dashboard`, which Ray Train needs, concern a local Ray. The output of Ray's own processes is
     shown only if `configure_logging` was called with `verbose`; what afinar logs in them always is.
+
+    Raises RequestError, within a minute, if no cluster answers or no local Ray can be started.
     """
     if ray.is_initialized():
         yield
@@ -49,27 +77,44 @@ def ray_session(address: str | None, cores: int = 0, dashboard: bool = False) ->
         yield
 
 
-def cluster_address(address: str | None) -> str | None:
-    """Return `address`, else RAY_ADDRESS; None if a local Ray is started instead."""
-    target = address or os.environ.get("RAY_ADDRESS") or "local"
-    return None if target == "local" else target
-
-
 @contextlib.contextmanager
 def _connection(target: str, verbose: bool) -> Iterator[None]:
     logger.info(f"connecting to Ray at {target}")
     level = logging.INFO if verbose else logging.WARNING
 
     try:
-        ray.init(target, namespace=_NAMESPACE, logging_level=level)
-    except ConnectionError as error:
+        _require_listener(target)
+        with signal_handlers_kept():
+            ray.init(target, namespace=_NAMESPACE, logging_level=level)
+    except _CONNECTION_ERRORS as error:
+        ray.shutdown()
         raise RequestError(
-            f"no Ray cluster answers at {target}: {error}. Check --address or RAY_ADDRESS."
+            f"no Ray cluster answers at {target}: {first_line(error)}. "
+            "Check --address or RAY_ADDRESS."
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(target: str) -> None:
+    """Raise ConnectionError unless Ray's control service answers at `target`, within a minute.
+
+    `ray.init` itself tries an address where nobody listens without end.
+    """
+    is_client = target.startswith("ray://")
+    address = target.removeprefix("ray://")
+    if not is_client:
+        # Raises ConnectionError if `auto` finds no Ray on this machine.
+        address = services.canonicalize_bootstrap_address_or_die(target)
+    host, port = address.rsplit(":", 1)
+    with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
+        pass
+
+    # Something else may listen there. Ray's own client gives up after 40 s.
+    if not is_client:
+        GcsClient(address=address)
 
 
 @contextlib.contextmanager
@@ -81,30 +126,83 @@ def _local_ray(cores: int, dashboard: bool, verbose: bool) -> Iterator[None]:
     - every socket listens on loopback only;
     - every request needs a random token that is only in the environment of our processes;
     - Ray's files (logs, sockets) are in a folder of mode 0700, which is removed at the end of the
-      block unless it raises.
+      block unless it raises an error that Ray's logs may explain.
     """
     logger.info("starting a local Ray")
-    folder = tempfile.mkdtemp(prefix="ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))
-    with _own_token():
-        with _loopback():
+    folder = _make_session_folder()
+    try:
+        with _own_token():
+            try:
+                _start_ray(folder, cores, dashboard, verbose)
+                yield
+            finally:
+                ray.shutdown()
+    except Exception as error:
+        if not isinstance(error, _UNRELATED_TO_RAY):
+            logger.info(f"Ray's logs of this run are in {folder}")
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except BaseException:  # interrupted
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_ray(folder: str, cores: int, dashboard: bool, verbose: bool) -> None:
+    """Start Ray with its files in `folder`. Raises RequestError if this machine cannot run it."""
+    try:
+        with _loopback(), signal_handlers_kept():
             ray.init(
                 "local",
                 num_cpus=cores or None,
                 namespace=_NAMESPACE,
                 # Ray warns that authentication is on, which is intended.
-                logging_level=logging.INFO if verbose else logging.ERROR,
+                logging_level=logging.INFO if verbose else logging.CRITICAL,
                 include_dashboard=dashboard,
                 _node_ip_address="127.0.0.1",
-                _temp_dir=f"{folder}/ray",  # Ray makes this one 0777
+                _temp_dir=f"{folder}/{_RAY_FOLDER}",  # Ray makes this one 0777
             )
+    except _CONNECTION_ERRORS as error:
+        advice = _start_advice(folder)
+        raise RequestError(
+            f"Ray could not be started on this machine ({first_line(error)}): {advice}"
+        ) from error
+
+
+def _start_advice(folder: str) -> str:
+    """Return what to change so that Ray can start, as far as this machine's limits tell."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        return (
+            f"the limit of {limit / 1e9:.1f} GB on addresses (`ulimit -v`) is too low for it; "
+            "limit memory with a cgroup instead"
+        )
+    if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
+        return f"there is no space left in {folder}; free some, or set RAY_TMPDIR to another folder"
+    return f"its logs are in {folder}"
+
+
+def _make_session_folder() -> str:
+    """Create a folder for Ray's files whose path is short enough for its sockets.
+
+    A path of a Unix socket has 107 bytes, and Ray adds up to 80. If RAY_TMPDIR is too long, another
+    folder is taken. Raises RequestError if there is none.
+    """
+    wanted = os.environ.get("RAY_TMPDIR", "/tmp")
+    places = (wanted, "/tmp", "/var/tmp", tempfile.gettempdir(), "/dev/shm")
+    problem = f"{wanted} has a path that is too long for Ray's sockets"
+    for place in places:
+        if len(os.fsencode(os.path.abspath(place))) > _MAX_PLACE_BYTES:  # noqa: PTH100
+            continue
         try:
-            yield
-        except Exception:
-            logger.info(f"Ray's logs of this run are in {folder}")
-            raise
-        finally:
-            ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+            return tempfile.mkdtemp(prefix="ray-", dir=os.path.abspath(place))  # noqa: PTH100
+        except OSError as error:
+            problem = f"{place}: {error.strerror}"
+    raise RequestError(
+        f"Ray cannot write its files ({problem}): set RAY_TMPDIR to a writable folder with a path "
+        f"of at most {_MAX_PLACE_BYTES} letters"
+    )
 
 
 @contextlib.contextmanager
@@ -148,6 +246,12 @@ def _loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def session_folder() -> str:
+    """Return the folder of the files of the Ray that this process is connected to."""
+    node: Any = ray._private.worker._global_node
+    return str(node.get_session_dir_path())
 
 
 def cluster_cores() -> int:

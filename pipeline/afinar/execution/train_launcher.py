@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
-import signal
+import shutil
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,28 +23,37 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 # The classes that ray.train exports at run time; under these names mypy knows their types.
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
+from afinar.config.base import cluster_address
 from afinar.config.train import TrainConfig
-from afinar.errors import AfinarError, RequestError, ShortfallError, StorageError
+from afinar.errors import AfinarError, RequestError, ShortfallError
 from afinar.execution.failures import root_cause
 from afinar.execution.session import (
-    cluster_address,
     cluster_cores,
     cluster_gpus,
     fits,
     ray_session,
+    session_folder,
     wait_for_resources,
 )
+from afinar.execution.train_failure import (
+    delete_failure,
+    new_failure_key,
+    read_failure,
+    record_failure,
+    recurring_error,
+)
 from afinar.logs import LogSettings, configure_worker_logging, log_settings
-from afinar.storage.open import open_store
-from afinar.storage.store import Store
 from afinar.training.distributed import Group
-from afinar.training.failure import delete_failure, read_failure, record_failure
 from afinar.training.task import TrainTask
 from afinar.training.worker import train
 
+logger = logging.getLogger(__name__)
+
 _GROUP_START_S: Final = 60.0  # Ray Train's timeout of one attempt to start the workers
 _RESOURCE_POLL_S: Final = 1.0
+_FAILURE_POLL_S: Final = 1.0
 _CAPACITY_POLL_S: Final = 5.0
+_ABORT_S: Final = 10.0
 
 
 def launch_on_ray(task: TrainTask) -> None:
@@ -53,26 +64,39 @@ def launch_on_ray(task: TrainTask) -> None:
     the cluster lacks resources.
     """
     config = task.config
-    store = open_store(config.models)
-    delete_failure(store, task.run)
-
     cores = config.workers * config.cores_per_worker
     with ray_session(config.address, cores, dashboard=True):
         resources = _worker_resources(config)
         _set_ray_train_options(config)
-        trainer = TorchTrainer(
+        failure_key = new_failure_key()
+        trainer = _Trainer(
             _run_worker,
-            train_loop_config={"task": task, "log": log_settings()},
+            train_loop_config={"task": task, "log": log_settings(), "failure_key": failure_key},
             scaling_config=resources.scaling_config(),
             torch_config=TorchConfig(backend="nccl" if resources.has_gpu else "gloo"),
             run_config=_run_config(task),
         )
-        with _abort_if_cluster_shrinks(store, task.run, resources, config.start_timeout_s):
-            _fit(trainer, store, task.run)
+        watch = _Watch(trainer, failure_key, resources, config.start_timeout_s)
+        try:
+            _fit(trainer, watch)
+        finally:
+            _delete_ray_files(trainer.run_config)
+            delete_failure(failure_key)
 
-    failure = read_failure(store, task.run)
-    if failure is not None:
-        raise failure
+
+class _Trainer(TorchTrainer):
+    """TorchTrainer that the driver can abort, and that leaves the handler of SIGINT alone."""
+
+    controller: Any = None
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        self.controller = controller
+
+    def abort(self) -> None:
+        """End the workers; `fit` then raises an error of Ray."""
+        if self.controller is not None:
+            with suppress(RayError):
+                ray.get(self.controller.abort.remote(), timeout=_ABORT_S)
 
 
 def _set_ray_train_options(config: TrainConfig) -> None:
@@ -145,16 +169,23 @@ def _cpus_per_worker(workers: int, cores: int) -> int:
 
 
 def _run_config(task: TrainTask) -> RunConfig:
-    """Return Ray Train's options. Its files go into the run's folder, beside those of afinar."""
+    """Return Ray Train's options.
+
+    Its files must be where all workers can read them: in the folder of a local Ray, else in the
+    run's folder.
+    """
     config = task.config
     options: dict[str, Any] = {
-        # A new name for each job: Ray Train must not resume, the training does so itself.
-        "name": f"ray-train-{int(time.time())}",
+        # A new name for each launch: Ray Train must not resume, the training does so itself.
+        "name": f"ray-train-{uuid.uuid4().hex[:12]}",
         "failure_config": FailureConfig(
             max_failures=config.max_failures,
             controller_failure_limit=max(1, math.ceil(config.start_timeout_s / _GROUP_START_S)),
         ),
     }
+    if cluster_address(config.address) is None:
+        # All workers are on this machine.
+        return RunConfig(storage_path=session_folder(), **options)
     folder = f"{config.models}/runs/{task.run}"
     if not folder.startswith("s3://"):
         return RunConfig(storage_path=folder, **options)
@@ -168,64 +199,82 @@ def _run_config(task: TrainTask) -> RunConfig:
     )
 
 
-@contextmanager
-def _abort_if_cluster_shrinks(
-    store: Store, run: str, resources: _WorkerResources, timeout_s: float
-) -> Iterator[None]:
-    """Abort the training in the block if the cluster cannot hold the fewest workers for too long.
+def _delete_ray_files(config: RunConfig) -> None:
+    """Delete what Ray Train wrote about this launch: no later one reads it."""
+    filesystem, folder = config.storage_filesystem, str(config.storage_path)
+    try:
+        if filesystem is None:
+            shutil.rmtree(f"{folder}/{config.name}")
+        else:
+            filesystem.delete_dir(f"{folder}/{config.name}")
+    except OSError as error:
+        logger.debug(f"could not delete {folder}/{config.name}: {error}")
 
-    Without this Ray Train would wait for an elastic group forever. A thread polls the cluster.
-    After `timeout_s` it records a failure and sends SIGINT to this process: that is how Ray Train's
-    `fit` is aborted, and `_fit` then raises the failure.
+
+class _Watch:
+    """Thread that aborts a training which cannot succeed: Ray Train itself would try on.
+
+    Aborted are a training with a recorded failure, and one for whose fewest workers the cluster has
+    had no room for `timeout_s`. `failure` is the reason.
     """
-    block_ended = threading.Event()
 
-    def watch() -> None:
-        fitted_at = time.monotonic()
-        while not block_ended.wait(_CAPACITY_POLL_S):
-            if fits(resources.bundle, resources.min_workers):
-                fitted_at = time.monotonic()
-            elif time.monotonic() - fitted_at > timeout_s:
-                message = (
-                    f"the cluster has had no room for {resources.min_workers} workers for "
-                    f"{timeout_s:.0f} s; the same command continues when it has"
-                )
-                record_failure(store, run, ShortfallError(message))
-                os.kill(os.getpid(), signal.SIGINT)
+    def __init__(
+        self, trainer: _Trainer, failure_key: str, resources: _WorkerResources, timeout_s: float
+    ) -> None:
+        self.failure: AfinarError | None = None
+        self._trainer, self._failure_key = trainer, failure_key
+        self._resources, self._timeout_s = resources, timeout_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def read_failure(self) -> AfinarError | None:
+        """Return the error for which the training was or would be aborted, None if none."""
+        return self.failure or read_failure(self._failure_key)
+
+    def _run(self) -> None:
+        fitted_at = checked_at = time.monotonic()
+        while not self._ended.wait(_FAILURE_POLL_S):
+            self.failure = read_failure(self._failure_key)
+            now = time.monotonic()
+            if self.failure is None and now - checked_at >= _CAPACITY_POLL_S:
+                checked_at = now
+                if fits(self._resources.bundle, self._resources.min_workers):
+                    fitted_at = now
+                elif now - fitted_at > self._timeout_s:
+                    self.failure = ShortfallError(
+                        f"the cluster has had no room for {self._resources.min_workers} workers "
+                        f"for {self._timeout_s:.0f} s; the same command continues when it has"
+                    )
+            if self.failure is not None:
+                self._trainer.abort()
                 return
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        block_ended.set()
-        thread.join()
 
-
-def _fit(trainer: TorchTrainer, store: Store, run: str) -> None:
+def _fit(trainer: _Trainer, watch: _Watch) -> None:
     """Run the trainer until its workers have ended. Raises the error that made it fail."""
     try:
-        with _sigint_handler_restored():
+        with watch:
             trainer.fit()
-    except (KeyboardInterrupt, SystemExit):
-        # On SIGINT Ray Train aborts its workers and raises SystemExit.
-        raise read_failure(store, run) or KeyboardInterrupt from None
-    except (RayError, ray.train.TrainingFailedError) as error:
-        failure = read_failure(store, run)
-        cause = root_cause(error) if isinstance(error, RayError) else _first_failure(error)
-        raise (failure or cause) from error
+        cause: Exception | None = None
+    except KeyboardInterrupt:
+        trainer.abort()
+        raise
+    except RayError as error:
+        cause = root_cause(error)
+    except ray.train.TrainingFailedError as error:
+        cause = _first_failure(error)
 
-
-@contextmanager
-def _sigint_handler_restored() -> Iterator[None]:
-    """Restore the handler of SIGINT, which `fit` replaces in the main thread, after the block."""
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+    failure = watch.read_failure() or cause
+    if failure is not None:
+        raise failure
 
 
 def _first_failure(error: Exception) -> Exception:
@@ -238,6 +287,8 @@ def _first_failure(error: Exception) -> Exception:
     causes = [root_cause(failures[rank]) for rank in sorted(failures)]
     if not causes:
         cause = getattr(error, "controller_failure", error)
+        if (recurring := recurring_error(cause)) is not None:
+            return recurring
         return ShortfallError(f"the cluster did not keep the workers' resources: {cause}")
 
     return min(causes, key=lambda cause: getattr(cause, "failed_at", -math.inf))
@@ -246,14 +297,13 @@ def _first_failure(error: Exception) -> Exception:
 def _run_worker(options: dict[str, Any]) -> None:
     """Train in one worker process.
 
-    An error that would recur is recorded in the store: later attempts then end at once, and the
-    driver raises it. Nothing is reported to Ray Train: a report costs 2 s, and the run's folder has
-    everything.
+    An error that would recur is recorded: later attempts then end at once, and the driver raises
+    it. Nothing is reported to Ray Train: a report costs 2 s, and the run's folder has everything.
     """
     task: TrainTask = options["task"]
     log: LogSettings = options["log"]
-    store = open_store(task.config.models)
-    if read_failure(store, task.run) is not None:
+    failure_key: str = options["failure_key"]
+    if read_failure(failure_key) is not None:
         return
 
     _use_assigned_cores()
@@ -261,19 +311,18 @@ def _run_worker(options: dict[str, Any]) -> None:
     configure_worker_logging(log, run=task.run, rank=group.rank)
     try:
         train(task, group)
-    except AfinarError as error:
-        # A plain StorageError is an unreachable store: another attempt may succeed.
-        if type(error) is StorageError:
-            raise
-        record_failure(store, task.run, error)
-        # All workers raise a shortfall together. Another error may be this worker's alone: raising
-        # it makes Ray Train end the others.
-        if group.size > 1 and not isinstance(error, ShortfallError):
-            raise
     except Exception as error:
-        # Ray Train keeps only a thousand characters of the message; the note keeps the traceback.
-        error.add_note(f"on rank {group.rank}\n{traceback.format_exc()}")
-        error.failed_at = time.time()  # type: ignore[attr-defined]  # read by `_first_failure`
+        recurring = recurring_error(error)
+        if recurring is not None:
+            record_failure(failure_key, recurring)
+            # All workers raise a shortfall together, and a single worker needs no end by Ray.
+            # Another error may be this worker's alone: raising it makes Ray Train end the others.
+            if group.size == 1 or isinstance(error, ShortfallError):
+                return
+        elif not isinstance(error, AfinarError):
+            # Ray Train keeps only a thousand characters of the message; the note has the traceback.
+            error.add_note(f"on rank {group.rank}\n{traceback.format_exc()}")
+            error.failed_at = time.time()  # type: ignore[attr-defined]  # for `_first_failure`
         raise
 
 

@@ -1,4 +1,4 @@
-"""Status of a dataset or a prediction folder: contents, plans, verification, deletions."""
+"""Status of a dataset, a prediction folder or models: contents, plans, verification, deletions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from afinar.config.status import StatusConfig
 from afinar.dataset.gc import collect_garbage, drop_plans, open_plans, verify_dataset
 from afinar.dataset.manifest import Manifest, get_manifests, is_dataset
 from afinar.dataset.reader import Dataset
+from afinar.errors import RequestError
+from afinar.models.registry.aliases import champion_number
+from afinar.models.registry.versions import VERSIONS, ModelVersion
 from afinar.predictions.gc import collect, require_manifest, verify
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.storage.versions import read_version, versions
+from afinar.training.unfinished import collect_models, unfinished_runs
 from afinar.units.plans import StoredUnits, stored_plans
-from afinar.units.verify import Verification
+from afinar.units.verify import Verification, needed_objects, verify_objects
 
 _PARTITION_FIELDS: Final = ("sources", "model", "rows", "rejects", "last_run", "left_out")
 
@@ -23,10 +28,14 @@ def read_status(config: StatusConfig) -> dict[str, Any]:
     """Return the JSON summary of a folder, after the deletions that `config` asks for.
 
     With `verify`, `exit_code` is 1 if an object is damaged. Raises RequestError for a folder that
-    holds neither a dataset nor predictions.
+    holds neither a dataset nor predictions nor models.
     """
     store = open_store(config.path)
-    return _dataset(config, store) if is_dataset(store) else _predictions(config, store)
+    if is_dataset(store):
+        return _dataset(config, store)
+    if versions(store, VERSIONS) or unfinished_runs(store):
+        return _models(config, store)
+    return _predictions(config, store)
 
 
 def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:
@@ -108,6 +117,39 @@ def _predictions(config: StatusConfig, store: Store) -> dict[str, Any]:
     summary["plans"] = _plans(store, stored_plans(store))
     if config.verify:
         summary |= _verification(verify(store, manifest), "partitions")
+    return summary
+
+
+def _models(config: StatusConfig, store: Store) -> dict[str, Any]:
+    if config.keep:
+        raise RequestError(f"--keep {config.keep}: versions of a model are not deleted")
+    summary: dict[str, Any] = {"models": store.root}
+    if config.gc:
+        collected = collect_models(store, config.drop_plans)
+        summary |= {"runs_dropped": collected.runs, "removed": collected.objects}
+
+    models = [
+        ModelVersion.from_dict(read_version(store, VERSIONS, number))
+        for number in versions(store, VERSIONS)
+    ]
+    summary["champion"] = champion_number(store)
+    summary["versions"] = [
+        {
+            "version": model.version,
+            "id": model.id,
+            "backbone": model.architecture.backbone,
+            "classes": len(model.classes),
+            "run": model.lineage.get("run", ""),
+        }
+        for model in models
+    ]
+    summary["unfinished"] = [
+        {"run": run.run, "dataset": run.dataset, "dataset_version": run.dataset_version}
+        for run in unfinished_runs(store)
+    ]
+    if config.verify:
+        owners = ((model.version, [model.weights, model.golden]) for model in models)
+        summary |= _verification(verify_objects(store, needed_objects(owners)), "versions")
     return summary
 
 

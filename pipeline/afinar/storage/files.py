@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from afinar.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
+from afinar.errors import (
+    ChangedError,
+    ForbiddenError,
+    NoSpaceError,
+    NotFoundError,
+    StorageError,
+)
 
 # O_NONBLOCK: opening a FIFO without a writer would block for ever.
 READ_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -102,7 +108,7 @@ def translate_errors(path: str) -> Iterator[None]:
         if error.errno == errno.ELOOP:  # a link to itself
             raise NotFoundError(f"{path}: {error.strerror}") from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StorageError(
+            raise NoSpaceError(
                 f"{path} could not be written: no space left there. Free some and run again."
             ) from error
         raise StorageError(f"{path}: {error.strerror or error}") from error

@@ -74,6 +74,11 @@ class Checkpoint(NamedTuple):
     optimizer: Tensors
 
 
+def has_checkpoint(store: Store, run: str) -> bool:
+    """Return True if the run has a checkpoint from which it would resume."""
+    return bool(versions(store, f"runs/{run}/checkpoints"))
+
+
 class Checkpoints:
     """The checkpoints of one run. `fingerprint` identifies the training that they belong to."""
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from afinar.config.train import TrainConfig
-from afinar.errors import ShortfallError
+from afinar.errors import AfinarError, DivergedError, RequestError, ShortfallError
 from afinar.models.registry.versions import ModelVersion
 from afinar.storage.names import new_run
+from afinar.storage.open import open_store
+from afinar.training.checkpoint import has_checkpoint
 from afinar.training.publish import TrainResult, cleanup_after_publish, publish, read_result
-from afinar.training.task import TrainTask, plan_training
+from afinar.training.task import TrainTask, give_up, plan_training
+
+logger = logging.getLogger(__name__)
 
 Launcher = Callable[[TrainTask], None]
 """Runs `training.worker.train` in all workers of a task and returns when they have ended."""
@@ -53,7 +58,7 @@ def run_training(
     # There is a result already if an earlier driver died after its workers had ended.
     result = read_result(task)
     if result is None:
-        launch(task)
+        _launch(task, launch)
         result = read_result(task)
     if result is None:
         raise ShortfallError(
@@ -72,3 +77,22 @@ def run_training(
     on_published(outcome)
     cleanup_after_publish(task, result)
     return outcome
+
+
+def _launch(task: TrainTask, launch: Launcher) -> None:
+    """Run the workers. A request that fails again in every attempt leaves no unfinished run.
+
+    Another job may train the same run. If it completes the run first, it deletes checkpoints that
+    these workers may still need; then their error says nothing.
+    """
+    try:
+        launch(task)
+    except AfinarError as error:
+        if read_result(task) is not None:
+            logger.info(f"run {task.run} was completed by another job ({error})")
+            return
+        store = open_store(task.config.models)
+        is_refused = isinstance(error, RequestError) and not task.resumed
+        if isinstance(error, DivergedError) or (is_refused and not has_checkpoint(store, task.run)):
+            give_up(store, task)
+        raise

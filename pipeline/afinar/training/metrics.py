@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from afinar.errors import ShortfallError
+from afinar.errors import DivergedError
 from afinar.training.counts import TOP_K, ClassificationCounts
 from afinar.training.distributed import Group
 
@@ -52,7 +52,7 @@ def compute_metrics(
     """Compute metrics from the logits [m, classes] and targets int64 [m] of this worker.
 
     `m` may differ between workers and may be 0. Probabilities are the softmax of logits /
-    temperature. Raises ShortfallError on all workers if the loss is not finite, ValueError if there
+    temperature. Raises DivergedError on all workers if the loss is not finite, ValueError if there
     is no sample.
     """
     counts = ClassificationCounts.zeros(len(classes), logits.device)
@@ -151,7 +151,7 @@ def _auroc(logits: Tensor, targets: Tensor, group: Group) -> float:
 
 def _require_finite(loss: float) -> float:
     if not math.isfinite(loss):
-        raise ShortfallError(
+        raise DivergedError(
             "the outputs of the network are not finite numbers: train with a smaller "
             "--learning-rate"
         )

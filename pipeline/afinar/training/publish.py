@@ -126,12 +126,25 @@ def _test_table(
 
 
 def publish(task: TrainTask, result: TrainResult, seconds: float) -> ModelVersion:
-    """Publish the result as the next model version, unless an earlier driver of the run did so."""
+    """Publish the result as the next model version, or return the version that has it already.
+
+    A concurrent duplicate of this job, or an earlier driver of the run, may have published it. The
+    number is put only if it is absent, so no version can appear between the look at all versions
+    and the put without making the put fail.
+    """
     store = open_store(task.config.models)
-    version = _published_version(store, task.run) if task.resumed else None
-    if version is None:
-        version = publish_model(store, lambda number: _version(task, result, seconds, number))
-    return version
+    try:
+        return publish_model(store, lambda number: _version(task, result, seconds, number))
+    except _PublishedError as published:
+        return published.version
+
+
+class _PublishedError(Exception):
+    """The run is published already, as `version`."""
+
+    def __init__(self, version: ModelVersion) -> None:
+        super().__init__(version.id)
+        self.version = version
 
 
 def cleanup_after_publish(task: TrainTask, result: TrainResult) -> None:
@@ -142,18 +155,17 @@ def cleanup_after_publish(task: TrainTask, result: TrainResult) -> None:
     checkpoints.delete_except({epoch["path"] for epoch in result.best})
 
 
-def _published_version(store: Store, run: str) -> ModelVersion | None:
-    """Return the version of a run whose driver died after publishing it."""
+def _raise_if_published(store: Store, run: str) -> None:
     for number in reversed(versions(store, VERSIONS)):
         record = read_version(store, VERSIONS, number)
         if record["lineage"].get("run") == f"runs/{run}":
-            return ModelVersion.from_dict(record)
-    return None
+            raise _PublishedError(ModelVersion.from_dict(record))
 
 
 def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) -> ModelVersion:
     config = task.config
     weights = ObjectRef(**result.weights)
+    _raise_if_published(open_store(config.models), task.run)
 
     return ModelVersion(
         version=number,

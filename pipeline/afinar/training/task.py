@@ -14,30 +14,36 @@ from typing import Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 
-from afinar.config.base import as_dict, fingerprint
+from afinar.config.base import as_dict, cluster_address, fingerprint
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
-from afinar.errors import NotFoundError, RequestError
+from afinar.errors import RequestError
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import meta_device_context
 from afinar.models.networks.catalogue import require_backbone
+from afinar.models.networks.compiler import require_compiler
 from afinar.models.networks.cuts import resolve_cut
 from afinar.models.networks.network import build_network
 from afinar.models.networks.stages import freeze
-from afinar.models.networks.weights import find_weights, normalisation, with_sha256
+from afinar.models.networks.weights import (
+    WeightsSource,
+    find_weights,
+    normalisation,
+    select_weights,
+    with_sha256,
+)
 from afinar.pictures.preprocessing import InputView
 from afinar.sources.entry import SPLITS
-from afinar.storage.names import check_identifier
 from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.store import Store
 from afinar.storage.versions import probe_conditional_put
 from afinar.training.batches import Samples
 from afinar.training.sampler import steps_per_epoch
+from afinar.training.unfinished import UNFINISHED, delete_run, read_marker, unfinished_runs
 
 logger = logging.getLogger(__name__)
-
-_UNFINISHED: Final = "unfinished"
 
 # Fields that do not change the weights: where and how the training runs, and what it keeps.
 NON_DETERMINING_FIELDS: Final = frozenset(
@@ -112,8 +118,6 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
         logger.info("note: --weights none: the full regime starts from random weights")
     mean, std = normalisation(config.backbone)
 
-    store = open_store(config.models)
-    probe_conditional_put(store)
     task = TrainTask(
         config=config,
         dataset_version=dataset.manifest.version,
@@ -135,9 +139,15 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
     )
 
     # Errors that a worker would meet are raised here, before any is started.
-    _check_network(task.architecture, config.trainable_stages)
+    is_local = cluster_address(config.address) is None
+    _check_network(task.architecture, config.trainable_stages, source, is_local)
+    if config.compile and is_local:
+        require_compiler(torch.device("cpu"))
     samples = labelled_samples(dataset, task)
     check_batch_split(task, len(samples.train), max(1, config.workers))
+
+    store = open_store(config.models)
+    probe_conditional_put(store)
     return resume_or_register(store, replace(task, fingerprint=_fingerprint(task)))
 
 
@@ -159,11 +169,23 @@ def _check_classes(config: TrainConfig, classes: int) -> None:
         )
 
 
-def _check_network(architecture: Architecture, trainable: int | None) -> None:
-    """Build the network without weights. Raises RequestError for an impossible size or stage."""
+def _check_network(
+    architecture: Architecture,
+    trainable: int | None,
+    source: WeightsSource | None,
+    is_local: bool,
+) -> None:
+    """Build the network on the meta device, and compare the initial weights with it.
+
+    Raises RequestError for an impossible size or stage, and for weights that cannot be read or do
+    not fit. Weights that are still to be downloaded are checked by the workers of a cluster, which
+    may reach what this machine does not.
+    """
     with meta_device_context(architecture.backbone):
-        network, _ = build_network(architecture)
+        network, whole = build_network(architecture)
         freeze(network, trainable)
+    if source is not None and (is_local or source.is_here()):
+        select_weights(source, whole, network.backbone)
 
 
 def check_batch_split(task: TrainTask, count: int, workers: int) -> None:
@@ -193,7 +215,11 @@ def _fingerprint(task: TrainTask) -> str:
 
 
 def resume_or_register(store: Store, task: TrainTask) -> TrainTask:
-    """Return the task with the interrupted run of the same fingerprint, or register its own run."""
+    """Return the task with the unfinished run of the same fingerprint, or register its own run.
+
+    Another job may still be training that run. Both then write the same objects, and whichever is
+    second adopts the version that the first publishes (`publish.publish`).
+    """
     name = _marker_name(task)
     marker = {
         "run": task.run,
@@ -204,35 +230,44 @@ def resume_or_register(store: Store, task: TrainTask) -> TrainTask:
         _log_other_unfinished_runs(store, task)
         return task
 
-    run = json.loads(store.get(name))["run"]
-    check_identifier(run, f"the name of a run, in {store.uri(name)}")
+    run = read_marker(store, name).run
+    if run != task.run:
+        logger.info(
+            f"note: run {run} of this training was begun before and is continued; if another job "
+            "still trains it, both end with the same model version"
+        )
     return replace(task, run=run, resumed=run != task.run)
 
 
 def _log_other_unfinished_runs(store: Store, task: TrainTask) -> None:
-    """Log the interrupted runs on the same dataset, which this request does not resume."""
-    own = _marker_name(task)
-    for name in [info.name for info in store.walk(_UNFINISHED) if info.name != own]:
-        try:
-            marker = json.loads(store.get(name))
-        except NotFoundError:  # published since it was listed
-            continue
-        if marker["dataset"] == task.config.dataset:
-            logger.info(
-                f"note: run {marker['run']}, on version {marker['dataset_version']} of the "
-                "dataset, was interrupted and is not this training; the same command would have "
-                f"continued it. Remove {store.uri(name)} and "
-                f"{store.uri('runs/' + marker['run'])} to give it up."
-            )
+    """Log how many runs on the same dataset are unfinished, which this request does not resume."""
+    others = [
+        run
+        for run in unfinished_runs(store)
+        if run.dataset == task.config.dataset and run.run != task.run
+    ]
+    if others:
+        names = ", ".join(run.run for run in others[:3]) + (", …" if len(others) > 3 else "")
+        logger.info(
+            f"note: {len(others)} interrupted trainings on this dataset are not this one "
+            f"({names}); `afinar status {store.root}` lists them, and "
+            "with --gc --drop-plans deletes them"
+        )
 
 
 def delete_unfinished_marker(store: Store, task: TrainTask) -> None:
-    """Delete the marker of a run that is published, so that the same request begins a new run."""
+    """Delete the marker of a run, so that the same request begins a new run."""
     store.delete(_marker_name(task))
 
 
+def give_up(store: Store, task: TrainTask) -> None:
+    """Delete the marker and all objects of a run that the same request cannot complete."""
+    delete_unfinished_marker(store, task)
+    delete_run(store, task.run)
+
+
 def _marker_name(task: TrainTask) -> str:
-    return f"{_UNFINISHED}/{task.fingerprint[:16]}.json"
+    return f"{UNFINISHED}/{task.fingerprint[:16]}.json"
 
 
 def labelled_samples(dataset: Dataset, task: TrainTask) -> LabelledSamples:

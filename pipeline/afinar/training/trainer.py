@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from afinar.config.train import TrainConfig
-from afinar.errors import IntegrityError, ShortfallError
+from afinar.errors import DivergedError, IntegrityError
 from afinar.storage.objects import ObjectRef
 from afinar.training.batches import BatchLoader, Samples
 from afinar.training.checkpoint import Checkpoints, RankedEpoch, TrainState
@@ -61,7 +61,7 @@ class Trainer:
     def run(self) -> TrainState:
         """Train, and load the weights of the best epoch into `optimizer.eval_model` on all workers.
 
-        Raises ShortfallError on all workers if the loss becomes infinite or NaN.
+        Raises DivergedError on all workers if the loss becomes infinite or NaN.
         """
         state = self._resume()
         while state.epoch < self.config.epochs and not self._is_patience_over(state):
@@ -173,14 +173,14 @@ class Trainer:
         return bool(interval and step % interval == 0)
 
     def _require_finite_loss(self, sums: Tensor, state: TrainState) -> None:
-        """Raise ShortfallError on all workers if the loss is not finite.
+        """Raise DivergedError on all workers if the loss is not finite.
 
         It waits for the device and for all workers. It is called before every checkpoint, so that
         no checkpoint holds NaN.
         """
         loss = float(self.group.all_reduce_sum(sums[:1].clone()))
         if not math.isfinite(loss):
-            raise ShortfallError(
+            raise DivergedError(
                 f"the loss is not finite at step {state.step}, in epoch {state.epoch + 1}: give a "
                 "smaller --learning-rate, or --clip-norm 1"
             )

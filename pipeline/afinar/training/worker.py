@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from afinar.config.base import as_dict
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
+from afinar.models.networks.compiler import require_compiler
 from afinar.models.networks.network import Network, build_network
 from afinar.models.networks.precision import use_bfloat16
 from afinar.models.networks.stages import freeze, parameter_groups, set_training
@@ -198,6 +199,7 @@ def _train_step(
 def _wrap(module: nn.Module, config: TrainConfig, group: Group) -> nn.Module:
     model = group.wrap(module)
     if config.compile:
+        require_compiler(group.device)
         model.compile()
     return model
 

@@ -6,7 +6,6 @@ Each source names its licence.
 from __future__ import annotations
 
 import importlib.util
-import io
 import re
 import urllib.error
 from collections.abc import Callable
@@ -14,17 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from afinar.config.train import NAMED_WEIGHTS
 from afinar.errors import RequestError, StorageError
 from afinar.models.networks.custom_networks import remap_by_position
+from afinar.models.networks.weight_files import StateDict, parse_weights, select_tensors
 from afinar.storage.objects import sha256
 from afinar.storage.open import read_uri
 
-StateDict = dict[str, Tensor]
 Channels = tuple[float, float, float]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -50,13 +48,15 @@ class Normalisation(NamedTuple):
 class WeightsSource:
     """One source of weights for one backbone.
 
-    `load` takes the whole network and returns a state dict with the backbone's names.
+    `load` takes the whole network and returns a state dict with the backbone's names. `is_here` is
+    False if `load` would download a file first.
     """
 
     name: str
     description: str
     licence: str
     load: Callable[[nn.Module], StateDict]
+    is_here: Callable[[], bool] = lambda: True
 
 
 def normalisation(backbone: str) -> Normalisation:
@@ -131,6 +131,7 @@ def _torchvision_source(backbone: str) -> WeightsSource | None:
         description=f"torchvision's {weights}, downloaded once into torch's hub cache",
         licence="BSD-3-Clause code; see the weights' own documentation",
         load=load,
+        is_here=lambda: _cached_path(weights.url).exists(),
     )
 
 
@@ -141,7 +142,7 @@ def _file_source(spec: str) -> WeightsSource:
         data = _read(location)
         if digest and sha256(data) != digest.lower():
             raise RequestError(f"--weights {location}: its sha256 is {sha256(data)}, not {digest}")
-        return _parse(data, location)
+        return parse_weights(data, location)
 
     return WeightsSource(
         name=location,
@@ -153,7 +154,7 @@ def _file_source(spec: str) -> WeightsSource:
 
 def _download(url: str) -> Path:
     """Return the path of a URL's file in torch's hub cache; download the file if it is missing."""
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
+    path = _cached_path(url)
     if path.exists():
         return path
 
@@ -169,6 +170,10 @@ def _download(url: str) -> Path:
     return path
 
 
+def _cached_path(url: str) -> Path:
+    return Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
+
+
 def parse_cached(data: bytes, path: Path) -> StateDict:
     """Parse the bytes of a file in torch's hub cache, which other users may be able to write to.
 
@@ -178,9 +183,10 @@ def parse_cached(data: bytes, path: Path) -> StateDict:
     if not sha256(data).startswith(_hash_prefix(path.name)):
         raise RequestError(
             f"--weights: {path} is not the file that torchvision publishes under this name "
-            f"(its SHA-256 is {sha256(data)}): remove it, and it is downloaded again"
+            f"(its SHA-256 is {sha256(data)}): the download was cut off or the file was changed; "
+            "delete it, and it is downloaded again"
         )
-    return _parse(data, str(path))
+    return parse_weights(data, str(path))
 
 
 def _hash_prefix(name: str) -> str:
@@ -211,38 +217,21 @@ def _read(location: str) -> bytes:
         raise RequestError(f"--weights {location}: {error}") from error
 
 
-def _parse(data: bytes, location: str) -> StateDict:
+def select_weights(source: WeightsSource, whole: nn.Module, backbone: nn.Module) -> StateDict:
+    """Return a source's tensors for `backbone`, which was cut from `whole`, by their names in it.
+
+    Both may be on the meta device. Raises RequestError if the source cannot be read or does not
+    fit the backbone.
+    """
     try:
-        if location.endswith(".safetensors"):
-            return safetensors.torch.load(data)
-        state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
-    except Exception as error:
+        state = source.load(whole)
+    except ValueError as error:  # of `remap_by_position`
         raise RequestError(
-            f"--weights {location} is not a state dict that loads without running code: {error}; "
-            "save state_dict() with torch.save or safetensors"
+            f"--weights {source.name} does not fit this backbone: {error}"
         ) from error
-    if not isinstance(state, dict) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        raise RequestError(f"--weights {location} holds no plain state dict")
-    return state
+    return select_tensors(state, backbone.state_dict(), source.name)
 
 
 def load_weights(source: WeightsSource, whole: nn.Module, backbone: nn.Module) -> None:
-    """Load a source's weights into `backbone`, which was cut from `whole`.
-
-    Raises RequestError if weights are missing or have another shape; its message names some of
-    them. Counters of batches (`num_batches_tracked`) may be missing.
-    """
-    state = source.load(whole)
-    needed = backbone.state_dict()
-    missing = [
-        name for name in needed if name not in state and not name.endswith("num_batches_tracked")
-    ]
-    misshapen = [
-        name for name in needed if name in state and state[name].shape != needed[name].shape
-    ]
-    if missing or misshapen:
-        trouble = f"lacks {missing[:3]}" if missing else f"has other shapes for {misshapen[:3]}"
-        raise RequestError(f"--weights {source.name} does not fit this backbone: it {trouble}")
-    backbone.load_state_dict({name: state[name] for name in needed if name in state}, strict=False)
+    """Load a source's weights into `backbone`, which was cut from `whole`. See `select_weights`."""
+    backbone.load_state_dict(select_weights(source, whole, backbone), strict=False)

@@ -1,0 +1,99 @@
+"""Runs that have begun and are not published: `unfinished/<fingerprint[:16]>.json`. Needs no torch.
+
+The marker of a run is put, if it is absent, before anything else of the run is written. It is
+deleted when the run is published, or when the same request could not complete it.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from afinar.errors import NotFoundError
+from afinar.models.registry.versions import VERSIONS, ModelVersion
+from afinar.storage.names import check_identifier
+from afinar.storage.store import Store
+from afinar.storage.versions import read_version, versions
+from afinar.units.gc import delete_objects
+
+UNFINISHED: Final = "unfinished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfinishedRun:
+    """A run that is not published, by its marker `name`."""
+
+    name: str
+    run: str
+    dataset: str
+    dataset_version: int
+
+
+def read_marker(store: Store, name: str) -> UnfinishedRun:
+    """Read a run's marker. Raises NotFoundError if the run was published meanwhile."""
+    record = json.loads(store.get(name))
+    return UnfinishedRun(
+        name=name,
+        run=check_identifier(record["run"], f"the name of a run, in {store.uri(name)}"),
+        dataset=str(record["dataset"]),
+        dataset_version=int(record["dataset_version"]),
+    )
+
+
+def unfinished_runs(store: Store) -> list[UnfinishedRun]:
+    """Return the runs that have begun and are not published, the earliest first."""
+    runs = []
+    for info in store.walk(UNFINISHED):
+        try:
+            runs.append(read_marker(store, info.name))
+        except NotFoundError:  # published since it was listed
+            continue
+    return sorted(runs, key=lambda run: run.run)
+
+
+def delete_run(store: Store, run: str) -> None:
+    """Delete all objects in the folder of a run."""
+    for info in list(store.walk(f"runs/{run}")):
+        store.delete(info.name)
+
+
+class CollectedModels(NamedTuple):
+    """Names of the runs that were given up, and of all deleted objects."""
+
+    runs: list[str]
+    objects: list[str]
+
+
+def collect_models(store: Store, drop_runs: bool) -> CollectedModels:
+    """Delete folders of runs that are neither published nor unfinished, and unused objects.
+
+    With `drop_runs` the unfinished runs are deleted too: none may be in progress. While any is
+    unfinished, all weights and golden samples stay, since it may be about to publish some.
+    """
+    dropped = unfinished_runs(store) if drop_runs else []
+    for run in dropped:
+        store.delete(run.name)
+
+    # Objects are listed before markers and versions are read. A run that writes meanwhile has a
+    # marker, or it is published and its version names its objects.
+    names = [info.name for folder in ("runs", "weights", "golden") for info in store.walk(folder)]
+    unfinished = {run.run for run in unfinished_runs(store)}
+    models = [
+        ModelVersion.from_dict(read_version(store, VERSIONS, number))
+        for number in versions(store, VERSIONS)
+    ]
+    runs = unfinished | {
+        str(model.lineage.get("run", "")).removeprefix("runs/") for model in models
+    }
+    used = {ref.path for model in models for ref in (model.weights, model.golden)}
+
+    def is_needed(name: str) -> bool:
+        folder, _, rest = name.partition("/")
+        if folder == "runs":
+            return rest.partition("/")[0] in runs
+        return bool(unfinished) or name in used
+
+    unused = [name for name in names if not is_needed(name)]
+    delete_objects(store, unused)
+    return CollectedModels([run.run for run in dropped], [run.name for run in dropped] + unused)
