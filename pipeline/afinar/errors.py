@@ -4,6 +4,7 @@ AfinarError
 ├── RequestError        the request is wrong; the message tells what to change (exit code 2)
 ├── ShortfallError      the job ran, but missed its reject budget or its gate (exit code 1)
 │   └── DivergedError       a training's numbers are not finite; the same request ends so again
+├── UnknownOutcomeError the cluster does not answer: a submitted job may go on (exit code 3)
 ├── StorageError        an operation of a store failed (exit code 1)
 │   ├── NotFoundError       no object of that name
 │   ├── ForbiddenError      the credentials do not permit the operation
@@ -34,6 +35,12 @@ class RequestError(AfinarError):
 
 class ShortfallError(AfinarError):
     """The job ran to its end and its result is not good enough to publish."""
+
+
+class UnknownOutcomeError(AfinarError):
+    """The cluster no longer answers: a submitted job may go on, or have ended in any way."""
+
+    exit_code = 3
 
 
 class DivergedError(ShortfallError):

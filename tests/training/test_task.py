@@ -31,7 +31,9 @@ def test_new_dataset_version_begins_a_new_run_and_notes_the_interrupted_one(
     run_ingest(ingest, InlineExecutor())
     task = plan_training(configuration, "another")
     assert (task.run, task.resumed, task.dataset_version) == ("another", False, 2)
-    assert "run run, on version 1 of the dataset, was interrupted" in capfd.readouterr().err
+    note = capfd.readouterr().err
+    assert "1 interrupted trainings on this dataset are not this one (run)" in note
+    assert f"afinar status {tmp_path / 'models'}" in note
     epochs = [row["epoch"] for row in train(task, Group()).history]
     assert epochs == [1, 2, 3], "from its beginning"
 

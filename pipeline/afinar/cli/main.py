@@ -30,8 +30,8 @@ COMMANDS: Final = {
 }
 
 EXIT_CODES: Final = (
-    "Exit codes: 0 done, 1 the job ran and fell short, 2 the request is wrong, 130 interrupted "
-    "(143 by SIGTERM, 129 by SIGHUP)."
+    "Exit codes: 0 done, 1 the job ran and fell short, 2 the request is wrong, 3 submit lost the "
+    "cluster, 130 interrupted (143 by SIGTERM, 129 by SIGHUP)."
 )
 
 
@@ -91,7 +91,7 @@ def _run(name: str, argv: list[str]) -> int:
     except KeyboardInterrupt as interrupt:
         interruption.release(interrupt)
         # A job that knows more raises KeyboardInterrupt with what follows.
-        hint = str(interrupt) or "run the same command again"
+        hint = str(interrupt) or getattr(command, "INTERRUPTED", "run the same command again")
         code = interruption.exit_code()
         _report_error(f"{interruption.cause()}; {hint}", code, as_json)
         return code

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import shlex
 import shutil
 import tempfile
@@ -16,8 +15,6 @@ from afinar.cli.formatting import format_table
 from afinar.config.base import JobConfig
 from afinar.config.recipes import find_recipe
 from afinar.errors import RequestError
-
-logger = logging.getLogger(__name__)
 
 SUBMITTABLE: Final = ("ingest", "train", "label")
 
@@ -40,6 +37,8 @@ def configure(argv: list[str]) -> SubmitConfig:
         usage="afinar submit [--address ADDRESS] [--json] -- COMMAND …",
         description="Run a job through the Ray Jobs API, follow it, and exit with its exit code.",
         epilog=(
+            "Ctrl-C, SIGTERM and SIGHUP stop the job. Exit code 3: the dashboard no longer "
+            "answers, and the job may go on.\n\n"
             "Example: afinar submit --address http://HEAD:8265 -- "
             "ingest s3://bucket/pictures s3://bucket/dataset"
         ),
@@ -77,16 +76,13 @@ def _require_shared_paths(config: JobConfig) -> None:
 
 def run(config: SubmitConfig) -> dict[str, Any]:
     """Submit the job, follow it until it ends, and return its status. Ctrl-C stops the job."""
-    from afinar.execution.jobs_api import connect, follow_job, submit_job
+    from afinar.execution.jobs_api import connect, run_job
 
     client = connect(config.address)
     with tempfile.TemporaryDirectory(prefix="afinar-submit-") as folder:
         argv, environment = _with_recipe(config, Path(folder))
-        job = submit_job(client, shlex.join(["afinar", *argv]), environment)
-    logger.info(f"submitted {job}")
-
-    end = follow_job(client, job)
-    return {"job": job, "status": end.status, "exit_code": end.exit_code}
+        end = run_job(client, config.argv[0], shlex.join(["afinar", *argv]), environment)
+    return {"job": end.job, "status": end.status, "exit_code": end.exit_code}
 
 
 def _with_recipe(config: SubmitConfig, folder: Path) -> tuple[list[str], dict[str, Any]]:

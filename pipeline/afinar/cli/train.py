@@ -13,6 +13,7 @@ from afinar.models.networks.catalogue import require_backbone
 if TYPE_CHECKING:
     from afinar.training.task import TrainTask
 
+INTERRUPTED = "the same command resumes the training from its newest checkpoint"
 EXAMPLE = "afinar train dataset/ models/ --backbone resnet18 --regime full --epochs 5"
 
 

@@ -68,16 +68,16 @@ def cluster_address(address: str | None) -> str | None:
     name = "--address" if address else "RAY_ADDRESS"
     if target.startswith(("http://", "https://")):
         raise RequestError(
-            f"{name} {_without_user(target)} is a dashboard, which only `afinar submit` takes: "
+            f"{name} {without_user(target)} is a dashboard, which only `afinar submit` takes: "
             "give the cluster, such as HEAD:6379, or `--address local` for a Ray on this machine"
         )
     raise RequestError(
-        f"{name} {_without_user(target)!r} is no address of a Ray cluster: write HOST:PORT, such "
+        f"{name} {without_user(target)!r} is no address of a Ray cluster: write HOST:PORT, such "
         "as HEAD:6379, or `--address local` for a Ray on this machine"
     )
 
 
-def _without_user(address: str) -> str:
+def without_user(address: str) -> str:
     """Return an address without user and password, for a message."""
     return re.sub(r"//[^/]*@", "//", address)
 

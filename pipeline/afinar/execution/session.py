@@ -35,10 +35,11 @@ logger = logging.getLogger(__name__)
 
 _NAMESPACE = "afinar"
 _RAY_FOLDER: Final = "ray"
-# Of the 107 bytes of a socket's path, this many are left for the folder below which Ray's files
-# are: /ray-abcdefgh/ray/session_2026-11-26_18-31-05_396000_1234567/sockets/plasma_store has 78.
-_MAX_PLACE_BYTES: Final = 28
-_LEAST_FREE_BYTES: Final = 64 * 2**20
+# A path of a Unix socket has at most 107 bytes. Below the folder of a session the longest is
+# /ray-abcdefgh/ray/session_2026-11-26_18-31-05_396000_1234567/sockets/dash_TaskEventsHead.
+_MAX_PLACE_BYTES: Final = 107 - 88
+_KILL_S: Final = 5.0
+_LEAST_FREE_BYTES: Final = 32 * 2**20
 _CONNECT_S: Final = 15.0
 _CONNECTION_ERRORS: Final = (
     OSError,  # ConnectionError is one
@@ -130,6 +131,7 @@ def _local_ray(cores: int, dashboard: bool, verbose: bool) -> Iterator[None]:
     """
     logger.info("starting a local Ray")
     folder = _make_session_folder()
+    keep = False
     try:
         with _own_token():
             try:
@@ -138,15 +140,13 @@ def _local_ray(cores: int, dashboard: bool, verbose: bool) -> Iterator[None]:
             finally:
                 ray.shutdown()
     except Exception as error:
-        if not isinstance(error, _UNRELATED_TO_RAY):
+        keep = not isinstance(error, _UNRELATED_TO_RAY)
+        if keep:
             logger.info(f"Ray's logs of this run are in {folder}")
-            raise
-        shutil.rmtree(folder, ignore_errors=True)
         raise
-    except BaseException:  # interrupted
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        if not keep:
+            _remove_session_folder(folder)
 
 
 def _start_ray(folder: str, cores: int, dashboard: bool, verbose: bool) -> None:
@@ -163,46 +163,66 @@ def _start_ray(folder: str, cores: int, dashboard: bool, verbose: bool) -> None:
                 _node_ip_address="127.0.0.1",
                 _temp_dir=f"{folder}/{_RAY_FOLDER}",  # Ray makes this one 0777
             )
-    except _CONNECTION_ERRORS as error:
-        advice = _start_advice(folder)
+    except Exception as error:  # Ray raises all kinds of errors here, plain Exception too
+        _kill_started(folder)
         raise RequestError(
-            f"Ray could not be started on this machine ({first_line(error)}): {advice}"
+            f"Ray could not be started on this machine: {_start_problem(error, folder)}"
         ) from error
+    except BaseException:  # interrupted: Ray knows only of processes that it has finished to start
+        _kill_started(folder)
+        raise
 
 
-def _start_advice(folder: str) -> str:
-    """Return what to change so that Ray can start, as far as this machine's limits tell."""
+def _kill_started(folder: str) -> None:
+    """Kill the processes that this process has started for the Ray in `folder`."""
+    import psutil  # comes with Ray, which makes it importable
+
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(folder in argument for argument in process.cmdline()):
+                process.kill()
+                process.wait(_KILL_S)
+
+
+def _start_problem(error: Exception, folder: str) -> str:
+    """Return why Ray did not start, as far as this machine's limits and the error tell."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         return (
             f"the limit of {limit / 1e9:.1f} GB on addresses (`ulimit -v`) is too low for it; "
             "limit memory with a cgroup instead"
         )
-    if shutil.disk_usage(folder).free < _LEAST_FREE_BYTES:
-        return f"there is no space left in {folder}; free some, or set RAY_TMPDIR to another folder"
-    return f"its logs are in {folder}"
+    if shutil.disk_usage(f"{folder}/{_RAY_FOLDER}").free < _LEAST_FREE_BYTES:
+        return f"no space is left in {folder}; free some, or set RAY_TMPDIR to another folder"
+    return f"{first_line(error)}; run it again with --verbose to see Ray's own messages"
 
 
 def _make_session_folder() -> str:
     """Create a folder for Ray's files whose path is short enough for its sockets.
 
-    A path of a Unix socket has 107 bytes, and Ray adds up to 80. If RAY_TMPDIR is too long, another
-    folder is taken. Raises RequestError if there is none.
+    If RAY_TMPDIR is too long, a short folder has a link to one below RAY_TMPDIR. Raises
+    RequestError if neither can be created.
     """
-    wanted = os.environ.get("RAY_TMPDIR", "/tmp")
-    places = (wanted, "/tmp", "/var/tmp", tempfile.gettempdir(), "/dev/shm")
-    problem = f"{wanted} has a path that is too long for Ray's sockets"
-    for place in places:
-        if len(os.fsencode(os.path.abspath(place))) > _MAX_PLACE_BYTES:  # noqa: PTH100
-            continue
-        try:
-            return tempfile.mkdtemp(prefix="ray-", dir=os.path.abspath(place))  # noqa: PTH100
-        except OSError as error:
-            problem = f"{place}: {error.strerror}"
-    raise RequestError(
-        f"Ray cannot write its files ({problem}): set RAY_TMPDIR to a writable folder with a path "
-        f"of at most {_MAX_PLACE_BYTES} letters"
-    )
+    wanted = os.path.abspath(os.environ.get("RAY_TMPDIR") or "/tmp")  # noqa: PTH100
+    try:
+        if len(os.fsencode(wanted)) <= _MAX_PLACE_BYTES:
+            return tempfile.mkdtemp(prefix="ray-", dir=wanted)
+        data = tempfile.mkdtemp(prefix="ray-", dir=wanted)
+        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        os.mkdir(f"{data}/{_RAY_FOLDER}")  # noqa: PTH102
+        os.symlink(f"{data}/{_RAY_FOLDER}", f"{folder}/{_RAY_FOLDER}")  # noqa: PTH211
+    except OSError as error:
+        raise RequestError(
+            f"Ray cannot write its files below {wanted} ({error.strerror}): set RAY_TMPDIR to a "
+            "folder of your own with free space"
+        ) from error
+    return folder
+
+
+def _remove_session_folder(folder: str) -> None:
+    files = os.path.realpath(f"{folder}/{_RAY_FOLDER}")
+    shutil.rmtree(os.path.dirname(files), ignore_errors=True)  # noqa: PTH120
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
