@@ -19,6 +19,7 @@ from ray.job_submission import JobSubmissionClient
 from afinar.config.base import without_user
 from afinar.errors import RequestError, UnknownOutcomeError
 from afinar.execution.failures import first_line
+from afinar.logs import log_settings
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,9 @@ def connect(address: str | None) -> JobSubmissionClient:
 
     Raises RequestError if none answers there, or if it refuses the token.
     """
+    if not log_settings().verbose:
+        # Ray logs every connection to the log of a job that ends.
+        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
     try:
         return _Client(address)
     except AuthenticationError as error:
