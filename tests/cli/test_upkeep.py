@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from afinar.dataset.manifest import get_manifests
 from afinar.ingest.driver import run_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
+from tests.conftest import Trained
 
 
 def run_json(capfd: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, Any]]:
@@ -73,6 +75,41 @@ def test_status_shows_verifies_and_deletes(dataset: str, capfd: pytest.CaptureFi
     assert (code, [damage["path"] for damage in status["damaged"]]) == (1, [shard])
     assert main(["status", dataset, "--verify"]) == 1
     assert shard in capfd.readouterr().out
+
+
+def test_status_of_models_shows_verifies_and_deletes(
+    trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    models = str(shutil.copytree(trained.models, tmp_path / "models"))
+    shutil.rmtree(tmp_path / "models" / "unfinished")
+    store = open_store(models)
+    run = "20260101T000000Z-abcdef"
+    marker = {"run": run, "dataset": trained.dataset, "dataset_version": 1}
+    abandoned = f"runs/{run}/config.json"
+    store.put_if_absent("unfinished/0123456789abcdef.json", json.dumps(marker).encode())
+    for name in (abandoned, "runs/dead/config.json", "weights/unused.safetensors"):
+        store.put_if_absent(name, b"{}")
+
+    code, status = run_json(capfd, "status", models, "--verify")
+    assert (code, status["verified"], status["champion"]) == (0, 2, 1)
+    assert [unfinished["run"] for unfinished in status["unfinished"]] == [run]
+    assert main(["status", models]) == 0
+    text = capfd.readouterr().out
+    assert "(champion)" in text
+    assert run in text
+
+    code, status = run_json(capfd, "status", models, "--gc")
+    assert (code, status["removed"]) == (0, ["runs/dead/config.json"])
+    assert len(status["unfinished"]) == 1, "it may be in progress, or be resumed"
+    code, status = run_json(capfd, "status", models, "--gc", "--drop-plans")
+    assert status["runs_dropped"] == [run]
+    assert abandoned in status["removed"]
+    assert "weights/unused.safetensors" in status["removed"]
+    assert status["unfinished"] == []
+    code, status = run_json(capfd, "status", models, "--verify")
+    assert (code, status["damaged"]) == (0, [])
+    assert {info.name.split("/")[1] for info in store.walk("runs")} == {"run"}
+    assert main(["status", models, "--gc", "--keep", "1"]) == 2
 
 
 def test_wrong_requests_exit_2_with_their_message(

@@ -7,14 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from afinar.errors import RequestError, ShortfallError
+from afinar.errors import (
+    DivergedError,
+    NotFoundError,
+    RequestError,
+    ShortfallError,
+    StorageError,
+)
+from afinar.storage.open import open_store
 from afinar.training.distributed import Group
 from afinar.training.driver import TrainOutcome, run_training
 from afinar.training.publish import read_result
 from afinar.training.task import TrainTask, plan_training
 from afinar.training.worker import train
 from tests.conftest import Trained
-from tests.training.runs import config
+from tests.training.runs import config, interrupt_after
 
 
 class Launches:
@@ -100,6 +107,70 @@ def test_workers_without_a_result_raise_and_publish_nothing(
         run_training(configuration, lambda task: None, "first")
     assert not (tmp_path / "versions").exists()
     assert read_result(plan_training(configuration, "second")) is None
+
+
+def left_behind(models: Path) -> list[str]:
+    """Return the files below a folder of models, hidden ones too."""
+    return [str(path.relative_to(models)) for path in models.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("error", [RequestError("4 workers"), DivergedError("not finite")])
+def test_request_that_cannot_succeed_leaves_nothing(
+    error: Exception, trained: Trained, tmp_path: Path
+) -> None:
+    def refuse(task: TrainTask) -> None:
+        open_store(task.config.models).put_if_absent(f"runs/{task.run}/config.json", b"{}")
+        raise error
+
+    configuration = config(trained, tmp_path, epochs=1)
+    with pytest.raises(type(error)):
+        run_training(configuration, refuse, "first")
+    assert left_behind(tmp_path) == []
+    assert not plan_training(configuration, "second").resumed
+
+
+@pytest.mark.parametrize("error", [StorageError("unreachable"), KilledError()])
+def test_training_that_another_attempt_may_complete_stays_resumable(
+    error: Exception, trained: Trained, tmp_path: Path
+) -> None:
+    def fail(task: TrainTask) -> None:
+        raise error
+
+    configuration = config(trained, tmp_path, epochs=1)
+    with pytest.raises(type(error)):
+        run_training(configuration, fail, "first")
+    task = plan_training(configuration, "second")
+    assert (task.run, task.resumed) == ("first", True)
+
+
+def test_wrong_request_of_a_resumed_run_keeps_its_checkpoints(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = config(trained, tmp_path, checkpoint_steps=2)
+    interrupt_after(3, configuration, monkeypatch)
+    before = left_behind(tmp_path)
+
+    def refuse(task: TrainTask) -> None:
+        raise RequestError("--workers 64")
+
+    with pytest.raises(RequestError):
+        run_training(configuration, refuse, "again")
+    assert left_behind(tmp_path) == before
+
+
+def test_training_started_twice_at_once_is_published_once(trained: Trained, tmp_path: Path) -> None:
+    configuration = config(trained, tmp_path, epochs=1)
+    inner: list[TrainOutcome] = []
+
+    def train_twice(task: TrainTask) -> None:
+        """Train while another job starts the same training, completes and publishes it."""
+        inner.append(run_training(configuration, Launches(), "second"))
+        raise NotFoundError("a checkpoint that the other job deleted")
+
+    outcome = run_training(configuration, train_twice, "first")
+    assert outcome.version == inner[0].version
+    assert outcome.run == inner[0].run == "runs/first"
+    assert [path.name for path in (tmp_path / "versions").iterdir()] == ["00000001.json"]
 
 
 def test_wrong_request_raises_before_launching(trained: Trained, tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from afinar.config.ingest import IngestConfig
 from afinar.errors import RequestError
 from afinar.ingest.driver import run_ingest
+from afinar.models.networks.backbones import build_backbone
 from afinar.training.distributed import Group
 from afinar.training.task import plan_training
 from afinar.training.worker import train
@@ -36,6 +39,52 @@ def test_new_dataset_version_begins_a_new_run_and_notes_the_interrupted_one(
     assert f"afinar status {tmp_path / 'models'}" in note
     epochs = [row["epoch"] for row in train(task, Group()).history]
     assert epochs == [1, 2, 3], "from its beginning"
+
+
+def test_weights_that_do_not_fit_are_refused_by_the_driver_and_leave_nothing(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a file of the user nor an interrupted download into torch's cache starts a run."""
+    options = {"backbone": "squeezenet1_1", "regime": "full", "weights": "torchvision"}
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    cached = tmp_path / "torch" / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(b"half a download")
+    with pytest.raises(RequestError, match=f"{cached} .* delete it"):
+        run(config(trained, tmp_path / "models", **options))
+
+    other = tmp_path / "other.pth"
+    torch.save(build_backbone("small_cnn", 64).state_dict(), other)
+    with pytest.raises(RequestError, match=r"other.pth.* does not fit this backbone: it lacks"):
+        run(config(trained, tmp_path / "models", **{**options, "weights": str(other)}))
+    assert not (tmp_path / "models").exists()
+
+
+def test_weights_of_another_machine_are_left_to_the_workers_of_a_cluster(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    configuration = config(
+        trained,
+        tmp_path / "models",
+        backbone="squeezenet1_1",
+        regime="full",
+        weights="torchvision",
+        address="head:6379",
+    )
+    assert plan_training(configuration, "run").weights_source
+
+
+def test_compile_without_a_compiler_is_refused_by_the_driver(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(function: Any) -> Any:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found.\nmore")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(RequestError, match="No working C\\+\\+ compiler found\\): install"):
+        run(config(trained, tmp_path / "models", compile=True))
+    assert not (tmp_path / "models").exists()
 
 
 def test_class_without_training_samples_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import secrets
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -38,6 +39,7 @@ _RAY_FOLDER: Final = "ray"
 # A path of a Unix socket has at most 107 bytes. Below the folder of a session the longest is
 # /ray-abcdefgh/ray/session_2026-11-26_18-31-05_396000_1234567/sockets/dash_TaskEventsHead.
 _MAX_PLACE_BYTES: Final = 107 - 88
+_START_S: Final = 150.0  # a loaded machine takes 60
 _KILL_S: Final = 5.0
 _LEAST_FREE_BYTES: Final = 32 * 2**20
 _CONNECT_S: Final = 15.0
@@ -151,6 +153,10 @@ def _local_ray(cores: int, dashboard: bool, verbose: bool) -> Iterator[None]:
 
 def _start_ray(folder: str, cores: int, dashboard: bool, verbose: bool) -> None:
     """Start Ray with its files in `folder`. Raises RequestError if this machine cannot run it."""
+    # Without its processes Ray gives up, in a minute. On a machine that lacks something it may not.
+    deadline = threading.Timer(_START_S, _kill_started, (folder,))
+    deadline.daemon = True
+    deadline.start()
     try:
         with _loopback(), signal_handlers_kept():
             ray.init(
@@ -171,6 +177,8 @@ def _start_ray(folder: str, cores: int, dashboard: bool, verbose: bool) -> None:
     except BaseException:  # interrupted: Ray knows only of processes that it has finished to start
         _kill_started(folder)
         raise
+    finally:
+        deadline.cancel()
 
 
 def _kill_started(folder: str) -> None:

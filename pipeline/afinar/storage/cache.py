@@ -106,15 +106,18 @@ def map_file(file: BinaryIO) -> memoryview:
 
 
 def _open_copy(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
-    with cache.open() as folder, _file_lock(folder, f"lock-{ref.sha256[:2]}"):
+    with (
+        cache.open() as folder,
+        translate_errors(str(cache.path)),
+        _file_lock(folder, f"lock-{ref.sha256[:2]}"),
+    ):
         file = _open_verified_copy(folder, ref)
         if file is None:
             data = get_object(store, ref)
             # Room for two objects at least: the one before this may be in use.
             limit = max(cache.bytes, 2 * len(data)) - len(data)
             _evict_lru(folder, limit, keep=ref.sha256)
-            with translate_errors(str(cache.path)):
-                file = _write_copy(folder, ref.sha256, data)
+            file = _write_copy(folder, ref.sha256, data)
         return file
 
 

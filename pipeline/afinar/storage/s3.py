@@ -294,8 +294,9 @@ class S3Store(S3Reader, Store):
 class _OnDisk(NewObject):
     def __init__(self, store: S3Store) -> None:
         self._store = store
-        # `discard` closes it.
-        self._file = tempfile.NamedTemporaryFile(prefix="afinar-")  # noqa: SIM115
+        with translate_file_errors(tempfile.gettempdir()):
+            # `discard` closes it.
+            self._file = tempfile.NamedTemporaryFile(prefix="afinar-")  # noqa: SIM115
 
     def write(self, data: Buffer) -> None:
         with translate_file_errors(self._file.name):

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from afinar.storage.files import translate_errors
 from afinar.training.checkpoint import TrainState
 from afinar.training.distributed import Group
 from afinar.training.sampler import RowNumbers
@@ -30,6 +31,7 @@ class SampleLog:
             "workers": self._group.size,
             "rows": rows.tolist(),
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with translate_errors(str(self._path)):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")

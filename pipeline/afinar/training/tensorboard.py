@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from afinar.storage.files import translate_errors
 from afinar.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ def event_file(row: dict[str, Any], run: str) -> bytes | None:
         _log_missing_library(run)
         return None
 
-    with tempfile.TemporaryDirectory() as folder:
+    with translate_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory() as folder:
         with SummaryWriter(logdir=folder) as writer:
             for name, value in _scalars(row):
                 if name != "epoch":
