@@ -48,7 +48,9 @@ print(json.dumps(found))
 """
 
 SESSION = """
-import json, os, sys
+import sys
+sys.path.pop(0)  # the current folder, which has modules called like those of Python
+import json, os
 sys.path.insert(0, os.environ["CHECKOUT"])
 from afinar.execution.session import ray_session
 import ray
@@ -70,14 +72,19 @@ for dashboard in (False, True):
 def session(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """Process that starts a Ray without a dashboard, then one with it.
 
-    It continues at every line on its stdin.
+    It continues at every line on its stdin. Its current folder has modules called like those of
+    Python: workers must not import them.
     """
     (tmp_path / "home").mkdir()
+    (tmp_path / "scripts").mkdir()
+    for name in ("queue", "random", "types"):
+        (tmp_path / "scripts" / f"{name}.py").write_text("raise SystemExit('a script of the user')")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"HOME": str(tmp_path / "home"), "CHECKOUT": str(Path.cwd())}
     process = subprocess.Popen(
         [sys.executable, "-c", SESSION],
         env=environment,
+        cwd=tmp_path / "scripts",
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -128,3 +128,33 @@ def test_only_a_regular_file_is_a_table(name: str, kind: str, tmp_path: Path) ->
         (tmp_path / name).mkdir()
     with pytest.raises(RequestError, match="there is no such table"):
         read_table("--labels", str(tmp_path / name), "uri")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+def test_tables_of_spreadsheets_are_read(
+    encoding: str, delimiter: str, newline: str, tmp_path: Path
+) -> None:
+    rows = [("label", "uri"), ("Käfer", "a 1.jpg"), ("007", "b.jpg")]
+    text = newline.join([*(delimiter.join(row) for row in rows), ""])
+    (tmp_path / "labels.tsv").write_bytes(text.encode(encoding))
+    table = read_table("--labels", str(tmp_path / "labels.tsv"), "label")
+    assert table.to_pylist() == [
+        {"uri": "a 1.jpg", "label": "Käfer"},
+        {"uri": "b.jpg", "label": "007"},
+    ]
+
+
+def test_delimiter_inside_a_quoted_field_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text('uri,label\n"a;b.jpg","cat, big"\n')
+    table = read_table("--labels", str(path), "label")
+    assert table.to_pylist() == [{"uri": "a;b.jpg", "label": "cat, big"}]
+
+
+def test_text_that_is_not_unicode_names_the_mend(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_bytes("uri,label\na.jpg,Käfer\n".encode("latin-1"))
+    with pytest.raises(RequestError, match="save it as CSV UTF-8"):
+        read_table("--labels", str(path), "label")

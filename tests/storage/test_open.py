@@ -21,6 +21,7 @@ def test_locations_are_normalized_or_refused(
     assert normalize_uri("file://localhost/data/a%20b/") == "/data/a b"
     assert normalize_uri("/data/a%20b") == "/data/a%20b"
     assert normalize_uri("s3://bucket/a/") == "s3://bucket/a"
-    for wrong in ("gs://bucket/a", "s3://", "  ", "caf\udce9"):
+    assert normalize_uri("S3://bucket/A") == "s3://bucket/A"
+    for wrong in ("gs://bucket/a", "s3:/bucket/a", "S3:/bucket/a", "s3://", "  ", "caf\udce9"):
         with pytest.raises(RequestError):
             normalize_uri(wrong)

@@ -119,6 +119,6 @@ class IngestConfig(JobConfig):
 
 def _require_table(flag: str, value: str, alternatives: str) -> None:
     require(
-        value.lower().endswith((".csv", ".parquet")),
-        f"{flag} {value!r}: give {alternatives}a table that ends in .csv or .parquet",
+        value.lower().endswith((".csv", ".tsv", ".parquet")),
+        f"{flag} {value!r}: give {alternatives}a table that ends in .csv, .tsv or .parquet",
     )

@@ -87,7 +87,7 @@ def _connection(target: str, verbose: bool) -> Iterator[None]:
 
     try:
         _require_listener(target)
-        with signal_handlers_kept():
+        with signal_handlers_kept(), _outside_current_folder():
             ray.init(target, namespace=_NAMESPACE, logging_level=level)
     except _CONNECTION_ERRORS as error:
         ray.shutdown()
@@ -158,7 +158,7 @@ def _start_ray(folder: str, cores: int, dashboard: bool, verbose: bool) -> None:
     deadline.daemon = True
     deadline.start()
     try:
-        with _loopback(), signal_handlers_kept():
+        with _loopback(), signal_handlers_kept(), _outside_current_folder():
             ray.init(
                 "local",
                 num_cpus=cores or None,
@@ -179,6 +179,21 @@ def _start_ray(folder: str, cores: int, dashboard: bool, verbose: bool) -> None:
         raise
     finally:
         deadline.cancel()
+
+
+@contextlib.contextmanager
+def _outside_current_folder() -> Iterator[None]:
+    """Leave the current folder during the block.
+
+    `ray.init` puts the current folder on the module path of its workers. There a user's own
+    random.py or queue.py would be imported instead of the module of that name.
+    """
+    folder = os.getcwd()  # noqa: PTH109
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        os.chdir(folder)
 
 
 def _kill_started(folder: str) -> None:

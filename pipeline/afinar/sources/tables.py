@@ -1,8 +1,10 @@
-"""Tables that users give: CSV, Parquet, and text files with a URI in each line."""
+"""Tables that users give: CSV, TSV, Parquet, and text files with a URI in each line."""
 
 from __future__ import annotations
 
+import codecs
 import io
+import re
 from typing import Final
 
 import pyarrow as pa
@@ -13,8 +15,10 @@ import pyarrow.parquet as pq
 from afinar.errors import NotFoundError, RequestError, StorageError
 from afinar.storage.open import read_uri
 
-LIST_ENDINGS: Final = (".csv", ".parquet", ".txt")
+TABLE_ENDINGS: Final = (".csv", ".tsv", ".parquet")
+LIST_ENDINGS: Final = (*TABLE_ENDINGS, ".txt")
 """File name endings of a table that names the pictures of a source."""
+_HEADER_BYTES: Final = 2**16
 
 
 def read_table(
@@ -71,13 +75,34 @@ def _parse(data: bytes, location: str, column: str, wanted: tuple[str, ...]) -> 
 
 
 def _read_csv(data: bytes, wanted: tuple[str, ...]) -> pa.Table:
-    """Read all values as text: a class may be called 007 or NA. Only an empty field is null."""
+    """Read all values as text: a class may be called 007 or NA. Only an empty field is null.
+
+    Spreadsheets write a semicolon where the comma is the decimal point, tabs, and UTF-16. The
+    delimiter is the one that gives the header a column `uri`.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        data = data.decode("utf-16").encode()
+    header = re.split(rb"[\r\n]", data[:_HEADER_BYTES].removeprefix(codecs.BOM_UTF8), maxsplit=1)[0]
+    names = {
+        delimiter: [name.strip(b' "') for name in header.split(delimiter.encode())]
+        for delimiter in (",", ";", "\t")
+    }
+    delimiter = next((mark for mark, found in names.items() if b"uri" in found), ",")
     options = pyarrow.csv.ConvertOptions(
         column_types={name: pa.string() for name in wanted},
         strings_can_be_null=True,
         null_values=[""],
     )
-    return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+    try:
+        return pyarrow.csv.read_csv(
+            io.BytesIO(data),
+            parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
+            convert_options=options,
+        )
+    except pa.ArrowInvalid as error:
+        if "UTF8" in str(error):
+            raise ValueError("it is not UTF-8: save it as CSV UTF-8") from error
+        raise
 
 
 def _as_text(column: pa.ChunkedArray, flag: str, location: str, name: str) -> pa.ChunkedArray:

@@ -19,10 +19,13 @@ def normalize_uri(uri: str) -> str:
 
     It has no trailing slash. Raises RequestError for other schemes and for an empty location.
     """
-    if uri.startswith("s3://"):
+    scheme = uri[:5].lower()
+    if scheme == "s3://":
         if not uri[5:].strip("/"):
             raise RequestError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
-        return uri.rstrip("/")
+        return f"s3://{uri[5:]}".rstrip("/")
+    if scheme.startswith("s3:/"):  # what pathlib makes of a URI
+        raise RequestError(f"{uri!r}: write s3://BUCKET/PREFIX, with two slashes")
 
     uri = local_path(uri)
     if "://" in uri:
