@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -12,7 +13,13 @@ import pyarrow as pa
 from afinar.config.base import fingerprint
 from afinar.config.formats import extensions_identity
 from afinar.config.ingest import IngestConfig
-from afinar.dataset.manifest import Manifest, now_utc, publish_manifest, read_tables
+from afinar.dataset.manifest import (
+    Manifest,
+    current_manifest,
+    now_utc,
+    publish_manifest,
+    read_tables,
+)
 from afinar.dataset.schema import OUTCOMES
 from afinar.errors import RequestError, ShortfallError
 from afinar.ingest.compaction import compact_shards, plan_compaction, remap_index, shards_to_compact
@@ -36,7 +43,8 @@ from afinar.ingest.version import (
     repeat_notes,
 )
 from afinar.ingest.worker import build_shard
-from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.preprocessing import EARLIER_DECODERS, StoredView
+from afinar.pictures.profiles import require_colour_management
 from afinar.pictures.rejects import TRANSIENT, exceeds_budget
 from afinar.sources.listing import classes_of
 from afinar.sources.listing import fingerprint as listing_fingerprint
@@ -125,13 +133,13 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
     name: ClassVar[str] = "ingest"
 
     def __init__(self, config: IngestConfig, executor: Executor) -> None:
+        require_colour_management()
         self.config = config
         self.executor = executor
         self.source, self.dataset = normalize_uri(config.source), normalize_uri(config.dataset)
         self.store = open_store(self.dataset)
         # What names of pictures are relative to: nothing if a list names them.
         self.root = "" if is_list(self.source) else self.source
-        self.view = StoredView(size=config.size, fit=config.fit, store=config.store)
         self.owner = new_owner()
         # What determines the dataset besides the pictures and the stored view.
         self.recipe = {
@@ -142,9 +150,33 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
             "seed": config.seed,
             "group": config.group,
         }
-        named = {**self.recipe, "extensions": extensions_identity(config.extensions)}
-        self.recipe_id = fingerprint([named, self.view.as_dict()])[:8]
         self.shards_compacted = 0
+
+    @cached_property
+    def view(self) -> StoredView:
+        """The stored view, with the decoder of the current version or of an interrupted run.
+
+        Otherwise an update of afinar would decode every picture again, and models of the earlier
+        decoder could no longer label the dataset.
+        """
+        config = self.config
+        view = StoredView(size=config.size, fit=config.fit, store=config.store)
+        if not self.store.exists():
+            return view
+
+        parent = current_manifest(self.store)
+        version = parent.version + 1 if parent else 1
+        plans = {info.name for info in self.store.walk(PLANS)}
+        for decoder in EARLIER_DECODERS:
+            earlier = replace(view, decoder=decoder)
+            is_interrupted = plan_name(version, self._recipe_id(earlier)) in plans
+            if is_interrupted or (parent and parent.preprocessing == earlier.as_dict()):
+                return earlier
+        return view
+
+    def _recipe_id(self, view: StoredView) -> str:
+        named = {**self.recipe, "extensions": extensions_identity(self.config.extensions)}
+        return fingerprint([named, view.as_dict()])[:8]
 
     def open_current(self) -> Parent:
         """Return the parent. Raises RequestError if it holds the pictures of another source."""
@@ -158,12 +190,19 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         return parent
 
     def plan_name(self, current: Parent) -> str:
-        return plan_name(current.next_version, self.recipe_id)
+        return plan_name(current.next_version, self._recipe_id(self.view))
 
     def make_plan(self, current: Parent) -> Planned:
         source = list_source(self.config)
         table = make_plan(source.listing, current.outcomes, self.view, current.next_version)
-        return Planned(with_left_out(table, source.left_out), source.notes)
+        notes = list(source.notes)
+        if not self.view.applies_profiles:
+            notes.append(
+                f"this dataset was begun with the decoder {self.view.decoder}, which ignores "
+                "embedded colour profiles, and goes on with it: ingest into another DATASET to "
+                "convert them to sRGB"
+            )
+        return Planned(with_left_out(table, source.left_out), notes)
 
     def is_current(self, table: pa.Table, current: Parent) -> bool:
         """Return True if the parent has this listing, recipe and preprocessing, none to retry."""

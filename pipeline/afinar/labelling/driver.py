@@ -31,6 +31,7 @@ from afinar.labelling.tasks import (
     preprocessing_for,
 )
 from afinar.models.registry.versions import find_model
+from afinar.pictures.profiles import require_colour_management
 from afinar.pictures.rejects import exceeds_budget
 from afinar.predictions.columns import optional_columns, partition_name
 from afinar.predictions.current import PublishedRows, read_published_rows
@@ -162,6 +163,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
     name: ClassVar[str] = "label"
 
     def __init__(self, config: LabelConfig, executor: Executor) -> None:
+        require_colour_management()
         self.config, self.executor = config, executor
         self.out = normalize_uri(config.predictions)
         self.store = open_store(self.out)

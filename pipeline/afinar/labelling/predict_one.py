@@ -8,6 +8,7 @@ from typing import Any
 from afinar.errors import ForbiddenError, NotFoundError, RequestError, StorageError
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
+from afinar.pictures.profiles import require_colour_management
 from afinar.pictures.rejects import PictureError, Reason
 from afinar.sources.uri_list import is_list
 from afinar.storage.open import normalize_uri, open_reader, read_uri
@@ -20,6 +21,7 @@ def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
     "score"}]}`, best first. Raises RequestError if there is no such picture or model, PictureError
     if the picture cannot be read or decoded.
     """
+    require_colour_management()
     uri = normalize_uri(picture)
     store, version = find_model(model)
     data = _read(uri)

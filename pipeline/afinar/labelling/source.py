@@ -204,10 +204,15 @@ def _require_view(uri: str, version: int, view: StoredView) -> None:
     # JPEGs can be made from stored pixels, but not the other way round.
     if replace(stored, store=view.store) == view and stored.store in {"pixels", view.store}:
         return
+    pictures = dataset.manifest.source["uri"]
     raise RequestError(
-        f"{uri} holds {_describe(stored)}, and the model needs {_describe(view)}: ingest with "
-        f"--size {view.size} --fit {view.fit} --store {view.store}, or label the pictures "
-        f"themselves: {dataset.manifest.source['uri']}"
+        f"{uri} holds {_describe(stored)}, and the model needs {_describe(view)}: "
+        + (
+            f"ingest with --size {view.size} --fit {view.fit} --store {view.store}, or label the "
+            f"pictures themselves: {pictures}"
+            if stored.decoder == view.decoder
+            else f"label the pictures themselves: {pictures}; or train a model on this dataset"
+        )
     )
 
 

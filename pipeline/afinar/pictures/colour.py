@@ -2,7 +2,7 @@
 
 Pillow's `convert("RGB")` clips 16-bit samples at 255, turns floats below 1 into black and shows the
 hidden colours of transparent pixels. This module scales samples and composites transparency.
-Embedded colour profiles are not applied: CMYK becomes (1 - ink)(1 - black).
+Without an embedded colour profile (see `profiles`), CMYK becomes (1 - ink)(1 - black).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
+from afinar.pictures.profiles import ProfileConversion
 from afinar.pictures.rejects import PictureError, Reason
 
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # TIFF tags
@@ -35,34 +36,53 @@ def rescale_png_transparency(image: ImageFile.ImageFile) -> None:
         )
 
 
-def to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def is_opaque_eight_bit(image: Image.Image) -> bool:
+    """Return True for a loaded picture of 8-bit samples without transparency."""
+    return not (_is_deep(image) or image.has_transparency_data)
+
+
+def to_rgb(
+    image: Image.Image,
+    background: tuple[int, int, int],
+    conversion: ProfileConversion | None = None,
+) -> Image.Image:
     """Return a loaded picture as RGB, with transparent parts composited over `background`.
 
-    Returns the picture itself if it is RGB. Raises PictureError for samples that are not finite.
+    `conversion` is applied to the colours before they are composited. Returns the picture itself if
+    it is RGB and has no conversion. Raises PictureError for samples that are not finite.
     """
-    if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(image, background)
+    if _is_deep(image):
+        return _from_deep(image, background, conversion)
     if image.has_transparency_data:
-        rgba = image.convert("RGBA")
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
         canvas = Image.new("RGB", image.size, background)
-        canvas.paste(rgba, mask=rgba)
+        canvas.paste(rgba if conversion is None else conversion.apply(rgba), mask=rgba)
         return canvas
+    if conversion is not None:
+        return conversion.apply(image)
 
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _from_deep(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def _from_deep(
+    image: Image.Image, background: tuple[int, int, int], conversion: ProfileConversion | None
+) -> Image.Image:
     """Convert a grey picture of 12, 16 or 32 bits, or of floats."""
     samples = np.asarray(image)
     if image.mode == "I" and _depth_of(image) == (32, False):
         samples = samples.view(np.uint32)  # Pillow gives unsigned samples as signed ones
     grey = Image.fromarray(_to_eight_bits(samples, _white_level(image, samples)))
+    colours = grey.convert("RGB") if conversion is None else conversion.apply(grey)
 
     key = image.info.get("transparency")
     if not isinstance(key, int):
-        return grey.convert("RGB")
+        return colours
     canvas = Image.new("RGB", image.size, background)
-    canvas.paste(grey.convert("RGB"), mask=Image.fromarray(samples != key))
+    canvas.paste(colours, mask=Image.fromarray(samples != key))
     return canvas
 
 

@@ -9,6 +9,8 @@ ms for 12 megapixels) and refuses a truncated file. The slow part was the resize
 from __future__ import annotations
 
 import io
+import re
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,14 +18,25 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from PIL import AvifImagePlugin, Image, ImageFile, JpegImagePlugin, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    IcoImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    UnidentifiedImageError,
+)
 
 from afinar.config.formats import ENDINGS
-from afinar.pictures.colour import rescale_png_transparency, to_rgb
+from afinar.pictures.colour import is_opaque_eight_bit, rescale_png_transparency, to_rgb
+from afinar.pictures.containers import BoundedReader, open_container
 from afinar.pictures.jpeg import decode_stored, encode_stored
+from afinar.pictures.memory import estimate_bytes
 from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.profiles import find_conversion, require_colour_management
 from afinar.pictures.rejects import PictureError, Reason
 from afinar.pictures.resize import Pixels, write_square
+from afinar.pictures.signatures import describe
 
 Image.init()  # load all plugins: `formats=` finds only loaded ones
 
@@ -43,6 +56,7 @@ class Limits:
     max_side: int = 50_000
     max_aspect: float = 50.0
     max_slow_pixels: int = 2_000_000  # for codecs in Python, at 1.4 to 2.8 s per megapixel
+    max_memory_bytes: int = 500_000_000  # by an estimate; 89 megapixels of a JPEG need 10 MB
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -72,7 +86,10 @@ def configure_pillow() -> None:
     It silences Pillow's warnings about odd files that it can read; limits are checked here. The
     filter is process-wide, since `warnings.catch_warnings` around each picture is not safe if
     several threads decode. AVIF gets one thread, since one process per core decodes.
+
+    Raises RequestError for a Pillow without LittleCMS.
     """
+    require_colour_management()
     warnings.filterwarnings("ignore", module=r"PIL\.")
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
@@ -80,9 +97,9 @@ def configure_pillow() -> None:
 def decode(data: bytes, view: StoredView, limits: Limits = DEFAULT_LIMITS) -> Decoded:
     """Decode a picture into its stored view.
 
-    EXIF orientation is applied. Of an animation the first frame is taken. 16-bit and float samples
-    are scaled to 8 bits. Raises PictureError, and no other error, for a picture that cannot be
-    used."""
+    EXIF orientation and embedded colour profile are applied. Of an animation the first frame is
+    taken. 16-bit and float samples are scaled to 8 bits. Raises PictureError, and no other error,
+    for a picture that cannot be used."""
     image = np.empty((view.size, view.size, 3), dtype=np.uint8)
     width, height = decode_into(data, view, image, limits)
     return Decoded(image=image, width=width, height=height)
@@ -110,6 +127,7 @@ def decode_to_jpeg(data: bytes, view: StoredView) -> EncodedPicture:
 
 _END_OF_IMAGE: Final = b"\xff\xd9"
 _SLOW_CODECS: Final = {"bmp_rle", "dds_rgb", "ppm", "ppm_plain"}  # decoded in Python
+_ADDRESS: Final = re.compile(r" at 0x[0-9a-f]+")  # of an object, in its repr
 _EXIF_ORIENTATION: Final = 0x0112
 _TRANSPOSITIONS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -129,27 +147,62 @@ def _decode_square(data: bytes, view: StoredView, out: Pixels, limits: Limits) -
     if len(data) > limits.max_bytes:
         raise PictureError(Reason.TOO_MANY_BYTES, f"{len(data)} bytes, limit {limits.max_bytes}")
 
-    with _translate_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        width, height = image.size
+    with (
+        _translate_errors(data),
+        open_container(data) as container,
+        Image.open(container, formats=FORMATS) as image,
+    ):
+        if isinstance(container, BoundedReader):
+            container.release()
+        width, height = _size_of(image)
         _check_size(width, height, limits)
         _check_codec(image, limits)
-        _check_ending(image, data)
+        _check_ending(image, container)
 
         # A JPEG can be decoded at 1/8 to 1/2 of its size for a fraction of the time. At twice the
         # target's size the mean difference from a full decode is 0.3 to 0.5 levels of 255; at 1.5
         # times it exceeds 1.
         image.draft(None, (2 * view.size, 2 * view.size))
+        _check_memory(image, width, height, limits)
         rescale_png_transparency(image)
         image.load()
-        # The picture in an icon may be larger than its header states.
-        _check_size(*image.size, limits)
 
         # Only after `load`: Pillow rotates a TIFF itself, and a PNG may state its orientation after
         # its pixels.
-        transposition = _TRANSPOSITIONS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+        transposition = _TRANSPOSITIONS.get(_orientation_of(image))
         upright = image if transposition is None else image.transpose(transposition)
-        write_square(to_rgb(upright, view.background), view, out)
+        _write_converted(upright, view, out)
     return (height, width) if transposition in _SWAPPING_SIDES else (width, height)
+
+
+def _write_converted(image: Image.Image, view: StoredView, out: Pixels) -> None:
+    """Write the square of an upright picture as sRGB.
+
+    The embedded profile is applied to the resized square: that is a tenth of the pixels, and the
+    result differs by a level, since both spaces are perceptual. Transparent and deep pictures are
+    converted before, since the background is sRGB.
+    """
+    conversion = find_conversion(image) if view.applies_profiles else None
+    if conversion is not None and is_opaque_eight_bit(image):
+        source = image if image.mode == conversion.mode else image.convert(conversion.mode)
+        write_square(source, view, out, conversion.apply)
+    else:
+        write_square(to_rgb(image, view.background, conversion), view, out)
+
+
+def _orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation; 1 if there is none or the EXIF is broken: the pixels are not."""
+    try:
+        return int(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except (SyntaxError, ValueError, TypeError, LookupError, OSError, EOFError, struct.error):
+        return 1
+
+
+def _size_of(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Return the size; of an icon, that of the picture in it: the header may state a smaller."""
+    if isinstance(image, IcoImagePlugin.IcoImageFile):
+        return image.ico.getimage(image.size).size
+    return image.size
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:
@@ -171,36 +224,45 @@ def _check_codec(image: ImageFile.ImageFile, limits: Limits) -> None:
         )
 
 
-def _check_ending(image: ImageFile.ImageFile, data: bytes) -> None:
+def _check_memory(image: ImageFile.ImageFile, width: int, height: int, limits: Limits) -> None:
+    if 32 * width * height <= limits.max_memory_bytes:  # more than the estimate of any format
+        return
+    needed, limit = estimate_bytes(image, width, height), limits.max_memory_bytes
+    if needed > limit:
+        raise PictureError(
+            Reason.TOO_MANY_PIXELS,
+            f"{width}x{height} pixels of this {image.format} take {needed / 1e6:.0f} MB to decode, "
+            f"limit {limit / 1e6:.0f} MB",
+        )
+
+
+def _check_ending(image: ImageFile.ImageFile, container: io.BytesIO) -> None:
     """Raise PictureError for a JPEG without an end marker.
 
     A copy that broke off and was filled with zeros decodes without an error, grey below the break.
     The marker cannot occur within a scan, but a thumbnail before the scan has one too.
     """
-    if not isinstance(image, JpegImagePlugin.JpegImageFile):
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.fp is None:
         return
-    # Pillow opens a JPEG with several frames as MPO, and rewinds it. So parse the header once more.
-    header = image
-    if image.format == "MPO":
-        header = JpegImagePlugin.JpegImageFile(io.BytesIO(data))
-    if header.fp is not None and data.rfind(_END_OF_IMAGE) < header.fp.tell():
+    if container.getvalue().rfind(_END_OF_IMAGE) < image.fp.tell():
         raise PictureError(Reason.TRUNCATED, "no end marker after the start of the scan")
 
 
 @contextmanager
-def _translate_errors() -> Iterator[None]:
-    """Raise every error of a decoder as PictureError."""
+def _translate_errors(data: bytes) -> Iterator[None]:
+    """Raise every error of a decoder as PictureError, with a detail that equal bytes repeat."""
     try:
         yield
     except PictureError:
         raise
+    except UnidentifiedImageError as error:
+        raise PictureError(Reason.UNIDENTIFIED, describe(data)) from error
     except Exception as error:
-        raise PictureError(_reason_for(error), f"{type(error).__name__}: {error}") from error
+        message = _ADDRESS.sub("", f"{type(error).__name__}: {error}")
+        raise PictureError(_reason_for(error), message) from error
 
 
 def _reason_for(error: Exception) -> Reason:
-    if isinstance(error, UnidentifiedImageError):
-        return Reason.UNIDENTIFIED
     if isinstance(error, Image.DecompressionBombError):
         return Reason.TOO_MANY_PIXELS
 

@@ -1,6 +1,6 @@
 """The preprocessing contract: how the bytes of a picture become the input of a network.
 
-It has two views. The *stored view* describes what shards contain (decoded, upright, RGB, square),
+It has two views. The *stored view* describes what shards contain (decoded, upright, sRGB, square),
 the *input view* what the network takes (size, normalisation). Ingest, training, labelling and the
 golden replay use the same two objects. So labelling a picture from its file equals labelling it
 from its shard.
@@ -9,13 +9,22 @@ from its shard.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 from afinar.config.base import fingerprint
 from afinar.config.ingest import FitMode, StoreKind
+from afinar.errors import RequestError
 
-DECODER = "pillow/2"
-"""Version of the decoder. It changes whenever the same bytes would give other pixels."""
+DECODER = "pillow/3"
+"""Version of the decoder. It changes whenever the same bytes would give other pixels.
+
+Earlier versions are kept: models and datasets that were made with one go on with it.
+
+- pillow/1, pillow/2: embedded colour profiles are ignored; the resize became another.
+- pillow/3: embedded colour profiles are converted to sRGB.
+"""
+
+EARLIER_DECODERS: Final = ("pillow/2", "pillow/1")  # none of them applies colour profiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,18 @@ class StoredView:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> StoredView:
+        """Read a record. Raises RequestError for a decoder that this afinar does not have."""
+        if record["decoder"] not in {DECODER, *EARLIER_DECODERS}:
+            raise RequestError(
+                f"its pictures were decoded by {record['decoder']!r}, and this afinar has "
+                f"{DECODER}: update afinar"
+            )
         return cls(**{**record, "background": tuple(record["background"])})
+
+    @property
+    def applies_profiles(self) -> bool:
+        """True if embedded colour profiles are converted to sRGB."""
+        return self.decoder not in EARLIER_DECODERS
 
     def key(self) -> str:
         """Return a digest of everything that determines the stored pixels."""

@@ -23,6 +23,7 @@ class Reason(StrEnum):
     TOO_MANY_PIXELS = "too_many_pixels"
     TOO_LONG_SIDE = "too_long_side"
     TOO_ELONGATED = "too_elongated"
+    TOO_COMPLEX = "too_complex"
     TOO_MUCH_MEMORY = "too_much_memory"
     KILLED_WORKER = "killed_worker"
     FORGOTTEN = "forgotten"

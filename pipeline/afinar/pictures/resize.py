@@ -11,6 +11,7 @@ one level of 255 in a few of a thousand samples. Where it has no wheel, Pillow's
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -35,23 +36,32 @@ _CONVOLUTION, _CATMULL_ROM = 2, 3  # the resizer's ids for Pillow's BICUBIC, the
 _SUPPORT = 2.0  # half the width of a cubic, in pixels of the coarser grid
 
 
-def write_square(image: Image.Image, view: StoredView, out: Pixels) -> None:
-    """Write an RGB picture to `out`, uint8 [size, size, 3], fitted according to `view.fit`."""
+def write_square(
+    image: Image.Image,
+    view: StoredView,
+    out: Pixels,
+    finish: Callable[[Image.Image], Image.Image] | None = None,
+) -> None:
+    """Write an RGB picture to `out`, uint8 [size, size, 3], fitted according to `view.fit`.
+
+    A picture of another mode (L, CMYK) is resized in that mode and made RGB by `finish`.
+    """
     width, height = image.size
+    inner, target = (view.size, view.size), out
+    box: Box = (0, 0, width, height)
     if view.fit == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        out[...] = resize(image, (view.size, view.size), (left, top, left + side, top + side))
+        box = (left, top, left + side, top + side)
     elif view.fit == "pad":
         scale = view.size / max(width, height)
         inner = max(1, round(width * scale)), max(1, round(height * scale))
-        left, top = round((view.size - inner[0]) / 2), round((view.size - inner[1]) / 2)
+        x, y = round((view.size - inner[0]) / 2), round((view.size - inner[1]) / 2)
         out[...] = view.background
-        out[top : top + inner[1], left : left + inner[0]] = resize(
-            image, inner, (0, 0, width, height)
-        )
-    else:
-        out[...] = resize(image, (view.size, view.size), (0, 0, width, height))
+        target = out[y : y + inner[1], x : x + inner[0]]
+
+    resized = _resize(image, inner, box)
+    target[...] = np.asarray(resized if finish is None else finish(resized))
 
 
 def resize(image: Image.Image, size: tuple[int, int], box: Box) -> Pixels:
@@ -59,8 +69,12 @@ def resize(image: Image.Image, size: tuple[int, int], box: Box) -> Pixels:
 
     Returns uint8 [height, width, 3], which may be read-only.
     """
+    return np.asarray(_resize(image, size, box))
+
+
+def _resize(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
     if not HAS_VECTORS:
-        return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
+        return image.resize(size, Image.Resampling.BICUBIC, box=box)
 
     left, top, right, bottom = box
     # Pillow's rule. The first pass is rounded to 8 bits, so the order changes the result.
@@ -68,12 +82,10 @@ def resize(image: Image.Image, size: tuple[int, int], box: Box) -> Pixels:
     if rows_first:
         first, last = _contributing(left, right, size[0], image.width)
         middle = _pass(image, (last - first, size[1]), (first, top, last - first, bottom - top))
-        result = _pass(middle, size, (left - first, 0, right - left, size[1]))
-    else:
-        first, last = _contributing(top, bottom, size[1], image.height)
-        middle = _pass(image, (size[0], last - first), (left, first, right - left, last - first))
-        result = _pass(middle, size, (0, top - first, size[0], bottom - top))
-    return np.asarray(result)
+        return _pass(middle, size, (left - first, 0, right - left, size[1]))
+    first, last = _contributing(top, bottom, size[1], image.height)
+    middle = _pass(image, (size[0], last - first), (left, first, right - left, last - first))
+    return _pass(middle, size, (0, top - first, size[0], bottom - top))
 
 
 def _contributing(start: float, stop: float, size: int, limit: int) -> tuple[int, int]:
@@ -88,7 +100,7 @@ def _contributing(start: float, stop: float, size: int, limit: int) -> tuple[int
 
 def _pass(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
     """Resize along the one axis in which `box` (left, top, width, height) and `size` differ."""
-    target = Image.new("RGB", size)
+    target = Image.new(image.mode, size)
     options = RustResizeOptions().set_resize_alg(_CONVOLUTION, _CATMULL_ROM, 2).set_use_alpha(False)
     RustResizer().resize_pil(
         PilImageWrapper(image), PilImageWrapper(target), options.set_crop_box(*box)
