@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import s3fs
 
@@ -36,6 +37,8 @@ from afinar.training.distributed import Group
 from afinar.training.task import plan_training
 from afinar.training.worker import train
 from afinar.units.executor import InlineExecutor
+from tests.pictures.files import photograph
+from tests.pictures.icc import SPACES, rgb_profile
 
 FIXTURE = Path(__file__).parent / "data" / "written-by-777c397.tar.xz"
 INGEST: dict[str, Any] = {"source": "s3://compat/pictures", "size": 16}
@@ -88,6 +91,20 @@ def test_a_dataset_continues_with_a_second_version(compat: None) -> None:
     summary = run_ingest(config, InlineExecutor()).summary
     store.delete("moss/again.jpg")
     assert (summary.version, summary.added, summary.unchanged) == (2, 1, 120)
+    assert (summary.lineage, open_dataset(config.dataset).view.decoder) == (1, "pillow/2")
+
+
+def test_a_model_labels_with_the_decoder_that_it_was_trained_on(
+    compat: None, tmp_path: Path
+) -> None:
+    """It has learned from pixels whose colour profiles were ignored."""
+    model = open_model("s3://compat/models@champion")
+    photo = photograph(1, 16, 16)
+    photo.save(tmp_path / "p3.png", icc_profile=rgb_profile(SPACES["Display P3"]))
+    (from_file,), (from_pixels,) = (
+        model.predict([tmp_path / "p3.png"]), model.predict([np.asarray(photo)])
+    )  # fmt: skip
+    assert from_file == from_pixels
 
 
 def test_predictions_open_verify_and_need_no_new_version(compat: None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from tests.archives import fail_reads, ingest
 from tests.conftest import jpeg, make_archive
 from tests.datasets import assert_pixels_match_files, object_hashes, shard_names, values_by_file
 from tests.executors import InterruptedExecutor, OvertakenExecutor, RecordingExecutor
+from tests.pictures.files import photograph, saved
+from tests.pictures.icc import SPACES, rgb_profile
 
 
 def test_picture_is_a_sample_or_a_reject(archive: Path, location: str) -> None:
@@ -150,6 +153,45 @@ def test_another_preprocessing_begins_a_lineage_with_a_note(archive: Path, tmp_p
     assert (first.lineage, second.lineage, third.lineage) == (1, 1, 3)
     assert len(reads.names) == 24
     assert "version 3 begins a new lineage: the preprocessing changed" in third.notes
+
+
+def test_dataset_of_an_earlier_decoder_goes_on_with_it(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ignores colour profiles: pixels of two decoders must not be mixed in one dataset."""
+    dataset = str(tmp_path / "dataset")
+    with monkeypatch.context() as patch:
+        patch.setattr("afinar.ingest.driver.StoredView", partial(StoredView, decoder="pillow/2"))
+        ingest(archive, dataset)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(archive, tmp_path / "interrupted", InterruptedExecutor(0))
+    current = StoredView(size=64, fit="crop")
+    earlier = replace(current, decoder="pillow/2")
+    photo = photograph(1, 64, 64)
+    data = saved(photo, icc_profile=rgb_profile(SPACES["Display P3"]))
+    (archive / "moss" / "p3.png").write_bytes(data)
+
+    for place in (dataset, str(tmp_path / "interrupted"), str(tmp_path / "new")):
+        summary, opened = ingest(archive, place), open_dataset(place)
+        view = current if place.endswith("new") else earlier
+        assert (opened.view, summary.lineage) == (view, 1)
+        assert any("decoder pillow/2" in note for note in summary.notes) == (view == earlier)
+        row = opened.index.column("uri").to_pylist().index(str(archive / "moss" / "p3.png"))
+        np.testing.assert_array_equal(opened.read([row])[0], decode(data, view).image)
+        is_unconverted = np.array_equal(opened.read([row])[0], np.asarray(photo))
+        assert is_unconverted == (view == earlier)
+    assert ingest(archive, dataset, size=48).lineage == 3
+    assert open_dataset(dataset).view == StoredView(size=48, fit="crop")
+
+
+def test_pillow_without_littlecms_is_refused_at_the_start(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("PIL.features.check", lambda name: name != "littlecms2")
+    with pytest.raises(RequestError, match="without LittleCMS") as refused:
+        ingest(archive, tmp_path / "dataset")
+    assert refused.value.exit_code == 2
+    assert not (tmp_path / "dataset").exists()
 
 
 def test_jpeg_store_is_smaller_and_matches_pixels_of_files(archive: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,19 @@ def test_dataset_has_another_view_request_is_refused(
         assert refused.value.exit_code == 2
         assert str(archive) in str(refused.value), "the message names the original pictures"
     assert not Path(out).exists()
+
+
+def test_dataset_of_another_decoder_is_refused(
+    archive: Path, tmp_path: Path, trained: Trained
+) -> None:
+    """A model that has learned from one decoder's pixels must not label those of another."""
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset)
+    view = replace(find_model(trained.champion)[1].stored_view, decoder="pillow/2")
+    config = LabelConfig(source=dataset, predictions="-", model="m@1")
+    with pytest.raises(RequestError, match=r"pillow/3.*pillow/2.*or train a model") as refused:
+        open_source(config, view)
+    assert str(archive) in str(refused.value)
 
 
 def test_kind_of_source_is_recognised(archive: Path, tmp_path: Path, trained: Trained) -> None:

@@ -35,19 +35,18 @@ def png(rows: NDArray[Any], depth: int, colour: int, **chunks: bytes) -> bytes:
     parts = {"IHDR": struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0), **chunks}
     parts |= {"IDAT": zlib.compress(data), "IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        _chunk(kind.encode(), part) for kind, part in parts.items()
+        chunk(kind.encode(), part) for kind, part in parts.items()
     )
 
 
 def png_claiming(width: int, height: int) -> bytes:
     """Return a PNG with this size in its header and almost no data."""
     header = struct.pack(">IIBBBBB", width, height, 8, RGB, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(bytes(64)))
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(64)))
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a PNG with its checksum."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 

@@ -21,6 +21,8 @@ import zlib
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from afinar.pictures.profiles import MAX_PROFILE_BYTES
 from afinar.pictures.rejects import PictureError, Reason
 
@@ -29,11 +31,11 @@ _MAX_SCANS: Final = 100  # encoders write 10, jpegtran's longest scripts about 6
 _MAX_SEGMENTS: Final = 10_000  # of a JPEG; 3,100 segments of the full size are 200 MB
 _MAX_CHUNKS: Final = 200_000  # of a PNG; 25,000 chunks of the usual 8 KB are 200 MB
 _MAX_STRIPS: Final = 200_000  # of a TIFF: 50,000 rows in four planes, one row per strip
-_MAX_TAGS: Final = 4_096  # of a TIFF's directory; 70 are usual
+_MAX_TAGS: Final = 65_535  # of a TIFF's directory, as in a TIFF of 32 bits; 70 are usual
 _MAX_READS: Final = 500_000  # while a header is read, at 0.3 to 2 microseconds each
 
 _MAX_METADATA_BYTES: Final = 1 << 20  # of a PNG's text or profile, decompressed: Pillow's limit
-_MAX_NEEDED: Final = 16  # chunks of a PNG that are looked into
+_MAX_INSPECTED: Final = 16  # chunks of a PNG that are decompressed, at 3 ms each
 _MAX_EXIF_SEGMENTS: Final = 16  # of a JPEG; Pillow joins them in quadratic time
 _MAX_NEEDLESS: Final = 64  # other metadata segments of a JPEG that are left in place
 
@@ -97,7 +99,7 @@ _LENGTH_AND_KIND: Final = struct.Struct(">I4s")
 _CHUNK_FRAME: Final = 12  # length, kind and checksum
 _ANCILLARY: Final = 0x20  # a bit of the first letter
 # Texts in which Pillow looks for an orientation.
-_ORIENTATION_KEYS: Final = (b"XML:com.adobe.xmp", b"Raw profile type exif", b"exif")
+_ORIENTATION_KEYS: Final = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"exif\0")
 
 
 def _open_png(data: bytes) -> io.BytesIO:
@@ -106,10 +108,10 @@ def _open_png(data: bytes) -> io.BytesIO:
     Critical chunks and transparency stay as they are: if they are broken, the pixels are. The
     chunks of an animation are dropped: the first frame is the default image.
     """
-    dropped, needed = [], 0
+    dropped, inspected = [], 0
     start = len(_PNG_MAGIC)
     for _ in range(_MAX_CHUNKS):
-        if start + _CHUNK_FRAME > len(data):
+        if start + _LENGTH_AND_KIND.size > len(data):
             break
         length, kind = _LENGTH_AND_KIND.unpack_from(data, start)
         stop = start + _CHUNK_FRAME + length
@@ -118,10 +120,9 @@ def _open_png(data: bytes) -> io.BytesIO:
         if kind[0] & _ANCILLARY and kind.isalpha() and kind != b"tRNS":
             # The last chunk of a file that was cut: the pixels before it may be whole.
             part = _Part(start, min(stop, len(data)))
-            is_whole = stop <= len(data) and needed < _MAX_NEEDED
-            if is_whole and _is_needed(kind, data, part):
-                needed += 1
-            else:
+            is_candidate = stop <= len(data) and _is_candidate(kind, data, part)
+            inspected += is_candidate
+            if not (is_candidate and inspected <= _MAX_INSPECTED and _is_sound(kind, data, part)):
                 dropped.append(part)
         start = stop
     else:
@@ -129,14 +130,17 @@ def _open_png(data: bytes) -> io.BytesIO:
     return io.BytesIO(_without(data, dropped))
 
 
-def _is_needed(kind: bytes, data: bytes, chunk: _Part) -> bool:
-    """Return True for a chunk that may change pixels, is sound, and is not large."""
-    reader = _NEEDED_CHUNKS.get(kind)
-    if reader is None or chunk.stop - chunk.start > _MAX_METADATA_BYTES:
+def _is_candidate(kind: bytes, data: bytes, chunk: _Part) -> bool:
+    """Return True for a chunk of a kind and a size that may change pixels."""
+    if kind not in _SOUNDNESS or chunk.stop - chunk.start > _MAX_METADATA_BYTES:
         return False
+    return kind not in _TEXTS or data.startswith(_ORIENTATION_KEYS, chunk.start + 8)
+
+
+def _is_sound(kind: bytes, data: bytes, chunk: _Part) -> bool:
     content = data[chunk.start + 8 : chunk.stop - 4]
     (checksum,) = struct.unpack_from(">I", data, chunk.stop - 4)
-    return checksum == zlib.crc32(content, zlib.crc32(kind)) and reader(content)
+    return checksum == zlib.crc32(content, zlib.crc32(kind)) and _SOUNDNESS[kind](content)
 
 
 def _is_sound_profile(content: bytes) -> bool:
@@ -144,18 +148,12 @@ def _is_sound_profile(content: bytes) -> bool:
     return 0 < len(name) < 80 and rest[:1] == b"\0" and _inflates(rest[1:])
 
 
-def _is_orientation(content: bytes) -> bool:
-    return content.partition(b"\0")[0] in _ORIENTATION_KEYS
-
-
-def _is_compressed_orientation(content: bytes) -> bool:
+def _is_sound_compressed_text(content: bytes) -> bool:
     _, _, rest = content.partition(b"\0")
-    return _is_orientation(content) and rest[:1] == b"\0" and _inflates(rest[1:])
+    return rest[:1] == b"\0" and _inflates(rest[1:])
 
 
-def _is_international_orientation(content: bytes) -> bool:
-    if not _is_orientation(content):
-        return False
+def _is_sound_international_text(content: bytes) -> bool:
     _, _, rest = content.partition(b"\0")
     texts = rest[2:].split(b"\0", 2)  # language, translated key, text
     return rest[:1] == b"\0" or (len(texts) == 3 and _inflates(texts[2]))
@@ -171,12 +169,13 @@ def _inflates(compressed: bytes) -> bool:
     return inflater.eof or not inflater.unconsumed_tail
 
 
-_NEEDED_CHUNKS: Final[dict[bytes, Callable[[bytes], bool]]] = {
+_TEXTS: Final = {b"tEXt", b"zTXt", b"iTXt"}
+_SOUNDNESS: Final[dict[bytes, Callable[[bytes], bool]]] = {
     b"iCCP": _is_sound_profile,
     b"eXIf": bool,
-    b"tEXt": _is_orientation,
-    b"zTXt": _is_compressed_orientation,
-    b"iTXt": _is_international_orientation,
+    b"tEXt": bool,
+    b"zTXt": _is_sound_compressed_text,
+    b"iTXt": _is_sound_international_text,
 }
 
 # --- JPEG -----------------------------------------------------------------------------------------
@@ -266,9 +265,9 @@ class _JpegMetadata:
 def _check_scans(data: bytes, start: int) -> None:
     """Raise PictureError if the frame whose first scan is at `start` has too many scans.
 
-    The first count also sees scans of later frames, and bytes within tables. It is fast.
+    The first count also sees scans of later frames, and bytes within tables.
     """
-    if data.count(_SCAN, start) <= _MAX_SCANS:
+    if _count_pairs(data, _SCAN, start) <= _MAX_SCANS:
         return
     scans, position = 0, start
     for _ in range(_MAX_SEGMENTS):
@@ -285,6 +284,19 @@ def _check_scans(data: bytes, start: int) -> None:
     raise _too_complex(f"more than {_MAX_SEGMENTS} segments")
 
 
+def _count_pairs(data: bytes, pair: bytes, start: int) -> int:
+    """Return how often a pair of unlike bytes occurs from `start` on, faster than `bytes.count`.
+
+    Pairs at even and at odd places are compared as numbers of 16 bits.
+    """
+    wanted, count = int.from_bytes(pair, "little"), 0
+    for first in (start, start + 1):
+        length = max(0, len(data) - first) // 2
+        numbers = np.frombuffer(data, dtype="<u2", offset=first if length else 0, count=length)
+        count += int(np.count_nonzero(numbers == wanted))
+    return count
+
+
 # --- WebP -----------------------------------------------------------------------------------------
 
 _WEBP_PIXELS: Final = {b"VP8 ", b"VP8L", b"ANMF"}
@@ -293,19 +305,23 @@ _WEBP_PIXELS: Final = {b"VP8 ", b"VP8L", b"ANMF"}
 def _open_webp(data: bytes) -> io.BytesIO:
     """Cut off what follows the pixels of a WebP file if it runs over the end of the file."""
     start, stop_of_pixels = 12, 0
+    (stated,) = struct.unpack_from("<I", data.ljust(8, b"\0"), 4)
     for _ in range(_MAX_SEGMENTS):
         if start + 8 > len(data):
             break
         kind, size = struct.unpack_from("<4sI", data, start)
         stop = start + 8 + size + (size & 1)
         if kind in _WEBP_PIXELS:
+            if stop > len(data):
+                break
             stop_of_pixels = stop
-        elif stop > len(data) and stop_of_pixels:
-            riff_size = struct.pack("<I", stop_of_pixels - 8)
-            return io.BytesIO(b"".join([data[:4], riff_size, memoryview(data)[8:stop_of_pixels]]))
         start = stop
     else:
         raise _too_complex(f"more than {_MAX_SEGMENTS} chunks")
+
+    if stop_of_pixels and max(start, stated + 8) > len(data):
+        riff_size = struct.pack("<I", stop_of_pixels - 8)
+        return io.BytesIO(b"".join([data[:4], riff_size, memoryview(data)[8:stop_of_pixels]]))
     return io.BytesIO(data)
 
 
@@ -313,43 +329,84 @@ def _open_webp(data: bytes) -> io.BytesIO:
 
 _STRIP_OFFSETS, _TILE_OFFSETS = 273, 324
 _TYPE_BYTES: Final = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+# Tags that describe a picture: names, dates, resolution. Those above 532 do too.
+_DESCRIPTIVE: Final = {269, 270, 271, 272, 282, 283, 285, 286, 287, 305, 306, 315, 316, 318, 319}
+_LAST_PIXEL_TAG: Final = 532
+
+
+class _Layout(NamedTuple):
+    """Where a TIFF states its first directory, and the formats of its numbers."""
+
+    offset_at: int
+    offset: str
+    entry_count: str
+    entry: str  # tag, type, count, offset of the data
+
+
+_CLASSIC: Final = _Layout(4, "I", "H", "HHII")
+_BIG: Final = _Layout(8, "Q", "Q", "HHQQ")
 
 
 def _open_tiff(data: bytes) -> io.BytesIO:
-    """Raise PictureError for a directory of too many entries, strips or bytes.
+    """Count the strips, and void descriptive tags whose data lie beyond the end of the file.
 
-    Entries whose data overlap would be read into as many copies.
+    At the first such tag Pillow stops reading a directory. A tag of type 0 is ignored.
     """
     order = "<" if data[:2] == b"II" else ">"
-    is_big = data[2:4] in {b"\x2b\0", b"\0\x2b"}
-    at_offset, offset_format, count_format, entry_format = (
-        (8, "Q", "Q", "HHQ8x") if is_big else (4, "I", "H", "HHI4x")
-    )
+    layout = _BIG if data[2:4] in {b"\x2b\0", b"\0\x2b"} else _CLASSIC
     try:
-        (offset,) = struct.unpack_from(order + offset_format, data, at_offset)
-        (entries,) = struct.unpack_from(order + count_format, data, offset)
-        if entries > _MAX_TAGS:
-            raise _too_complex(f"a directory of {entries} tags")
-        entry = struct.Struct(order + entry_format)
-        start = offset + struct.calcsize(order + count_format)
-        tags = list(entry.iter_unpack(data[start : start + entries * entry.size]))
-    except struct.error:  # no directory, or a part of one
+        (offset,) = struct.unpack_from(order + layout.offset, data, layout.offset_at)
+        (count,) = struct.unpack_from(order + layout.entry_count, data, offset)
+    except struct.error:  # a file that ends before its directory
+        return io.BytesIO(data)
+    if count > _MAX_TAGS:
+        raise _too_complex(f"a directory of {count} tags")
+
+    entry = struct.Struct(order + layout.entry)
+    start = offset + struct.calcsize(order + layout.entry_count)
+    content = data[start : start + count * entry.size]
+    content = content[: len(content) - len(content) % entry.size]
+    void = []
+    for number, (tag, kind, values, location) in enumerate(entry.iter_unpack(content)):
+        if tag in {_STRIP_OFFSETS, _TILE_OFFSETS} and values > _MAX_STRIPS:
+            raise _too_complex(f"{values} strips or tiles")
+        size = values * _TYPE_BYTES.get(kind, 1)
+        is_beyond = size > struct.calcsize(layout.offset) and location + size > len(data)
+        if is_beyond and (tag in _DESCRIPTIVE or tag > _LAST_PIXEL_TAG):
+            void.append(start + number * entry.size + 2)
+    if not void:
         return io.BytesIO(data)
 
-    # Pillow skips an entry that is larger than the file.
-    sizes = [count * _TYPE_BYTES.get(kind, 1) for _, kind, count in tags]
-    if sum(size for size in sizes if size <= len(data)) > 2 * len(data):
-        raise _too_complex("tags whose data overlap")
-    strips = max((n for tag, _, n in tags if tag in {_STRIP_OFFSETS, _TILE_OFFSETS}), default=0)
-    if strips > _MAX_STRIPS:
-        raise _too_complex(f"{strips} strips or tiles")
-    return io.BytesIO(data)
+    changed = bytearray(data)
+    for position in void:
+        changed[position : position + 2] = bytes(2)
+    return io.BytesIO(changed)
+
+
+# --- ICO ------------------------------------------------------------------------------------------
+
+_ICO_ENTRY: Final = struct.Struct("<12xI")  # offset of the picture
+_MAX_ICON_PIXELS: Final = 16_000_000  # the largest icons in use have 1 megapixel
+
+
+def _open_icon(data: bytes) -> io.BytesIO:
+    """Check the sizes of the pictures in an icon: Pillow decodes one as it opens the file."""
+    entries = data[6 : 6 + int.from_bytes(data[4:6], "little") * _ICO_ENTRY.size]
+    for (offset,) in _ICO_ENTRY.iter_unpack(entries[: len(entries) - len(entries) % 16]):
+        head = data[offset : offset + 24].ljust(24, b"\0")
+        is_png = head.startswith(_PNG_MAGIC)
+        width, height = struct.unpack_from(">II" if is_png else "<Ii", head, 16 if is_png else 4)
+        if width * abs(height) > _MAX_ICON_PIXELS:
+            detail = f"an icon of {width}x{abs(height)} pixels, limit {_MAX_ICON_PIXELS} in all"
+            raise PictureError(Reason.TOO_MANY_PIXELS, detail)
+    return BoundedReader(data)
 
 
 _FORMATS: Final[dict[bytes, Callable[[bytes], io.BytesIO]]] = {
     b"\xff\xd8": _open_jpeg,
     _PNG_MAGIC: _open_png,
     b"RIFF": _open_webp,
+    b"\0\0\1\0": _open_icon,
     b"II": _open_tiff,
     b"MM": _open_tiff,
 }

@@ -20,7 +20,6 @@ from typing import Final
 import numpy as np
 from PIL import (
     AvifImagePlugin,
-    IcoImagePlugin,
     Image,
     ImageFile,
     JpegImagePlugin,
@@ -154,7 +153,7 @@ def _decode_square(data: bytes, view: StoredView, out: Pixels, limits: Limits) -
     ):
         if isinstance(container, BoundedReader):
             container.release()
-        width, height = _size_of(image)
+        width, height = image.size
         _check_size(width, height, limits)
         _check_codec(image, limits)
         _check_ending(image, container)
@@ -196,13 +195,6 @@ def _orientation_of(image: Image.Image) -> int:
         return int(image.getexif().get(_EXIF_ORIENTATION, 1))
     except (SyntaxError, ValueError, TypeError, LookupError, OSError, EOFError, struct.error):
         return 1
-
-
-def _size_of(image: ImageFile.ImageFile) -> tuple[int, int]:
-    """Return the size; of an icon, that of the picture in it: the header may state a smaller."""
-    if isinstance(image, IcoImagePlugin.IcoImageFile):
-        return image.ico.getimage(image.size).size
-    return image.size
 
 
 def _check_size(width: int, height: int, limits: Limits) -> None:

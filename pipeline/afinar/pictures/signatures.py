@@ -89,7 +89,7 @@ _NOT_IN_TEXT: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 def describe(data: bytes) -> str:
     """Return what the bytes are, as a phrase. It depends on nothing but the bytes."""
     head = data[:_HEAD_BYTES]
-    if not head.strip(b"\0") and not data.strip(b"\0"):
+    if not head.strip(b"\0") and data.count(0) == len(data):
         return f"{len(data)} bytes that are all zero: a copy or a download that was not completed"
     if head[4:8] == b"ftyp":
         return _BRANDS.get(head[8:12].decode("latin-1"), "an MP4 video or another ISO media file")
