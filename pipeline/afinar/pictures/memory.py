@@ -36,11 +36,17 @@ def estimate_bytes(image: ImageFile.ImageFile, width: int, height: int) -> float
 
 def _conversion_bytes(image: ImageFile.ImageFile, stored: int) -> int:
     """Return the bytes per pixel of the copies that `to_rgb` makes."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return 0
+    # Opaque pictures of 8 bits are resized before their profile is applied.
+    profiled = 2 * _RGB_BYTES if image.info.get("icc_profile") else 0
     if image.mode == "F" or image.mode.startswith("I"):
-        return stored + 1 + _RGB_BYTES  # samples, grey, RGB
+        return stored + 1 + _RGB_BYTES + profiled  # samples, grey, RGB
+    if image.mode == "RGBA":
+        return _RGB_BYTES + profiled
     if image.mode in {"LA", "La", "PA", "RGBa"} or "transparency" in image.info:
-        return 2 * _RGB_BYTES
-    return 0 if image.mode == "RGB" else _RGB_BYTES
+        return 2 * _RGB_BYTES + profiled
+    return _RGB_BYTES
 
 
 def _decoding_bytes(image: ImageFile.ImageFile) -> float:
