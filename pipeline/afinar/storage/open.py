@@ -13,6 +13,8 @@ from afinar.storage.files import as_text
 from afinar.storage.names import is_unicode
 from afinar.storage.store import Reader, Store
 
+_BUCKET: Final = re.compile(r"[A-Za-z0-9._-]{1,255}")
+
 
 def normalize_uri(uri: str) -> str:
     """Return a location in canonical form: `s3://bucket/key` or an absolute path.
@@ -23,6 +25,12 @@ def normalize_uri(uri: str) -> str:
     if scheme == "s3://":
         if not uri[5:].strip("/"):
             raise RequestError(f"{uri!r} names no bucket: write s3://BUCKET/PREFIX")
+        bucket = uri[5:].partition("/")[0]
+        if not _BUCKET.fullmatch(bucket):
+            raise RequestError(
+                f"{uri!r}: {bucket!r} is no name of a bucket, which has letters, digits, dots, "
+                "hyphens and underscores: write s3://BUCKET/PREFIX"
+            )
         return f"s3://{uri[5:]}".rstrip("/")
     if scheme.startswith("s3:/"):  # what pathlib makes of a URI
         raise RequestError(f"{uri!r}: write s3://BUCKET/PREFIX, with two slashes")

@@ -35,7 +35,8 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store as ObstoreS3
 
-from afinar.errors import ChangedError, ForbiddenError, NotFoundError, StorageError
+from afinar.config.base import without_user
+from afinar.errors import ChangedError, ForbiddenError, NotFoundError, RequestError, StorageError
 from afinar.storage.etags import EtagVerifier
 from afinar.storage.s3_listing import ListedKey, install_parser
 
@@ -81,7 +82,8 @@ def _is_set(variable: str) -> bool:
 def s3fs_client(attempts: int, connect_s: float, read_s: float) -> Any:
     """Create an s3fs client with bounded retries.
 
-    With its defaults s3fs sends 250 requests in 202 s to a server that resets connections.
+    With its defaults s3fs sends 250 requests in 202 s to a server that resets connections. Raises
+    RequestError if the settings of S3 in the environment or in ~/.aws are wrong. Sends nothing.
     """
     limits = {
         "retries": {"mode": "standard", "total_max_attempts": attempts},
@@ -98,7 +100,26 @@ def s3fs_client(attempts: int, connect_s: float, read_s: float) -> Any:
         skip_instance_cache=True,
     )
     client.retries = 1  # botocore retries; s3fs would multiply its attempts
+    try:
+        client.connect()
+        _check_endpoint(client.s3.meta.endpoint_url)
+    except (ValueError, BotoCoreError, OSError) as error:
+        raise RequestError(
+            f"the settings of S3 are wrong ({without_user(_summary(error))}): look at the AWS_… "
+            "variables of the environment and at ~/.aws; an endpoint is such as http://HOST:9000"
+        ) from error
     return client
+
+
+def _check_endpoint(endpoint: str) -> None:
+    """Raise ValueError for a wrong port, RequestError for a user in the URL."""
+    parts = urlsplit(endpoint)
+    _ = parts.port
+    if parts.username is not None:
+        raise RequestError(
+            f"the S3 endpoint {without_user(endpoint)} is given with a user and a password: leave "
+            "them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
 
 
 def call_with_deadline(fs: Any, call: Callable[[], Awaitable[Any]], size_bytes: int = 0) -> Any:
@@ -142,7 +163,6 @@ def bucket_clients(bucket: str) -> Clients:
 def _clients(bucket: str, _environment: frozenset[tuple[str, str]], process: int) -> Clients:
     fs = s3fs_client(WRITE_ATTEMPTS, CONNECT_S, WRITE_S)
     with translate_errors(f"s3://{bucket}"):
-        fs.connect()
         install_parser(fs.s3)
         _disable_expect_header(fs)
         # obstore's threads do not survive a fork: a call in the child would never return.
@@ -162,7 +182,12 @@ def _create_reader(fs: Any, bucket: str) -> ObstoreS3 | None:
         "timeout": timedelta(seconds=READ_S),
     }
     if bundle := session.get_config_variable("ca_bundle"):
-        client["root_certificate"] = Path(bundle).read_bytes()
+        try:
+            client["root_certificate"] = Path(bundle).read_bytes()
+        except OSError as error:
+            raise RequestError(
+                f"AWS_CA_BUNDLE: the certificates {bundle} cannot be read ({error.strerror})"
+            ) from error
 
     retry: RetryConfig = {
         "max_retries": READ_ATTEMPTS - 1,
