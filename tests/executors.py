@@ -6,33 +6,25 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from afinar.units.executor import InlineExecutor
 
-
-class _Wrapped(InlineExecutor):
-    """Runs units with and without state in the same way: a subclass overrides `run`."""
-
-    def run_with_state(
-        self, make_work: Callable[[], Any], tasks: Iterable[Any], policy: Any = None
-    ) -> Iterator[Any]:
-        del policy
-        return self.run(make_work(), tasks)
-
-
-class InterruptedExecutor(_Wrapped):
+class InterruptedExecutor:
     """Raises KeyboardInterrupt after a number of units, as if the driver were killed."""
 
     def __init__(self, units: int = 1) -> None:
         self.units = units
 
-    def run(self, work: Any, tasks: Iterable[Any]) -> Iterator[Any]:
+    def run(
+        self, make_work: Callable[[], Any], tasks: Iterable[Any], policy: Any = None
+    ) -> Iterator[Any]:
+        del policy
+        work = make_work()
         for number, task in enumerate(tasks):
             if number == self.units:
                 raise KeyboardInterrupt
             yield work(task)
 
 
-class RecordingExecutor(_Wrapped):
+class RecordingExecutor:
     """Records the uris of the pictures in the units that it runs."""
 
     def __init__(self) -> None:
@@ -43,19 +35,27 @@ class RecordingExecutor(_Wrapped):
         """Names of the pictures' files, sorted."""
         return sorted(Path(uri).name for uri in self.uris)
 
-    def run(self, work: Any, tasks: Iterable[Any]) -> Iterator[Any]:
+    def run(
+        self, make_work: Callable[[], Any], tasks: Iterable[Any], policy: Any = None
+    ) -> Iterator[Any]:
+        del policy
+        work = make_work()
         for task in tasks:
             # A unit of a compaction has no entries.
             self.uris += [entry.uri for entry in getattr(task, "entries", ())]
             yield work(task)
 
 
-class OvertakenExecutor(_Wrapped):
+class OvertakenExecutor:
     """Calls a function after its units have run: another job can publish first."""
 
     def __init__(self, meanwhile: Callable[[], object]) -> None:
         self.meanwhile = meanwhile
 
-    def run(self, work: Any, tasks: Iterable[Any]) -> Iterator[Any]:
+    def run(
+        self, make_work: Callable[[], Any], tasks: Iterable[Any], policy: Any = None
+    ) -> Iterator[Any]:
+        del policy
+        work = make_work()
         yield from map(work, tasks)
         self.meanwhile()

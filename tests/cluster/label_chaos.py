@@ -43,7 +43,7 @@ class AuditedExecutor(RayExecutor):
         super().__init__(None, workers=1 if busy else 0, always_preprocess=busy is not None)
         self._audit, self._busy = audit, busy
 
-    def run_with_state(
+    def run(
         self,
         make_work: Callable[[], Any],
         tasks: Iterable[Any],
@@ -54,7 +54,7 @@ class AuditedExecutor(RayExecutor):
             assert policy.preprocessing is not None
             prepare = partial(_prepare_visibly, policy.preprocessing.prepare, self._busy)
             policy = replace(policy, preprocessing=replace(policy.preprocessing, prepare=prepare))
-        return super().run_with_state(partial(_audit_units, make_work, self._audit), tasks, policy)
+        return super().run(partial(_audit_units, make_work, self._audit), tasks, policy)
 
 
 def _prepare_visibly(prepare: Callable[[Any], Any], busy: Path, block: Any) -> Any:

@@ -59,7 +59,7 @@ def busy_workers(driver: int) -> list[psutil.Process]:
         return [
             process
             for process in children
-            if any("ray::build_shard" in argument for argument in process.cmdline())
+            if any("ray::Worker.run" in argument for argument in process.cmdline())
         ]
     except psutil.NoSuchProcess:
         return []

@@ -30,10 +30,6 @@ from afinar.logs import log_settings
 from afinar.units.executor import RetryPolicy
 
 
-def double(number: int) -> int:
-    return 2 * number
-
-
 def make_double(offset: int) -> Callable[[int], int]:
     return lambda number: 2 * number + offset
 
@@ -58,25 +54,24 @@ def die_once(flag: Path) -> str:
 
 
 def test_every_task_has_one_result(local_ray: None) -> None:
-    assert sorted(RayExecutor(None).run(double, range(50))) == [2 * number for number in range(50)]
-    assert sorted(RayExecutor(None).run_with_state(partial(make_double, 1), range(50))) == list(
+    assert sorted(RayExecutor(None).run(partial(make_double, 1), range(50))) == list(
         range(1, 101, 2)
     )
 
 
 def test_actors_without_room_do_not_delay_the_job(local_ray: None) -> None:
-    assert sorted(
-        RayExecutor(None, workers=5).run_with_state(partial(make_double, 0), range(20))
-    ) == list(range(0, 40, 2))
+    assert sorted(RayExecutor(None, workers=5).run(partial(make_double, 0), range(20))) == list(
+        range(0, 40, 2)
+    )
 
 
 def test_errors_of_the_work_are_raised_unwrapped(local_ray: None) -> None:
     with pytest.raises(RequestError, match="no 3"):
-        list(RayExecutor(None).run(refuse, [3]))
+        list(RayExecutor(None).run(lambda: refuse, [3]))
     with pytest.raises(ModelError, match="golden"):
-        list(RayExecutor(None).run_with_state(make_broken, [1, 2]))
+        list(RayExecutor(None).run(make_broken, [1, 2]))
     with pytest.raises(ZeroDivisionError):
-        list(RayExecutor(None).run(crash, [3]))
+        list(RayExecutor(None).run(lambda: crash, [3]))
 
 
 def log_and_print(number: int) -> int:
@@ -88,7 +83,7 @@ def log_and_print(number: int) -> int:
 def test_workers_log_lines_reach_the_console_without_other_output(
     local_ray: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert list(RayExecutor(None).run(log_and_print, [1])) == [1]
+    assert list(RayExecutor(None).run(lambda: log_and_print, [1])) == [1]
     out, err, deadline = "", "", time.monotonic() + 30
     while "logged" not in err and time.monotonic() < deadline:
         time.sleep(0.5)  # Ray's log monitor reads the output of workers about once a second
@@ -98,16 +93,12 @@ def test_workers_log_lines_reach_the_console_without_other_output(
     assert out == ""
 
 
-def make_die_once() -> Callable[[Path], str]:
-    return die_once
-
-
 @pytest.mark.slow
 def test_worker_that_dies_is_replaced_and_its_unit_retried(local_ray: None, tmp_path: Path) -> None:
-    assert sorted(RayExecutor(None).run(die_once, [tmp_path / "a", tmp_path / "b"])) == ["a", "b"]
-    assert sorted(
-        RayExecutor(None).run_with_state(make_die_once, [tmp_path / "c", tmp_path / "d"])
-    ) == ["c", "d"]
+    assert sorted(RayExecutor(None).run(lambda: die_once, [tmp_path / "c", tmp_path / "d"])) == [
+        "c",
+        "d",
+    ]
 
 
 def make_dead() -> Callable[[int], int]:
@@ -116,7 +107,7 @@ def make_dead() -> Callable[[int], int]:
 
 def test_workers_that_die_at_every_start_fail_the_job(local_ray: None) -> None:
     with pytest.raises(StorageError, match="3 workers in a row died as they started"):
-        list(RayExecutor(None).run_with_state(make_dead, range(10)))
+        list(RayExecutor(None).run(make_dead, range(10)))
 
 
 @dataclass(frozen=True)
@@ -145,9 +136,7 @@ def make_fatal() -> Callable[[Attempt], tuple[str, int]]:
 def test_retried_unit_has_the_task_of_the_next_attempt(local_ray: None) -> None:
     units = [Attempt("one", 2), *(Attempt(str(number), 0) for number in range(6))]
     done = dict(
-        RayExecutor(None).run_with_state(
-            make_fatal, units, RetryPolicy(next_attempt=Attempt.next_attempt)
-        )
+        RayExecutor(None).run(make_fatal, units, RetryPolicy(next_attempt=Attempt.next_attempt))
     )
     assert done.pop("one") == 2
     assert set(done) == {str(number) for number in range(6)}
@@ -166,7 +155,7 @@ def test_idle_workers_take_over_the_units_of_a_dead_one_without_room_for_another
 
     units = [Attempt("one", 1), Attempt("two", 0)]
     pool = ActorPool(
-        make_actor, 2, units, RetryPolicy(next_attempt=Attempt.next_attempt), lambda: None
+        make_actor, lambda: 2, units, RetryPolicy(next_attempt=Attempt.next_attempt), lambda: None
     )
     assert sorted(pool.results()) == [("one", 1), ("two", 0)]
 
@@ -174,7 +163,7 @@ def test_idle_workers_take_over_the_units_of_a_dead_one_without_room_for_another
 @pytest.mark.slow
 def test_hung_worker_is_replaced(local_ray: None) -> None:
     units = [Attempt("hung", 1, hangs=True), Attempt("other", 0)]
-    done = RayExecutor(None).run_with_state(
+    done = RayExecutor(None).run(
         make_fatal, units, RetryPolicy(deadline_s=lambda _: 3.0, next_attempt=Attempt.next_attempt)
     )
     assert sorted(done) == [("hung", 1), ("other", 0)]
@@ -187,7 +176,7 @@ def test_unit_that_kills_every_worker_fails_the_job(
     executor = RayExecutor(None, pool_policy=PoolPolicy(max_attempts=3))
     policy = RetryPolicy(next_attempt=Attempt.next_attempt)
     with pytest.raises(StorageError, match="3 workers in a row failed at one unit"):
-        list(executor.run_with_state(make_fatal, [Attempt("one", 99)], policy))
+        list(executor.run(make_fatal, [Attempt("one", 99)], policy))
 
 
 def test_wait_for_resources_ends_at_its_timeout(local_ray: None) -> None:

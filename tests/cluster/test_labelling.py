@@ -63,7 +63,7 @@ def patch_decoder() -> None:
 class DangerousExecutor(RayExecutor):
     """Ray, whose processes have that decoder."""
 
-    def run_with_state(
+    def run(
         self,
         make_work: Callable[[], Any],
         tasks: Iterable[Any],
@@ -73,7 +73,7 @@ class DangerousExecutor(RayExecutor):
             prepare = partial(prepare_dangerous, policy.preprocessing.prepare)
             preprocessing = replace(policy.preprocessing, prepare=prepare)
             policy = replace(policy, preprocessing=preprocessing)
-        return super().run_with_state(partial(make_dangerous, make_work), tasks, policy)
+        return super().run(partial(make_dangerous, make_work), tasks, policy)
 
 
 def test_picture_kills_its_worker_it_is_a_reject_and_the_others_are_labelled(

@@ -111,8 +111,8 @@ class ShufflingExecutor(InlineExecutor):
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
 
-    def run(self, work: Any, tasks: Iterable[Any]) -> Iterator[Any]:
-        waiting = list(tasks)
+    def run(self, make_work: Any, tasks: Iterable[Any], policy: Any = None) -> Iterator[Any]:
+        work, waiting = make_work(), list(tasks)
         again = self._rng.sample(waiting, len(waiting) // 2)
         self._rng.shuffle(waiting)
         done = [work(task) for task in waiting]

@@ -75,10 +75,10 @@ def test_file_replaced_after_listing_is_rejected(archive: Path, tmp_path: Path) 
     class ReplacingExecutor(InlineExecutor):
         """Replaces a listed file before the first unit runs."""
 
-        def run(self, work: Any, tasks: Iterable[Any]) -> Iterator[Any]:
+        def run(self, make_work: Any, tasks: Iterable[Any], policy: Any = None) -> Iterator[Any]:
             replaced.write_bytes(jpeg(7777, (90, 90)))
             os.utime(replaced, ns=(1, 1))
-            return super().run(work, tasks)
+            return super().run(make_work, tasks, policy)
 
     summary = ingest(archive, tmp_path / "dataset", ReplacingExecutor())
     assert summary.rejects_by_reason == {"changed_while_reading": 1}
@@ -158,9 +158,9 @@ def test_forbidden_pictures_are_rejects_but_a_store_without_access_ends_the_job(
     class ExpiringExecutor(InlineExecutor):
         """Makes the credentials expire once the source is listed."""
 
-        def run(self, work: Any, tasks: Iterable[Any]) -> Iterator[Any]:
+        def run(self, make_work: Any, tasks: Iterable[Any], policy: Any = None) -> Iterator[Any]:
             monkeypatch.setattr(FolderReader, "exists", exists)
-            return super().run(work, tasks)
+            return super().run(make_work, tasks, policy)
 
     with pytest.raises(StorageError, match="20 pictures in a row"):
         ingest(archive, tmp_path / "other", ExpiringExecutor())

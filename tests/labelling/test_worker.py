@@ -15,7 +15,7 @@ from afinar import open_model, open_predictions
 from afinar.config.base import Precision
 from afinar.execution.executor import RayExecutor
 from afinar.labelling.source import FolderSource
-from afinar.labelling.tasks import LabelSpec, LabelTask
+from afinar.labelling.tasks import LabelSpec
 from afinar.labelling.worker import make_labeller
 from afinar.models.registry.golden import REDUCED_TOLERANCE
 from afinar.sources.entry import Entry
@@ -23,6 +23,7 @@ from afinar.storage.folder_reader import FolderReader
 from afinar.storage.markers import committed_units
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
+from afinar.units.tasks import UnitTask
 from tests.archives import BROKEN, flat_archive, ingest, label
 from tests.conftest import Trained, jpeg
 
@@ -191,5 +192,5 @@ def test_unit_is_committed_already_late_duplicate_leaves_no_object(
     )
     (scans / "late.jpg").write_bytes(jpeg(3))
     late = next(info for info in open_store(str(scans)).walk() if info.name == "late.jpg")
-    make_labeller(spec)(LabelTask(unit, (Entry(late.name, late.uri, late.etag, late.size),)))
+    make_labeller(spec)(UnitTask(unit, (Entry(late.name, late.uri, late.etag, late.size),)))
     assert {info.name for info in store.walk()} == before

@@ -82,6 +82,24 @@ def without_user(address: str) -> str:
     return re.sub(r"//[^/]*@", "//", address)
 
 
+@dataclass(frozen=True, kw_only=True)
+class UnitJobConfig(JobConfig):
+    """Options of the jobs that read pictures in units."""
+
+    unit_timeout_s: float = 3600.0
+    """Replace a worker that spends this many seconds on a unit of 512 pictures (scaled to the size
+    of the unit, at least 60 s). Shortened to 20 times the slowest unit so far; five times as long
+    for further attempts at a unit. A picture at which two workers died or hung is rejected."""
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for a wrong value."""
+        super().__post_init__()
+        require(
+            self.unit_timeout_s > 0,
+            f"--unit-timeout-s {self.unit_timeout_s:g}: give seconds above 0",
+        )
+
+
 def as_dict(config: JobConfig) -> dict[str, Any]:
     """Return the fields that a run records, as JSON values: all but those for logging."""
     fields = dataclasses.asdict(config)

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from afinar.config.base import (
     POSITIONAL,
-    JobConfig,
+    UnitJobConfig,
     parse_extensions,
     require,
 )
@@ -31,7 +31,7 @@ class SplitShares(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IngestConfig(JobConfig):
+class IngestConfig(UnitJobConfig):
     """Convert a folder or an s3:// prefix of pictures to an Arrow dataset, or update it."""
 
     source: Annotated[str, POSITIONAL]

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from afinar.config.base import (
     POSITIONAL,
-    JobConfig,
     Precision,
+    UnitJobConfig,
     parse_extensions,
     require,
 )
@@ -17,7 +17,7 @@ from afinar.config.formats import DEFAULT_EXTENSIONS
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(JobConfig):
+class LabelConfig(UnitJobConfig):
     """Label the pictures of a folder, a list or a dataset with a published model.
 
     Without PREDICTIONS, print the classes of one picture.
@@ -61,20 +61,12 @@ class LabelConfig(JobConfig):
     """Try all pictures again that an earlier run rejected, not only those with transient errors."""
     max_reject_rate: float = 1.0
     """Highest share of rejected pictures. Above it the exit code is 1; 1.0: never."""
-    unit_timeout_s: float = 3600.0
-    """Replace a worker that spends this many seconds on a unit of 512 pictures (scaled to the size
-    of the unit, at least 60 s). Shortened to 20 times the slowest unit so far; five times as long
-    for further attempts at a unit."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""
         super().__post_init__()
         require(self.top_k >= 1, f"--top-k {self.top_k}: give at least 1")
         require(self.batch_size >= 0, f"--batch-size {self.batch_size}: give a count, or 0")
-        require(
-            self.unit_timeout_s > 0,
-            f"--unit-timeout-s {self.unit_timeout_s:g}: give seconds above 0",
-        )
         require(
             0 <= self.abstain_below <= 1,
             f"--abstain-below {self.abstain_below}: give a probability, 0 to 1",

@@ -11,9 +11,20 @@ from afinar.storage.objects import ObjectRef
 from afinar.storage.store import Store
 from afinar.units.gc import delete_objects, delete_versions
 from afinar.units.plans import StoredUnits, stored_plans
+from afinar.units.quarantine import ATTEMPTS
 from afinar.units.verify import Verification, needed_objects, verify_objects
 
-_COLLECTED: Final = ("shards", "facts", "units", "index", "rejects", "lists", "plans", "probes")
+_COLLECTED: Final = (
+    "shards",
+    "facts",
+    "units",
+    "index",
+    "rejects",
+    "lists",
+    "plans",
+    "probes",
+    ATTEMPTS,
+)
 _VERSIONED: Final = frozenset({"shards", "facts", "units", "plans"})
 """Folders whose objects have the version that they lead to at the start of their names."""
 

@@ -7,10 +7,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import OutOfMemoryError, RayError
 
 from afinar.errors import StorageError
 from afinar.execution.failures import WORKER_DIED, is_preprocessing_loss, root_cause
@@ -54,16 +55,18 @@ class ActorSlot:
 
 
 class ActorPool:
-    """Pool of `size` actors that runs units.
+    """Pool of actors that runs units.
 
-    `make_actor` creates an actor with methods `start()` and `run(task, blocks)`.
+    `make_actor` creates an actor with methods `start()` and `run(task, blocks)`. `size` returns the
+    largest number of actors; it is called again whenever an actor has started, since a cluster may
+    grow. There are never more actors than units.
     `on_retry` is called for every unit during which an actor died or hung.
     """
 
     def __init__(
         self,
         make_actor: Callable[[], Any],
-        size: int,
+        size: Callable[[], int],
         tasks: Iterable[Any],
         retry_policy: RetryPolicy[Any],
         on_retry: Callable[[], None],
@@ -76,7 +79,7 @@ class ActorPool:
         self._tasks = iter(tasks)
         self._waiting: deque[_Unit] = deque()
         self._slots: list[ActorSlot] = []
-        self._dead_starts = 0
+        self._dead_starts = self._memory_kills = 0
         self._slowest_unit_s = 0.0
 
     def results(self) -> Iterator[Any]:
@@ -84,9 +87,9 @@ class ActorPool:
 
         Actors for which the cluster has no room get no units, so the job does not wait for them.
         Raises the work's own error; StorageError when no actor starts in time, when several in a
-        row die as they start, or when too many fail at one unit.
+        row die as they start or are killed for memory, or when too many fail at one unit.
         """
-        self._slots = [self._spawn_actor() for _ in range(self._size)]
+        self._grow()
         while self._has_work():
             decision = self._decide(Event.BEFORE_WAIT)
             while decision.action is not Action.WAIT:
@@ -99,6 +102,13 @@ class ActorPool:
                 self._carry_out(self._decide(Event.WAIT_TIMED_OUT))
             for reference in ready:
                 yield from self._collect(reference)
+
+    def _grow(self) -> None:
+        """Spawn actors up to the pool's size, as long as there is a unit for each."""
+        missing = self._size() - len(self._slots)
+        self._waiting.extend(map(_Unit, islice(self._tasks, max(0, missing - len(self._waiting)))))
+        for _ in range(min(missing, len(self._waiting))):
+            self._slots.append(self._spawn_actor())
 
     def _spawn_actor(self) -> ActorSlot:
         actor = self._make_actor()
@@ -123,6 +133,11 @@ class ActorPool:
         slot = self._slots[number]
         try:
             result = ray.get(reference)
+        except OutOfMemoryError:
+            decision = self._decide(Event.OUT_OF_MEMORY, number)
+            self._memory_kills += 1
+            self._carry_out(decision)
+            return
         except WORKER_DIED as error:
             self._carry_out(self._decide(Event.ACTOR_DIED, number, str(error)))
             return
@@ -143,9 +158,12 @@ class ActorPool:
         if slot.started:
             slot.units = deque(unit for unit in slot.units if unit.result != reference)
             self._slowest_unit_s = max(self._slowest_unit_s, now - slot.first_unit_since)
+            self._memory_kills = 0
+        else:
+            self._dead_starts = 0
+            self._grow()
 
         slot.started, slot.first_unit_since = True, now
-        self._dead_starts = 0
         self._dispatch()
 
     def _dispatch(self) -> None:
@@ -192,7 +210,7 @@ class ActorPool:
             else:
                 running.append(None)
 
-        return PoolState(running, self._dead_starts, self._slowest_unit_s)
+        return PoolState(running, self._dead_starts, self._memory_kills, self._slowest_unit_s)
 
     def _carry_out(self, decision: Decision) -> None:
         """Replace a decision's actor and put its units first in the queue; for FAIL, raise."""

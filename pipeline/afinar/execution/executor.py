@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from typing import Final, TypeVar
 
@@ -23,7 +24,7 @@ from afinar.units.executor import RetryPolicy
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-_TASKS_PER_CORE: Final = 2  # one runs and one is queued, so that no core idles between tasks
+_ACTORS_PER_ROOM: Final = 2  # one runs and one waits for a node that an autoscaler adds
 _MESSAGE_RETRIES: Final = 3  # of a message to an actor that lives; the pool replaces a dead actor
 
 
@@ -38,7 +39,7 @@ class RayExecutor:
         metrics: JobMetrics | None = None,
         pool_policy: PoolPolicy | None = None,
     ) -> None:
-        """Use `workers` processes; 0: one per core of the cluster (work with state: one per GPU).
+        """Use `workers` processes; 0: one per core of the cluster (work on GPUs: one per GPU).
 
         Preprocessing runs on separate cores if workers have GPUs, or with `always_preprocess`; else
         each worker preprocesses on its own core. `metrics` counts finished and retried units.
@@ -59,16 +60,7 @@ class RayExecutor:
             metrics = JobMetrics("ingest", source, dataset)
         return cls(config.address, config.workers, metrics=metrics)
 
-    def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """Yield results of Ray tasks with one core each, in the order in which they finish."""
-        from afinar.execution.session import cluster_cores, ray_session
-        from afinar.execution.task_pool import run_tasks
-
-        with ray_session(self._address, self._workers):
-            limit = self._workers or cluster_cores() * _TASKS_PER_CORE
-            yield from self._count(run_tasks(work, tasks, limit))
-
-    def run_with_state(
+    def run(
         self,
         make_work: Callable[[], Callable[[Task], Result]],
         tasks: Iterable[Task],
@@ -76,9 +68,9 @@ class RayExecutor:
     ) -> Iterator[Result]:
         """Yield results of a pool of Ray actors, in the order in which units finish.
 
-        Each actor has one core, and one GPU if the cluster has any. Preprocessing tasks run only if
-        the actors leave cores for them. A local Ray is started with all cores for that, however few
-        the workers.
+        Each actor has one core, and one GPU if the policy has preprocessing and the cluster has
+        GPUs. Preprocessing tasks run only if the actors leave cores for them. A local Ray is
+        started with all cores for that, however few the workers.
         """
         import ray
 
@@ -87,28 +79,41 @@ class RayExecutor:
         from afinar.execution.worker import Worker
 
         policy = policy or RetryPolicy()
-        with ray_session(self._address, 0 if policy.preprocessing else self._workers):
-            gpus = cluster_gpus()
+        uses_gpus = policy.preprocessing is not None
+        with ray_session(self._address, 0 if uses_gpus else self._workers):
+            gpus = cluster_gpus() if uses_gpus else 0
 
             # No more actors than units.
             tasks = iter(tasks)
             first_tasks = list(islice(tasks, self._workers or gpus or cluster_cores()))
-            size = len(first_tasks)
-
-            if not (gpus or self._always_preprocess) or cluster_cores() <= size:
+            if not (gpus or self._always_preprocess) or cluster_cores() <= len(first_tasks):
                 policy = replace(policy, preprocessing=None)
+
             actor_class = ray.remote(
                 num_cpus=1, num_gpus=1 if gpus else 0, max_task_retries=_MESSAGE_RETRIES
             )(Worker)
             pool = ActorPool(
                 lambda: actor_class.remote(make_work, log_settings()),
-                size,
+                partial(self._pool_size, bool(gpus)),
                 chain(first_tasks, tasks),
                 policy,
                 on_retry=self._metrics.count_retry if self._metrics else lambda: None,
                 pool_policy=self._pool_policy,
             )
             yield from self._count(pool.results())
+
+    def _pool_size(self, uses_gpus: bool) -> int:
+        """Return the number of actors that the cluster, as it is now, should be asked for.
+
+        Actors that wait for room make an autoscaler add nodes, so a cluster is asked for twice as
+        many as it has room for. A local Ray cannot grow.
+        """
+        from afinar.execution.session import cluster_address, cluster_cores, cluster_gpus
+
+        room = cluster_gpus() if uses_gpus else cluster_cores()
+        if cluster_address(self._address):
+            room *= _ACTORS_PER_ROOM
+        return self._workers or room
 
     def _count(self, results: Iterator[Result]) -> Iterator[Result]:
         return self._metrics.count_results(results) if self._metrics else results

@@ -25,6 +25,9 @@ class PoolPolicy:
     max_dead_starts: int = 3
     """Actors in a row that die while they start. The job fails at this many, if they are also more
     than the pool has slots: all slots start at once, and one broken node must not end the job."""
+    max_memory_kills: int = 8
+    """Actors in a row that are killed because their machine's memory is full, without a finished
+    unit in between. The job fails at this many, if they are also more than the pool has slots."""
     max_attempts: int = 50
     """Attempts at one unit. To find a picture that kills its worker takes 3, each further one 2."""
     slowest_factor: float = 20.0
@@ -54,11 +57,13 @@ class PoolState:
     """Snapshot of the pool.
 
     `units` has one item per slot, None while its actor starts or has nothing to do. `dead_starts`
-    counts actors in a row that died as they started. `slowest_unit_s` is 0 until one is finished.
+    counts actors in a row that died as they started, `memory_kills` actors in a row that were
+    killed because memory was full. `slowest_unit_s` is 0 until one is finished.
     """
 
     units: Sequence[RunningUnit | None]
     dead_starts: int = 0
+    memory_kills: int = 0
     slowest_unit_s: float = 0.0
 
 
@@ -68,6 +73,7 @@ class Event(Enum):
     BEFORE_WAIT = auto()  # all results that arrived are collected
     WAIT_TIMED_OUT = auto()  # neither a start nor a result arrived in time
     ACTOR_DIED = auto()
+    OUT_OF_MEMORY = auto()  # Ray killed an actor because its machine's memory was full
     PREPROCESSING_DIED = auto()  # a block's preprocessing died, after all its retries
 
 
@@ -101,6 +107,8 @@ def decide(
             return _after_timeout(pool, policy)
         case Event.ACTOR_DIED:
             return _after_death(pool, policy, slot, reason)
+        case Event.OUT_OF_MEMORY:
+            return _after_memory_kill(pool, policy, slot)
         case Event.PREPROCESSING_DIED:
             return _after_death(pool, policy, slot, "the preprocessing of its unit died repeatedly")
 
@@ -151,6 +159,22 @@ def _after_timeout(pool: PoolState, policy: PoolPolicy) -> Decision:
         "the cluster has no room for any"
     )
     return Decision(Action.FAIL, message=message)
+
+
+def _after_memory_kill(pool: PoolState, policy: PoolPolicy, slot: int) -> Decision:
+    """Replace an actor as after a death; fail if memory seems to stay full.
+
+    A picture that needs too much memory kills 3 workers, then it is rejected. On a machine whose
+    memory is full, every new worker is killed, before it has finished anything.
+    """
+    kills = pool.memory_kills + 1
+    if kills >= policy.max_memory_kills and kills > len(pool.units):
+        message = (
+            f"memory is full: Ray killed {kills} workers in a row before one had finished a unit. "
+            "Stop other programs, or give fewer --workers or machines with more memory"
+        )
+        return Decision(Action.FAIL, slot=slot, message=message)
+    return _after_death(pool, policy, slot, "it was killed because its machine's memory was full")
 
 
 def _after_death(pool: PoolState, policy: PoolPolicy, slot: int, reason: str) -> Decision:

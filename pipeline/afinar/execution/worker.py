@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 
 from afinar.logs import LogSettings, configure_worker_logging
-
-Task = TypeVar("Task")
-Result = TypeVar("Result")
 
 
 class Worker:
@@ -30,14 +26,3 @@ class Worker:
         """Return the result for a unit. `blocks` are references; each is read when needed."""
         assert self._work is not None, "the pool calls start before run"
         return self._work(task, map(ray.get, blocks)) if blocks else self._work(task)
-
-
-def task_function(work: Callable[[Task], Result], log: LogSettings) -> Callable[[Task], Result]:
-    """Return `work` as a function for a Ray task: it configures logging first."""
-
-    @wraps(work)
-    def run(task: Task) -> Result:
-        configure_worker_logging(log)
-        return work(task)
-
-    return run

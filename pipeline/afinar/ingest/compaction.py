@@ -152,7 +152,7 @@ def compact_shards(store: Store, executor: Executor, tasks: list[CompactTask]) -
     done = committed_units(store)
     pending = [task for task in tasks if task.unit not in done]
     with ProgressReporter("compact", sum(task.pictures for task in pending)) as progress:
-        for result in executor.run(compact, pending):
+        for result in executor.run(lambda: compact, pending):
             progress.add(result.pictures)
     return read_markers(store, (task.unit for task in tasks))
 

@@ -55,7 +55,7 @@ from afinar.storage.objects import ObjectRef
 from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.versions import new_owner
 from afinar.units.cut import iter_units
-from afinar.units.executor import Executor
+from afinar.units.executor import Executor, RetryPolicy
 from afinar.units.plans import FOLDER as PLANS
 from afinar.units.plans import Plan, left_out_of, with_left_out
 from afinar.units.results import UnitResult
@@ -66,6 +66,7 @@ from afinar.units.run import (
     VersionConflictError,
     run_incremental,
 )
+from afinar.units.tasks import retry_policy
 
 logger = logging.getLogger(__name__)
 
@@ -244,7 +245,8 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
             )
             for unit, entries in iter_units(table, self.root, done)
         )
-        return self.executor.run(build_shard, tasks)
+        policy: RetryPolicy[ShardTask] = retry_policy(self.config.unit_timeout_s)
+        return self.executor.run(lambda: build_shard, tasks, policy)
 
     def is_overtaken(self, plan: Plan, current: Parent) -> bool:
         del plan

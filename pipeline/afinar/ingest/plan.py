@@ -16,26 +16,24 @@ import pyarrow.compute as pc
 
 from afinar.dataset.schema import OUTCOMES
 from afinar.pictures.preprocessing import StoredView
-from afinar.sources.entry import Entry
 from afinar.storage.arrow import concat_columns, fill_columns
 from afinar.units.cut import even_sizes, is_up_to_date, plan_units
+from afinar.units.tasks import UnitTask
 
 _SHARD_BYTES: Final = 128 * 2**20
 _JPEG_BYTES_PER_PIXEL: Final = 1.0  # of noise at quality 95; photographs take a half to a third
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardTask:
+class ShardTask(UnitTask):
     """One unit of work: the pictures of one shard.
 
     Names of the entries are relative to `source`; if it is "", they are complete URIs.
     """
 
-    unit: str
     source: str
     dataset: str
     view: StoredView
-    entries: tuple[Entry, ...]
     forgotten: tuple[str, ...] = ()
 
 

@@ -25,6 +25,7 @@ from afinar.storage.objects import ObjectRef, put_object, sha256
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.units.progress import PhaseTimer
+from afinar.units.quarantine import QUARANTINED, track_bad_inputs
 from afinar.units.results import UnitResult
 
 Outcome: TypeAlias = dict[str, Any]
@@ -37,19 +38,27 @@ def build_shard(task: ShardTask) -> UnitResult:
     remote = any(entry.uri.startswith("s3://") for entry in task.entries)
     source, dataset = open_root(task.source, remote=remote), open_store(task.dataset)
     timer, forgotten = PhaseTimer(), frozenset(task.forgotten)
+    tracker = track_bad_inputs(dataset, task.unit, task.attempt)
     outcomes: list[Outcome] = []
-    pictures = (PictureRef(entry.name, entry.etag, entry.size) for entry in task.entries)
+    refs = (
+        PictureRef(entry.name, entry.etag, entry.size)
+        for position, entry in enumerate(task.entries)
+        if position not in tracker.quarantined
+    )
     with (
         ShardWriter(dataset, task.view) as writer,
-        PictureReader(source).read_ahead(pictures) as reads,
+        PictureReader(source).read_ahead(refs) as reads,
     ):
         batch = make_batch_builder(task.view)
-        for entry in task.entries:
-            with timer.phase("fetch"):
-                data = next(reads)
-            with timer.phase("decode"):
-                outcome = process_picture(entry, data, batch, forgotten)
-                outcomes.append({"uri": entry.uri, "etag": entry.etag, **outcome})
+        for position, entry in enumerate(task.entries):
+            outcome = _reject(QUARANTINED)
+            if position not in tracker.quarantined:
+                with tracker.working_on(position):
+                    with timer.phase("fetch"):
+                        data = next(reads)
+                    with timer.phase("decode"):
+                        outcome = process_picture(entry, data, batch, forgotten)
+            outcomes.append({"uri": entry.uri, "etag": entry.etag, **outcome})
             if batch.is_full:
                 with timer.phase("write"):
                     writer.write(batch.take_batch())
@@ -58,6 +67,7 @@ def build_shard(task: ShardTask) -> UnitResult:
             if batch.count:
                 writer.write(batch.take_batch())
             _commit(dataset, task.unit, writer, outcomes)
+    tracker.clear()
     rejects = sum("reason" in outcome for outcome in outcomes)
     return UnitResult(task.unit, len(task.entries), rejects, timer.seconds)
 

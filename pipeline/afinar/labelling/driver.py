@@ -26,8 +26,6 @@ from afinar.labelling.stats import LabelStats
 from afinar.labelling.tasks import (
     UNIT_PICTURES,
     LabelSpec,
-    LabelTask,
-    deadline_s,
     preprocessing_for,
 )
 from afinar.models.registry.versions import find_model
@@ -45,7 +43,7 @@ from afinar.storage.markers import read_markers
 from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.versions import new_owner
 from afinar.units.cut import count_pending, is_up_to_date, iter_units, plan_units, tapered_sizes
-from afinar.units.executor import Executor, RetryPolicy
+from afinar.units.executor import Executor
 from afinar.units.plans import Plan, delete_plan, is_stored, left_out_of, with_left_out
 from afinar.units.results import UnitResult
 from afinar.units.run import (
@@ -55,6 +53,7 @@ from afinar.units.run import (
     VersionConflictError,
     run_incremental,
 )
+from afinar.units.tasks import UnitTask, retry_policy
 
 _PUBLISH_ATTEMPTS: Final = 20  # each on top of one more manifest of a concurrent writer
 
@@ -139,7 +138,7 @@ def run_labelling(
     )
 
 
-def _make_labeller(spec: LabelSpec) -> Callable[[LabelTask], UnitResult]:
+def _make_labeller(spec: LabelSpec) -> Callable[[UnitTask], UnitResult]:
     """Make the unit function in a worker process; torch is imported there, not in the driver."""
     from afinar.labelling.worker import make_labeller
 
@@ -210,16 +209,13 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
     ) -> Iterator[UnitResult]:
         del current
         tasks = (
-            LabelTask(unit, entries) for unit, entries in iter_units(table, self.source.root, done)
+            UnitTask(unit, entries) for unit, entries in iter_units(table, self.source.root, done)
         )
-        policy = RetryPolicy(
-            deadline_s=partial(deadline_s, self.config.unit_timeout_s),
-            next_attempt=LabelTask.next_attempt,
-            preprocessing=preprocessing_for(self.source, self.version.stored_view),
-        )
+        preprocessing = preprocessing_for(self.source, self.version.stored_view)
+        policy = retry_policy(self.config.unit_timeout_s, preprocessing)
         make_work = partial(_make_labeller, self.spec(count_pending(table, done)))
 
-        return self.executor.run_with_state(make_work, tasks, policy)
+        return self.executor.run(make_work, tasks, policy)
 
     def spec(self, pictures: int) -> LabelSpec:
         """Return what all workers of a job over so many pictures need to know."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +13,7 @@ from afinar.pictures.preprocessing import StoredView
 from afinar.predictions.columns import NO_OPTIONAL_COLUMNS, OptionalColumns
 from afinar.sources.entry import Entry
 from afinar.units.executor import Preprocessing
+from afinar.units.tasks import UnitTask
 
 if TYPE_CHECKING:
     from afinar.inference.picture_stream import Block, Pictures
@@ -21,7 +22,6 @@ UNIT_PICTURES: Final = 512
 """Largest unit. A killed worker loses at most this: between a few seconds and a minute of one
 core."""
 
-_MIN_DEADLINE_S: Final = 60.0
 _BLOCK: Final = 64  # pictures: 10 MB at 224 px; eight blocks of a unit are prepared at a time
 
 
@@ -44,35 +44,12 @@ class LabelSpec:
     optional_columns: OptionalColumns = NO_OPTIONAL_COLUMNS
 
 
-@dataclass(frozen=True, slots=True)
-class LabelTask:
-    """One unit: the pictures of one part. `attempt` counts the earlier attempts that failed."""
-
-    unit: str
-    entries: tuple[Entry, ...]
-    attempt: int = 0
-
-    def next_attempt(self) -> LabelTask:
-        """Return the task to run after a worker has died or hung."""
-        return replace(self, attempt=self.attempt + 1)
-
-
-def deadline_s(timeout_s: float, task: LabelTask) -> float:
-    """Return the seconds after which a worker counts as hung.
-
-    `timeout_s` is for a unit of `UNIT_PICTURES`. Smaller units get less in proportion, at least 60
-    s (or `timeout_s` if that is less), since a single picture may be large.
-    """
-    share = timeout_s * len(task.entries) / UNIT_PICTURES
-    return max(share, min(timeout_s, _MIN_DEADLINE_S))
-
-
-def preprocessing_for(source: Source, view: StoredView) -> Preprocessing[LabelTask]:
+def preprocessing_for(source: Source, view: StoredView) -> Preprocessing[UnitTask]:
     """Return how CPU cores prepare a unit's pictures, in blocks, for a worker with a GPU."""
     return Preprocessing(blocks=_split_into_blocks, prepare=partial(_make_block, source, view))
 
 
-def _split_into_blocks(task: LabelTask) -> list[Sequence[Entry]]:
+def _split_into_blocks(task: UnitTask) -> list[Sequence[Entry]]:
     starts = range(0, len(task.entries), _BLOCK)
     return [task.entries[start : start + _BLOCK] for start in starts]
 

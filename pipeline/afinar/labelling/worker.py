@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from afinar.inference.batch_size import choose_batch_size
 from afinar.inference.picture_stream import Block, Picture, Pictures, PictureStream, iter_blocks
 from afinar.inference.predictor import Predictor, best_classes, load_predictor
-from afinar.inference.quarantine import BadInputTracker, track_bad_inputs
-from afinar.labelling.tasks import LabelSpec, LabelTask
+from afinar.labelling.tasks import LabelSpec
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import configure_pillow
-from afinar.pictures.rejects import PictureError, Reason
+from afinar.pictures.rejects import PictureError
 from afinar.predictions.schema import REJECTS, object_template
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
@@ -31,14 +30,11 @@ from afinar.storage.objects import put_object
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.units.progress import PhaseTimer
+from afinar.units.quarantine import QUARANTINED, BadInputTracker, track_bad_inputs
 from afinar.units.results import UnitResult
+from afinar.units.tasks import UnitTask
 
 Row = dict[str, Any]
-
-_QUARANTINED: Final = PictureError(
-    Reason.KILLED_WORKER,
-    "two workers died or hung while they read this picture; it is not read again",
-)
 
 
 @dataclass
@@ -64,7 +60,7 @@ class Labeller:
     pictures: Pictures
     store: Store
 
-    def __call__(self, task: LabelTask, blocks: Iterable[Block] | None = None) -> UnitResult:
+    def __call__(self, task: UnitTask, blocks: Iterable[Block] | None = None) -> UnitResult:
         """Run one unit. Running it twice cannot change a published object.
 
         `blocks` are the unit's pictures if other processes prepare them.
@@ -102,7 +98,7 @@ class Labeller:
         """Predict the pictures of `stream`, which has every entry but the quarantined ones."""
         rows = LabelledRows()
         for number in sorted(tracker.quarantined):
-            rows.add_reject(entries[number], _QUARANTINED)
+            rows.add_reject(entries[number], QUARANTINED)
 
         # After a death the unit goes picture by picture, to find one that kills its worker.
         size = self.batch_size if tracker.attempt == 0 else 1

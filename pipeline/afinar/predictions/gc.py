@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from afinar.errors import RequestError, StorageError
-from afinar.inference.quarantine import ATTEMPTS
 from afinar.predictions.manifest import (
     FOLDER,
     Partition,
@@ -22,6 +21,7 @@ from afinar.storage.store import Store
 from afinar.storage.versions import versions
 from afinar.units.gc import delete_objects, delete_versions
 from afinar.units.plans import planned_units, stored_plans
+from afinar.units.quarantine import ATTEMPTS
 from afinar.units.verify import Verification, needed_objects, verify_objects
 
 _FOLDERS: Final = tuple(object_folder(kind, "").split("/")[0] for kind in SCHEMAS)

@@ -39,17 +39,13 @@ class RetryPolicy(Generic[Task]):
 class Executor(Protocol):
     """Runs units of work, a bounded number at a time. Results come in the order they finish."""
 
-    def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """Apply a stateless function to every task."""
-        ...
-
-    def run_with_state(
+    def run(
         self,
         make_work: Callable[[], Callable[[Task], Result]],
         tasks: Iterable[Task],
         policy: RetryPolicy[Task] | None = None,
     ) -> Iterator[Result]:
-        """Apply work that is expensive to make: `make_work` is called once per worker process."""
+        """Apply the work to every task. `make_work` is called once per worker process."""
         ...
 
 
@@ -59,10 +55,7 @@ class InlineExecutor:
     A task whose process dies cannot be retried here, so a RetryPolicy has no effect.
     """
 
-    def run(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        return map(work, tasks)
-
-    def run_with_state(
+    def run(
         self,
         make_work: Callable[[], Callable[[Task], Result]],
         tasks: Iterable[Task],

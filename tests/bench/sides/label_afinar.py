@@ -41,13 +41,10 @@ class WatchedExecutor:
         self._executor = RayExecutor(None)
         self.units: list[tuple[float, float, int]] = []
 
-    def run(self, work: Callable[[Any], Any], tasks: Iterable[Any]) -> Iterator[Any]:
-        return self._executor.run(work, tasks)
-
-    def run_with_state(
+    def run(
         self, make_work: Callable[[], Callable[[Any], Any]], tasks: Iterable[Any], *rest: Any
     ) -> Iterator[Any]:
-        for result in self._executor.run_with_state(partial(TimedWork, make_work), tasks, *rest):
+        for result in self._executor.run(partial(TimedWork, make_work), tasks, *rest):
             self.units.append(
                 (result.phases.pop(BEGAN), result.phases.pop(ENDED), int(result.phases.pop(PID)))
             )

@@ -13,10 +13,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from afinar.pictures.rejects import PictureError, Reason
 from afinar.storage.store import Store
 
 ATTEMPTS: Final = "attempts"
 _DEATHS: Final = 2
+
+QUARANTINED: Final = PictureError(
+    Reason.KILLED_WORKER,
+    "two workers died or hung while they read this picture; it is not read again",
+)
+"""The reject of a picture that is not read again."""
 
 
 @dataclass(frozen=True)

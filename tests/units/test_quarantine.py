@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from afinar.errors import StorageError
-from afinar.inference.quarantine import ATTEMPTS, track_bad_inputs
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.units.quarantine import ATTEMPTS, track_bad_inputs
 
 
 @pytest.fixture
