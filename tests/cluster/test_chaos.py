@@ -23,8 +23,9 @@ from afinar import open_dataset
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
 from tests.archives import ingest
+from tests.cluster.dangerous import KILLER, STOPPER, DangerousExecutor
 from tests.cluster.faults import REPOSITORY, RPC_CHAOS
-from tests.conftest import SCRIPTS, many_pictures, run_afinar
+from tests.conftest import SCRIPTS, make_archive, many_pictures, run_afinar
 from tests.datasets import object_hashes
 
 PICTURES = 1600
@@ -63,6 +64,42 @@ def busy_workers(driver: int) -> list[psutil.Process]:
         ]
     except psutil.NoSuchProcess:
         return []
+
+
+def test_picture_kills_its_worker_it_is_a_reject_and_the_others_are_ingested(
+    local_ray: None, tmp_path: Path
+) -> None:
+    archive = make_archive(tmp_path / "pictures", 60)
+    for name in ("rust/003.jpg", "rust/040.jpg"):
+        (archive / name).write_bytes((archive / name).read_bytes() + KILLER)
+    summary = ingest(archive, tmp_path / "dataset", DangerousExecutor(None))
+    assert (summary.samples, summary.rejects_by_reason) == (118, {"killed_worker": 2})
+    rejects = open_dataset(str(tmp_path / "dataset")).rejects.column("uri").to_pylist()
+    assert rejects == [f"{archive}/rust/003.jpg", f"{archive}/rust/040.jpg"]
+    assert not list(open_store(str(tmp_path / "dataset")).walk("attempts"))
+    again = ingest(archive, tmp_path / "dataset", DangerousExecutor(None))
+    assert (again.units_run, again.rejects) == (0, 2), "a rejected picture is not read again"
+
+
+@pytest.mark.slow
+def test_picture_hangs_its_worker_it_is_a_reject_of_the_ingest(
+    local_ray: None, tmp_path: Path
+) -> None:
+    archive = make_archive(tmp_path / "pictures", 12)
+    (archive / "rust/003.jpg").write_bytes((archive / "rust/003.jpg").read_bytes() + STOPPER)
+    executor = DangerousExecutor(None)
+    summary = ingest(archive, tmp_path / "dataset", executor, unit_timeout_s=2.0, max_reject_rate=1)
+    assert (summary.samples, summary.rejects_by_reason) == (23, {"killed_worker": 1})
+
+
+def test_memory_is_full_ingest_ends_with_a_sentence(archive: Path, tmp_path: Path) -> None:
+    arguments = ["ingest", str(archive), "dataset", "--size", "32", "--workers", "1"]
+    environment = {"RAY_memory_usage_threshold": "0.01"}
+    done = run_afinar(*arguments, cwd=tmp_path, env=environment)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("afinar: ")
+    assert "memory is full; give fewer --workers" in last
 
 
 def ingest_command(source: Path, dataset: Path, workers: int) -> list[str]:

@@ -160,6 +160,35 @@ def test_idle_workers_take_over_the_units_of_a_dead_one_without_room_for_another
     assert sorted(pool.results()) == [("one", 1), ("two", 0)]
 
 
+def test_pool_grows_with_the_cluster(local_ray: None) -> None:
+    actor_class, made = ray.remote(num_cpus=1)(Worker), list[Any]()
+
+    def make_actor() -> Any:
+        made.append(actor_class.remote(partial(make_double, 0), log_settings()))
+        return made[-1]
+
+    def size() -> int:
+        return 2 if made else 1
+
+    pool = ActorPool(make_actor, size, range(9), RetryPolicy(), lambda: None)
+    assert sorted(pool.results()) == list(range(0, 18, 2))
+    assert len(made) == 2
+    few = ActorPool(make_actor, lambda: 5, [1], RetryPolicy(), lambda: None)
+    assert list(few.results()) == [2]
+    assert len(made) == 3, "no more workers than units"
+
+
+@pytest.mark.parametrize(
+    ("address", "workers", "size"), [(None, 0, 3), ("10.0.0.1:6379", 0, 6), ("10.0.0.1:6379", 5, 5)]
+)
+def test_cluster_is_asked_for_more_workers_than_it_has_room_for(
+    address: str | None, workers: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("afinar.execution.session.cluster_cores", lambda: 3)
+    assert RayExecutor(address, workers)._pool_size(uses_gpus=False) == size
+
+
 @pytest.mark.slow
 def test_hung_worker_is_replaced(local_ray: None) -> None:
     units = [Attempt("hung", 1, hangs=True), Attempt("other", 0)]

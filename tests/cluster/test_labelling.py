@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,57 +18,11 @@ from afinar import open_predictions
 from afinar.execution.executor import RayExecutor
 from afinar.storage.arrow import from_parquet
 from afinar.storage.open import open_store
-from afinar.units.executor import RetryPolicy
 from tests.archives import flat_archive, label, picture
+from tests.cluster.dangerous import KILLER, STOPPER, DangerousExecutor
 from tests.cluster.faults import REPOSITORY, RPC_CHAOS
 from tests.cluster.label_chaos import started_units
 from tests.conftest import Trained, many_pictures, run_afinar
-
-KILLER, STOPPER = b"kills its worker", b"is decoded for ever"
-
-
-def make_dangerous(make_work: Callable[[], Any]) -> Any:
-    """Return the work of a process whose decoder dies or hangs at certain pictures."""
-    work = make_work()
-    patch_decoder()
-    return work
-
-
-def prepare_dangerous(prepare: Callable[[Any], Any], block: Any) -> Any:
-    """Prepare a block in a process with the same decoder."""
-    patch_decoder()
-    return prepare(block)
-
-
-def patch_decoder() -> None:
-    """Make this process exit at pictures that end in KILLER, and hang at those in STOPPER."""
-    module: Any = importlib.import_module("afinar.inference.picture_stream")
-    real = module.decode
-
-    def decode(data: bytes, *more: Any) -> Any:
-        if data.endswith(KILLER):
-            os._exit(1)
-        if data.endswith(STOPPER):
-            time.sleep(3600)
-        return real(data, *more)
-
-    module.decode = decode
-
-
-class DangerousExecutor(RayExecutor):
-    """Ray, whose processes have that decoder."""
-
-    def run(
-        self,
-        make_work: Callable[[], Any],
-        tasks: Iterable[Any],
-        policy: RetryPolicy[Any] | None = None,
-    ) -> Iterator[Any]:
-        if policy is not None and policy.preprocessing is not None:
-            prepare = partial(prepare_dangerous, policy.preprocessing.prepare)
-            preprocessing = replace(policy.preprocessing, prepare=prepare)
-            policy = replace(policy, preprocessing=preprocessing)
-        return super().run(partial(make_dangerous, make_work), tasks, policy)
 
 
 def test_picture_kills_its_worker_it_is_a_reject_and_the_others_are_labelled(

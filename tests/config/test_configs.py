@@ -89,7 +89,7 @@ def test_wrong_status_and_forget_values_are_refused() -> None:
     with pytest.raises(RequestError, match="give --gc with it"):
         StatusConfig(path="a", keep=3)
     with pytest.raises(RequestError, match="at least one picture"):
-        ForgetConfig(dataset="a", uris=())
+        ForgetConfig(path="a", uris=())
 
 
 def test_strings_are_parsed_to_values() -> None:

@@ -67,6 +67,25 @@ def test_actor_dead_with_a_unit_has_the_unit_retried() -> None:
     assert (decision.action, decision.slot) == (Action.RETRY_UNIT, 0)
 
 
+@pytest.mark.parametrize(
+    ("slots", "kills_before", "action"),
+    [
+        (2, 6, Action.RETRY_UNIT),
+        (2, 7, Action.FAIL),
+        (20, 7, Action.RETRY_UNIT),  # one burst of kills may hit them all
+        (20, 20, Action.FAIL),
+    ],
+)
+def test_memory_that_stays_full_fails_the_job(
+    slots: int, kills_before: int, action: Action
+) -> None:
+    pool = PoolState([running()] * slots, memory_kills=kills_before)
+    decision = decide(Event.OUT_OF_MEMORY, pool, POLICY, slot=1)
+    assert (decision.action, decision.slot) == (action, 1)
+    assert "memory is full" in decision.message
+    assert "fewer --workers" in decision.message
+
+
 def test_dead_preprocessing_has_the_unit_retried() -> None:
     decision = decide(Event.PREPROCESSING_DIED, PoolState([None, running()]), POLICY, slot=1)
     assert (decision.action, decision.slot) == (Action.RETRY_UNIT, 1)

@@ -29,7 +29,7 @@ from tests.executors import InterruptedExecutor
 
 
 def forget(dataset: str, *uris: str) -> ForgetSummary:
-    return run_forget(ForgetConfig(dataset=dataset, uris=uris), InlineExecutor())
+    return run_forget(ForgetConfig(path=dataset, uris=uris), InlineExecutor())
 
 
 def objects_with(dataset: str, content: str) -> list[str]:

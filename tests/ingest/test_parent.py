@@ -75,5 +75,5 @@ def test_ingest_and_erasure_read_each_object_of_the_parent_once(
     current = open_dataset(dataset)
     named = {entry.ref.path for entry in current.objects if entry.kind != "shard"}
     reads.clear()
-    run_forget(ForgetConfig(dataset=dataset, uris=("moss/new.jpg",)), InlineExecutor())
+    run_forget(ForgetConfig(path=dataset, uris=("moss/new.jpg",)), InlineExecutor())
     assert {reads[name] for name in named} == {1}

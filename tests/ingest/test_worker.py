@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
 from afinar import open_dataset
 from afinar.config.ingest import StoreKind
+from afinar.dataset.manifest import read_tables
 from afinar.errors import ForbiddenError, StorageError
-from afinar.ingest.worker import make_batch_builder, process_picture
+from afinar.ingest.plan import ShardTask
+from afinar.ingest.worker import Outcome, build_shard, make_batch_builder, process_picture
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import PictureError, Reason
 from afinar.sources.entry import Entry
 from afinar.storage.folder_reader import FolderReader
+from afinar.storage.markers import read_marker
 from afinar.storage.objects import sha256
+from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
+from afinar.units.quarantine import ATTEMPTS
 from tests.archives import fail_reads, ingest
 from tests.conftest import jpeg, make_archive
 
@@ -164,3 +170,38 @@ def test_forbidden_pictures_are_rejects_but_a_store_without_access_ends_the_job(
 
     with pytest.raises(StorageError, match="20 pictures in a row"):
         ingest(archive, tmp_path / "other", ExpiringExecutor())
+
+
+def test_a_retried_unit_skips_the_pictures_at_which_two_attempts_died(
+    archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path / "dataset"))
+    listing = list(open_store(str(archive)).walk())
+    entries = tuple(
+        Entry(info.name, f"{archive}/{info.name}", info.etag, info.size) for info in listing
+    )
+    for name in ("3-1", "3-2", "7-3"):
+        store.put_if_absent(f"{ATTEMPTS}/00000001-unit/{name}", b"")
+    tried = []
+
+    def record(entry: Entry, *more: Any) -> Outcome:
+        tried.append([info.name for info in store.walk(ATTEMPTS)])
+        return process_picture(entry, *more)
+
+    monkeypatch.setattr("afinar.ingest.worker.process_picture", record)
+    task = ShardTask(
+        unit="00000001-unit",
+        entries=entries,
+        attempt=4,
+        source=str(archive),
+        dataset=store.root,
+        view=StoredView(size=32, fit="crop"),
+    )
+    assert build_shard(task).rejects == 1
+    assert len(tried) == len(entries) - 1
+    assert all(len(names) == 4 for names in tried), "an attempt file lies there during each decode"
+    assert not list(store.walk(ATTEMPTS)), "the attempt that commits the unit deletes them"
+    [facts] = read_tables(store, [read_marker(store, task.unit).objects["facts"]])
+    rejects = facts.filter(pc.is_valid(facts.column("reason")))
+    assert rejects.column("uri").to_pylist() == [entries[3].uri]
+    assert rejects.column("reason").to_pylist() == ["killed_worker"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from afinar import open_dataset
+from afinar.config.forget import ForgetConfig
 from afinar.errors import (
     DivergedError,
     NotFoundError,
@@ -14,12 +18,15 @@ from afinar.errors import (
     ShortfallError,
     StorageError,
 )
+from afinar.ingest.forget import run_forget
 from afinar.storage.open import open_store
+from afinar.training import worker as module
 from afinar.training.distributed import Group
 from afinar.training.driver import TrainOutcome, run_training
-from afinar.training.publish import read_result
+from afinar.training.publish import TrainResult, read_result, write_result
 from afinar.training.task import TrainTask, plan_training
 from afinar.training.worker import train
+from afinar.units.executor import InlineExecutor
 from tests.conftest import Trained
 from tests.training.runs import config, interrupt_after
 
@@ -179,3 +186,44 @@ def test_wrong_request_raises_before_launching(trained: Trained, tmp_path: Path)
     with pytest.raises(RequestError):
         run_training(configuration, launches)
     assert launches.count == 0
+
+
+def forget_first_test_picture(dataset: str) -> bytes:
+    """Erase a picture of the test split from a dataset and return its file."""
+    rows = open_dataset(dataset).index.to_pylist()
+    uri = next(row["uri"] for row in rows if row["split"] == "test")
+    run_forget(ForgetConfig(path=dataset, uris=(uri,)), InlineExecutor())
+    return Path(uri).read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["training", "publishing"])
+def test_picture_is_erased_while_a_training_runs_nothing_is_published(
+    trained: Trained, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = str(tmp_path / "dataset")
+    shutil.copytree(trained.dataset, dataset)
+    models = tmp_path / "models"
+    configuration = dataclasses.replace(config(trained, models, epochs=1), dataset=dataset)
+
+    if moment == "training":
+
+        def write_later(*arguments: Any) -> TrainResult:
+            forget_first_test_picture(dataset)
+            return write_result(*arguments)
+
+        monkeypatch.setattr(module, "write_result", write_later)
+        launch: Any = Launches()
+    else:
+
+        def launch(task: TrainTask) -> None:
+            train(task, Group())
+            forget_first_test_picture(dataset)
+
+    with pytest.raises(ShortfallError, match="pictures were erased from it"):
+        run_training(configuration, launch, "first")
+    assert not list(models.glob("versions/*"))
+    assert moment == "publishing" or not list(models.glob("golden/*"))
+
+    monkeypatch.undo()
+    outcome = run_training(configuration, Launches(), "second")
+    assert outcome.version.lineage["dataset"]["version"] == 2

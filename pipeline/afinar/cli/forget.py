@@ -1,4 +1,4 @@
-"""`afinar forget DATASET URI…`."""
+"""`afinar forget DATASET|PREDICTIONS URI…`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,37 @@ def configure(argv: list[str]) -> ForgetConfig:
 
 def run(config: ForgetConfig) -> dict[str, Any]:
     """Erase the pictures and return the summary."""
-    from afinar.ingest.forget import run_forget
+    from afinar.dataset.manifest import is_dataset
+    from afinar.storage.open import normalize_uri, open_store
 
-    return asdict(run_forget(config, RayExecutor.for_job(config)))
+    if is_dataset(open_store(normalize_uri(config.path))):
+        from afinar.ingest.forget import run_forget
+
+        return asdict(run_forget(config, RayExecutor.for_job(config)))
+
+    from afinar.labelling.forget import forget_predictions
+
+    return asdict(forget_predictions(config))
 
 
 def describe(summary: dict[str, Any]) -> str:
     """Return the summary as text."""
     versions = ", ".join(map(str, summary["versions_withdrawn"])) or "none"
-    rows = [
-        ("dataset", f"{summary['dataset']}, version {summary['version']}"),
-        ("erased", f"{summary['pictures']} pictures with {summary['contents']} distinct contents"),
-        ("shards", f"{summary['shards_rewritten']} rewritten or dropped"),
-        ("deleted", f"versions: {versions}; {summary['objects_removed']} objects"),
-    ]
-    return "\n".join([format_table(rows), *summary["notes"]])
+    if "predictions" in summary:
+        rows = [
+            ("predictions", f"{summary['predictions']}, version {summary['version']}"),
+            ("erased", f"{summary['pictures']} rows of {summary['contents']} distinct contents"),
+            ("parts", f"{summary['parts_rewritten']} rewritten or dropped"),
+            ("exports", f"{summary['files_removed']} files of single/, review/ and runs/ deleted"),
+        ]
+    else:
+        rows = [
+            ("dataset", f"{summary['dataset']}, version {summary['version']}"),
+            (
+                "erased",
+                f"{summary['pictures']} pictures with {summary['contents']} distinct contents",
+            ),
+            ("shards", f"{summary['shards_rewritten']} rewritten or dropped"),
+        ]
+    deleted = ("deleted", f"versions: {versions}; {summary['objects_removed']} objects")
+    return "\n".join([format_table([*rows, deleted]), *summary["notes"]])

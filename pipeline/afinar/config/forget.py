@@ -10,12 +10,21 @@ from afinar.config.base import POSITIONAL, JobConfig, require
 
 @dataclass(frozen=True, kw_only=True)
 class ForgetConfig(JobConfig):
-    """Erase pictures from a dataset: from its shards and from every version that contained them."""
+    """Erase pictures from a dataset or from predictions, and from every earlier version of them.
 
-    dataset: Annotated[str, POSITIONAL]
-    """Dataset made by `afinar ingest`."""
+    The output names the other places that may hold an erased picture or what was derived from it.
+    """
+
+    path: Annotated[str, POSITIONAL]
+    """Dataset made by `afinar ingest`, or prediction folder made by `afinar label`."""
     uris: Annotated[tuple[str, ...], POSITIONAL]
-    """Pictures to erase, by their uri in the index or by their path relative to the source."""
+    """Pictures to erase, by their uri in the index or the predictions, or by their path relative to
+    the source."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Locations that the job reads and writes."""
+        return (self.path,)
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""

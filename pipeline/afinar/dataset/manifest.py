@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from afinar.dataset.schema import OBJECTS
-from afinar.errors import RequestError
+from afinar.errors import RequestError, ShortfallError
 from afinar.storage.arrow import from_parquet, to_parquet
 from afinar.storage.objects import ObjectRef, get_object, put_object
 from afinar.storage.store import Store
@@ -106,6 +106,21 @@ def is_dataset(store: Store) -> bool:
     """Return True if the newest manifest in a store is that of a dataset."""
     found = latest(store, FOLDER)
     return found is not None and found[1].get("format") == FORMAT
+
+
+def require_not_erased(store: Store, version: int) -> None:
+    """Raise ShortfallError if `forget` has erased pictures from this version since it was opened.
+
+    An erasure publishes a version without the pictures, then deletes all earlier versions."""
+    kept = versions(store, FOLDER)
+    if version in kept:
+        forgotten = set(get_manifest(store, version).forgotten)
+        if set(get_manifest(store, kept[-1]).forgotten) <= forgotten:
+            return
+    raise ShortfallError(
+        f"version {version} of {store.root} has been deleted, or pictures were erased from it: "
+        "nothing that was made of it is published. Run the command again, on the current version"
+    )
 
 
 def publish_manifest(store: Store, manifest: Manifest, owner: str) -> bool:

@@ -170,11 +170,12 @@ def _after_memory_kill(pool: PoolState, policy: PoolPolicy, slot: int) -> Decisi
     kills = pool.memory_kills + 1
     if kills >= policy.max_memory_kills and kills > len(pool.units):
         message = (
-            f"memory is full: Ray killed {kills} workers in a row before one had finished a unit. "
-            "Stop other programs, or give fewer --workers or machines with more memory"
+            f"memory is full: Ray killed {kills} workers in a row before one had finished a unit; "
+            "give fewer --workers, or stop other programs"
         )
         return Decision(Action.FAIL, slot=slot, message=message)
-    return _after_death(pool, policy, slot, "it was killed because its machine's memory was full")
+    reason = "Ray killed it because memory is full; give fewer --workers, or stop other programs"
+    return _after_death(pool, policy, slot, reason)
 
 
 def _after_death(pool: PoolState, policy: PoolPolicy, slot: int, reason: str) -> Decision:

@@ -44,9 +44,16 @@ from afinar.units.executor import Executor
 from afinar.units.plans import store_plan
 
 _DETAIL: Final = "erased on request"
-_OUT_OF_REACH: Final = (
-    "out of reach: the source's own files, models trained before, and copies of shards that "
-    "machines keep in their temporary folders (afinar-cache-*)"
+_NOTES: Final = (
+    "this dataset keeps the uris of erased pictures among its rejects and their content hashes in "
+    "its manifest, so that no ingest adds them again",
+    "not reached: the source's own files",
+    "not reached: predictions (rows and features in parts/ and single/, thumbnails and names in "
+    "review/, uris in rejects/ and runs/): run `afinar forget PREDICTIONS URI` for each folder",
+    "not reached: models that were trained on the pictures (weights; golden/ has original files; "
+    "runs/ has thumbnails in report.html and content hashes in test.parquet)",
+    "not reached: copies of shards that machines keep in their temporary folders (afinar-cache-*)",
+    "a training on an earlier version that still runs will end before it publishes: start it again",
 )
 
 
@@ -92,7 +99,7 @@ class _Erasure:
     """One erasure from one dataset. Each kept version is opened once."""
 
     def __init__(self, config: ForgetConfig, executor: Executor) -> None:
-        self.dataset, self.executor = normalize_uri(config.dataset), executor
+        self.dataset, self.executor = normalize_uri(config.path), executor
         self.store = open_store(self.dataset)
         self.wanted = config.uris
 
@@ -125,7 +132,7 @@ class _Erasure:
             versions = [dataset.manifest.version for dataset in kept]
             summary.versions_withdrawn = [number for number in versions if number < summary.version]
         summary.objects_removed = self._collect(lease, set(summary.versions_withdrawn))
-        summary.notes.append(_OUT_OF_REACH)
+        summary.notes += _NOTES
         return summary
 
     def _check_no_ingest(self, current: int, lease: str) -> None:

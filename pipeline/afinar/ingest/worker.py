@@ -15,7 +15,7 @@ from afinar.ingest.plan import ShardTask
 from afinar.pictures.decode import configure_pillow, decode_into, decode_to_jpeg
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView
-from afinar.pictures.rejects import PictureError, Reason
+from afinar.pictures.rejects import ERASED, PictureError
 from afinar.pictures.resize import Pixels
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
@@ -85,7 +85,7 @@ def process_picture(
     # The content decides: an erased one stays out, a known one keeps its place.
     sample_id = sha256(data)
     if sample_id in forgotten:
-        return _reject(PictureError(Reason.FORGOTTEN, "erased on request; it must not come back"))
+        return _reject(ERASED)
     if sample_id == entry.sample_id:
         return {"sample_id": sample_id, "shard": entry.shard, "row": entry.row}
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from afinar.config.base import fingerprint
 from afinar.config.formats import extensions_identity
 from afinar.config.label import LabelConfig
+from afinar.errors import ShortfallError
 from afinar.labelling.run_report import (
     RunReport,
     RunStats,
@@ -35,7 +36,13 @@ from afinar.predictions.columns import optional_columns, partition_name
 from afinar.predictions.current import PublishedRows, read_published_rows
 from afinar.predictions.exports import Exports
 from afinar.predictions.gc import delete_superseded
-from afinar.predictions.manifest import Part, Partition, publish_manifest, put_parts
+from afinar.predictions.manifest import (
+    FORGET_PLAN,
+    Part,
+    Partition,
+    publish_manifest,
+    put_parts,
+)
 from afinar.predictions.review_queue import PageRenderer
 from afinar.predictions.schema import SCHEMAS, object_folder
 from afinar.storage.contents import require_target_for
@@ -44,6 +51,7 @@ from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.versions import new_owner
 from afinar.units.cut import count_pending, is_up_to_date, iter_units, plan_units, tapered_sizes
 from afinar.units.executor import Executor
+from afinar.units.plans import FOLDER as PLANS
 from afinar.units.plans import Plan, delete_plan, is_stored, left_out_of, with_left_out
 from afinar.units.results import UnitResult
 from afinar.units.run import (
@@ -200,6 +208,15 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
         table = plan_units(listing, up_to_date, identity, partial(tapered_sizes, UNIT_PICTURES))
         return Planned(with_left_out(table, annotated.left_out), annotated.notes)
 
+    def check_lease(self, current: PublishedRows) -> None:
+        """Raise ShortfallError if `forget` is erasing pictures: its plan is a lease."""
+        del current
+        if any(info.name == FORGET_PLAN for info in self.store.walk(PLANS)):
+            raise ShortfallError(
+                f"pictures are being erased from {self.out}: run the command again when that is "
+                "done"
+            )
+
     def is_current(self, table: pa.Table, current: PublishedRows) -> bool:
         del current
         return bool(table.column("unit").null_count == len(table))
@@ -207,17 +224,18 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
     def run_units(
         self, table: pa.Table, done: set[str], current: PublishedRows
     ) -> Iterator[UnitResult]:
-        del current
         tasks = (
             UnitTask(unit, entries) for unit, entries in iter_units(table, self.source.root, done)
         )
         preprocessing = preprocessing_for(self.source, self.version.stored_view)
         policy = retry_policy(self.config.unit_timeout_s, preprocessing)
-        make_work = partial(_make_labeller, self.spec(count_pending(table, done)))
+        # Hashes that were erased on request travel to every worker, which rejects these pictures.
+        spec = self.spec(count_pending(table, done), current.manifest.forgotten)
+        make_work = partial(_make_labeller, spec)
 
         return self.executor.run(make_work, tasks, policy)
 
-    def spec(self, pictures: int) -> LabelSpec:
+    def spec(self, pictures: int, forgotten: Sequence[str] = ()) -> LabelSpec:
         """Return what all workers of a job over so many pictures need to know."""
         return LabelSpec(
             source=self.source,
@@ -229,6 +247,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
             precision=self.config.precision,
             pictures=pictures,
             optional_columns=optional_columns(self.config),
+            forgotten=frozenset(forgotten),
         )
 
     def is_overtaken(self, plan: Plan, current: PublishedRows) -> bool:

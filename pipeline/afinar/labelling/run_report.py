@@ -169,11 +169,7 @@ def update_source_stats(
     stats = {name: SourceStats.from_dict(record) for name, record in accounts.items()}
     published = {name: entry.published for name, entry in stats.items()}
     published.setdefault(source, LabelStats())
-
-    for name in sorted(published, key=lambda name: name != source):  # `source` first
-        remainder = removed.minus(published[name])
-        published[name] = published[name].minus(removed)
-        removed = remainder
+    published = _subtract(published, removed, first=source)
     published[source] = published[source].plus(added)
 
     updated = {
@@ -182,3 +178,28 @@ def update_source_stats(
     }
     updated[source] = SourceStats(version, run, published[source])
     return {name: entry.as_dict() for name, entry in updated.items()}
+
+
+def remove_from_stats(partition: Partition, removed: LabelStats) -> dict[str, Record]:
+    """Return the statistics of each source without predictions that are erased.
+
+    They are subtracted as in `update_source_stats`; those of last runs stay."""
+    stats = {name: SourceStats.from_dict(record) for name, record in partition.accounts.items()}
+    published = {name: entry.published for name, entry in stats.items()}
+    published = _subtract(published, removed, first=partition.source)
+    return {
+        name: SourceStats(entry.version, entry.run, published[name]).as_dict()
+        for name, entry in stats.items()
+    }
+
+
+def _subtract(
+    published: dict[str, LabelStats], removed: LabelStats, first: str
+) -> dict[str, LabelStats]:
+    """Subtract from the source `first` as far as it goes, and the remainder from the others."""
+    left = dict(published)
+    for name in sorted(published, key=lambda name: name != first):
+        remainder = removed.minus(left[name])
+        left[name] = left[name].minus(removed)
+        removed = remainder
+    return left

@@ -30,7 +30,8 @@ class LabelSpec:
     """Values that all units of one labelling share.
 
     `model` is MODELS@<id of a version>, never an alias. `batch_size` 0 is chosen by measuring, if
-    `pictures`, the number in all units, is large enough.
+    `pictures`, the number in all units, is large enough. `forgotten` are content hashes of pictures
+    that were erased on request.
     """
 
     source: Source
@@ -42,6 +43,7 @@ class LabelSpec:
     precision: Precision
     pictures: int
     optional_columns: OptionalColumns = NO_OPTIONAL_COLUMNS
+    forgotten: frozenset[str] = frozenset()
 
 
 def preprocessing_for(source: Source, view: StoredView) -> Preprocessing[UnitTask]:

@@ -21,7 +21,7 @@ from afinar.inference.predictor import Predictor, best_classes, load_predictor
 from afinar.labelling.tasks import LabelSpec
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import configure_pillow
-from afinar.pictures.rejects import PictureError
+from afinar.pictures.rejects import ERASED, PictureError
 from afinar.predictions.schema import REJECTS, object_template
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
@@ -106,10 +106,25 @@ class Labeller:
         for start in range(0, len(numbers), size):
             batch = numbers[start : start + size]
             with tracker.working_on(batch[0]):
-                decoded = split_decoded([entries[number] for number in batch], stream, rows)
+                decoded = self._split_decoded([entries[number] for number in batch], stream, rows)
                 if decoded:
                     rows.predictions += self._predict_batch(decoded, timer)
         return rows
+
+    def _split_decoded(
+        self, entries: Sequence[Entry], stream: PictureStream, rows: LabelledRows
+    ) -> list[tuple[Entry, Picture]]:
+        """Take the next items of `stream`: return pictures, append all others to the rejects."""
+        decoded = []
+        for entry in entries:
+            item = next(stream)
+            if isinstance(item, PictureError):
+                rows.add_reject(entry, item)
+            elif item.sample_id in self.spec.forgotten:
+                rows.add_reject(entry, ERASED)
+            else:
+                decoded.append((entry, item))
+        return decoded
 
     def _predict_batch(
         self, decoded: Sequence[tuple[Entry, Picture]], timer: PhaseTimer
@@ -167,21 +182,6 @@ def make_labeller(spec: LabelSpec) -> Labeller:
         pictures=spec.source.open_stream(predictor.version.stored_view),
         store=open_store(spec.predictions),
     )
-
-
-def split_decoded(
-    entries: Sequence[Entry], stream: PictureStream, rows: LabelledRows
-) -> list[tuple[Entry, Picture]]:
-    """Take the next items of `stream`: return the pictures, append the others to the rejects."""
-    decoded = []
-
-    for entry in entries:
-        item = next(stream)
-        if isinstance(item, PictureError):
-            rows.add_reject(entry, item)
-        else:
-            decoded.append((entry, item))
-    return decoded
 
 
 def delete_own_parts(store: Store, own: UnitMarker, committed: UnitMarker) -> None:

@@ -63,6 +63,10 @@ class PictureError(AfinarError):
         return f"{self.reason}: {self.detail}"
 
 
+ERASED: Final = PictureError(Reason.FORGOTTEN, "erased on request; it must not come back")
+"""The reject of a picture that `afinar forget` has erased."""
+
+
 def exceeds_budget(rejected: int, listed: int, max_reject_rate: float) -> bool:
     """Return True if more than a share of `max_reject_rate` (0 to 1) was rejected."""
     return rejected > max_reject_rate * listed

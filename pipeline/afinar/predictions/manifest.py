@@ -6,7 +6,7 @@ with the highest number is current.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -21,6 +21,8 @@ from afinar.storage.versions import Record, latest, publish, read_version, versi
 
 FOLDER: Final = "manifests"
 FORMAT: Final = "afinar-predictions/1"
+FORGET_PLAN: Final = "plans/forget.parquet"
+"""Lease of an erasure, beside which no labelling runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +75,19 @@ class Partition:
 class PredictionManifest:
     """One version. `current` is the name of the partition that was written last.
 
-    Version 0 has no partitions: nothing is published yet.
+    `forgotten` are the content hashes of pictures that were erased on request. Version 0 has no
+    partitions: nothing is published yet.
     """
 
     version: int = 0
     current: str | None = None
     partitions: dict[str, Partition] = field(default_factory=dict)
+    forgotten: list[str] = field(default_factory=list)
 
     def successor(self, name: str, partition: Partition) -> PredictionManifest:
         """Return the next version, in which `partition` replaces the one of that name."""
         partitions = {**self.partitions, name: partition}
-        return PredictionManifest(version=self.version + 1, current=name, partitions=partitions)
+        return replace(self, version=self.version + 1, current=name, partitions=partitions)
 
     def as_dict(self) -> dict[str, Any]:
         partitions = {name: partition.as_dict() for name, partition in self.partitions.items()}
@@ -92,6 +96,7 @@ class PredictionManifest:
             "version": self.version,
             "current": self.current,
             "partitions": partitions,
+            "forgotten": self.forgotten,
         }
 
     @classmethod
@@ -105,7 +110,12 @@ class PredictionManifest:
             check_partition(name): Partition.from_dict(entry)
             for name, entry in record["partitions"].items()
         }
-        return cls(version=record["version"], current=record["current"], partitions=partitions)
+        return cls(
+            version=record["version"],
+            current=record["current"],
+            partitions=partitions,
+            forgotten=record.get("forgotten", []),  # early versions have none
+        )
 
 
 def read_manifest(store: Store) -> PredictionManifest:

@@ -20,6 +20,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from afinar.config.base import as_dict
+from afinar.dataset.manifest import require_not_erased
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import NotFoundError
 from afinar.models.networks.network import Network
@@ -79,9 +80,12 @@ def write_result(
 ) -> TrainResult:
     """Write weights, golden samples, history, test predictions, and last the result itself.
 
-    Returns the result with the objects of weights and golden samples filled in.
+    Returns the result with the objects of weights and golden samples filled in. Raises
+    ShortfallError, and writes nothing, if pictures have been erased from the dataset meanwhile.
     """
     store = open_store(task.config.models)
+    # Golden samples contain original files.
+    require_not_erased(dataset.store, task.dataset_version)
     files, images = pick_golden(dataset, test.rows)
     golden = put_golden(store, files, images, compute_logits(network, images, task.input_view))
     weights = put_weights(store, network)
@@ -133,6 +137,7 @@ def publish(task: TrainTask, result: TrainResult, seconds: float) -> ModelVersio
     and the put without making the put fail.
     """
     store = open_store(task.config.models)
+    require_not_erased(open_store(task.config.dataset), task.dataset_version)
     try:
         return publish_model(store, lambda number: _version(task, result, seconds, number))
     except _PublishedError as published:
