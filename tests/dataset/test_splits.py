@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from afinar.config.ingest import SplitShares
 from afinar.dataset.splits import (
-    assign_split,
     assign_splits,
     exclude_duplicates,
+    hash_position,
     shares_of_folders,
 )
 
@@ -20,24 +20,49 @@ SHARES = SplitShares(0.7, 0.15, 0.15)
 names = st.text("abcdefgh0123456789", min_size=1, max_size=8)
 
 
+def samples(keys: list[str], label: str | None = None, **columns: list[str | None]) -> pa.Table:
+    """Return samples with these contents; columns that are not given are null."""
+    known = {"sample_id": keys, "label": [label] * len(keys), **columns}
+    return pa.table(
+        {
+            name: pa.chunked_array([pa.array(known.get(name, [None] * len(keys)), pa.string())])
+            for name in ("sample_id", "label", "split", "group")
+        }
+    )
+
+
+def splits_of(table: pa.Table, shares: SplitShares = SHARES, seed: int = 0) -> list[str]:
+    values: list[str] = assign_splits(table, shares, seed, carve=False).to_pylist()
+    return values
+
+
 @given(st.sets(names, min_size=1), names, st.integers(0, 5))
 def test_sample_keeps_its_split_when_others_are_added(keys: set[str], new: str, seed: int) -> None:
-    before = {key: assign_split(key, SHARES, seed) for key in keys}
-    after = {key: assign_split(key, SHARES, seed) for key in keys | {new}}
-    assert all(after[key] == split for key, split in before.items())
+    before, after = sorted(keys), sorted(keys | {new})
+    splits = dict(zip(before, splits_of(samples(before), seed=seed), strict=True))
+    splits_after = dict(zip(after, splits_of(samples(after), seed=seed), strict=True))
+    assert all(splits_after[key] == split for key, split in splits.items())
 
 
 def test_splits_of_many_samples_have_their_shares() -> None:
     keys = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
-    splits = [assign_split(key, SHARES, 7) for key in keys]
+    splits = splits_of(samples(keys, "one class"), seed=7)
     for split, share in zip(("train", "validation", "test"), SHARES, strict=True):
         assert abs(splits.count(split) / len(keys) - share) < 0.01
 
 
+def test_split_is_where_the_hash_of_key_and_seed_falls() -> None:
+    """A change of this function would move pictures of every dataset."""
+    assert [round(hash_position(key, 0), 4) for key in "abc"] == [0.617, 0.8755, 0.7423]
+    positions = [hash_position(key, 0) for key in "abaac"]
+    table = samples(["a", "b", "c", "d", "e"], group=[None, None, "a", "a", "c"])
+    expected = [("train", "validation", "test")[(at >= 0.7) + (at >= 0.85)] for at in positions]
+    assert splits_of(table) == expected
+
+
 def test_split_with_a_share_of_zero_is_empty() -> None:
-    assert {assign_split(str(number), SplitShares(1.0, 0.0, 0.0), 0) for number in range(1000)} == {
-        "train"
-    }
+    keys = [str(number) for number in range(1000)]
+    assert set(splits_of(samples(keys, "moss"), SplitShares(1.0, 0.0, 0.0))) == {"train"}
 
 
 def test_missing_folders_get_a_share_of_train() -> None:

@@ -22,7 +22,7 @@ from afinar.ingest.version import (
     counts_of,
     repeat_notes,
 )
-from afinar.sources.entry import LISTING
+from afinar.sources.entry import LISTING, SPLITS
 from tests.archives import ingest
 from tests.conftest import jpeg, make_archive
 from tests.executors import RecordingExecutor
@@ -64,6 +64,7 @@ def test_content_has_each_listed_picture_as_sample_or_reject() -> None:
         "splits": {"train": 1, "validation": 0, "test": 1},
         "labels": {"cat": 1, "dog": 1},
         "repeats": {"duplicates": 0, "held_out": 0, "two_labels": 0},
+        "shares": [1.0, 0.0, 0.0],
     }
 
 
@@ -97,8 +98,8 @@ def test_erased_pictures_do_not_count_against_the_budget() -> None:
         {"uri": "a.jpg", "etag": "e1", "reason": "forgotten"},
         {"uri": "b.jpg", "etag": "e2", "reason": "empty"},
     )
-    assert Content(INDEX.empty_table(), rejects, Repeats()).unusable == 1
-    assert Content(INDEX.empty_table(), REJECTS.empty_table(), Repeats()).unusable == 0
+    assert Content(INDEX.empty_table(), rejects, Repeats(), None).unusable == 1
+    assert Content(INDEX.empty_table(), REJECTS.empty_table(), Repeats(), None).unusable == 0
 
 
 def test_changes_of_relabelled_removed_and_renamed_pictures_are_counted() -> None:
@@ -174,3 +175,56 @@ def test_one_content_under_two_labels_is_in_no_split_until_one_is_gone(
     summary = ingest(archive, tmp_path / "dataset", reads)
     assert (reads.names, summary.repeats["two_labels"]) == ([], 0)
     assert sum(summary.splits.values()) == 24, "without the contradiction both pictures count"
+
+
+def splits_by_content(dataset: str) -> dict[str, str]:
+    index = open_dataset(dataset).index
+    return dict(
+        zip(index.column("sample_id").to_pylist(), index.column("split").to_pylist(), strict=True)
+    )
+
+
+def test_small_classes_are_in_every_split_and_keep_their_splits(tmp_path: Path) -> None:
+    archive, dataset = tmp_path / "pictures", str(tmp_path / "dataset")
+    make_archive(archive, 40)
+    for name, count in (("slate", 3), ("chalk", 4), ("flint", 5)):
+        (archive / name).mkdir()
+        for number in range(count):
+            (archive / name / f"{number}.jpg").write_bytes(jpeg(10_000 * count + number))
+    summary = ingest(archive, dataset)
+    assert any("fewer than 5 pictures in test: chalk (1)" in note for note in summary.notes)
+    first = splits_by_content(dataset)
+    assert {(row["label"], row["split"]) for row in open_dataset(dataset).index.to_pylist()} == {
+        (label, split) for label in summary.classes for split in SPLITS
+    }
+
+    # One picture is relabelled, one removed, one renamed; three are added.
+    (archive / "slate" / "0.jpg").rename(archive / "chalk" / "from-slate.jpg")
+    (archive / "flint" / "0.jpg").unlink()
+    (archive / "moss" / "003.jpg").rename(archive / "moss" / "renamed.jpg")
+    for number in range(3):
+        (archive / "slate" / f"new-{number}.jpg").write_bytes(jpeg(70_000 + number))
+    ingest(archive, dataset)
+    second = splits_by_content(dataset)
+    assert len(second.keys() - first.keys()) == 3
+    assert all(second[content] == first[content] for content in second.keys() & first.keys())
+
+    other_seed = ingest(archive, dataset, seed=1)
+    assert other_seed.units_run == 0
+    assert splits_by_content(dataset) != second, "another seed assigns splits anew"
+
+
+def test_carved_splits_are_kept_until_a_folder_goes(tmp_path: Path) -> None:
+    source, dataset = tmp_path / "pictures", str(tmp_path / "dataset")
+    make_archive(source / "train", 30)
+    (source / "val" / "moss").mkdir(parents=True)
+    (source / "val" / "moss" / "000.jpg").write_bytes(jpeg(90_000))
+    ingest(source, dataset, split="folder")
+    first = splits_by_content(dataset)
+    assert set(first.values()) == set(SPLITS)
+    (source / "train" / "moss" / "new.jpg").write_bytes(jpeg(80_000))
+    ingest(source, dataset, split="folder")
+    assert splits_by_content(dataset).items() >= first.items()
+    shutil.rmtree(source / "val")
+    counts = ingest(source, dataset, split="folder").splits
+    assert counts["validation"] > 0, "carved out of train"

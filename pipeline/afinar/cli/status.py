@@ -56,6 +56,7 @@ def _dataset_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     if "shards" in summary:
         size = format_size(summary["shard_bytes"])
         rows.append(("shards", f"{summary['shards']}, {size}, {summary['dead_rows']} unused rows"))
+        rows += [("note", note) for note in summary["notes"]]
 
     return rows
 

@@ -101,20 +101,22 @@ class IngestConfig(UnitJobConfig):
         """Shares of the splits; None if the folders below the source are the splits."""
         if self.split == "folder":
             return None
+        return parse_shares(self.split)
 
-        try:
-            train, validation, test = (float(part) for part in self.split.split(","))
-        except ValueError:
-            raise RequestError(
-                f"--split {self.split!r}: give three shares, such as 0.7,0.15,0.15, or `folder`"
-            ) from None
 
-        shares = SplitShares(train, validation, test)
-        if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-            raise RequestError(
-                f"--split {self.split!r}: shares must not be negative and must sum to 1"
-            )
-        return shares
+def parse_shares(split: str) -> SplitShares:
+    """Return the shares that `--split` states. Raises RequestError for anything else."""
+    try:
+        train, validation, test = (float(part) for part in split.split(","))
+    except ValueError:
+        raise RequestError(
+            f"--split {split!r}: give three shares, such as 0.7,0.15,0.15, or `folder`"
+        ) from None
+
+    shares = SplitShares(train, validation, test)
+    if min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
+        raise RequestError(f"--split {split!r}: shares must not be negative and must sum to 1")
+    return shares
 
 
 def _require_table(flag: str, value: str, alternatives: str) -> None:

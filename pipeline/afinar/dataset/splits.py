@@ -1,4 +1,4 @@
-"""Splits of samples, pure functions of content, group and seed; duplicates are held out."""
+"""Splits of samples by content, group, seed and published splits; duplicates are held out. Pure."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from afinar.config.ingest import SplitShares
+from afinar.dataset.stratification import stratify
 from afinar.sources.entry import SPLITS
 
 _CHUNK: Final = 65_536  # samples that are Python objects at a time
@@ -20,19 +22,26 @@ _CARVED: Final = 0.15  # share of train for a split that has no folder, as in 0.
 _SAFEST_FIRST: Final = ("test", "validation", "train")
 
 
-def assign_split(key: str, shares: SplitShares, seed: int) -> str:
-    """Return the split of the sample (or group) `key`.
+@dataclass(frozen=True)
+class PublishedSplits:
+    """Splits of the version before: a table with sample_id and split.
 
-    The key and the seed are hashed to a number in [0, 1), which is compared with the cumulative
-    shares. So a sample keeps its split when others are added, removed or renamed. Example: with
-    shares 0.7, 0.15, 0.15 a key that hashes to 0.8 is in validation.
+    `shares` are those that it was made with, None if they are not known.
+    """
+
+    table: pa.Table
+    shares: SplitShares | None
+
+
+def hash_position(key: str, seed: int) -> float:
+    """Return the hash of a sample's (or group's) key and the seed as a number in [0, 1).
+
+    It is compared with the cumulative shares, so that a sample keeps its split when others are
+    added, removed or renamed. Example: with shares 0.7, 0.15, 0.15 a key that hashes to 0.8 is in
+    validation.
     """
     digest = hashlib.sha256(f"{seed}:{key}".encode()).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
-
-    if position < shares.train:
-        return SPLITS[0]
-    return SPLITS[1] if position < shares.train + shares.validation else SPLITS[2]
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def shares_of_folders(given: pa.ChunkedArray) -> SplitShares:
@@ -43,27 +52,81 @@ def shares_of_folders(given: pa.ChunkedArray) -> SplitShares:
 
 
 def assign_splits(
-    samples: pa.Table, shares: SplitShares, seed: int, *, carve: bool
+    samples: pa.Table,
+    shares: SplitShares,
+    seed: int,
+    *,
+    carve: bool,
+    published: PublishedSplits | None = None,
 ) -> pa.ChunkedArray:
-    """Return the split of each sample; `samples` has sample_id, split (null if not given), group.
+    """Return the split of each sample.
 
-    A split that the source gives is kept. With `carve`, samples that are given to train are
-    distributed by `shares`, so that missing splits are taken out of train. Any other sample is
-    assigned by the hash of its group, else of its content.
+    `samples` has sample_id, label, split (null if it is not given) and group.
+
+    1. A split that the source gives is kept. With `carve`, samples that are given to train are
+       distributed by `shares`, so that missing splits are taken out of train.
+    2. A published content or group keeps its split. If the shares have changed, because a folder
+       came or went, it does so only if its hash agrees.
+    3. Any other sample is assigned by the hash of its group, else of its content.
+    4. Of those, some are moved to splits in which their class would have too few: `stratify`.
     """
-    kept = {"validation", "test"} if carve else {"validation", "test", "train"}
+    kept = SPLITS[1:] if carve else SPLITS
+    is_given = pc.is_in(samples.column("split"), pa.array(kept, pa.string()))
+    positions = _hash_positions(samples, seed)
+    numbers = np.searchsorted(np.cumsum(shares[:2]), positions, side="right")
+    hashed = pa.array(SPLITS).take(pa.array(numbers))
+    splits = pc.if_else(is_given, samples.column("split"), hashed)
 
-    def splits_of(part: pa.Table) -> pa.Array:
-        columns = (part.column(name).to_pylist() for name in ("sample_id", "split", "group"))
-        splits = [
-            given if given in kept else assign_split(group or sample_id, shares, seed)
-            for sample_id, given, group in zip(*columns, strict=True)
-        ]
-        return pa.array(splits, pa.string())
+    is_fixed = is_given
+    if published is not None and len(published.table):
+        known = _known_splits(samples, is_given, shares, published.table)
+        if published.shares != shares:
+            known = pc.if_else(pc.equal(known, hashed), known, pa.scalar(None, pa.string()))
+        splits, is_fixed = pc.coalesce(known, splits), pc.or_(is_given, pc.is_valid(known))
+    splits = pa.chunked_array(splits) if isinstance(splits, pa.Array) else splits
 
-    starts = range(0, len(samples), _CHUNK)
-    parts = [splits_of(samples.slice(start, _CHUNK)) for start in starts]
-    return pa.chunked_array(parts, pa.string())
+    counted = exclude_duplicates(_with_splits(samples, splits)).splits
+    fixed = is_fixed.to_numpy(zero_copy_only=False)
+    return stratify(_with_splits(samples, counted), splits, positions, fixed, shares)
+
+
+def _hash_positions(samples: pa.Table, seed: int) -> NDArray[np.float64]:
+    keys = pc.coalesce(samples.column("group"), samples.column("sample_id"))
+    positions = np.empty(len(samples))
+    for start in range(0, len(samples), _CHUNK):
+        chunk = keys.slice(start, _CHUNK).to_pylist()
+        positions[start : start + _CHUNK] = [hash_position(key, seed) for key in chunk]
+    return positions
+
+
+def _known_splits(
+    samples: pa.Table, is_given: pa.ChunkedArray, shares: SplitShares, published: pa.Table
+) -> pa.ChunkedArray:
+    """Return the published split of each sample, null where there is none.
+
+    A group has the split of its published members; none if they are in several. Splits that are
+    only given, and contents with a copy whose split is given, are left out: the folder decides.
+    """
+    assigned = pa.array([split for split in SPLITS if getattr(shares, split)], pa.string())
+    published = published.filter(pc.is_in(published.column("split"), assigned))
+    position = pc.index_in(samples.column("sample_id"), published.column("sample_id"))
+    number = pc.index_in(published.column("split"), pa.array(SPLITS)).take(position)
+    given = samples.column("sample_id").filter(is_given)
+    none = pa.scalar(None, pa.int32())
+    number = pc.if_else(pc.is_in(samples.column("sample_id"), given), none, number)
+
+    groups = samples.column("group")
+    members = pa.table({"group": groups, "number": number}).group_by("group")
+    ends = members.aggregate([("number", "min"), ("number", "max")])
+    agreed = ends.filter(pc.equal(ends.column("number_min"), ends.column("number_max")))
+    of_group = agreed.column("number_min").take(pc.index_in(groups, agreed.column("group")))
+    return pa.chunked_array([SPLITS], pa.string()).take(
+        pc.if_else(pc.is_valid(groups), of_group, number)
+    )
+
+
+def _with_splits(samples: pa.Table, splits: pa.ChunkedArray) -> pa.Table:
+    return samples.set_column(samples.column_names.index("split"), "split", splits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from afinar.dataset.manifest import (
     read_tables,
 )
 from afinar.dataset.schema import OUTCOMES
+from afinar.dataset.stratification import few_notes
 from afinar.errors import RequestError, ShortfallError
 from afinar.ingest.compaction import compact_shards, plan_compaction, remap_index, shards_to_compact
 from afinar.ingest.parent import Parent, open_parent
@@ -38,6 +39,7 @@ from afinar.ingest.version import (
     class_notes,
     content_of,
     counts_of,
+    published_splits,
     put_table,
     put_version_objects,
     repeat_notes,
@@ -258,7 +260,8 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         fresh = self._read_outcomes(markers)
         known = pa.concat_tables([OUTCOMES.empty_table(), *fresh])
         outcomes = join_outcomes(plan.table, current.outcomes, known)
-        content = content_of(plan.table, outcomes, self.config)
+        published = published_splits(current.manifest, current.index, self.recipe)
+        content = content_of(plan.table, outcomes, self.config, published)
         try:
             self._check_budget(content)
         except ShortfallError:
@@ -268,7 +271,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         # Objects first, then the manifest that names them.
         shards = [marker.objects["shard"] for marker in markers if "shard" in marker.objects]
         index, shards = self._compact(content.index, shards + current.shards, current.next_version)
-        content = Content(index, content.rejects, content.repeats)
+        content = replace(content, index=index)
         manifest = self._manifest(content, plan.table, shards, current)
         if current.manifest is not None and _has_same_content(manifest, current.manifest):
             self._delete_transient(markers, fresh)
@@ -367,6 +370,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
                     f"version {manifest.version} begins a new lineage: the preprocessing changed"
                 )
         summary.notes += repeat_notes(content.repeats)
+        summary.notes += few_notes(content.index.column("label"), content.index.column("split"))
 
         accounted = summary.added + summary.changed + summary.unchanged + summary.rejects
         assert summary.listed == accounted, "every listed picture is counted once"

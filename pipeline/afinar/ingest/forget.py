@@ -32,7 +32,7 @@ from afinar.ingest.compaction import (
     remap_index,
 )
 from afinar.ingest.plan import forget_plan_name
-from afinar.ingest.version import Content, counts_of, put_version_objects
+from afinar.ingest.version import Content, counts_of, published_shares, put_version_objects
 from afinar.pictures.rejects import Reason
 from afinar.sources.listing import classes_of
 from afinar.sources.uri_list import is_list, list_base
@@ -186,7 +186,8 @@ class _Erasure:
         touched = set(erased.column("shard").to_pylist()) | dead
         left, shards = self._rewrite(left, current, touched, version)
         rejects = pa.concat_tables([current.rejects, _as_rejects(erased)]).sort_by("uri")
-        content = Content(left, rejects, exclude_duplicates(left).repeats)
+        shares = published_shares(current.manifest)
+        content = Content(left, rejects, exclude_duplicates(left).repeats, shares)
         manifest = replace(
             current.manifest,
             version=version,

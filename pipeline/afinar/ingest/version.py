@@ -8,10 +8,16 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.config.ingest import IngestConfig
-from afinar.dataset.manifest import DatasetObject, put_objects
+from afinar.config.ingest import IngestConfig, SplitShares, parse_shares
+from afinar.dataset.manifest import DatasetObject, Manifest, put_objects
 from afinar.dataset.schema import INDEX, REJECTS
-from afinar.dataset.splits import Repeats, assign_splits, exclude_duplicates, shares_of_folders
+from afinar.dataset.splits import (
+    PublishedSplits,
+    Repeats,
+    assign_splits,
+    exclude_duplicates,
+    shares_of_folders,
+)
 from afinar.pictures.rejects import Reason
 from afinar.sources.entry import SPLITS
 from afinar.storage.arrow import to_parquet
@@ -23,11 +29,15 @@ _INDEX_ROWS: Final = 1_000_000  # rows of one index file
 
 @dataclass(frozen=True)
 class Content:
-    """Rows of one version: INDEX, REJECTS, and counts of repeated pictures."""
+    """Rows of one version: INDEX, REJECTS, and counts of repeated pictures.
+
+    `shares` are those of the splits, None if they are not known.
+    """
 
     index: pa.Table
     rejects: pa.Table
     repeats: Repeats
+    shares: SplitShares | None
 
     @property
     def listed(self) -> int:
@@ -41,8 +51,15 @@ class Content:
         return pc.sum(is_counted).as_py() or 0
 
 
-def content_of(listing: pa.Table, outcomes: pa.Table, config: IngestConfig) -> Content:
-    """Join a listing, row for row, with the outcome of each picture (OUTCOMES)."""
+def content_of(
+    listing: pa.Table,
+    outcomes: pa.Table,
+    config: IngestConfig,
+    published: PublishedSplits | None = None,
+) -> Content:
+    """Join a listing, row for row, with the outcome of each picture (OUTCOMES).
+
+    Samples that are `published` keep their splits."""
     rows = listing.select(["uri", "etag", "label", "split", "group"])
     for name in ("sample_id", "shard", "row", "reason", "detail"):
         rows = rows.append_column(outcomes.schema.field(name), outcomes.column(name))
@@ -54,10 +71,12 @@ def content_of(listing: pa.Table, outcomes: pa.Table, config: IngestConfig) -> C
     # Without given shares the splits are folders, and missing ones are carved out of train.
     carve = config.split_shares is None
     shares = config.split_shares or shares_of_folders(listing.column("split"))
-    samples = _with_split(samples, assign_splits(samples, shares, config.seed, carve=carve))
+    splits = assign_splits(samples, shares, config.seed, carve=carve, published=published)
+    samples = _with_split(samples, splits)
     without_duplicates = exclude_duplicates(samples)
     index = _with_split(samples, without_duplicates.splits).select(INDEX.names).cast(INDEX)
-    return Content(index.combine_chunks(), rejects.combine_chunks(), without_duplicates.repeats)
+    repeats = without_duplicates.repeats
+    return Content(index.combine_chunks(), rejects.combine_chunks(), repeats, shares)
 
 
 def _with_split(samples: pa.Table, splits: pa.ChunkedArray) -> pa.Table:
@@ -78,7 +97,29 @@ def counts_of(content: Content) -> dict[str, Any]:
         "splits": {split: splits.get(split, 0) for split in SPLITS},
         "labels": dict(sorted(labels.items())),
         "repeats": asdict(content.repeats),
+        "shares": content.shares and list(content.shares),
     }
+
+
+def published_splits(
+    manifest: Manifest | None, index: pa.Table, recipe: dict[str, Any]
+) -> PublishedSplits | None:
+    """Return the splits of the version before, which its samples keep under this `recipe`.
+
+    None if there is no such version, or if its recipe assigned splits otherwise."""
+    if manifest is None:
+        return None
+    if any(manifest.recipe.get(name) != recipe[name] for name in ("split", "seed", "group")):
+        return None
+    return PublishedSplits(index, published_shares(manifest))
+
+
+def published_shares(manifest: Manifest) -> SplitShares | None:
+    """Return the shares of a version's splits; None for an early version with splits by folder."""
+    if shares := manifest.counts.get("shares"):
+        return SplitShares(*shares)
+    split: str = manifest.recipe["split"]
+    return None if split == "folder" else parse_shares(split)
 
 
 def _count_values(column: pa.ChunkedArray) -> dict[str, int]:

@@ -12,6 +12,7 @@ from afinar.dataset.reader import Dataset
 from afinar.errors import RequestError
 from afinar.models.registry.aliases import champion_number
 from afinar.models.registry.versions import VERSIONS, ModelVersion
+from afinar.dataset.stratification import few_notes
 from afinar.predictions.gc import collect, require_manifest, verify
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
@@ -89,13 +90,15 @@ def _head(manifest: Manifest) -> dict[str, Any]:
 
 def _shards(store: Store, manifest: Manifest) -> dict[str, Any]:
     dataset = Dataset(store, manifest)
+    index = dataset.index
     shards = dataset.objects_of("shard")
     # Duplicates share the row of a shard.
-    live = dataset.index.group_by(["shard", "row"]).aggregate([])
+    live = index.group_by(["shard", "row"]).aggregate([])
     return {
         "shards": len(shards),
         "shard_bytes": sum(ref.bytes for ref in shards),
         "dead_rows": sum(ref.rows for ref in shards) - len(live),
+        "notes": few_notes(index.column("label"), index.column("split")),
     }
 
 

@@ -20,6 +20,7 @@ from afinar.config.base import as_dict, cluster_address, fingerprint
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import RequestError
+from afinar.dataset.stratification import few_notes
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import meta_device_context
 from afinar.models.networks.catalogue import require_backbone
@@ -144,6 +145,8 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
     if config.compile and is_local:
         require_compiler(torch.device("cpu"))
     samples = labelled_samples(dataset, task)
+    for note in few_notes(dataset.index.column("label"), dataset.index.column("split")):
+        logger.info(f"note: {note}")
     check_batch_split(task, len(samples.train), max(1, config.workers))
 
     store = open_store(config.models)
