@@ -148,3 +148,28 @@ def test_page_of_many_classes_lists_the_most_confused_pairs(compared: Compared) 
         ["kind 5", "kind 2", "2"],
         ["kind 7", "kind 8", "1"],
     ]
+
+
+@pytest.mark.filterwarnings("error")
+def test_class_names_of_any_script_are_text_of_the_page(
+    compared: Compared, rich: EvaluatedRun, recwarn: pytest.WarningsRecorder
+) -> None:
+    """No chart draws them: matplotlib's font lacks most scripts, and a browser finds one."""
+    names = ["日本語のねこ", "狗🐕‍🦺"]
+    renamed = dict(zip(rich.version.classes, names, strict=True))
+    rows = [
+        {**row, "label": renamed[row["label"]], "predicted": renamed[row["predicted"]]}
+        for row in rich.test.to_pylist()
+    ]
+    run = replace(
+        rich,
+        test=pa.Table.from_pylist(rows, schema=rich.test.schema),
+        version=replace(rich.version, classes=names),
+    )
+    page = training_page("قطة", compared.dataset, run)
+    matrix = page.partition("Confusion matrix")[2].partition("</table>")[0]
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", matrix)
+    assert [int(cell) for cell in cells] == run.confusion.ravel().tolist()
+    for name in names:
+        assert matrix.count(f">{name}<") == 2, "a row and a column"
+    assert not recwarn.list

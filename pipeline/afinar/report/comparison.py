@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from afinar.dataset.reader import Dataset
 from afinar.evaluation.comparison import EvaluatedRun, best_run, verdicts
-from afinar.report.pieces import Tile, data_uri, mistake_tiles, tiles
-from afinar.report.plots import confusion_matrix, curves
+from afinar.report.pieces import Tile, confusion_table, data_uri, mistake_tiles, tiles
+from afinar.report.plots import curves
 from afinar.report.rendering import template
 
 _TILES_PER_CLASS: Final = 6
@@ -38,7 +38,7 @@ def comparison_page(
         runs=[_row(run, best) for run in runs],
         best=best,
         curves=data_uri(curves(runs), "png"),
-        confusion=data_uri(confusion_matrix(best.confusion, best.version.classes), "png"),
+        confusion=confusion_table(best.confusion, best.version.classes),
         dataset=dataset.manifest,
         gallery={name: _class_tiles(dataset, name) for name in dataset.classes},
         mistakes=mistake_tiles(dataset, best),

@@ -6,8 +6,10 @@ import base64
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from afinar.dataset.reader import Dataset
 from afinar.evaluation.comparison import EvaluatedRun
@@ -28,6 +30,31 @@ class Tile:
 def data_uri(data: bytes, image_format: str) -> str:
     """Return the bytes of an image ("png" or "jpeg") as a URI that a page can contain."""
     return f"data:image/{image_format};base64,{base64.b64encode(data).decode()}"
+
+
+@dataclass(frozen=True)
+class ConfusionCell:
+    """A count and its share of the true class, from 0 to 1."""
+
+    count: int
+    share: float
+
+
+@dataclass(frozen=True)
+class ConfusionRow:
+    """One true class: a cell for each predicted class."""
+
+    name: str
+    cells: list[ConfusionCell]
+
+
+def confusion_table(counts: NDArray[np.int64], classes: list[str]) -> list[ConfusionRow]:
+    """Return counts [true class, predicted class] as rows of a table."""
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # 1: a class without samples
+    return [
+        ConfusionRow(name, [ConfusionCell(int(n), float(s)) for n, s in zip(*row, strict=True)])
+        for name, row in zip(classes, zip(counts, shares, strict=True), strict=True)
+    ]
 
 
 def tiles(dataset: Dataset, rows: list[int], captions: list[str]) -> list[Tile]:

@@ -1,4 +1,7 @@
-"""Plots of the pages, as PNG bytes. Class names are drawn as they are, not parsed as TeX."""
+"""Plots of the pages, as PNG bytes.
+
+They have no class names: matplotlib draws only the characters of its own font. Names are text of
+the page (`pieces.confusion_table`), for which a browser finds a font."""
 
 from __future__ import annotations
 
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 # Paul Tol's "bright" scheme, distinct for colour-blind readers too.
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 _STYLE: Any = {
-    "text.parse_math": False,
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -66,28 +68,6 @@ def curves(runs: list[EvaluatedRun]) -> bytes:
         figure.legend(
             *loss.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
         )
-        return _png(figure)
-
-
-def confusion_matrix(counts: NDArray[np.int64], classes: list[str]) -> bytes:
-    """Plot counts [true class, predicted class], shaded by their share of the true class."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # 1: a class without samples
-    side = 1.6 + 0.55 * len(classes)
-    with _figure(side + 0.8, side) as (figure, (axes,)):
-        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-        axes.set_xticks(range(len(classes)), classes, rotation=30, ha="right")
-        axes.set_yticks(range(len(classes)), classes)
-        axes.set(xlabel="predicted", ylabel="true")
-        for (row, column), count in np.ndenumerate(counts):
-            dark = shares[row, column] > 0.5
-            axes.text(
-                column,
-                row,
-                str(count),
-                ha="center",
-                va="center",
-                color="white" if dark else "black",
-            )
         return _png(figure)
 
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.evaluation.comparison import EvaluatedRun, read_run
 from afinar.evaluation.intervals import calibration_error, reliability
-from afinar.report.pieces import data_uri, mistake_tiles
-from afinar.report.plots import confusion_matrix, curves, reliability_diagram
+from afinar.report.pieces import confusion_table, data_uri, mistake_tiles
+from afinar.report.plots import curves, reliability_diagram
 from afinar.report.rendering import template
 from afinar.storage.open import open_store
 from afinar.units.progress import format_duration
@@ -89,10 +89,7 @@ def training_page(title: str, dataset: Dataset, run: EvaluatedRun) -> str:
         mistakes_total=int((~run.hits).sum()),
         test_total=len(run.hits),
         recalls=_recalls(run),
-        confusion=data_uri(confusion_matrix(counts, version.classes), "png")
-        if has_matrix
-        else None,
-        confusion_width=250 + 85 * len(version.classes),
+        confusion=confusion_table(counts, version.classes) if has_matrix else None,
         confused=_most_confused(counts, version.classes),
         calibration_error=calibration_error(bins),
         reliability=data_uri(reliability_diagram(bins), "png"),
