@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from afinar import open_predictions
+from afinar.cli.main import main
 from afinar.config.forget import ForgetConfig
 from afinar.errors import RequestError, ShortfallError
 from afinar.labelling import forget as forget_module
@@ -75,7 +76,7 @@ def test_erased_picture_is_in_no_file_and_does_not_come_back(
     assert (summary.pictures, summary.contents) == (4, 1), "the picture and its copy, twice"
     assert summary.versions_withdrawn == [1, 2]
     assert files_with(store, "007.jpg", content) == []
-    assert "copy.jpg" not in open_predictions(out).table.column("uri").to_pylist()
+    assert not files_with(store, "copy.jpg", content)
     assert store.get("runs/two/report.html")
     manifest = read_manifest(store)
     assert manifest.forgotten == [content]
@@ -110,6 +111,17 @@ def test_edited_form_loses_only_the_lines_of_the_erased_picture(
     assert "my moss" in form.read_text()
     assert "009.jpg" not in form.read_text()
     assert [info.name.rsplit("/")[-1] for info in store.walk("review")] == [FORM]
+
+
+def test_command_reports_what_it_erased(
+    trained: Trained, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = make_predictions(tmp_path, trained)
+    assert main(["forget", out, "011.jpg"]) == 0
+    printed = " ".join(capfd.readouterr().out.split())
+    assert "erased 2 rows of 1 distinct contents" in printed
+    assert "deleted versions: 1, 2;" in printed
+    assert "afinar forget DATASET URI" in printed
 
 
 def test_rejected_picture_is_erased_by_its_uri(trained: Trained, tmp_path: Path) -> None:

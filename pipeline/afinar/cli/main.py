@@ -24,7 +24,7 @@ COMMANDS: Final = {
     "label": "label every picture of a folder, an s3:// prefix, a list or a dataset",
     "plan": "estimate time, bytes and requests of an ingest or a labelling from a sample",
     "status": "show a dataset, predictions or models; verify them; delete what nothing needs",
-    "forget": "erase pictures from a dataset and from every version that contained them",
+    "forget": "erase pictures from a dataset or predictions, and from every earlier version",
     "demo": "run ingest, train and label on real pictures and write a report (a few minutes)",
     "submit": "run one of the jobs on a Ray cluster and follow it",
 }

@@ -49,9 +49,10 @@ class IngestConfig(UnitJobConfig):
     decoded. Files with other endings are left out and counted."""
     split: str = "0.7,0.15,0.15"
     """Shares of train, validation and test. The split of a picture is a function of its content (or
-    group) and of --seed. A column split of the table of labels or of a list goes before. Or
-    `folder`: the first folders below SOURCE are train, validation (valid, val, dev) and test;
-    validation and test may be missing."""
+    group) and of --seed; new pictures of a small class are moved so that each split has some. A
+    column split of the table of labels or of a list goes before. Or `folder`: the first folders
+    below SOURCE are train, validation (valid, val, dev) and test; validation and test may be
+    missing."""
     group: str = ""
     """CSV or Parquet FILE with the columns uri and group (a patient, a burst, a page). Pictures of
     one group are always in the same split."""
