@@ -225,7 +225,7 @@ def test_list_is_ingested_missing_pictures_are_rejects(
     assert ingest(listed, dataset, reads).samples == 25
     assert len(reads.names) == 1, "only the picture that was missing is read"
     assert ingest(listed, dataset).version == 2
-    config = ForgetConfig(dataset=str(dataset), uris=("pictures/moss/gone.jpg",))
+    config = ForgetConfig(path=str(dataset), uris=("pictures/moss/gone.jpg",))
     assert run_forget(config, InlineExecutor()).pictures == 1
 
 

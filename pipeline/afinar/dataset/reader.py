@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from afinar.dataset.manifest import (
+    FOLDER,
     DatasetObject,
     Manifest,
     current_manifest,
@@ -23,12 +24,13 @@ from afinar.dataset.manifest import (
 )
 from afinar.dataset.schema import INDEX, REJECTS
 from afinar.dataset.shards import MappedShard
-from afinar.errors import RequestError, StorageError
+from afinar.errors import NotFoundError, RequestError, StorageError
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.cache import DEFAULT_BYTES, Cache, map_file, open_verified
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.storage.versions import versions
 
 Pixels = NDArray[np.uint8]
 
@@ -178,6 +180,12 @@ def open_dataset(
     try:
         manifest = current_manifest(store) if version is None else get_manifest(store, version)
     except StorageError as error:
+        if version is not None and isinstance(error, NotFoundError):
+            kept = ", ".join(map(str, versions(store, FOLDER))) or "none"
+            raise RequestError(
+                f"{store.root} has no version {version} (kept versions: {kept}): `afinar forget` "
+                "and `afinar status --gc --keep` delete versions"
+            ) from error
         raise RequestError(f"cannot read {store.root}: {error}") from error
 
     if manifest is None:

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Final, TypeVar
 
-from afinar.config.base import JobConfig
+from afinar.config.base import JobConfig, cluster_address
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.execution.metrics import JobMetrics
@@ -108,7 +108,7 @@ class RayExecutor:
         Actors that wait for room make an autoscaler add nodes, so a cluster is asked for twice as
         many as it has room for. A local Ray cannot grow.
         """
-        from afinar.execution.session import cluster_address, cluster_cores, cluster_gpus
+        from afinar.execution.session import cluster_cores, cluster_gpus
 
         room = cluster_gpus() if uses_gpus else cluster_cores()
         if cluster_address(self._address):

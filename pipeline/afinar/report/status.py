@@ -9,10 +9,10 @@ from afinar.config.status import StatusConfig
 from afinar.dataset.gc import collect_garbage, drop_plans, open_plans, verify_dataset
 from afinar.dataset.manifest import Manifest, get_manifests, is_dataset
 from afinar.dataset.reader import Dataset
+from afinar.dataset.stratification import few_notes
 from afinar.errors import RequestError
 from afinar.models.registry.aliases import champion_number
 from afinar.models.registry.versions import VERSIONS, ModelVersion
-from afinar.dataset.stratification import few_notes
 from afinar.predictions.gc import collect, require_manifest, verify
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store

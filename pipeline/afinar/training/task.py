@@ -19,8 +19,8 @@ import torch
 from afinar.config.base import as_dict, cluster_address, fingerprint
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
-from afinar.errors import RequestError
 from afinar.dataset.stratification import few_notes
+from afinar.errors import RequestError
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import meta_device_context
 from afinar.models.networks.catalogue import require_backbone
