@@ -82,7 +82,7 @@ def _folders(listing: pa.Table, source: str, depth: int) -> list[pa.ChunkedArray
     and null. Folders without a name, which a bucket may have (`p//cats/1.jpg`), are passed over.
     """
     names = names_of(listing, source)
-    if pc.any(pc.match_substring_regex(names, "^/|//")).as_py():
+    if pc.any(pc.or_(pc.starts_with(names, "/"), pc.match_substring(names, "//"))).as_py():
         names = pc.replace_substring_regex(names, "^/+", "")
         names = pc.replace_substring_regex(names, "/+", "/")
     parts = pc.split_pattern(names, "/", max_splits=depth)
