@@ -84,7 +84,7 @@ def test_outage_of_the_server_ends_the_job_and_leaves_the_dataset(
         data = open_store(source).get(name)
         open_store(source).delete(name)
         open_store(source).put_if_absent(name, data + b"later")
-    fault_proxy.set(Fault("reset", after=20))
+    fault_proxy.set(Fault("reset", after=30))
     started = time.monotonic()
     with pytest.raises(AfinarError) as caught:
         ingest(source, dataset)
@@ -115,7 +115,7 @@ def test_forbidden_listing_or_target_ends_the_job_at_once(
     fault_proxy.set(Fault("403", match=match))
     with pytest.raises(RequestError, match=words):
         ingest(source, dataset)
-    assert fault_proxy.requests() <= 12
+    assert fault_proxy.requests() <= 16
     fault_proxy.set()
     assert versions(dataset) == []
 
