@@ -20,10 +20,10 @@ class RemoteStore(LocalStore):
     def open_local(self, name: str) -> None:  # type: ignore[override]
         return None
 
-    def get_unverified(self, name: str) -> bytes:
+    def get_unverified(self, name: str, max_bytes: int | None = None) -> bytes:
         with Path(self.root, "reads").open("a") as log:
             log.write(f"{name}\n")
-        return super().get_unverified(name)
+        return super().get_unverified(name, max_bytes)
 
     def reads(self) -> int:
         return len(Path(self.root, "reads").read_text().splitlines())

@@ -13,7 +13,8 @@ from afinar.sources.listing import as_listing
 from afinar.storage.markers import UnitMarker, commit_unit, read_markers
 from afinar.storage.objects import get_object, put_object
 from afinar.storage.open import open_store
-from afinar.storage.versions import Record, latest, publish
+from afinar.storage.records import Record
+from afinar.storage.versions import latest, publish
 from afinar.units.cut import is_up_to_date, iter_units, plan_units, unit_names
 from afinar.units.plans import Plan
 from afinar.units.results import UnitResult

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from afinar.dataset.manifest import FOLDER, Manifest, get_manifests, list_objects
-from afinar.errors import StorageError
+from afinar.errors import RecordError, StorageError
 from afinar.storage.objects import ObjectRef
 from afinar.storage.store import Store
 from afinar.units.gc import delete_objects, delete_versions
@@ -31,7 +31,7 @@ def _objects_of(store: Store, manifest: Manifest) -> list[ObjectRef]:
     """
     try:
         return [manifest.objects, *(entry.ref for entry in list_objects(store, manifest))]
-    except StorageError:
+    except (StorageError, RecordError):
         return [manifest.objects]
 
 

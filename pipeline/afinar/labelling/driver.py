@@ -237,7 +237,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
         Raises VersionConflictError if a concurrent run of the same command has published this plan:
         its predictions may be superseded already.
         """
-        markers = read_markers(self.store, plan.units)
+        markers = read_markers(self.store, plan.units, known=SCHEMAS)
         new = [Part(kind, ref) for marker in markers for kind, ref in marker.objects.items()]
         stats = read_stats(self.store, new)
         pictures = plan.table.filter(pc.is_valid(plan.table.column("unit"))).column("uri")

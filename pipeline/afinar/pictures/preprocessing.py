@@ -9,13 +9,17 @@ from its shard.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from afinar.config.base import fingerprint
 from afinar.config.ingest import FitMode, StoreKind
+from afinar.config.strict import between
 
 DECODER = "pillow/2"
 """Version of the decoder. It changes whenever the same bytes would give other pixels."""
+
+Channel = Annotated[int, between(0, 255)]
+Deviation = Annotated[float, between(1e-6, 1e6)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +31,16 @@ class StoredView:
     that JPEG decodes to.
     """
 
-    size: int
+    EXACT_KEYS = True  # see config/strict.py
+
+    size: Annotated[int, between(1, 4096)]
     fit: FitMode
-    background: tuple[int, int, int] = (255, 255, 255)
+    background: tuple[Channel, Channel, Channel] = (255, 255, 255)
     decoder: str = DECODER
     store: StoreKind = "pixels"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "background": list(self.background)}
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> StoredView:
-        return cls(**{**record, "background": tuple(record["background"])})
 
     def key(self) -> str:
         """Return a digest of everything that determines the stored pixels."""
@@ -53,15 +55,11 @@ class InputView:
     (x / 255 - mean) / std.
     """
 
-    input_size: int
+    EXACT_KEYS = True  # see config/strict.py
+
+    input_size: Annotated[int, between(1, 4096)]
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Deviation, Deviation, Deviation]
 
     def as_dict(self) -> dict[str, Any]:
         return {"input_size": self.input_size, "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> InputView:
-        return cls(
-            input_size=record["input_size"], mean=tuple(record["mean"]), std=tuple(record["std"])
-        )

@@ -7,20 +7,44 @@ with the highest number is current.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypedDict
 
 import pyarrow as pa
 
+from afinar.config.strict import Count, conforms_to
+from afinar.dataset.manifest import read_object_list
 from afinar.dataset.schema import OBJECTS
-from afinar.errors import RequestError
-from afinar.storage.arrow import from_parquet, to_parquet
+from afinar.errors import RecordError, RequestError
+from afinar.predictions.schema import SCHEMAS
+from afinar.storage.arrow import to_parquet
 from afinar.storage.names import check_partition
-from afinar.storage.objects import ObjectRef, get_object, put_object
+from afinar.storage.objects import ObjectRef, put_object
+from afinar.storage.records import REMEDY, Record, as_record
 from afinar.storage.store import Store
-from afinar.storage.versions import Record, latest, publish, read_version, versions
+from afinar.storage.versions import latest, publish, read_version, record_name, versions
 
 FOLDER: Final = "manifests"
 FORMAT: Final = "afinar-predictions/1"
+HISTOGRAM_BINS: Final = 20
+"""Number of bins of a histogram of scores, of equal width from 0 to 1."""
+
+
+def _require_bins(histogram: list[int]) -> list[int]:
+    if len(histogram) != HISTOGRAM_BINS:
+        raise ValueError(f"expected {HISTOGRAM_BINS} counts, found {len(histogram)}")
+    return histogram
+
+
+class _LabelCounts(TypedDict):
+    labels: dict[str, Count]
+    histogram: Annotated[list[Count], _require_bins]
+    score_sum: float
+
+
+class _Account(TypedDict):
+    version: Count
+    run: _LabelCounts
+    standing: _LabelCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +62,10 @@ class Partition:
     source: str
     sources: list[str]
     objects: ObjectRef
-    rows: int
-    rejects: int
-    last_run: dict[str, int]
-    accounts: dict[str, Record] = field(default_factory=dict)
+    rows: Count
+    rejects: Count
+    last_run: dict[str, Count]
+    accounts: dict[str, Annotated[Record, conforms_to(_Account)]] = field(default_factory=dict)
     classes: list[str] | None = None
 
     @property
@@ -55,15 +79,11 @@ class Partition:
             del record["classes"]
         return record
 
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Partition:
-        """Return the partition of a manifest's JSON entry.
 
-        Early versions wrote neither `sources` nor `accounts`.
-        """
-        fields = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
-        fields = {"sources": [record["source"]], **fields}
-        return cls(**{**fields, "objects": ObjectRef(**record["objects"])})
+def _check_names(partitions: dict[str, Partition]) -> dict[str, Partition]:
+    for name in partitions:
+        check_partition(name)
+    return partitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +93,9 @@ class PredictionManifest:
     Version 0 has no partitions: nothing is published yet.
     """
 
-    version: int = 0
+    version: Count = 0
     current: str | None = None
-    partitions: dict[str, Partition] = field(default_factory=dict)
+    partitions: Annotated[dict[str, Partition], _check_names] = field(default_factory=dict)
 
     def successor(self, name: str, partition: Partition) -> PredictionManifest:
         """Return the next version, in which `partition` replaces the one of that name."""
@@ -90,19 +110,6 @@ class PredictionManifest:
             "current": self.current,
             "partitions": partitions,
         }
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> PredictionManifest:
-        """Return the manifest of a JSON record.
-
-        Raises UnsafePathError for a name of a partition or of an object that could lead out of the
-        folder: the record may be a stranger's.
-        """
-        partitions = {
-            check_partition(name): Partition.from_dict(entry)
-            for name, entry in record["partitions"].items()
-        }
-        return cls(version=record["version"], current=record["current"], partitions=partitions)
 
 
 def read_manifest(store: Store) -> PredictionManifest:
@@ -122,12 +129,31 @@ def kept_manifests(store: Store) -> list[PredictionManifest]:
 
 def _parse(store: Store, number: int, record: Record) -> PredictionManifest:
     if record.get("format") != FORMAT:
-        raise RequestError(
-            f"{store.root} holds {record.get('format', 'something else')}, not predictions"
-        )
+        content = str(record.get("format", "something else"))[:200]
+        raise RequestError(f"{store.root} holds {content}, not predictions")
+
     # The number of a version is that of its file: the next one is published under the number after
     # it.
-    return PredictionManifest.from_dict({**record, "version": number})
+    uri = store.uri(record_name(FOLDER, number))
+    record = {**_with_sources(record), "version": number}
+    manifest = as_record(record, PredictionManifest, uri)
+    if manifest.current not in manifest.partitions:
+        raise RecordError(f"{uri}: current is none of its partitions. {REMEDY}")
+    return manifest
+
+
+def _with_sources(record: Record) -> Record:
+    """Return a record with `sources` in each partition: early versions wrote only `source`."""
+    partitions = record.get("partitions")
+    if not isinstance(partitions, dict):
+        return record
+    return {
+        **record,
+        "partitions": {
+            name: {"sources": [entry.get("source")], **entry} if isinstance(entry, dict) else entry
+            for name, entry in partitions.items()
+        },
+    }
 
 
 def publish_manifest(store: Store, manifest: PredictionManifest, owner: str) -> bool:
@@ -154,5 +180,4 @@ def get_parts(store: Store, partition: Partition | None) -> list[Part]:
     """Return a partition's objects; none for a partition that is not published."""
     if partition is None:
         return []
-    rows = from_parquet(get_object(store, partition.objects)).to_pylist()
-    return [Part(row.pop("kind"), ObjectRef(**row)) for row in rows]
+    return [Part(*entry) for entry in read_object_list(store, partition.objects, SCHEMAS)]

@@ -7,6 +7,7 @@ error.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from afinar.errors import (
@@ -16,17 +17,20 @@ from afinar.errors import (
     IntegrityError,
     ModelError,
     NotFoundError,
+    RecordError,
     RequestError,
     ShortfallError,
     StorageError,
     UnsafePathError,
 )
+from afinar.storage.records import read_record
 from afinar.storage.store import Store
 
 _ERRORS: Final[dict[str, type[AfinarError]]] = {
     error.__name__: error
     for error in (
         RequestError,
+        RecordError,
         ShortfallError,
         StorageError,
         NotFoundError,
@@ -39,10 +43,16 @@ _ERRORS: Final[dict[str, type[AfinarError]]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    kind: str
+    sentence: str
+
+
 def record_failure(store: Store, run: str, error: AfinarError) -> None:
     """Record the error unless the run has one already."""
-    record = {"kind": type(error).__name__, "sentence": str(error)}
-    store.put_if_absent(_name(run), json.dumps(record).encode())
+    failure = _Failure(kind=type(error).__name__, sentence=str(error))
+    store.put_if_absent(_name(run), json.dumps(asdict(failure)).encode())
 
 
 def read_failure(store: Store, run: str) -> AfinarError | None:
@@ -51,10 +61,10 @@ def read_failure(store: Store, run: str) -> AfinarError | None:
     An error whose class is not listed here becomes an AfinarError.
     """
     try:
-        record = json.loads(store.get(_name(run)))
+        failure = read_record(store, _name(run), _Failure)
     except NotFoundError:
         return None
-    return _ERRORS.get(record["kind"], AfinarError)(record["sentence"])
+    return _ERRORS.get(failure.kind, AfinarError)(failure.sentence)
 
 
 def delete_failure(store: Store, run: str) -> None:

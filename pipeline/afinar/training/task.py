@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from afinar.config.base import as_dict, fingerprint
+from afinar.config.strict import Count
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import NotFoundError, RequestError
@@ -28,8 +29,8 @@ from afinar.models.networks.stages import freeze
 from afinar.models.networks.weights import find_weights, normalisation, with_sha256
 from afinar.pictures.preprocessing import InputView
 from afinar.sources.entry import SPLITS
-from afinar.storage.names import check_identifier
 from afinar.storage.open import normalize_uri, open_store
+from afinar.storage.records import RunName, read_record
 from afinar.storage.store import Store
 from afinar.storage.versions import probe_conditional_put
 from afinar.training.batches import Samples
@@ -76,6 +77,15 @@ class TrainTask:
     run: str
     resumed: bool = False
     fingerprint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _UnfinishedRun:
+    """Marker of a run that has begun."""
+
+    run: RunName
+    dataset: str
+    dataset_version: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,17 +205,14 @@ def _fingerprint(task: TrainTask) -> str:
 def resume_or_register(store: Store, task: TrainTask) -> TrainTask:
     """Return the task with the interrupted run of the same fingerprint, or register its own run."""
     name = _marker_name(task)
-    marker = {
-        "run": task.run,
-        "dataset": task.config.dataset,
-        "dataset_version": task.dataset_version,
-    }
-    if store.put_if_absent(name, json.dumps(marker).encode()):
+    marker = _UnfinishedRun(
+        run=task.run, dataset=task.config.dataset, dataset_version=task.dataset_version
+    )
+    if store.put_if_absent(name, json.dumps(asdict(marker)).encode()):
         _log_other_unfinished_runs(store, task)
         return task
 
-    run = json.loads(store.get(name))["run"]
-    check_identifier(run, f"the name of a run, in {store.uri(name)}")
+    run = read_record(store, name, _UnfinishedRun).run
     return replace(task, run=run, resumed=run != task.run)
 
 
@@ -214,15 +221,15 @@ def _log_other_unfinished_runs(store: Store, task: TrainTask) -> None:
     own = _marker_name(task)
     for name in [info.name for info in store.walk(_UNFINISHED) if info.name != own]:
         try:
-            marker = json.loads(store.get(name))
+            marker = read_record(store, name, _UnfinishedRun)
         except NotFoundError:  # published since it was listed
             continue
-        if marker["dataset"] == task.config.dataset:
+        if marker.dataset == task.config.dataset:
             logger.info(
-                f"note: run {marker['run']}, on version {marker['dataset_version']} of the "
+                f"note: run {marker.run}, on version {marker.dataset_version} of the "
                 "dataset, was interrupted and is not this training; the same command would have "
                 f"continued it. Remove {store.uri(name)} and "
-                f"{store.uri('runs/' + marker['run'])} to give it up."
+                f"{store.uri('runs/' + marker.run)} to give it up."
             )
 
 
