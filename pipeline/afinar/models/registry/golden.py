@@ -39,7 +39,7 @@ FLOAT32_TOLERANCE: Final = 1e-3
 _RECORD_TOLERANCE: Final = 1e-4  # of a probability: both are computed from the same logits
 _DECODE_TOLERANCE: Final = 1.0  # mean difference of a pixel value, of 255
 
-_CLASSES: Final = b"afinar.classes"  # key of the table's Arrow metadata
+_LABELLING: Final = b"afinar.labelling"  # key of the table's Arrow metadata
 
 
 class GoldenPictures(NamedTuple):
@@ -49,25 +49,28 @@ class GoldenPictures(NamedTuple):
     images: NDArray[np.uint8]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Labelling:
+    """How a model turns logits into probabilities of classes: fields of its record."""
+
+    classes: list[str]
+    temperature: float
+
+
 @dataclass(frozen=True)
 class Golden:
     """Golden samples of a model.
 
     files: original bytes, empty where the file was not readable. images: uint8 [n, size, size, 3].
-    logits and probabilities: float32 [n, classes], in the order of `classes`. The last two are None
-    in models of the format 1.
+    logits and probabilities: float32 [n, classes]. `labelling` and `probabilities` are None in
+    models of the format 1.
     """
 
     files: list[bytes]
     images: NDArray[np.uint8]
     logits: NDArray[np.float32]
-    classes: list[str] | None = None
+    labelling: Labelling | None = None
     probabilities: NDArray[np.float32] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _GoldenClasses:
-    classes: list[str]
 
 
 def pick_golden(dataset: Dataset, rows: NDArray[np.int64]) -> GoldenPictures:
@@ -126,7 +129,7 @@ def put_golden(
             "logits": pa.array(list(logits), pa.list_(pa.float32())),
             "probabilities": pa.array(list(probabilities), pa.list_(pa.float32())),
         },
-        metadata={_CLASSES: json.dumps(classes)},
+        metadata={_LABELLING: json.dumps({"classes": classes, "temperature": temperature})},
     )
 
     return put_by_hash(store, "golden/{}.arrow", to_ipc(table), count)
@@ -142,7 +145,7 @@ def get_golden(store: Store, ref: ObjectRef) -> Golden:
             files=table.column("file").cast(pa.binary()).to_pylist(),
             images=images.copy(),  # torch needs writable memory
             logits=_matrix(table, "logits"),
-            classes=_golden_classes(table, uri),
+            labelling=_labelling(table, uri),
             probabilities=_matrix(table, "probabilities")
             if "probabilities" in table.column_names
             else None,
@@ -165,33 +168,30 @@ def _matrix(table: pa.Table, name: str) -> NDArray[np.float32]:
     return matrix
 
 
-def _golden_classes(table: pa.Table, uri: str) -> list[str] | None:
-    stored = (table.schema.metadata or {}).get(_CLASSES)
-    if stored is None:
-        return None
-    record = parse_object(b'{"classes": ' + stored + b"}", uri)
-    return as_record(record, _GoldenClasses, uri).classes
+def _labelling(table: pa.Table, uri: str) -> Labelling | None:
+    stored = (table.schema.metadata or {}).get(_LABELLING)
+    return None if stored is None else as_record(parse_object(stored, uri), Labelling, uri)
 
 
 def assert_matches_record(golden: Golden, version: ModelVersion) -> None:
     """Raise RecordError unless a model's record gives golden samples their stored predictions.
 
-    Classes and temperature of the record must turn the stored logits into the stored probabilities
-    of the stored class names. Golden samples of the format 1 have neither.
+    Classes and temperature must be the stored ones, and turn the stored logits into the stored
+    probabilities. Golden samples of the format 1 have none of these.
     """
     size, count = version.stored_view.size, len(version.classes)
     if golden.images.shape[1] != size or golden.logits.shape[1] != count:
         raise _mismatch(version, f"pictures of {size} px and {count} classes")
-    if golden.classes is None or golden.probabilities is None:
+    if golden.labelling is None or golden.probabilities is None:
         return
 
-    if golden.classes != version.classes:
+    if golden.labelling.classes != version.classes:
         raise _mismatch(version, "these classes in this order")
     probabilities = softmax(golden.logits / version.temperature)
     is_close = probabilities.shape == golden.probabilities.shape and np.allclose(
         probabilities, golden.probabilities, rtol=0, atol=_RECORD_TOLERANCE, equal_nan=True
     )
-    if not is_close:
+    if not is_close or golden.labelling.temperature != version.temperature:
         raise _mismatch(version, f"the temperature {version.temperature:g}")
 
 
