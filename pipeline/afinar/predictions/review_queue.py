@@ -19,6 +19,7 @@ from afinar.predictions.manifest import Partition
 from afinar.predictions.part_reader import iter_parts
 from afinar.predictions.schema import PREDICTIONS
 from afinar.storage.arrow import conform, from_parquet, to_parquet
+from afinar.storage.csv_cells import escape_formulas
 from afinar.storage.records import REMEDY
 from afinar.storage.store import Store
 
@@ -125,7 +126,8 @@ def least_certain(tables: Iterable[pa.Table], limit: int) -> LeastCertain:
 def corrections_form(table: pa.Table) -> bytes:
     """Return a CSV with `uri` and `label`, filled in with the predicted labels."""
     sink = pa.BufferOutputStream()
-    pyarrow.csv.write_csv(table.select(["uri", "label"]), sink)
+    columns = [escape_formulas(table.column(name)) for name in ("uri", "label")]
+    pyarrow.csv.write_csv(pa.table(columns, names=["uri", "label"]), sink)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 

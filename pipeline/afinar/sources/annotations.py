@@ -19,6 +19,7 @@ from afinar.errors import NotFoundError, RequestError, StorageError
 from afinar.sources.entry import SPLITS
 from afinar.sources.listing import names_of
 from afinar.storage.arrow import concat_columns
+from afinar.storage.csv_cells import unescape_formulas
 from afinar.storage.open import read_uri
 
 _SPLIT_FOLDERS: Final = {
@@ -143,7 +144,12 @@ def _read_csv(data: bytes, column: str) -> pa.Table:
         strings_can_be_null=True,
         null_values=[""],
     )
-    return pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+    table = pyarrow.csv.read_csv(io.BytesIO(data), convert_options=options)
+    for position, name in enumerate(table.column_names):
+        if name in options.column_types:
+            cells = unescape_formulas(table.column(position))
+            table = table.set_column(position, name, cells)
+    return table
 
 
 def _check_splits(splits: pa.ChunkedArray, location: str) -> None:
