@@ -9,6 +9,7 @@ from afinar.dataset.manifest import FOLDER, Manifest, get_manifests, list_object
 from afinar.errors import RecordError, StorageError
 from afinar.storage.objects import ObjectRef
 from afinar.storage.store import Store
+from afinar.storage.versions import read_consistently
 from afinar.units.gc import delete_objects, delete_versions
 from afinar.units.plans import StoredUnits, stored_plans
 from afinar.units.verify import Verification, needed_objects, verify_objects
@@ -67,6 +68,10 @@ def find_unreferenced(store: Store, deleted: Collection[int]) -> list[str]:
     object that was listed has a plan that is listed after it; and what was published meanwhile is
     in a manifest, since manifests are read last.
     """
+    return read_consistently(store, FOLDER, lambda: _find_unreferenced(store, deleted))
+
+
+def _find_unreferenced(store: Store, deleted: Collection[int]) -> list[str]:
     candidates = [info.name for folder in _COLLECTED for info in store.walk(folder)]
     planned = {version_in(info.name) for info in store.walk("plans")}
     kept = [manifest for manifest in get_manifests(store) if manifest.version not in deleted]

@@ -199,7 +199,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         )
         return self.executor.run(build_shard, tasks)
 
-    def is_overtaken(self, plan: Plan, current: Parent) -> bool:
+    def is_overtaken(self, plan: Plan | None, current: Parent) -> bool:
         del plan
         return open_parent(self.store, self.view).manifest != current.manifest
 

@@ -35,7 +35,13 @@ from afinar.predictions.columns import optional_columns, partition_name
 from afinar.predictions.current import PublishedRows, read_published_rows
 from afinar.predictions.exports import Exports
 from afinar.predictions.gc import delete_superseded
-from afinar.predictions.manifest import Part, Partition, publish_manifest, put_parts
+from afinar.predictions.manifest import (
+    Part,
+    Partition,
+    publish_manifest,
+    put_parts,
+    read_manifest,
+)
 from afinar.predictions.review_queue import PageRenderer
 from afinar.predictions.schema import SCHEMAS, object_folder
 from afinar.storage.markers import read_markers
@@ -227,8 +233,9 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
             optional_columns=optional_columns(self.config),
         )
 
-    def is_overtaken(self, plan: Plan, current: PublishedRows) -> bool:
-        del current
+    def is_overtaken(self, plan: Plan | None, current: PublishedRows) -> bool:
+        if plan is None:
+            return read_manifest(self.store).version != current.manifest.version
         return not is_stored(self.store, plan)
 
     def publish(self, plan: Plan, current: PublishedRows) -> Published[LabelSummary]:

@@ -21,7 +21,14 @@ from afinar.storage.names import check_partition
 from afinar.storage.objects import ObjectRef, put_object
 from afinar.storage.records import REMEDY, Record, as_record
 from afinar.storage.store import Store
-from afinar.storage.versions import latest, publish, read_version, record_name, versions
+from afinar.storage.versions import (
+    latest,
+    publish,
+    read_consistently,
+    read_version,
+    record_name,
+    versions,
+)
 
 FOLDER: Final = "manifests"
 FORMAT: Final = "afinar-predictions/1"
@@ -123,8 +130,12 @@ def read_manifest(store: Store) -> PredictionManifest:
 
 def kept_manifests(store: Store) -> list[PredictionManifest]:
     """Return all versions that are kept, in ascending order."""
-    numbers = versions(store, FOLDER)
-    return [_parse(store, number, read_version(store, FOLDER, number)) for number in numbers]
+
+    def read() -> list[PredictionManifest]:
+        numbers = versions(store, FOLDER)
+        return [_parse(store, number, read_version(store, FOLDER, number)) for number in numbers]
+
+    return read_consistently(store, FOLDER, read)
 
 
 def _parse(store: Store, number: int, record: Record) -> PredictionManifest:

@@ -7,12 +7,13 @@ from typing import Any, Final
 
 from afinar.config.status import StatusConfig
 from afinar.dataset.gc import collect_garbage, drop_plans, open_plans, verify_dataset
-from afinar.dataset.manifest import Manifest, get_manifests, is_dataset
+from afinar.dataset.manifest import FOLDER, Manifest, get_manifests, is_dataset
 from afinar.dataset.reader import Dataset
 from afinar.predictions.gc import collect, require_manifest, verify
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.storage.versions import read_consistently
 from afinar.units.plans import StoredUnits, stored_plans
 from afinar.units.verify import Verification
 
@@ -26,7 +27,9 @@ def read_status(config: StatusConfig) -> dict[str, Any]:
     holds neither a dataset nor predictions.
     """
     store = open_store(config.path)
-    return _dataset(config, store) if is_dataset(store) else _predictions(config, store)
+    read = _dataset if is_dataset(store) else _predictions
+    # A concurrent job may delete objects of the versions that are described.
+    return read_consistently(store, FOLDER, lambda: read(config, store))
 
 
 def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:
