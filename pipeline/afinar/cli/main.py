@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, TextIO
 
+from afinar.cli.formatting import escape_names
 from afinar.config.base import JobConfig
 from afinar.errors import AfinarError
-from afinar.logs import configure_logging, log_settings
+from afinar.logs import configure_logging, escape_controls, escape_lines, log_settings
 from afinar.storage.names import new_run
 
 COMMANDS: Final = {
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         print(_overview())  # noqa: T201
         return 0
     if argv[0] not in COMMANDS:
-        message = f"afinar: unknown command {argv[0]!r}\n\n{_overview()}"
+        message = f"afinar: unknown command {argv[0]!a}\n\n{_overview()}"
         print(message, file=sys.stderr)  # noqa: T201
         return 2
     return _run(argv[0], argv[1:])
@@ -75,7 +76,8 @@ def _run(name: str, argv: list[str]) -> int:
 
         with redirect_stdout() as stdout:
             summary = command.run(config)
-            print(json.dumps(summary) if as_json else command.describe(summary), file=stdout)
+            text = json.dumps(summary) if as_json else command.describe(escape_names(summary))
+            print(text, file=stdout)
         return int(summary.get("exit_code", 0))
     except AfinarError as error:
         _report_error(str(error), error.exit_code, as_json)
@@ -89,7 +91,7 @@ def _run(name: str, argv: list[str]) -> int:
         _report_error("interrupted; run the same command again", 130, as_json)
         return 130
     except Exception as error:  # noqa: BLE001  (a bug: print the traceback)
-        traceback.print_exc()
+        print(escape_lines(traceback.format_exc()), file=sys.stderr, end="")  # noqa: T201
         _report_error(f"{type(error).__name__}: {error}", 1, as_json)
         return 1
     finally:
@@ -99,7 +101,7 @@ def _run(name: str, argv: list[str]) -> int:
 
 
 def _report_error(message: str, exit_code: int, as_json: bool) -> None:
-    print(f"afinar: {message}", file=sys.stderr)  # noqa: T201
+    print(f"afinar: {escape_controls(message)}", file=sys.stderr)  # noqa: T201
     if as_json:
         print(json.dumps({"error": message, "exit_code": exit_code}))  # noqa: T201
 
