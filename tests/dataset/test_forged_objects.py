@@ -12,9 +12,12 @@ import pytest
 
 from afinar import open_dataset
 from afinar.cli.main import main
+from afinar.dataset.gc import verify_dataset
+from afinar.dataset.manifest import get_manifests
 from afinar.errors import AfinarError, RecordError
 from afinar.storage.arrow import from_ipc, from_parquet, to_ipc, to_parquet
 from afinar.storage.objects import sha256
+from afinar.storage.open import open_store
 from tests.archives import ingest
 
 Rows = list[dict[str, Any]]
@@ -138,3 +141,16 @@ def test_status_of_a_forged_list_is_one_sentence(
         error = capfd.readouterr().err
         assert "is not the name of an object" in error
         assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("change", ["index", "shard"])
+def test_verification_reports_tables_that_are_cut_though_their_hashes_fit(
+    change: str, dataset: Path
+) -> None:
+    store = open_store(str(dataset))
+    assert verify_dataset(store, get_manifests(store)).damaged == []
+    cut: dict[str, Any] = {change: lambda data: data[: len(data) // 2]}
+    reseal(dataset, **cut)
+    (damage,) = verify_dataset(store, get_manifests(store)).damaged
+    assert damage.path.startswith(change)
+    assert "not a readable table" in damage.error

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from afinar.cli.status import describe
 from afinar.config.ingest import IngestConfig
 from afinar.config.status import StatusConfig
 from afinar.dataset.reader import open_dataset
@@ -98,7 +99,7 @@ def world(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     shutil.copy(models / "runs/run/outcome.json", folder / "unfinished/runs/run/outcome.json")
 
     def read_predictions() -> None:
-        read_status(StatusConfig(path=str(out), verify=True))
+        describe(read_status(StatusConfig(path=str(out), verify=True)))
         manifest = read_manifest(open_store(str(out)))
         (name,) = manifest.partitions
         _ = open_predictions(str(out)).table
@@ -109,7 +110,7 @@ def world(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         )
 
     def read_dataset() -> None:
-        read_status(StatusConfig(path=str(dataset), verify=True))
+        describe(read_status(StatusConfig(path=str(dataset), verify=True)))
         opened = open_dataset(str(dataset))
         opened.read([0, len(opened.index) - 1])
         source = IngestConfig(source=str(trained.pictures), dataset=str(dataset), size=64)

@@ -129,7 +129,7 @@ def _parse(store: Store, number: int, record: Record) -> Manifest:
     uri = store.uri(record_name(FOLDER, number))
     manifest = as_record(record, Manifest, uri)
     if manifest.version != number:
-        raise RecordError(f"{uri} is the head of version {manifest.version}. {REMEDY}")
+        raise RecordError(f"{uri} is the head of version {manifest.version}; {REMEDY}")
     return manifest
 
 
@@ -173,11 +173,11 @@ def read_object_list(
     for number, row in enumerate(rows):
         kind = row.pop("kind")
         if kind not in kinds:
-            raise RecordError(f"{uri}: row {number} has the unknown kind {kind[:60]!a}. {REMEDY}")
+            raise RecordError(f"{uri}: row {number} has the unknown kind {kind[:60]!a}; {REMEDY}")
         try:
             entries.append((kind, ObjectRef(**row)))
         except UnsafePathError as error:
-            raise RecordError(f"{uri}: row {number}: {error}. {REMEDY}") from error
+            raise RecordError(f"{uri}: row {number}: {error}; {REMEDY}") from error
     return entries
 
 

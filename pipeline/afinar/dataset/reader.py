@@ -93,7 +93,7 @@ class Dataset:
                 wrong = index.column("uri").filter(pc.invert(pc.fill_null(is_good, False)))[0]
                 raise RecordError(
                     f"the index of version {self.manifest.version} of {self.store.root} is damaged "
-                    f"or forged: the sample of {wrong.as_py()!a} {problem}. {REMEDY}"
+                    f"or forged: the sample of {wrong.as_py()!a} {problem}; {REMEDY}"
                 )
 
     @property

@@ -97,7 +97,7 @@ def _puts(units: int, pictures: int, reject_rate: float) -> int:
     return units * _PUTS_PER_UNIT + round(with_rejects) + _PUTS_PER_VERSION
 
 
-_REMEDY: Final = "Give what `afinar plan label … --json` printed."
+_REMEDY: Final = "give what `afinar plan label … --json` printed"
 
 
 class _StoredForecast(TypedDict):

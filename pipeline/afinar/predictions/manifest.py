@@ -149,7 +149,7 @@ def _parse(store: Store, number: int, record: Record) -> PredictionManifest:
     record = {**_with_sources(record), "version": number}
     manifest = as_record(record, PredictionManifest, uri)
     if manifest.current not in manifest.partitions:
-        raise RecordError(f"{uri}: current is none of its partitions. {REMEDY}")
+        raise RecordError(f"{uri}: current is none of its partitions; {REMEDY}")
     return manifest
 
 

@@ -172,7 +172,7 @@ def _read_below(data: bytes, uri: str) -> int:
     below = metadata.get(_BELOW, b"")
     if not below.isdigit():
         raise RecordError(
-            f"{uri} does not tell how many pictures are below the threshold. {REMEDY}"
+            f"{uri} does not tell how many pictures are below the threshold; {REMEDY}"
         )
     return int(below)
 

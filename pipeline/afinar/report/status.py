@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from afinar.config.status import StatusConfig
+from afinar.config.strict import structure
 from afinar.dataset.gc import collect_garbage, drop_plans, open_plans, verify_dataset
 from afinar.dataset.manifest import FOLDER, Manifest, get_manifests, is_dataset
 from afinar.dataset.reader import Dataset
+from afinar.pictures.preprocessing import StoredView
 from afinar.predictions.gc import collect, require_manifest, verify
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
@@ -71,7 +73,7 @@ def _version(manifest: Manifest) -> dict[str, Any]:
 def _head(manifest: Manifest) -> dict[str, Any]:
     return {
         "source": manifest.source["uri"],
-        "preprocessing": manifest.preprocessing,
+        "preprocessing": structure(manifest.preprocessing, StoredView).as_dict(),
         "labels": manifest.counts["labels"],
         "splits": manifest.counts["splits"],
         "repeats": manifest.counts["repeats"],

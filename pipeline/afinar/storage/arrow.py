@@ -156,7 +156,7 @@ def conform(
         if columns is not None and name not in columns:
             continue
         if table.column_names.count(name) != 1:
-            raise RecordError(f"{uri} must have the column {name!r} once. {REMEDY}")
+            raise RecordError(f"{uri} must have the column {name!r} once; {REMEDY}")
 
         column = table.column(name)
         if column.type != field.type:
@@ -164,11 +164,11 @@ def conform(
                 column = column.cast(field.type)
             except pa.ArrowException:
                 raise RecordError(
-                    f"{uri}: the column {name!r} is {column.type}, not {field.type}. {REMEDY}"
+                    f"{uri}: the column {name!r} is {column.type}, not {field.type}; {REMEDY}"
                 ) from None
             table = table.set_column(table.column_names.index(name), field, column)
         if name in required and column.null_count:
-            raise RecordError(f"{uri}: the column {name!r} has rows without a value. {REMEDY}")
+            raise RecordError(f"{uri}: the column {name!r} has rows without a value; {REMEDY}")
     return table
 
 
@@ -178,7 +178,7 @@ def _damage_of(uri: str) -> Iterator[None]:
         yield
     except _RAISED as error:
         reason = " ".join(str(error).split())[:200]
-        raise RecordError(f"{uri} is not a readable table: {reason}. {REMEDY}") from error
+        raise RecordError(f"{uri} is not a readable table: {reason}; {REMEDY}") from error
 
 
 def _require_sane_size(metadata: pq.FileMetaData, data: bytes | memoryview) -> None:

@@ -49,7 +49,7 @@ def read_marker(store: Store, unit: str) -> UnitMarker:
     marker = read_record(store, marker_name(unit), UnitMarker)
     if marker.unit != unit:
         raise RecordError(
-            f"{store.uri(marker_name(unit))} is the marker of another unit, {marker.unit}. {REMEDY}"
+            f"{store.uri(marker_name(unit))} is the marker of another unit, {marker.unit}; {REMEDY}"
         )
     return marker
 
@@ -74,7 +74,7 @@ def read_markers(
         if missing or unknown:
             kinds = ", ".join(sorted(missing | unknown))[:200]
             fault = "has no" if missing else "has an unknown"
-            raise RecordError(f"{store.uri(marker_name(unit))} {fault} object {kinds!a}. {REMEDY}")
+            raise RecordError(f"{store.uri(marker_name(unit))} {fault} object {kinds!a}; {REMEDY}")
         return marker
 
     with ThreadPoolExecutor(_READ_THREADS) as pool:

@@ -21,7 +21,7 @@ MAX_BYTES: Final = 64 * 2**20
 """Largest record. The largest real ones are heads of datasets from which many pictures were erased:
 67 bytes for each."""
 
-REMEDY: Final = "Restore it from a backup, or remove what it belongs to and make that again."
+REMEDY: Final = "restore it from a backup, or remove what it belongs to and make that again"
 
 
 def _run_folder(value: str) -> str:
@@ -62,7 +62,7 @@ def as_record(value: Record, record_type: type[T], uri: str, remedy: str = REMED
     try:
         return structure(value, record_type)
     except MismatchError as error:
-        raise RecordError(f"{uri}: {error}. {remedy}") from error
+        raise RecordError(f"{uri}: {error}; {remedy}") from error
 
 
 def parse_object(data: bytes, uri: str, remedy: str = REMEDY) -> Record:
@@ -75,15 +75,15 @@ def parse_object(data: bytes, uri: str, remedy: str = REMEDY) -> Record:
             data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_refuse_constant
         )
     except UnicodeDecodeError as error:
-        raise RecordError(f"{uri} is not UTF-8 text. {remedy}") from error
+        raise RecordError(f"{uri} is not UTF-8 text; {remedy}") from error
     except RecursionError as error:
-        raise RecordError(f"{uri} is nested too deeply. {remedy}") from error
+        raise RecordError(f"{uri} is nested too deeply; {remedy}") from error
     except ValueError as error:
         reason = str(error) if data.strip() else "it is empty"
-        raise RecordError(f"{uri} is not JSON ({reason}). {remedy}") from error
+        raise RecordError(f"{uri} is not JSON ({reason}); {remedy}") from error
 
     if not isinstance(value, dict):
-        raise RecordError(f"{uri} is not a JSON object. {remedy}")
+        raise RecordError(f"{uri} is not a JSON object; {remedy}")
     return value
 
 

@@ -114,7 +114,7 @@ class Checkpoints:
 
     def __init__(self, store: Store, run: str, fingerprint: str) -> None:
         self._store, self._folder, self._fingerprint = store, f"runs/{run}/checkpoints", fingerprint
-        self._remedy = f"Remove {store.uri(self._folder)} to begin anew."
+        self._remedy = f"remove {store.uri(self._folder)} to begin anew"
 
     def save(self, state: TrainState, weights: ObjectRef, optimizer: Tensors) -> None:
         """Write a checkpoint, then delete the objects that neither it nor the best epochs need."""
@@ -152,7 +152,7 @@ class Checkpoints:
             return safetensors.torch.load(get_object(self._store, ref))
         except (SafetensorError, ValueError) as error:
             raise RecordError(
-                f"{self._store.uri(ref.path)} is no checkpoint ({error}). {self._remedy}"
+                f"{self._store.uri(ref.path)} is no checkpoint ({error}); {self._remedy}"
             ) from error
 
     def newest(self) -> Checkpoint | None:
@@ -168,14 +168,14 @@ class Checkpoints:
         step, fields = version
         uri = self._store.uri(record_name(self._folder, step))
         if fields.get("format") != FORMAT:
-            raise RecordError(f"{uri} is no checkpoint of this version of afinar. {self._remedy}")
+            raise RecordError(f"{uri} is no checkpoint of this version of afinar; {self._remedy}")
         record = as_record(fields, _Record, uri, self._remedy)
         if record.cursor.step != step:
-            raise RecordError(f"{uri} is the checkpoint of another step. {self._remedy}")
+            raise RecordError(f"{uri} is the checkpoint of another step; {self._remedy}")
         if record.fingerprint != self._fingerprint:
             raise ShortfallError(
                 f"{uri} is a checkpoint of another training (another dataset version, "
-                f"configuration or initial weights). {self._remedy}"
+                f"configuration or initial weights); {self._remedy}"
             )
         return Checkpoint(record.cursor, self.get(record.weights), self.get(record.state))
 

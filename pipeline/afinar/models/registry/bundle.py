@@ -70,6 +70,6 @@ def load_network(store: Store, version: ModelVersion) -> Network:
             reason = " ".join(str(error).split())[:300]
             raise RecordError(
                 f"{uri} holds no weights of the network that the record of model {version.id} "
-                f"describes: {reason}. {REMEDY}"
+                f"describes: {reason}; {REMEDY}"
             ) from error
     return network.eval().to(memory_format=torch.channels_last)

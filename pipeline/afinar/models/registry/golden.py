@@ -151,11 +151,11 @@ def get_golden(store: Store, ref: ObjectRef) -> Golden:
             else None,
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise RecordError(f"{uri} holds no golden samples ({error}). {REMEDY}") from error
+        raise RecordError(f"{uri} holds no golden samples ({error}); {REMEDY}") from error
 
     size = images.shape[1] if images.ndim == 4 else 0
     if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3) or None in golden.files:
-        raise RecordError(f"{uri} holds no golden samples: it has no pictures. {REMEDY}")
+        raise RecordError(f"{uri} holds no golden samples: it has no pictures; {REMEDY}")
     return golden
 
 
@@ -198,7 +198,7 @@ def assert_matches_record(golden: Golden, version: ModelVersion) -> None:
 def _mismatch(version: ModelVersion, stated: str) -> RecordError:
     return RecordError(
         f"the golden samples of model {version.id} were not predicted with {stated}, which its "
-        f"record states: it was changed after it was published. {REMEDY}"
+        f"record states: it was changed after it was published; {REMEDY}"
     )
 
 

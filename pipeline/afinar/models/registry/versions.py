@@ -103,12 +103,12 @@ def get_model(store: Store, number: int) -> ModelVersion:
     classes = len(version.classes)
     if classes != version.architecture.classes or len(set(version.classes)) != classes:
         raise RecordError(
-            f"{uri}: classes must be {version.architecture.classes} different names. {REMEDY}"
+            f"{uri}: classes must be {version.architecture.classes} different names; {REMEDY}"
         )
     digest = version.weights.sha256 if record["format"] == _WEIGHTS_ID_FORMAT else _digest(record)
     if version.version != number or version.id != f"{number}-{digest[:8]}":
         raise RecordError(
-            f"{uri} is not what was published: its content does not have the id {version.id}. "
+            f"{uri} is not what was published: its content does not have the id {version.id}; "
             f"{REMEDY}"
         )
     return version
