@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -60,7 +60,7 @@ def test_lines_of_a_worker_are_recognised(
     logger.info("epoch 1\nloss 0.5")
     lines = [parse_worker_line(line) for line in capsys.readouterr().err.splitlines()]
     if log_format == "text":
-        assert lines == ["epoch 1", "loss 0.5"]
+        assert lines == [r"epoch 1\nloss 0.5"]
     else:
         assert [json.loads(line or "")["message"] for line in lines] == ["epoch 1\nloss 0.5"]
 
@@ -83,3 +83,31 @@ def test_workers_lines_name_the_run_of_the_driver(capsys: pytest.CaptureFixture[
     configure_worker_logging()
     logger.info("unit done")
     assert json.loads(capsys.readouterr().err)["run"] == "r7"
+
+
+HOSTILE = "a\x1b]0;owned\x07\r\nb\x9b31m\u202ec\u2066d\u2028e\x7f\ud800"
+SHOWN = r"a\x1b]0;owned\x07\r\nb\x9b31m\u202ec\u2066d\u2028e\x7f\ud800"
+
+
+@pytest.mark.parametrize("configure", [configure_logging, configure_worker_logging])
+def test_control_characters_of_a_message_are_shown_escaped(
+    configure: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure()
+    logger.info(f"class {HOSTILE}, 苔 and é")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"class {SHOWN}, 苔 and é")
+
+
+def test_traceback_keeps_its_lines_and_its_message_is_escaped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging()
+    try:
+        raise ValueError(HOSTILE)
+    except ValueError:
+        logger.exception("failed")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["failed", "Traceback (most recent call last):"]
+    assert "\x1b" not in "".join(lines)
+    assert r"owned\x07\r" in "".join(lines)

@@ -2,6 +2,7 @@
 
 AfinarError
 ├── RequestError        the request is wrong; the message tells what to change (exit code 2)
+│   └── RecordError         a record or a table that was read is damaged or forged
 ├── ShortfallError      the job ran, but missed its reject budget or its gate (exit code 1)
 │   └── DivergedError       a training's numbers are not finite; the same request ends so again
 ├── UnknownOutcomeError the cluster does not answer: a submitted job may go on (exit code 3)
@@ -31,6 +32,10 @@ class RequestError(AfinarError):
     """The request cannot be carried out as written. The message tells what to change."""
 
     exit_code = 2
+
+
+class RecordError(RequestError):
+    """A record or a table of a dataset, a model or predictions is damaged or forged."""
 
 
 class ShortfallError(AfinarError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass
 from typing import Final, Literal, TextIO
@@ -32,6 +33,38 @@ class LogSettings:
     log_format: Format = "text"
     verbose: bool = False
     run: str = ""
+
+
+# Control characters of terminals (C0, DEL, C1), line separators, and characters that change the
+# direction of the text after them; lone surrogates cannot be printed.
+_CONTROLS: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def escape_controls(text: str) -> str:
+    """Return text with control characters as escapes, such as `\\x1b` and `\\n`.
+
+    Names of files, classes and models may come from strangers. Whatever is shown on a terminal or
+    written to a log as text passes here, so that no name moves the cursor, fakes a line or hides
+    one.
+    """
+    return _CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def escape_lines(text: str) -> str:
+    """Return text of several lines, such as a traceback, with each line escaped."""
+    return "\n".join(map(escape_controls, text.split("\n")))
+
+
+class _TextFormatter(logging.Formatter):
+    """The message, escaped, and the traceback."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        lines = [escape_controls(record.getMessage())]
+        if record.exc_info:
+            lines.append(escape_lines(self.formatException(record.exc_info)))
+        return "\n".join(lines)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
@@ -72,7 +105,7 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-class _WorkerFormatter(logging.Formatter):
+class _WorkerFormatter(_TextFormatter):
     """The message and the traceback, each of their lines marked as written by this logger."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -89,7 +122,7 @@ def configure_logging(log_format: Format = "text", *, run: str = "", verbose: bo
     os.environ[FORMAT_VARIABLE] = log_format
     os.environ[VERBOSE_VARIABLE] = str(int(verbose))
     os.environ[RUN_VARIABLE] = run
-    formatter = _JsonFormatter(run, None) if log_format == "json" else logging.Formatter()
+    formatter = _JsonFormatter(run, None) if log_format == "json" else _TextFormatter()
     _set_handler(formatter, verbose)
     _ROOT.propagate = True
 

@@ -25,7 +25,7 @@ from afinar.models.networks.network import Network, apply_input_view, build_netw
 from afinar.models.networks.weights import IMAGENET_MEAN, IMAGENET_STD
 from afinar.models.registry.bundle import put_weights
 from afinar.models.registry.golden import MAX_SAMPLES as GOLDEN
-from afinar.models.registry.golden import compute_logits, put_golden
+from afinar.models.registry.golden import GoldenPictures, compute_logits, put_golden
 from afinar.models.registry.versions import ModelVersion, publish_model
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import InputView, StoredView
@@ -62,13 +62,14 @@ def make_model(models: Path, backbone: str, size: int, fit: FitMode = "squash") 
     _fit(network, [apply_input_view(torch.from_numpy(batch), view) for batch in _batches(images)])
     store = open_store(str(models))
     weights = put_weights(store, network)
+    pictures = GoldenPictures(files[:GOLDEN], images[:GOLDEN])
     golden = put_golden(
-        store, files[:GOLDEN], images[:GOLDEN], compute_logits(network, images[:GOLDEN], view)
+        store, pictures, compute_logits(network, pictures.images, view), list(CLASSES)
     )
     publish_model(
         store,
         lambda number: ModelVersion(
-            version=number, id=f"{number}-{weights.sha256[:8]}", architecture=architecture,
+            version=number, architecture=architecture,
             regime="frozen", classes=list(CLASSES), stored_view=stored, input_view=view,
             weights=weights, golden=golden, metrics={}, lineage={},
         ),

@@ -12,8 +12,11 @@ from typing import NamedTuple
 import pytest
 
 from afinar.cli.main import COMMANDS, main
+from afinar.config.ingest import IngestConfig
+from afinar.ingest.driver import run_ingest
 from afinar.logs import LogSettings, configure_logging, log_settings
-from tests.conftest import Trained, make_archive, run_afinar
+from afinar.units.executor import InlineExecutor
+from tests.conftest import Trained, jpeg, make_archive, run_afinar
 
 HEAVY = ("torch", "torchvision", "ray")
 
@@ -200,3 +203,32 @@ def test_logging_flags_configure_the_log(tmp_path: Path) -> None:
         assert log_settings() == LogSettings(log_format="json", verbose=True)
     finally:
         configure_logging()
+
+
+def test_control_characters_of_names_reach_no_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hostile = "a\x1b]0;owned\x07\nafinar: done\x9b31m\u202eb"
+    for name in (hostile, "moss"):
+        (tmp_path / "source" / name).mkdir(parents=True)
+        for number in range(4):
+            picture = jpeg(number + 100 * (name == "moss"))
+            (tmp_path / "source" / name / f"{number}.jpg").write_bytes(picture)
+    dataset = str(tmp_path / "dataset")
+    run_ingest(
+        IngestConfig(source=str(tmp_path / "source"), dataset=dataset, size=16), InlineExecutor()
+    )
+    capfd.readouterr()
+
+    assert main(["status", dataset]) == 0
+    assert main(["status", dataset, "--json"]) == 0
+    assert main(["status", str(tmp_path / hostile)]) == 2
+    assert main([hostile]) == 2
+    captured = capfd.readouterr()
+    shown = captured.out + captured.err
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(shown)
+    assert not any(line.startswith("afinar: done") for line in shown.splitlines())
+    assert shown.count(r"a\x1b]0;owned\x07\nafinar: done\x9b31m\u202eb") >= 2
+
+    (summary,) = (line for line in captured.out.splitlines() if line.startswith("{"))
+    assert set(json.loads(summary)["labels"]) == {hostile, "moss"}

@@ -31,3 +31,22 @@ def test_recipe_that_is_not_toml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("size: 64")
     with pytest.raises(RequestError, match="not TOML"):
         load_recipe(IngestConfig, str(tmp_path / "r.toml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max-reject-rate = 0.1\nmax_reject_rate = 0.2", "'max-reject-rate' and 'max_reject_rate'"),
+        ('top_k = 1\n"top-k" = 1', "'top_k' and 'top-k'"),
+        ("size = " + "[" * 100_000, "nested too deeply"),
+        ("size = " + "{a=" * 100_000, "nested too deeply"),
+        ("size = " + "9" * 10_000, "not TOML"),
+        ('labels = "\\ud800"', "not TOML"),
+    ],
+)
+def test_recipe_that_contradicts_itself_or_cannot_be_parsed_is_refused(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RequestError, match=message):
+        load_recipe(IngestConfig, str(tmp_path / "r.toml"))

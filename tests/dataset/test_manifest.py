@@ -18,6 +18,7 @@ from afinar.dataset.manifest import (
     put_objects,
 )
 from afinar.errors import RequestError
+from afinar.pictures.preprocessing import StoredView
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
@@ -34,9 +35,14 @@ def manifest_of(store: Store, version: int) -> Manifest:
         created="2026-11-26T00:00:00+00:00",
         source={"uri": "/archive", "fingerprint": "f"},
         recipe={"labels": "folder"},
-        preprocessing={"size": 64},
+        preprocessing=StoredView(size=64, fit="crop").as_dict(),
         classes=["moss", "rust"],
-        counts={"listed": 3},
+        counts={
+            "listed": 3,
+            "samples": 3,
+            "rejects": 0,
+            **{name: {} for name in ("rejects_by_reason", "splits", "labels", "repeats")},
+        },
         objects=put_objects(store, [SHARD]),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,9 +61,9 @@ def test_ingest_and_erasure_read_each_object_of_the_parent_once(
     reads: Counter[str] = Counter()
     real = LocalStore.get
 
-    def counting_get(self: LocalStore, name: str, etag: str | None = None) -> bytes:
+    def counting_get(self: LocalStore, name: str, *conditions: Any, **limits: Any) -> bytes:
         reads[name] += 1
-        return real(self, name, etag)
+        return real(self, name, *conditions, **limits)
 
     monkeypatch.setattr(LocalStore, "get", counting_get)
     (archive / "moss" / "new.jpg").write_bytes(jpeg(9000))

@@ -16,6 +16,7 @@ import pytest
 from afinar import open_dataset
 from afinar.config.ingest import StoreKind
 from afinar.dataset.manifest import read_tables
+from afinar.dataset.schema import OUTCOMES
 from afinar.errors import ForbiddenError, StorageError
 from afinar.ingest.plan import ShardTask
 from afinar.ingest.worker import Outcome, build_shard, make_batch_builder, process_picture
@@ -201,7 +202,9 @@ def test_a_retried_unit_skips_the_pictures_at_which_two_attempts_died(
     assert len(tried) == len(entries) - 1
     assert all(len(names) == 4 for names in tried), "an attempt file lies there during each decode"
     assert not list(store.walk(ATTEMPTS)), "the attempt that commits the unit deletes them"
-    [facts] = read_tables(store, [read_marker(store, task.unit).objects["facts"]])
+    [facts] = read_tables(
+        store, [read_marker(store, task.unit).objects["facts"]], OUTCOMES, required=["uri"]
+    )
     rejects = facts.filter(pc.is_valid(facts.column("reason")))
     assert rejects.column("uri").to_pylist() == [entries[3].uri]
     assert rejects.column("reason").to_pylist() == ["killed_worker"]

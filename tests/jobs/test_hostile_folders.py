@@ -13,7 +13,7 @@ import pytest
 from afinar.cli.main import main
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
-from afinar.errors import RequestError, UnsafePathError
+from afinar.errors import RecordError, RequestError, UnsafePathError
 from afinar.ingest.driver import run_ingest
 from afinar.labelling.driver import LabelOutcome, run_labelling
 from afinar.training.task import plan_training
@@ -75,7 +75,7 @@ def test_model_id_with_path_is_refused_and_nothing_is_deleted(
     rename(models, "/../../../victim")
     with pytest.raises(RequestError, match="not the id of a model version"):
         label(trained.dataset, tmp_path / "preds", models, single=True)
-    assert main(["status", str(tmp_path / "preds"), "--gc"]) == 1
+    assert main(["status", str(tmp_path / "preds"), "--gc"]) == 2
     assert untouched(victim)
 
 
@@ -99,7 +99,7 @@ def test_unfinished_run_record_with_path_is_refused(
     (note,) = (tmp_path / "models" / "unfinished").iterdir()
     edit(note, lambda record: record.update(run="../../victim"))
     (tmp_path / "models" / "runs").mkdir()
-    with pytest.raises(UnsafePathError, match="unfinished/"):
+    with pytest.raises(RecordError, match=r"unfinished/.*: run: .* is not the name of a run"):
         plan_training(config, "another")
     assert untouched(victim)
 

@@ -14,6 +14,7 @@ from afinar.config.label import LabelConfig
 from afinar.errors import RequestError, StorageError
 from afinar.labelling import driver
 from afinar.labelling.driver import LabelJob, run_labelling
+from afinar.models.registry.golden import GoldenPictures, get_golden, put_golden
 from afinar.models.registry.versions import publish_model
 from afinar.predictions.gc import delete_superseded
 from afinar.predictions.manifest import PredictionManifest, publish_manifest
@@ -87,11 +88,13 @@ def test_model_version_has_a_temperature_scores_are_softened(
 ) -> None:
     models = open_store(shutil.copytree(trained.models, tmp_path / "models").as_posix())
     plain = open_model(f"{models.root}@1")
+    samples = get_golden(models, plain.version.golden)
+    golden = put_golden(
+        models, GoldenPictures(samples.files, samples.images), samples.logits, plain.classes, 3.0
+    )
     warmer = publish_model(
         models,
-        lambda number: replace(
-            plain.version, version=number, id=f"{number}-{'0' * 8}", temperature=3.0
-        ),
+        lambda number: replace(plain.version, version=number, golden=golden, temperature=3.0),
     )
     label(scans, tmp_path / "out", f"{models.root}@{warmer.version}")
     rows = open_predictions(str(tmp_path / "out")).table.to_pylist()[::17]

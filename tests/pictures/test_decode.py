@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from afinar.config.strict import structure
 from afinar.pictures.decode import FORMATS, Limits, decode
 from afinar.pictures.preprocessing import InputView, StoredView
 from afinar.pictures.rejects import PictureError, Reason
@@ -192,9 +193,9 @@ def test_reduced_decoding_differs_by_at_most_one_level(source: tuple[int, int]) 
 
 
 def test_views_round_trip_through_json() -> None:
-    assert StoredView.from_dict(VIEW.as_dict()) == VIEW
+    assert structure(VIEW.as_dict(), StoredView) == VIEW
     view = InputView(input_size=64, mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
-    assert InputView.from_dict(view.as_dict()) == view
+    assert structure(view.as_dict(), InputView) == view
     assert VIEW.key() != StoredView(size=33, fit="squash").key()
 
 

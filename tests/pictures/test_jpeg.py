@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afinar.config.strict import structure
 from afinar.pictures.decode import decode, decode_into, decode_to_jpeg
 from afinar.pictures.jpeg import decode_stored, encode_stored
 from afinar.pictures.preprocessing import StoredView
@@ -58,8 +59,8 @@ def test_truncated_file_is_rejected_by_both_stores() -> None:
 
 
 def test_store_is_part_of_view_key() -> None:
-    assert StoredView.from_dict(JPEG.as_dict()) == JPEG
+    assert structure(JPEG.as_dict(), StoredView) == JPEG
     assert JPEG.key() != PIXELS.key()
     record = PIXELS.as_dict()
     del record["store"]  # written before there was a choice
-    assert StoredView.from_dict(record) == PIXELS
+    assert structure(record, StoredView) == PIXELS

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from afinar.config.strict import MismatchError, structure
 from afinar.errors import RequestError
 from afinar.pictures.decode import configure_pillow, decode, decode_to_jpeg
 from afinar.pictures.jpeg import decode_stored
@@ -184,10 +185,10 @@ def test_stored_jpeg_is_srgb_without_a_profile() -> None:
 
 def test_views_name_their_decoder() -> None:
     assert (VIEW.decoder, VIEW.applies_profiles) == (DECODER, True)
-    assert not StoredView.from_dict(EARLIER.as_dict()).applies_profiles
+    assert not structure(EARLIER.as_dict(), StoredView).applies_profiles
     assert VIEW.key() != EARLIER.key()
-    with pytest.raises(RequestError, match="update afinar"):
-        StoredView.from_dict({**VIEW.as_dict(), "decoder": "pillow/99"})
+    with pytest.raises(MismatchError, match="update afinar"):
+        structure({**VIEW.as_dict(), "decoder": "pillow/99"}, StoredView)
 
 
 def test_pillow_without_littlecms_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from afinar import open_predictions
-from afinar.errors import RequestError, UnsafePathError
+from afinar.config.strict import MismatchError, structure
+from afinar.errors import RequestError
 from afinar.predictions.manifest import PredictionManifest, kept_manifests, read_manifest
 from afinar.predictions.schema import writer_unit
 from afinar.storage.open import open_store
@@ -17,6 +18,7 @@ from tests.archives import flat_archive, label
 from tests.conftest import Trained
 
 OBJECTS = {"path": f"lists/{'a' * 16}.parquet", "rows": 1, "bytes": 9, "sha256": "a" * 64}
+COUNTS = {"labels": {"moss": 2}, "histogram": [0] * 19 + [2], "score_sum": 1.9}
 ENTRY = {
     "model": "models@1-0a1b2c3d",
     "source": "scans",
@@ -25,7 +27,7 @@ ENTRY = {
     "rows": 2,
     "rejects": 0,
     "last_run": {"listed": 2, "labelled": 2, "rejected": 0},
-    "accounts": {"scans": {"version": 1, "run": {}, "standing": {}}},
+    "accounts": {"scans": {"version": 1, "run": COUNTS, "standing": COUNTS}},
     "left_out": {".txt": 1},
     "classes": ["moss", "rust"],
 }
@@ -49,7 +51,7 @@ def write(folder: Path, content: dict[str, Any]) -> None:
 
 def test_manifest_is_read_and_written_the_record_is_the_same() -> None:
     for original in (record(), record(classes=None, left_out=None)):
-        manifest = PredictionManifest.from_dict({**original, "owner": "job"})
+        manifest = structure({**original, "owner": "job"}, PredictionManifest)
         assert json.dumps(manifest.as_dict()) == json.dumps(original)
     assert manifest.partitions["1-0a1b2c3d"].list_digest == "a" * 16
 
@@ -74,10 +76,10 @@ def test_early_version_has_neither_sources_nor_accounts_it_opens(tmp_path: Path)
     assert (partition.sources, partition.accounts) == (["scans"], {})
 
 
-def test_record_has_unsafe_names_it_is_refused(tmp_path: Path) -> None:
+def test_record_has_unsafe_names_it_is_refused() -> None:
     for forged in (record("1-0a1b2c3d/../x"), record(objects={**OBJECTS, "path": "../x"})):
-        with pytest.raises(UnsafePathError):
-            PredictionManifest.from_dict(forged)
+        with pytest.raises(MismatchError, match=r"^partitions.*is not the name of"):
+            structure(forged, PredictionManifest)
 
 
 def test_folder_holds_something_else_it_is_refused(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from multiprocessing import get_context
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -20,10 +22,10 @@ class RemoteStore(LocalStore):
     def open_local(self, name: str) -> None:  # type: ignore[override]
         return None
 
-    def get_unverified(self, name: str) -> bytes:
+    def get_unverified(self, name: str, max_bytes: int | None = None) -> bytes:
         with Path(self.root, "reads").open("a") as log:
             log.write(f"{name}\n")
-        return super().get_unverified(name)
+        return super().get_unverified(name, max_bytes)
 
     def reads(self) -> int:
         return len(Path(self.root, "reads").read_text().splitlines())
@@ -145,3 +147,40 @@ def test_link_in_place_of_lock_or_copy_is_not_followed(store: RemoteStore, tmp_p
     (folder / ref.sha256).symlink_to(victim)
     assert read(store, ref, Cache(folder)) == bytes([7]) * 1000
     assert victim.read_bytes() == b"precious"
+
+
+def test_unfinished_copies_of_killed_writers_are_deleted_those_of_living_ones_count(
+    store: RemoteStore, tmp_path: Path
+) -> None:
+    folder = tmp_path / "cache"
+    first, second = put(store, 1), put(store, 2)
+    read(store, first, Cache(folder, 3500))
+    for number in range(3):
+        (folder / f"new-abandoned{number}").write_bytes(bytes(1000))
+    with (folder / "new-alive").open("wb") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        alive.write(bytes(2000))
+        alive.flush()
+        read(store, second, Cache(folder, 3500))
+        # 2000 bytes in progress and the new copy leave no room for the first one.
+        assert cached_names(folder) == {"new-alive", second.sha256}
+    read(store, first, Cache(folder, 3500))
+    assert cached_names(folder) == {first.sha256, second.sha256}
+
+
+def test_copy_is_written_anew_if_it_was_deleted_before_it_was_locked(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref, folder, lock = put(store, 7), tmp_path / "cache", fcntl.flock
+    deleted: list[Path] = []
+
+    def delete_then_lock(file: BinaryIO, operation: int) -> None:
+        for path in folder.glob("new-*") if not deleted else ():
+            path.unlink()
+            deleted.append(path)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", delete_then_lock)
+    assert read(store, ref, Cache(folder)) == bytes([7]) * 1000
+    assert len(deleted) == 1
+    assert cached_names(folder) == {ref.sha256}

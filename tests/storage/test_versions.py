@@ -7,12 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from afinar.errors import (
-    RequestError,
-)
+from afinar.errors import NotFoundError, RequestError, ShortfallError
 from afinar.storage.open import open_store
 from afinar.storage.store import Buffer, Store
-from afinar.storage.versions import append_version, latest, probe_conditional_put, publish
+from afinar.storage.versions import (
+    append_version,
+    latest,
+    probe_conditional_put,
+    publish,
+    read_consistently,
+)
 
 
 def test_version_number_belongs_to_one_owner(store: Store) -> None:
@@ -62,3 +66,61 @@ def test_other_files_among_versions_are_ignored(location: str) -> None:
     current = latest(store, "manifests")
     assert current is not None
     assert current[0] == 1
+
+
+def test_reading_begins_again_while_other_jobs_change_the_versions(store: Store) -> None:
+    assert publish(store, "manifests", 1, {}, "job")
+    calls: list[int] = []
+
+    def read() -> str:
+        calls.append(len(calls))
+        if len(calls) < 3:
+            assert publish(store, "manifests", 1 + len(calls), {}, "another job")
+            raise NotFoundError("an object of a version that was deleted meanwhile")
+        return "read"
+
+    assert read_consistently(store, "manifests", read) == "read"
+    assert calls == [0, 1, 2]
+
+
+def test_missing_object_of_versions_that_do_not_change_is_damage(store: Store) -> None:
+    assert publish(store, "manifests", 1, {}, "job")
+    calls: list[int] = []
+
+    def read() -> None:
+        calls.append(1)
+        raise NotFoundError("lists/x.parquet")
+
+    with pytest.raises(NotFoundError, match="lists/x"):
+        read_consistently(store, "manifests", read)
+    assert len(calls) == 1
+
+
+def test_versions_that_change_for_ever_end_in_a_sentence(store: Store) -> None:
+    numbers = iter(range(1, 100))
+
+    def read() -> None:
+        assert publish(store, "manifests", next(numbers), {}, "another job")
+        raise NotFoundError("lists/x.parquet")
+
+    with pytest.raises(ShortfallError, match="run the command again"):
+        read_consistently(store, "manifests", read)
+
+
+@pytest.mark.parametrize("after", ["put", "second put"])
+def test_probe_that_garbage_collection_deletes_is_made_anew(
+    after: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = type(store).put_if_absent
+    deleted: list[str] = []
+
+    def put_then_delete(self: Store, name: str, data: Buffer) -> bool:
+        is_written = put(self, name, data)
+        if len(deleted) < 1 and (after == "put" or not is_written):
+            deleted.append(name)
+            self.delete(name)
+        return is_written
+
+    monkeypatch.setattr(type(store), "put_if_absent", put_then_delete)
+    probe_conditional_put(store)
+    assert len(deleted) == 1

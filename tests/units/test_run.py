@@ -9,11 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from afinar.errors import NotFoundError, ShortfallError
 from afinar.sources.listing import as_listing
 from afinar.storage.markers import UnitMarker, commit_unit, read_markers
 from afinar.storage.objects import get_object, put_object
 from afinar.storage.open import open_store
-from afinar.storage.versions import Record, latest, publish
+from afinar.storage.records import Record
+from afinar.storage.versions import latest, publish
 from afinar.units.cut import is_up_to_date, iter_units, plan_units, unit_names
 from afinar.units.plans import Plan
 from afinar.units.results import UnitResult
@@ -90,3 +92,53 @@ def test_killed_job_is_resumed_and_later_runs_are_incremental(tmp_path: Path) ->
     again = run_incremental(CountLetters(tmp_path, [*WORDS, "one more", "and another"]))
     assert (again.published, again.totals.units) == (False, 0)
     assert again.summary == {**more.summary, "owner": "toy"}
+
+
+class Overtaken(CountLetters):
+    """Another job publishes a version and deletes what this one is reading, `times` times."""
+
+    def __init__(self, target: Path, words: list[str], where: str, times: int) -> None:
+        super().__init__(target, words)
+        self.where, self.times = where, times
+
+    def _lose(self, current: Record) -> None:
+        if self.times:
+            self.times -= 1
+            number = current["version"] + 1
+            assert publish(self.store, "totals", number, {**current, "version": number}, "other")
+            raise NotFoundError("lists/deleted.parquet")
+
+    def make_plan(self, current: Record) -> Planned:
+        if self.where == "plan":
+            self._lose(current)
+        return super().make_plan(current)
+
+    def is_current(self, table: pa.Table, current: Record) -> bool:
+        if self.where == "compare":
+            self._lose(current)
+        return super().is_current(table, current)
+
+    def publish(self, plan: Plan, current: Record) -> Published[Record]:
+        if self.where == "publish":
+            self._lose(current)
+        return super().publish(plan, current)
+
+
+@pytest.mark.parametrize("where", ["plan", "compare", "publish"])
+def test_objects_that_another_job_deletes_meanwhile_are_no_error(
+    where: str, tmp_path: Path
+) -> None:
+    run_incremental(CountLetters(tmp_path, WORDS[:50]))
+    result = run_incremental(Overtaken(tmp_path, WORDS, where, times=2))
+    assert result.summary["letters"] == {word: len(word) for word in WORDS}
+    with pytest.raises(ShortfallError, match="run the command again"):
+        run_incremental(Overtaken(tmp_path, [*WORDS, "more"], where, times=100))
+
+
+def test_object_that_is_missing_without_another_job_is_an_error(tmp_path: Path) -> None:
+    class Damaged(CountLetters):
+        def make_plan(self, current: Record) -> Planned:
+            raise NotFoundError("lists/deleted.parquet")
+
+    with pytest.raises(NotFoundError):
+        run_incremental(Damaged(tmp_path, WORDS))

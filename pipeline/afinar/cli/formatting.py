@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from afinar.logs import escape_controls
 from afinar.storage.left_out import describe_left_out
+
+
+def escape_names(value: Any) -> Any:
+    """Return a summary in which all texts, keys too, have their control characters escaped."""
+    if isinstance(value, str):
+        return escape_controls(value)
+    if isinstance(value, dict):
+        return {escape_names(key): escape_names(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [escape_names(item) for item in value]
+    return value
 
 
 def format_counts(counts: Mapping[str, int]) -> str:

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol, TextIO
 
 from afinar.cli import interruption
+from afinar.cli.formatting import escape_names
 from afinar.config.base import JobConfig
 from afinar.errors import AfinarError, RequestError
-from afinar.logs import configure_logging, log_settings
+from afinar.logs import configure_logging, escape_controls, escape_lines, log_settings
 from afinar.storage.names import new_run
 
 COMMANDS: Final = {
@@ -61,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         print(_overview())  # noqa: T201
         return 0
     if argv[0] not in COMMANDS:
-        message = f"afinar: unknown command {argv[0]!r}\n\n{_overview()}"
+        message = f"afinar: unknown command {argv[0]!a}\n\n{_overview()}"
         print(message, file=sys.stderr)  # noqa: T201
         return 2
     return _run(argv[0], argv[1:])
@@ -78,7 +79,8 @@ def _run(name: str, argv: list[str]) -> int:
 
         with redirect_stdout() as stdout:
             summary = command.run(config)
-            print(json.dumps(summary) if as_json else command.describe(summary), file=stdout)
+            text = json.dumps(summary) if as_json else command.describe(escape_names(summary))
+            print(text, file=stdout)
         return int(summary.get("exit_code", 0))
     except AfinarError as error:
         _report_error(str(error), error.exit_code, as_json)
@@ -96,7 +98,7 @@ def _run(name: str, argv: list[str]) -> int:
         _report_error(f"{interruption.cause()}; {hint}", code, as_json)
         return code
     except Exception as error:  # noqa: BLE001  (a bug: print the traceback)
-        traceback.print_exc()
+        print(escape_lines(traceback.format_exc()), file=sys.stderr, end="")  # noqa: T201
         _report_error(f"{type(error).__name__}: {error}", 1, as_json)
         return 1
     finally:
@@ -116,7 +118,7 @@ def _require_current_folder() -> None:
 
 
 def _report_error(message: str, exit_code: int, as_json: bool) -> None:
-    print(f"afinar: {message}", file=sys.stderr)  # noqa: T201
+    print(f"afinar: {escape_controls(message)}", file=sys.stderr)  # noqa: T201
     if as_json:
         print(json.dumps({"error": message, "exit_code": exit_code}))  # noqa: T201
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from afinar.config.base import JobConfig
+from afinar.config.strict import MismatchError, structure
 from afinar.errors import RequestError
 
 C = TypeVar("C", bound=JobConfig)
@@ -52,10 +53,13 @@ def load_recipe(config_class: type[C], recipe: str) -> dict[str, Any]:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RequestError(f"cannot read the recipe {recipe}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise RequestError(f"the recipe {recipe} is not TOML: it is nested too deeply") from error
+    except ValueError as error:
+        # Also text that is not UTF-8, and numbers of thousands of digits.
         raise RequestError(f"the recipe {recipe} is not TOML: {error}") from error
 
-    values = {key.replace("-", "_"): value for key, value in table.items()}
+    values = _with_field_names(table, recipe)
     known = {field.name for field in dataclasses.fields(config_class)}
     for key in values:
         if key not in known:
@@ -66,32 +70,28 @@ def load_recipe(config_class: type[C], recipe: str) -> dict[str, Any]:
     return _check_types(config_class, values, recipe)
 
 
+def _with_field_names(table: dict[str, Any], recipe: str) -> dict[str, Any]:
+    """Return the values by field. Raises RequestError for one key in two spellings."""
+    spelling: dict[str, str] = {}
+    for key in table:
+        name = key.replace("-", "_")
+        if name in spelling:
+            raise RequestError(
+                f"the recipe {recipe} has both {spelling[name]!r} and {key!r}, which are one flag: "
+                "remove one"
+            )
+        spelling[name] = key
+    return {name: table[key] for name, key in spelling.items()}
+
+
 def _check_types(config_class: type[C], values: dict[str, Any], recipe: str) -> dict[str, Any]:
-    import cattrs  # 0.1 s that only a job with a recipe pays
-
-    converter = cattrs.Converter(prefer_attrib_converters=True)
-    for scalar in (int, float, str, bool):
-        converter.register_structure_hook(scalar, _require_type)
-
     hints = typing.get_type_hints(config_class)
     checked = {}
     for key, value in values.items():
         hint = hints[key]
         try:
-            checked[key] = converter.structure(value, hint)
-        except Exception as error:
+            checked[key] = structure(value, hint)
+        except MismatchError as error:
             wanted = getattr(hint, "__name__", str(hint).replace("typing.", ""))
             raise RequestError(f"the recipe {recipe}: {key} = {value!r} is not {wanted}") from error
     return checked
-
-
-def _require_type(value: Any, wanted: type) -> Any:
-    """Return the value if it has exactly this type; an int is converted to a float.
-
-    TOML has types, so that the string "64" is a mistake for the number 64.
-    """
-    if wanted is float and type(value) is int:
-        return float(value)
-    if type(value) is not wanted:
-        raise TypeError(f"{value!r} is not {wanted.__name__}")
-    return value

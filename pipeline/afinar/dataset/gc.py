@@ -6,9 +6,10 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 from afinar.dataset.manifest import FOLDER, Manifest, get_manifests, list_objects
-from afinar.errors import StorageError
+from afinar.errors import RecordError, StorageError
 from afinar.storage.objects import ObjectRef
 from afinar.storage.store import Store
+from afinar.storage.versions import read_consistently
 from afinar.units.gc import delete_objects, delete_versions
 from afinar.units.plans import StoredUnits, stored_plans
 from afinar.units.quarantine import ATTEMPTS
@@ -42,7 +43,7 @@ def _objects_of(store: Store, manifest: Manifest) -> list[ObjectRef]:
     """
     try:
         return [manifest.objects, *(entry.ref for entry in list_objects(store, manifest))]
-    except StorageError:
+    except (StorageError, RecordError):
         return [manifest.objects]
 
 
@@ -78,6 +79,10 @@ def find_unreferenced(store: Store, deleted: Collection[int]) -> list[str]:
     object that was listed has a plan that is listed after it; and what was published meanwhile is
     in a manifest, since manifests are read last.
     """
+    return read_consistently(store, FOLDER, lambda: _find_unreferenced(store, deleted))
+
+
+def _find_unreferenced(store: Store, deleted: Collection[int]) -> list[str]:
     candidates = [info.name for folder in _COLLECTED for info in store.walk(folder)]
     planned = {version_in(info.name) for info in store.walk("plans")}
     kept = [manifest for manifest in get_manifests(store) if manifest.version not in deleted]

@@ -6,25 +6,53 @@ Parquet list of objects that the head names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypedDict
 
 import pyarrow as pa
 
+from afinar.config.strict import Count, conforms_to
 from afinar.dataset.schema import OBJECTS
-from afinar.errors import RequestError, ShortfallError
-from afinar.storage.arrow import from_parquet, to_parquet
-from afinar.storage.objects import ObjectRef, get_object, put_object
+from afinar.errors import RecordError, RequestError, ShortfallError, UnsafePathError
+from afinar.pictures.preprocessing import StoredView
+from afinar.storage.arrow import get_table, to_parquet
+from afinar.storage.names import check_sha256
+from afinar.storage.objects import ObjectRef, put_object
+from afinar.storage.records import REMEDY, Record, as_record
 from afinar.storage.store import Store
-from afinar.storage.versions import Record, latest, publish, read_version, versions
+from afinar.storage.versions import (
+    latest,
+    publish,
+    read_consistently,
+    read_version,
+    record_name,
+    versions,
+)
 
 FOLDER: Final = "manifests"
 FORMAT: Final = "afinar-dataset/1"
 
+OBJECT_KINDS: Final = frozenset({"shard", "index", "rejects"})
+
 _READS: Final = 16  # of small objects at once: latency, not work
+
+
+class _Source(TypedDict):
+    uri: str
+    fingerprint: str
+
+
+class _Counts(TypedDict):
+    listed: Count
+    samples: Count
+    rejects: Count
+    rejects_by_reason: dict[str, Count]
+    splits: dict[str, Count]
+    labels: dict[str, Count]
+    repeats: dict[str, Count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,26 +69,20 @@ class Manifest:
     - `forgotten`: content hashes that were erased and must not come back.
     """
 
-    version: int
-    parent: int | None
-    lineage: int
+    version: Count
+    parent: Count | None
+    lineage: Count
     created: str
-    source: dict[str, Any]
+    source: Annotated[dict[str, Any], conforms_to(_Source)]
     recipe: dict[str, Any]
-    preprocessing: dict[str, Any]
+    preprocessing: Annotated[dict[str, Any], conforms_to(StoredView)]
     classes: list[str]
-    counts: dict[str, Any]
+    counts: Annotated[dict[str, Any], conforms_to(_Counts)]
     objects: ObjectRef
-    forgotten: list[str] = field(default_factory=list)
+    forgotten: list[Annotated[str, check_sha256]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, **self.__dict__, "objects": self.objects.as_dict()}
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Manifest:
-        """Return the manifest of a record; keys that are not the head's are ignored."""
-        fields = {name: record[name] for name in cls.__dataclass_fields__}
-        return cls(**{**fields, "objects": ObjectRef(**record["objects"])})
 
 
 class DatasetObject(NamedTuple):
@@ -76,12 +98,12 @@ def current_manifest(store: Store) -> Manifest | None:
     Raises RequestError for the manifest of something else.
     """
     found = latest(store, FOLDER)
-    return None if found is None else _parse(store, found[1])
+    return None if found is None else _parse(store, *found)
 
 
 def get_manifest(store: Store, version: int) -> Manifest:
     """Return the manifest of one version. Raises RequestError for that of something else."""
-    return _parse(store, read_version(store, FOLDER, version))
+    return _parse(store, version, read_version(store, FOLDER, version))
 
 
 def get_manifests(store: Store) -> list[Manifest]:
@@ -89,17 +111,26 @@ def get_manifests(store: Store) -> list[Manifest]:
 
     Raises RequestError if there is none, or for the manifest of something else.
     """
-    manifests = [get_manifest(store, number) for number in versions(store, FOLDER)]
+    manifests = read_consistently(
+        store,
+        FOLDER,
+        lambda: [get_manifest(store, number) for number in versions(store, FOLDER)],
+    )
     if not manifests:
         raise RequestError(f"{store.root} holds no dataset")
     return manifests
 
 
-def _parse(store: Store, record: Record) -> Manifest:
+def _parse(store: Store, number: int, record: Record) -> Manifest:
     if record.get("format") != FORMAT:
-        content = record.get("format", "something else")
+        content = str(record.get("format", "something else"))[:200]
         raise RequestError(f"{store.root} holds {content}, not a dataset")
-    return Manifest.from_dict(record)
+
+    uri = store.uri(record_name(FOLDER, number))
+    manifest = as_record(record, Manifest, uri)
+    if manifest.version != number:
+        raise RecordError(f"{uri} is the head of version {manifest.version}; {REMEDY}")
+    return manifest
 
 
 def is_dataset(store: Store) -> bool:
@@ -142,11 +173,32 @@ def put_objects(store: Store, objects: Iterable[DatasetObject]) -> ObjectRef:
 
 def list_objects(store: Store, manifest: Manifest) -> list[DatasetObject]:
     """Read the list of a version's objects."""
-    rows = from_parquet(get_object(store, manifest.objects)).to_pylist()
-    return [DatasetObject(row.pop("kind"), ObjectRef(**row)) for row in rows]
+    return [
+        DatasetObject(*entry) for entry in read_object_list(store, manifest.objects, OBJECT_KINDS)
+    ]
 
 
-def read_tables(store: Store, refs: Iterable[ObjectRef]) -> list[pa.Table]:
-    """Read verified Parquet objects, several at a time, in the order of `refs`."""
+def read_object_list(
+    store: Store, ref: ObjectRef, kinds: Collection[str]
+) -> list[tuple[str, ObjectRef]]:
+    """Read a list of objects, OBJECTS: kind and reference of each. Raises RecordError."""
+    uri = store.uri(ref.path)
+    rows = get_table(store, ref, OBJECTS, required=OBJECTS.names).to_pylist()
+    entries = []
+    for number, row in enumerate(rows):
+        kind = row.pop("kind")
+        if kind not in kinds:
+            raise RecordError(f"{uri}: row {number} has the unknown kind {kind[:60]!a}; {REMEDY}")
+        try:
+            entries.append((kind, ObjectRef(**row)))
+        except UnsafePathError as error:
+            raise RecordError(f"{uri}: row {number}: {error}; {REMEDY}") from error
+    return entries
+
+
+def read_tables(
+    store: Store, refs: Iterable[ObjectRef], schema: pa.Schema, required: Collection[str]
+) -> list[pa.Table]:
+    """Read verified Parquet objects, several at a time, in the order of `refs`; see `get_table`."""
     with ThreadPoolExecutor(_READS) as pool:
-        return list(pool.map(lambda ref: from_parquet(get_object(store, ref)), refs))
+        return list(pool.map(lambda ref: get_table(store, ref, schema, required=required), refs))

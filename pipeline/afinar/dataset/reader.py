@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from afinar.config.strict import structure
 from afinar.dataset.manifest import (
     FOLDER,
     DatasetObject,
@@ -22,13 +23,14 @@ from afinar.dataset.manifest import (
     list_objects,
     read_tables,
 )
-from afinar.dataset.schema import INDEX, REJECTS
+from afinar.dataset.schema import INDEX, INDEX_REQUIRED, REJECTS
 from afinar.dataset.shards import MappedShard
-from afinar.errors import NotFoundError, RequestError, StorageError
+from afinar.errors import NotFoundError, RecordError, RequestError, StorageError
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.cache import DEFAULT_BYTES, Cache, map_file, open_verified
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
+from afinar.storage.records import REMEDY
 from afinar.storage.store import Store
 from afinar.storage.versions import versions
 
@@ -41,7 +43,7 @@ class Dataset:
     def __init__(self, store: Store, manifest: Manifest, cache: Cache | None = None) -> None:
         self.store = store
         self.manifest = manifest
-        self.view = StoredView.from_dict(manifest.preprocessing)
+        self.view = structure(manifest.preprocessing, StoredView)
         self._cache = cache or Cache()
         self._mapped: OrderedDict[int, MappedShard] = OrderedDict()
         self._mapping = Lock()
@@ -49,12 +51,14 @@ class Dataset:
     @cached_property
     def index(self) -> pa.Table:
         """One row per sample, sorted by uri: INDEX."""
-        return self._read_rows("index", INDEX)
+        index = self._read_rows("index", INDEX, INDEX_REQUIRED)
+        self._check_index(index)
+        return index
 
     @cached_property
     def rejects(self) -> pa.Table:
         """One row per picture that could not be used: REJECTS."""
-        return self._read_rows("rejects", REJECTS)
+        return self._read_rows("rejects", REJECTS, ["uri", "reason"])
 
     @cached_property
     def objects(self) -> list[DatasetObject]:
@@ -65,9 +69,34 @@ class Dataset:
         """Return the objects of one kind: "shard", "index" or "rejects"."""
         return [entry.ref for entry in self.objects if entry.kind == kind]
 
-    def _read_rows(self, kind: str, schema: pa.Schema) -> pa.Table:
-        tables = read_tables(self.store, self.objects_of(kind))
-        return pa.concat_tables([schema.empty_table(), *tables])
+    def _read_rows(self, kind: str, schema: pa.Schema, required: list[str]) -> pa.Table:
+        tables = read_tables(self.store, self.objects_of(kind), schema, required)
+        return pa.concat_tables(
+            [schema.empty_table(), *(table.select(schema.names) for table in tables)]
+        )
+
+    def _check_index(self, index: pa.Table) -> None:
+        """Raise RecordError for rows outside of their shards and for uris of unknown schemes."""
+        shards = self.objects_of("shard")
+        names = pa.array([ref.path for ref in shards], index.schema.field("shard").type)
+        counts = pa.array([ref.rows for ref in shards], pa.int64())
+        limits = counts.take(pc.index_in(index.column("shard"), names).combine_chunks())
+        is_row = pc.and_(
+            pc.greater_equal(index.column("row"), 0), pc.less(index.column("row"), limits)
+        )
+        uris = index.column("uri")
+        is_uri = pc.or_(pc.starts_with(uris, "/"), pc.starts_with(uris, "s3://"))
+
+        for problem, is_good in (
+            ("names no row of its shards", is_row),
+            ("leads elsewhere than to a file or s3://", is_uri),
+        ):
+            if not pc.all(pc.fill_null(is_good, False)).as_py():
+                wrong = index.column("uri").filter(pc.invert(pc.fill_null(is_good, False)))[0]
+                raise RecordError(
+                    f"the index of version {self.manifest.version} of {self.store.root} is damaged "
+                    f"or forged: the sample of {wrong.as_py()!a} {problem}; {REMEDY}"
+                )
 
     @property
     def classes(self) -> list[str]:
@@ -161,7 +190,7 @@ class Dataset:
 
     def _open(self, ref: ObjectRef) -> MappedShard:
         with open_verified(self.store, ref, self._cache) as file:
-            return MappedShard(map_file(file), self.view)
+            return MappedShard(map_file(file), self.view, self.store.uri(ref.path), ref.rows)
 
 
 def open_dataset(

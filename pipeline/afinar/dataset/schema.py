@@ -37,6 +37,9 @@ INDEX: Final = pa.schema(
 
 `split` is null for a sample that is held out."""
 
+INDEX_REQUIRED: Final = ["uri", "etag", "sample_id", "shard", "row"]
+"""Columns of an index that are never null."""
+
 REJECTS: Final = pa.schema(
     [
         ("uri", pa.large_string()),

@@ -16,6 +16,7 @@ from afinar.dataset.schema import shard_schema
 from afinar.pictures.jpeg import decode_stored
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.resize import Pixels
+from afinar.storage.arrow import conform, from_ipc
 from afinar.storage.objects import ObjectRef, ObjectWriter
 from afinar.storage.store import Store
 
@@ -56,10 +57,15 @@ class ShardWriter:
 
 
 class MappedShard:
-    """The pictures of one memory-mapped shard; `data` is the whole file."""
+    """The pictures of one memory-mapped shard; `data` is the whole file.
 
-    def __init__(self, data: memoryview, view: StoredView) -> None:
-        batches = pa.ipc.open_file(pa.py_buffer(data)).read_all().column("image").chunks
+    Raises RecordError, which names `uri`, if it is not a shard of this view with `rows` rows.
+    """
+
+    def __init__(self, data: memoryview, view: StoredView, uri: str, rows: int) -> None:
+        schema = shard_schema(view.size, view.store)
+        table = conform(from_ipc(data, uri=uri, rows=rows), schema, uri, ["image"], ["image"])
+        batches = table.column("image").chunks
         # Row number of the first picture of each batch, and the number of all rows.
         self._starts = np.cumsum([0, *(len(batch) for batch in batches)]).tolist()
 

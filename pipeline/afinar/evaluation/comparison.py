@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from afinar.evaluation.intervals import Interval, confusion, paired_difference, wilson
 from afinar.models.registry.versions import ModelVersion
 from afinar.storage.arrow import from_parquet
+from afinar.storage.records import parse_object
 from afinar.storage.store import Store
 
 
@@ -66,8 +66,12 @@ class EvaluatedRun:
 def read_run(store: Store, version: ModelVersion) -> EvaluatedRun:
     """Read the history and the test predictions of a published version."""
     run = version.lineage["run"]
-    history = [json.loads(line) for line in store.get(f"{run}/history.jsonl").splitlines()]
-    return EvaluatedRun(version, history, from_parquet(store.get(f"{run}/test.parquet")))
+    history = [
+        parse_object(line, f"{store.uri(f'{run}/history.jsonl')}, line {number}")
+        for number, line in enumerate(store.get(f"{run}/history.jsonl").splitlines(), 1)
+    ]
+    name = f"{run}/test.parquet"
+    return EvaluatedRun(version, history, from_parquet(store.get(name), uri=store.uri(name)))
 
 
 def best_run(runs: list[EvaluatedRun]) -> EvaluatedRun:

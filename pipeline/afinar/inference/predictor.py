@@ -15,7 +15,12 @@ from afinar.inference.optimize import optimize_for_inference
 from afinar.models.networks.network import Network, apply_input_view
 from afinar.models.networks.precision import tf32_disabled
 from afinar.models.registry.bundle import load_network
-from afinar.models.registry.golden import assert_matches_golden, get_golden, redecode
+from afinar.models.registry.golden import (
+    assert_matches_golden,
+    assert_matches_record,
+    get_golden,
+    redecode,
+)
 from afinar.models.registry.versions import ModelVersion, find_model
 from afinar.pictures.decode import decode
 from afinar.storage.store import Store
@@ -91,7 +96,9 @@ def load_predictor(
     is used as published. Raises ModelError if the golden samples have other logits here.
     """
     network = load_network(store, version).to(torch.device(device))
-    golden = redecode(get_golden(store, version.golden), version.stored_view)
+    golden = get_golden(store, version.golden)
+    assert_matches_record(golden, version)
+    golden = redecode(golden, version.stored_view)
     if precision is None:
         assert_matches_golden(golden, network, version.input_view)
     else:

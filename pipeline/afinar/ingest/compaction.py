@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from afinar.dataset.schema import INDEX
+from afinar.dataset.schema import INDEX, shard_schema
 from afinar.dataset.shards import ShardWriter, batch_rows
 from afinar.ingest.plan import shard_pictures
 from afinar.pictures.preprocessing import StoredView
-from afinar.storage.arrow import from_ipc
+from afinar.storage.arrow import conform, from_ipc
 from afinar.storage.markers import UnitMarker, commit_unit, committed_units, read_markers
 from afinar.storage.objects import ObjectRef, get_object
 from afinar.storage.open import open_store
@@ -134,10 +134,16 @@ def _digest(group: list[LiveRows]) -> str:
 def compact(task: CompactTask) -> UnitResult:
     """Copy live rows to one new shard and commit it. Running a unit twice is harmless."""
     store = open_store(task.dataset)
+    schema = shard_schema(task.view.size, task.view.store)
     with ShardWriter(store, task.view) as writer:
         step = batch_rows(task.view)
         for source in task.sources:
-            shard = from_ipc(get_object(store, source.shard))
+            shard = from_ipc(
+                get_object(store, source.shard),
+                uri=store.uri(source.shard.path),
+                rows=source.shard.rows,
+            )
+            shard = conform(shard, schema, store.uri(source.shard.path), required=schema.names)
             for start in range(0, len(source.rows), step):
                 rows = pa.array(source.rows[start : start + step], pa.int64())
                 writer.write(shard.take(rows).combine_chunks().to_batches()[0])
@@ -154,7 +160,7 @@ def compact_shards(store: Store, executor: Executor, tasks: list[CompactTask]) -
     with ProgressReporter("compact", sum(task.pictures for task in pending)) as progress:
         for result in executor.run(lambda: compact, pending):
             progress.add(result.pictures)
-    return read_markers(store, (task.unit for task in tasks))
+    return read_markers(store, (task.unit for task in tasks), required=("shard",))
 
 
 def remap_index(index: pa.Table, tasks: list[CompactTask], markers: list[UnitMarker]) -> pa.Table:

@@ -250,13 +250,13 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
         policy: RetryPolicy[ShardTask] = retry_policy(self.config.unit_timeout_s)
         return self.executor.run(lambda: build_shard, tasks, policy)
 
-    def is_overtaken(self, plan: Plan, current: Parent) -> bool:
+    def is_overtaken(self, plan: Plan | None, current: Parent) -> bool:
         del plan
         return open_parent(self.store, self.view).manifest != current.manifest
 
     def publish(self, plan: Plan, current: Parent) -> Published[IngestSummary]:
         """Publish the next version from the parent and the committed units."""
-        markers = read_markers(self.store, plan.units)
+        markers = read_markers(self.store, plan.units, required=("facts",))
         fresh = self._read_outcomes(markers)
         known = pa.concat_tables([OUTCOMES.empty_table(), *fresh])
         outcomes = join_outcomes(plan.table, current.outcomes, known)
@@ -297,7 +297,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
 
     def _read_outcomes(self, markers: list[UnitMarker]) -> list[pa.Table]:
         refs = [marker.objects["facts"] for marker in markers]
-        return read_tables(self.store, refs)
+        return read_tables(self.store, refs, OUTCOMES, required=["uri"])
 
     def _delete_transient(self, markers: list[UnitMarker], outcomes: list[pa.Table]) -> None:
         """Delete the markers of units with transient rejects: the next run runs them again."""

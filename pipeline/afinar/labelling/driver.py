@@ -42,6 +42,7 @@ from afinar.predictions.manifest import (
     Partition,
     publish_manifest,
     put_parts,
+    read_manifest,
 )
 from afinar.predictions.review_queue import PageRenderer
 from afinar.predictions.schema import SCHEMAS, object_folder
@@ -250,8 +251,9 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
             forgotten=frozenset(forgotten),
         )
 
-    def is_overtaken(self, plan: Plan, current: PublishedRows) -> bool:
-        del current
+    def is_overtaken(self, plan: Plan | None, current: PublishedRows) -> bool:
+        if plan is None:
+            return read_manifest(self.store).version != current.manifest.version
         return not is_stored(self.store, plan)
 
     def publish(self, plan: Plan, current: PublishedRows) -> Published[LabelSummary]:
@@ -260,7 +262,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
         Raises VersionConflictError if a concurrent run of the same command has published this plan:
         its predictions may be superseded already.
         """
-        markers = read_markers(self.store, plan.units)
+        markers = read_markers(self.store, plan.units, known=SCHEMAS)
         new = [Part(kind, ref) for marker in markers for kind, ref in marker.objects.items()]
         stats = read_stats(self.store, new)
         pictures = plan.table.filter(pc.is_valid(plan.table.column("unit"))).column("uri")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 import pyarrow as pa
 
 from afinar.config.label import LabelConfig
+from afinar.config.strict import Count
 from afinar.errors import RequestError, StorageError
 from afinar.labelling.driver import LabelJob
 from afinar.labelling.tasks import LabelSpec
@@ -19,6 +19,7 @@ from afinar.predictions.current import PublishedRows
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
 from afinar.storage.open import read_uri
+from afinar.storage.records import as_record, parse_object
 from afinar.units.cut import count_pending
 from afinar.units.estimate import Forecast, Sample, extrapolate
 from afinar.units.executor import InlineExecutor
@@ -98,15 +99,17 @@ def _puts(units: int, pictures: int, reject_rate: float) -> int:
     return units * _PUTS_PER_UNIT + round(with_rejects) + _PUTS_PER_VERSION
 
 
-_REQUIRED_KEYS: Final = (
-    "source",
-    "model",
-    "to_read",
-    "listing_seconds",
-    "start_seconds",
-    "seconds",
-    "images_per_second",
-)
+_REMEDY: Final = "give what `afinar plan label … --json` printed"
+
+
+class _StoredForecast(TypedDict):
+    source: str
+    model: str
+    to_read: Count
+    listing_seconds: float
+    start_seconds: float
+    seconds: float
+    images_per_second: float
 
 
 def read_forecast(path: str, job: LabelJob) -> dict[str, Any]:
@@ -115,13 +118,11 @@ def read_forecast(path: str, job: LabelJob) -> dict[str, Any]:
     Raises RequestError for any other file, and for the estimate of another job.
     """
     try:
-        forecast = json.loads(read_uri(path))
+        data = read_uri(path)
     except StorageError as error:
         raise RequestError(f"--forecast: cannot read {error}") from error
-    except ValueError as error:
-        raise RequestError(f"--forecast {path} is not JSON: {error}") from error
-    if not isinstance(forecast, dict) or any(name not in forecast for name in _REQUIRED_KEYS):
-        raise RequestError(f"--forecast {path}: give what `afinar plan label … --json` printed")
+    forecast = parse_object(data, f"--forecast {path}", _REMEDY)
+    as_record(forecast, _StoredForecast, f"--forecast {path}", _REMEDY)
     if (forecast["source"], forecast["model"]) != (job.source.uri, job.model):
         raise RequestError(
             f"--forecast {path} is of {forecast['source']} with {forecast['model']}, "

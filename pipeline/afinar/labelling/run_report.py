@@ -23,8 +23,8 @@ from afinar.labelling.stats import (
 )
 from afinar.predictions.manifest import Part, Partition, PredictionManifest
 from afinar.predictions.part_reader import read_part
+from afinar.storage.records import Record
 from afinar.storage.store import Store
-from afinar.storage.versions import Record
 
 _EXAMPLES = 5  # rejects of each reason that a report shows
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from afinar.config.label import LabelConfig
 from afinar.dataset.manifest import FOLDER, FORMAT
 from afinar.dataset.reader import open_dataset
-from afinar.errors import RequestError, StorageError
+from afinar.errors import RecordError, RequestError, StorageError
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
 from afinar.sources.listing import AnnotatedListing, as_listing, list_pictures
@@ -189,13 +189,13 @@ def _dataset_version(uri: str) -> int | None:
     store = open_store(uri)
     try:
         newest = latest(store, FOLDER) if store.exists() else None
-    except (StorageError, ValueError):
+    except (StorageError, RecordError):
         return None
     if newest is None:
         return None
     number, record = newest
 
-    return number if isinstance(record, dict) and record.get("format") == FORMAT else None
+    return number if record.get("format") == FORMAT else None
 
 
 def _require_view(uri: str, version: int, view: StoredView) -> None:

@@ -29,11 +29,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from afinar.predictions.manifest import HISTOGRAM_BINS
+
 Counts = NDArray[np.int64]
 Fractions = NDArray[np.float64]
 Distance = Callable[[Fractions, Fractions], Fractions]
 
-BINS: Final = 20
+BINS: Final = HISTOGRAM_BINS
 """Number of bins of a confidence histogram, of equal width from 0 to 1. A bin contains its lower
 edge, the last bin both edges."""
 
@@ -102,6 +104,7 @@ class LabelStats:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> LabelStats:
+        """Return the statistics in a manifest, which were checked when it was read."""
         return cls(record["labels"], tuple(record["histogram"]), record["score_sum"])
 
 
@@ -109,7 +112,9 @@ def count_labels(table: pa.Table) -> LabelStats:
     """Return the statistics of predictions: a table with `label` and `score` (0 to 1)."""
     counts = pc.value_counts(table.column("label")).to_pylist()
     labels = Counter({count["values"]: count["counts"] for count in counts})
-    scores = np.clip(table.column("score").to_numpy().astype(np.float64), 0.0, 1.0)
+    # A score that is not a number counts as 0: statistics are written as JSON, which has no NaN.
+    scores = np.nan_to_num(table.column("score").to_numpy().astype(np.float64))
+    scores = np.clip(scores, 0.0, 1.0)
     histogram, _ = np.histogram(scores, bins=BINS, range=(0.0, 1.0))
     return LabelStats(_sort_by_label(labels), tuple(histogram.tolist()), float(scores.sum()))
 

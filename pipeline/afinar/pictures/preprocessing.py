@@ -9,11 +9,11 @@ from its shard.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from afinar.config.base import fingerprint
 from afinar.config.ingest import FitMode, StoreKind
-from afinar.errors import RequestError
+from afinar.config.strict import between
 
 DECODER = "pillow/3"
 """Version of the decoder. It changes whenever the same bytes would give other pixels.
@@ -27,6 +27,20 @@ Earlier versions are kept: models and datasets that were made with one go on wit
 EARLIER_DECODERS: Final = ("pillow/2", "pillow/1")  # none of them applies colour profiles
 
 
+def _known_decoder(name: str) -> str:
+    if name not in {DECODER, *EARLIER_DECODERS}:
+        raise ValueError(
+            f"its pictures were decoded by {name[:40]!r}, and this afinar has {DECODER}: "
+            "update afinar"
+        )
+    return name
+
+
+Decoder = Annotated[str, _known_decoder]
+Channel = Annotated[int, between(0, 255)]
+Deviation = Annotated[float, between(1e-6, 1e6)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredView:
     """Conversion of a file's bytes to a square, uint8 [size, size, 3].
@@ -36,24 +50,16 @@ class StoredView:
     that JPEG decodes to.
     """
 
-    size: int
+    EXACT_KEYS = True  # see config/strict.py
+
+    size: Annotated[int, between(1, 4096)]
     fit: FitMode
-    background: tuple[int, int, int] = (255, 255, 255)
-    decoder: str = DECODER
+    background: tuple[Channel, Channel, Channel] = (255, 255, 255)
+    decoder: Decoder = DECODER
     store: StoreKind = "pixels"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "background": list(self.background)}
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> StoredView:
-        """Read a record. Raises RequestError for a decoder that this afinar does not have."""
-        if record["decoder"] not in {DECODER, *EARLIER_DECODERS}:
-            raise RequestError(
-                f"its pictures were decoded by {record['decoder']!r}, and this afinar has "
-                f"{DECODER}: update afinar"
-            )
-        return cls(**{**record, "background": tuple(record["background"])})
 
     @property
     def applies_profiles(self) -> bool:
@@ -73,15 +79,11 @@ class InputView:
     (x / 255 - mean) / std.
     """
 
-    input_size: int
+    EXACT_KEYS = True  # see config/strict.py
+
+    input_size: Annotated[int, between(1, 4096)]
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Deviation, Deviation, Deviation]
 
     def as_dict(self) -> dict[str, Any]:
         return {"input_size": self.input_size, "mean": list(self.mean), "std": list(self.std)}
-
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> InputView:
-        return cls(
-            input_size=record["input_size"], mean=tuple(record["mean"]), std=tuple(record["std"])
-        )

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from afinar.config.label import LabelConfig
-from afinar.predictions.schema import PREDICTIONS
+from afinar.predictions.schema import ABSTAINED, PREDICTIONS
 
 UNNAMED_TOP_K: Final = 5
 """The `top_k` that partition names leave out. It must never change, whatever the configuration's
@@ -35,7 +35,7 @@ class OptionalColumns:
         """PREDICTIONS and the optional columns."""
         schema = PREDICTIONS
         if self.abstain_below:
-            schema = schema.append(pa.field("abstained", pa.bool_()))
+            schema = schema.append(ABSTAINED)
         for name in ("scores", "features"):
             if getattr(self, name):
                 schema = schema.append(pa.field(name, pa.list_(pa.float32())))

@@ -7,22 +7,53 @@ with the highest number is current.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypedDict
 
 import pyarrow as pa
 
+from afinar.config.strict import Count, conforms_to
+from afinar.dataset.manifest import read_object_list
 from afinar.dataset.schema import OBJECTS
-from afinar.errors import RequestError
-from afinar.storage.arrow import from_parquet, to_parquet
-from afinar.storage.names import check_partition
-from afinar.storage.objects import ObjectRef, get_object, put_object
+from afinar.errors import RecordError, RequestError
+from afinar.predictions.schema import SCHEMAS
+from afinar.storage.arrow import to_parquet
+from afinar.storage.names import check_partition, check_sha256
+from afinar.storage.objects import ObjectRef, put_object
+from afinar.storage.records import REMEDY, Record, as_record
 from afinar.storage.store import Store
-from afinar.storage.versions import Record, latest, publish, read_version, versions
+from afinar.storage.versions import (
+    latest,
+    publish,
+    read_consistently,
+    read_version,
+    record_name,
+    versions,
+)
 
 FOLDER: Final = "manifests"
 FORMAT: Final = "afinar-predictions/1"
 FORGET_PLAN: Final = "plans/forget.parquet"
 """Lease of an erasure, beside which no labelling runs."""
+HISTOGRAM_BINS: Final = 20
+"""Number of bins of a histogram of scores, of equal width from 0 to 1."""
+
+
+def _require_bins(histogram: list[int]) -> list[int]:
+    if len(histogram) != HISTOGRAM_BINS:
+        raise ValueError(f"expected {HISTOGRAM_BINS} counts, found {len(histogram)}")
+    return histogram
+
+
+class _LabelCounts(TypedDict):
+    labels: dict[str, Count]
+    histogram: Annotated[list[Count], _require_bins]
+    score_sum: float
+
+
+class _Account(TypedDict):
+    version: Count
+    run: _LabelCounts
+    standing: _LabelCounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +71,11 @@ class Partition:
     source: str
     sources: list[str]
     objects: ObjectRef
-    rows: int
-    rejects: int
-    last_run: dict[str, int]
-    accounts: dict[str, Record] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    rows: Count
+    rejects: Count
+    last_run: dict[str, Count]
+    accounts: dict[str, Annotated[Record, conforms_to(_Account)]] = field(default_factory=dict)
+    left_out: dict[str, Count] = field(default_factory=dict)
     classes: list[str] | None = None
 
     @property
@@ -60,15 +91,11 @@ class Partition:
             del record["left_out"]
         return record
 
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> Partition:
-        """Return the partition of a manifest's JSON entry.
 
-        Early versions wrote neither `sources` nor `accounts` nor `left_out`.
-        """
-        fields = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
-        fields = {"sources": [record["source"]], **fields}
-        return cls(**{**fields, "objects": ObjectRef(**record["objects"])})
+def _check_names(partitions: dict[str, Partition]) -> dict[str, Partition]:
+    for name in partitions:
+        check_partition(name)
+    return partitions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +106,10 @@ class PredictionManifest:
     partitions: nothing is published yet.
     """
 
-    version: int = 0
+    version: Count = 0
     current: str | None = None
-    partitions: dict[str, Partition] = field(default_factory=dict)
-    forgotten: list[str] = field(default_factory=list)
+    partitions: Annotated[dict[str, Partition], _check_names] = field(default_factory=dict)
+    forgotten: list[Annotated[str, check_sha256]] = field(default_factory=list)
 
     def successor(self, name: str, partition: Partition) -> PredictionManifest:
         """Return the next version, in which `partition` replaces the one of that name."""
@@ -99,24 +126,6 @@ class PredictionManifest:
             "forgotten": self.forgotten,
         }
 
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> PredictionManifest:
-        """Return the manifest of a JSON record.
-
-        Raises UnsafePathError for a name of a partition or of an object that could lead out of the
-        folder: the record may be a stranger's.
-        """
-        partitions = {
-            check_partition(name): Partition.from_dict(entry)
-            for name, entry in record["partitions"].items()
-        }
-        return cls(
-            version=record["version"],
-            current=record["current"],
-            partitions=partitions,
-            forgotten=record.get("forgotten", []),  # early versions have none
-        )
-
 
 def read_manifest(store: Store) -> PredictionManifest:
     """Return the current manifest; version 0 if nothing is published.
@@ -129,18 +138,41 @@ def read_manifest(store: Store) -> PredictionManifest:
 
 def kept_manifests(store: Store) -> list[PredictionManifest]:
     """Return all versions that are kept, in ascending order."""
-    numbers = versions(store, FOLDER)
-    return [_parse(store, number, read_version(store, FOLDER, number)) for number in numbers]
+
+    def read() -> list[PredictionManifest]:
+        numbers = versions(store, FOLDER)
+        return [_parse(store, number, read_version(store, FOLDER, number)) for number in numbers]
+
+    return read_consistently(store, FOLDER, read)
 
 
 def _parse(store: Store, number: int, record: Record) -> PredictionManifest:
     if record.get("format") != FORMAT:
-        raise RequestError(
-            f"{store.root} holds {record.get('format', 'something else')}, not predictions"
-        )
+        content = str(record.get("format", "something else"))[:200]
+        raise RequestError(f"{store.root} holds {content}, not predictions")
+
     # The number of a version is that of its file: the next one is published under the number after
     # it.
-    return PredictionManifest.from_dict({**record, "version": number})
+    uri = store.uri(record_name(FOLDER, number))
+    record = {**_with_sources(record), "version": number}
+    manifest = as_record(record, PredictionManifest, uri)
+    if manifest.current not in manifest.partitions:
+        raise RecordError(f"{uri}: current is none of its partitions; {REMEDY}")
+    return manifest
+
+
+def _with_sources(record: Record) -> Record:
+    """Return a record with `sources` in each partition: early versions wrote only `source`."""
+    partitions = record.get("partitions")
+    if not isinstance(partitions, dict):
+        return record
+    return {
+        **record,
+        "partitions": {
+            name: {"sources": [entry.get("source")], **entry} if isinstance(entry, dict) else entry
+            for name, entry in partitions.items()
+        },
+    }
 
 
 def publish_manifest(store: Store, manifest: PredictionManifest, owner: str) -> bool:
@@ -167,5 +199,4 @@ def get_parts(store: Store, partition: Partition | None) -> list[Part]:
     """Return a partition's objects; none for a partition that is not published."""
     if partition is None:
         return []
-    rows = from_parquet(get_object(store, partition.objects)).to_pylist()
-    return [Part(row.pop("kind"), ObjectRef(**row)) for row in rows]
+    return [Part(*entry) for entry in read_object_list(store, partition.objects, SCHEMAS)]

@@ -15,9 +15,8 @@ import pyarrow as pa
 
 from afinar.errors import NotFoundError, RequestError, StorageError
 from afinar.predictions.manifest import Part, Partition, get_parts, read_manifest
-from afinar.predictions.schema import SCHEMAS
-from afinar.storage.arrow import from_parquet
-from afinar.storage.objects import get_object
+from afinar.predictions.schema import ABSTAINED, PREDICTIONS, SCHEMAS
+from afinar.storage.arrow import get_table
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
 
@@ -81,7 +80,11 @@ def open_predictions(uri: str, partition: str | None = None) -> Predictions:
 
 def read_part(store: Store, part: Part, columns: list[str] | None = None) -> pa.Table:
     """Return the rows of one object after its hash is verified; all columns by default."""
-    return from_parquet(get_object(store, part.ref), columns)
+    required = ["uri", "reason"] if part.kind == "rejects" else PREDICTIONS.names
+    schema = SCHEMAS[part.kind]
+    if columns is not None and ABSTAINED.name in columns:
+        schema = schema.append(ABSTAINED)
+    return get_table(store, part.ref, schema, columns, required)
 
 
 def iter_parts(

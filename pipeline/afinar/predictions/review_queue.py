@@ -13,13 +13,14 @@ from typing import Final, NamedTuple, TypeAlias
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from afinar.errors import NotFoundError
+from afinar.errors import NotFoundError, RecordError
 from afinar.predictions.manifest import Partition
 from afinar.predictions.part_reader import iter_parts
 from afinar.predictions.schema import PREDICTIONS
-from afinar.storage.arrow import from_parquet, to_parquet
+from afinar.storage.arrow import conform, from_parquet, to_parquet
+from afinar.storage.csv_cells import escape_formulas
+from afinar.storage.records import REMEDY
 from afinar.storage.store import Store
 
 QUEUE: Final = 100_000
@@ -80,7 +81,9 @@ class Reviewer:
         folder = f"{review_folder(self.partition)}/{partition.list_digest}"
         existing = {info.name.rsplit("/", 1)[-1] for info in self.store.walk(folder)}
         if {TABLE, FORM, PAGE if self.render else FORM} <= existing:
-            return WrittenQueue(folder, _read_below(self.store.get(f"{folder}/{TABLE}")))
+            table_name = f"{folder}/{TABLE}"
+            below = _read_below(self.store.get(table_name), self.store.uri(table_name))
+            return WrittenQueue(folder, below)
 
         columns = [*PREDICTIONS.names, "abstained"]
         table, below = least_certain(iter_parts(self.store, partition, columns), QUEUE)
@@ -123,7 +126,8 @@ def least_certain(tables: Iterable[pa.Table], limit: int) -> LeastCertain:
 def corrections_form(table: pa.Table) -> bytes:
     """Return a CSV with `uri` and `label`, filled in with the predicted labels."""
     sink = pa.BufferOutputStream()
-    pyarrow.csv.write_csv(table.select(["uri", "label"]), sink)
+    columns = [escape_formulas(table.column(name)) for name in ("uri", "label")]
+    pyarrow.csv.write_csv(pa.table(columns, names=["uri", "label"]), sink)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
@@ -162,15 +166,22 @@ def _lowest(tables: list[pa.Table], limit: int) -> pa.Table:
     return table.take(pc.sort_indices(order, ascending).slice(0, limit))
 
 
-def _read_below(data: bytes) -> int:
+def _read_below(data: bytes, uri: str) -> int:
     """Return the number of pictures below the threshold, from a queue's table."""
-    return int(pq.read_schema(pa.BufferReader(data)).metadata[_BELOW])
+    metadata = from_parquet(data, ["uri"], uri=uri).schema.metadata or {}
+    below = metadata.get(_BELOW, b"")
+    if not below.isdigit():
+        raise RecordError(
+            f"{uri} does not tell how many pictures are below the threshold; {REMEDY}"
+        )
+    return int(below)
 
 
 def _is_edited(store: Store, folder: str) -> bool:
-    """Return True if a form differs from the one of its table, or if the table is missing."""
+    """Return True if a form differs from the one of its table, or if the table is not readable."""
     try:
-        table = from_parquet(store.get(f"{folder}/{TABLE}"))
+        table = from_parquet(store.get(f"{folder}/{TABLE}"), uri=store.uri(f"{folder}/{TABLE}"))
+        table = conform(table, PREDICTIONS, store.uri(f"{folder}/{TABLE}"))
         return store.get(f"{folder}/{FORM}") != corrections_form(table)
-    except NotFoundError:
+    except (NotFoundError, RecordError):  # without its table the form is kept
         return True

@@ -41,6 +41,8 @@ PUBLISHED: Final = pa.schema(
 """One published picture, in memory only. `reason` is null if the picture is labelled, else why it
 was rejected; `part` is the position of its object in the partition's list of objects."""
 
+ABSTAINED: Final = pa.field("abstained", pa.bool_())
+
 _PART_NAME: Final = re.compile(r"part-([^-/]+)-[^-/]+\.parquet")
 
 

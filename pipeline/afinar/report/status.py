@@ -6,18 +6,20 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from afinar.config.status import StatusConfig
+from afinar.config.strict import structure
 from afinar.dataset.gc import collect_garbage, drop_plans, open_plans, verify_dataset
-from afinar.dataset.manifest import Manifest, get_manifests, is_dataset
+from afinar.dataset.manifest import FOLDER, Manifest, get_manifests, is_dataset
 from afinar.dataset.reader import Dataset
 from afinar.dataset.stratification import few_notes
 from afinar.errors import RequestError
 from afinar.models.registry.aliases import champion_number
-from afinar.models.registry.versions import VERSIONS, ModelVersion
+from afinar.models.registry.versions import VERSIONS, get_model
+from afinar.pictures.preprocessing import StoredView
 from afinar.predictions.gc import collect, require_manifest, verify
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
-from afinar.storage.versions import read_version, versions
+from afinar.storage.versions import read_consistently, versions
 from afinar.training.unfinished import collect_models, unfinished_runs
 from afinar.units.plans import StoredUnits, stored_plans
 from afinar.units.verify import Verification, needed_objects, verify_objects
@@ -32,11 +34,11 @@ def read_status(config: StatusConfig) -> dict[str, Any]:
     holds neither a dataset nor predictions nor models.
     """
     store = open_store(config.path)
-    if is_dataset(store):
-        return _dataset(config, store)
-    if versions(store, VERSIONS) or unfinished_runs(store):
+    if not is_dataset(store) and (versions(store, VERSIONS) or unfinished_runs(store)):
         return _models(config, store)
-    return _predictions(config, store)
+    read = _dataset if is_dataset(store) else _predictions
+    # A concurrent job may delete objects of the versions that are described.
+    return read_consistently(store, FOLDER, lambda: read(config, store))
 
 
 def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def _version(manifest: Manifest) -> dict[str, Any]:
 def _head(manifest: Manifest) -> dict[str, Any]:
     return {
         "source": manifest.source["uri"],
-        "preprocessing": manifest.preprocessing,
+        "preprocessing": structure(manifest.preprocessing, StoredView).as_dict(),
         "labels": manifest.counts["labels"],
         "splits": manifest.counts["splits"],
         "repeats": manifest.counts["repeats"],
@@ -131,10 +133,7 @@ def _models(config: StatusConfig, store: Store) -> dict[str, Any]:
         collected = collect_models(store, config.drop_plans)
         summary |= {"runs_dropped": collected.runs, "removed": collected.objects}
 
-    models = [
-        ModelVersion.from_dict(read_version(store, VERSIONS, number))
-        for number in versions(store, VERSIONS)
-    ]
+    models = [get_model(store, number) for number in versions(store, VERSIONS)]
     summary["champion"] = champion_number(store)
     summary["versions"] = [
         {

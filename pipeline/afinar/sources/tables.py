@@ -13,6 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from afinar.errors import NotFoundError, RequestError, StorageError
+from afinar.storage.csv_cells import unescape_formulas
 from afinar.storage.open import read_uri
 
 TABLE_ENDINGS: Final = (".csv", ".tsv", ".parquet")
@@ -94,7 +95,7 @@ def _read_csv(data: bytes, wanted: tuple[str, ...]) -> pa.Table:
         null_values=[""],
     )
     try:
-        return pyarrow.csv.read_csv(
+        table = pyarrow.csv.read_csv(
             io.BytesIO(data),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
             convert_options=options,
@@ -103,6 +104,12 @@ def _read_csv(data: bytes, wanted: tuple[str, ...]) -> pa.Table:
         if "UTF8" in str(error):
             raise ValueError("it is not UTF-8: save it as CSV UTF-8") from error
         raise
+    for position, name in enumerate(table.column_names):
+        if name in wanted:
+            # corrections.csv has an apostrophe before what would be a formula.
+            cells = unescape_formulas(table.column(position))
+            table = table.set_column(position, name, cells)
+    return table
 
 
 def _as_text(column: pa.ChunkedArray, flag: str, location: str, name: str) -> pa.ChunkedArray:

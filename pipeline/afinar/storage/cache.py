@@ -19,6 +19,7 @@ from afinar.storage.files import translate_errors
 from afinar.storage.objects import ObjectRef, check_hash, get_object, sha256
 from afinar.storage.store import Store
 
+_SCRATCH: Final = "new-"
 DEFAULT_BYTES: Final = 32 * 2**30
 
 
@@ -135,12 +136,13 @@ def _open_verified_copy(folder: int, ref: ObjectRef) -> BinaryIO | None:
 
 
 def _write_copy(folder: int, name: str, data: bytes) -> BinaryIO:
-    scratch = f"new-{uuid.uuid4().hex}"
-    file = os.fdopen(_open(scratch, folder, os.O_RDWR | os.O_CREAT | os.O_EXCL), "w+b")
+    scratch = f"{_SCRATCH}{uuid.uuid4().hex}"
+    file = _create_locked(scratch, folder)
     try:
         file.write(data)
         file.flush()
         os.replace(scratch, name, src_dir_fd=folder, dst_dir_fd=folder)
+        fcntl.flock(file, fcntl.LOCK_UN)
     except BaseException:
         file.close()
         with suppress(FileNotFoundError):
@@ -149,6 +151,29 @@ def _write_copy(folder: int, name: str, data: bytes) -> BinaryIO:
     file.seek(0)
 
     return file
+
+
+def _create_locked(name: str, folder: int) -> BinaryIO:
+    """Create a file and lock it, which shows other processes that its writer is alive."""
+    while True:
+        file = os.fdopen(_open(name, folder, os.O_RDWR | os.O_CREAT | os.O_EXCL), "w+b")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another process deleted it before it was locked
+
+
+def _delete_abandoned(name: str, folder: int) -> bool:
+    """Delete a file that a killed writer left; return False if its writer is alive."""
+    try:
+        with os.fdopen(_open(name, folder, os.O_RDWR), "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(name, dir_fd=folder)
+    except BlockingIOError:
+        return False
+    except OSError:  # a link, or another process has deleted or published it
+        pass
+    return True
 
 
 def _open(name: str, folder: int, flags: int) -> int:
@@ -172,17 +197,24 @@ class _Copy(NamedTuple):
 
 
 def _evict_lru(folder: int, max_bytes: int, keep: str) -> None:
-    """Delete the least recently used copies until all but `keep` take at most `max_bytes`."""
-    copies = []
+    """Delete the least recently used copies until all but `keep` take at most `max_bytes`.
+
+    Unfinished copies count too. Those of killed writers are deleted, those of living ones are kept.
+    """
+    copies, total_bytes = [], 0
     for name in os.listdir(folder):
-        if name == keep or name.startswith(("new-", "lock-")):
+        is_unfinished = name.startswith(_SCRATCH)
+        if name == keep or name.startswith("lock-"):
+            continue
+        if is_unfinished and _delete_abandoned(name, folder):
             continue
         with suppress(FileNotFoundError):  # another process evicted it
             status = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if stat.S_ISREG(status.st_mode):
-                copies.append(_Copy(status.st_mtime, status.st_size, name))
+                total_bytes += status.st_size
+                if not is_unfinished:
+                    copies.append(_Copy(status.st_mtime, status.st_size, name))
 
-    total_bytes = sum(copy.size_bytes for copy in copies)
     for copy in sorted(copies):
         if total_bytes <= max_bytes:
             return

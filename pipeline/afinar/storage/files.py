@@ -13,6 +13,7 @@ from typing import Final
 from afinar.errors import (
     ChangedError,
     ForbiddenError,
+    IntegrityError,
     NoSpaceError,
     NotFoundError,
     StorageError,
@@ -27,15 +28,19 @@ def etag_of(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def read_descriptor(descriptor: int, path: str, etag: str | None = None) -> bytes:
+def read_descriptor(
+    descriptor: int, path: str, etag: str | None = None, max_bytes: int | None = None
+) -> bytes:
     """Read a file to its end and close the descriptor.
 
-    Raises NotFoundError for anything but a regular file, and ChangedError if `etag` is given and
-    the file had another one after it was read, or another size.
+    Raises NotFoundError for anything but a regular file, IntegrityError for one with more than
+    `max_bytes`, and ChangedError if `etag` is given and the file had another one after it was read,
+    or another size.
     """
     try:
         status = os.fstat(descriptor)
         require_regular(status, path)
+        require_at_most(status.st_size, max_bytes=max_bytes, uri=path)
         data = _read_all(descriptor, status.st_size)
         status = os.fstat(descriptor)
     finally:
@@ -57,6 +62,18 @@ def _read_all(descriptor: int, size: int) -> bytes:
     while piece := os.read(descriptor, 2**24):
         pieces.append(piece)
     return b"".join(pieces)
+
+
+def require_at_most(size_bytes: int, *, max_bytes: int | None, uri: str) -> None:
+    """Raise IntegrityError for an object that is larger than `max_bytes`; None is no limit.
+
+    The message does not tell the size: the name may be that of any file that a forged record names.
+    """
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise IntegrityError(
+            f"{uri} is not what was committed: it is larger than it may be. Restore it from a "
+            "backup, or remove it and run the job that made it again."
+        )
 
 
 def require_regular(status: os.stat_result, path: str) -> None:

@@ -115,11 +115,11 @@ class LocalStore(Store):
                 page.append(ObjectInfo(name, self.uri(name), status.st_size, etag_of(status)))
         return page
 
-    def get(self, name: str, etag: str | None = None) -> bytes:
+    def get(self, name: str, etag: str | None = None, *, max_bytes: int | None = None) -> bytes:
         """Read a file. Raises ChangedError if its size or mtime is not that of the listing."""
         path = self.uri(name)
         with translate_errors(path), self._parent(name) as (folder, leaf):
-            return read_descriptor(_open_file(leaf, folder, path), path, etag)
+            return read_descriptor(_open_file(leaf, folder, path), path, etag, max_bytes)
 
     def open_local(self, name: str) -> BinaryIO:
         """Open a file. Raises NotFoundError if there is none, or no regular one."""

@@ -7,14 +7,18 @@ committed, and the objects that a killed worker wrote for it are named by nothin
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
-from afinar.errors import UnsafePathError
+from afinar.errors import RecordError
+from afinar.storage.names import check_identifier
 from afinar.storage.objects import ObjectRef
+from afinar.storage.records import REMEDY, read_record
 from afinar.storage.store import Store
+
+UnitName = Annotated[str, lambda value: check_identifier(value, "the name of a unit")]
 
 _READ_THREADS: Final = 16  # a marker is about 1 kB: reading it is latency, not work
 
@@ -23,7 +27,7 @@ _READ_THREADS: Final = 16  # a marker is about 1 kB: reading it is latency, not 
 class UnitMarker:
     """The record of a completed unit: its objects by kind ("shard", "facts", "part", "rejects")."""
 
-    unit: str
+    unit: UnitName
     objects: dict[str, ObjectRef]
 
 
@@ -42,19 +46,39 @@ def commit_unit(store: Store, marker: UnitMarker) -> UnitMarker:
 
 def read_marker(store: Store, unit: str) -> UnitMarker:
     """Return the committed marker of `unit`. Raises NotFoundError if the unit is not committed."""
-    record = json.loads(store.get(marker_name(unit)))
-    objects = {kind: ObjectRef(**ref) for kind, ref in record["objects"].items()}
-    if record["unit"] != unit:
-        raise UnsafePathError(
-            f"{store.uri(marker_name(unit))} is the marker of {record['unit']!r}: damaged or forged"
+    marker = read_record(store, marker_name(unit), UnitMarker)
+    if marker.unit != unit:
+        raise RecordError(
+            f"{store.uri(marker_name(unit))} is the marker of another unit, {marker.unit}; {REMEDY}"
         )
-    return UnitMarker(unit=unit, objects=objects)
+    return marker
 
 
-def read_markers(store: Store, units: Iterable[str]) -> list[UnitMarker]:
-    """Return the markers of committed units, in the order of `units`."""
+def read_markers(
+    store: Store,
+    units: Iterable[str],
+    *,
+    required: Collection[str] = (),
+    known: Collection[str] | None = None,
+) -> list[UnitMarker]:
+    """Return the markers of committed units, in the order of `units`.
+
+    Raises RecordError for a marker without an object of a `required` kind, or with one of a kind
+    that is not `known`.
+    """
+
+    def read(unit: str) -> UnitMarker:
+        marker = read_marker(store, unit)
+        missing = set(required) - marker.objects.keys()
+        unknown = marker.objects.keys() - set(marker.objects if known is None else known)
+        if missing or unknown:
+            kinds = ", ".join(sorted(missing | unknown))[:200]
+            fault = "has no" if missing else "has an unknown"
+            raise RecordError(f"{store.uri(marker_name(unit))} {fault} object {kinds!a}; {REMEDY}")
+        return marker
+
     with ThreadPoolExecutor(_READ_THREADS) as pool:
-        return list(pool.map(lambda unit: read_marker(store, unit), units))
+        return list(pool.map(read, units))
 
 
 def committed_units(store: Store) -> set[str]:

@@ -6,6 +6,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from afinar.config.strict import Count
 from afinar.errors import IntegrityError, UnsafePathError
 from afinar.storage.names import check_sha256, split_name
 from afinar.storage.store import Buffer, Store
@@ -16,8 +17,8 @@ class ObjectRef:
     """Reference to a committed object: its name in the store, number of rows, size and hash."""
 
     path: str
-    rows: int
-    bytes: int
+    rows: Count
+    bytes: Count
     sha256: str
 
     def __post_init__(self) -> None:
@@ -30,10 +31,7 @@ class ObjectRef:
         check_sha256(self.sha256)
 
         if not all(isinstance(count, int) and count >= 0 for count in (self.rows, self.bytes)):
-            raise UnsafePathError(
-                f"{self.path}: a count of rows or bytes is no number; "
-                "its record is damaged or forged"
-            )
+            raise UnsafePathError(f"{self.path!a}: a count of rows or bytes is no number")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -97,9 +95,9 @@ def get_object(store: Store, ref: ObjectRef) -> bytes:
 
     It is read twice before that: a body that the network altered arrives intact the second time.
     """
-    data = store.get_unverified(ref.path)
+    data = store.get_unverified(ref.path, ref.bytes)
     if not _is_committed(data, ref):
-        data = store.get_unverified(ref.path)
+        data = store.get_unverified(ref.path, ref.bytes)
         check_hash(data, ref, store)
     return data
 
@@ -108,9 +106,8 @@ def check_hash(data: Buffer, ref: ObjectRef, store: Store) -> None:
     """Raise IntegrityError unless `data` has the committed size and hash."""
     if not _is_committed(data, ref):
         raise IntegrityError(
-            f"{store.uri(ref.path)} is not what was committed: {memoryview(data).nbytes} bytes "
-            f"instead of {ref.bytes}, or another hash. Restore it from a backup, or remove it and "
-            "run the job that made it again."
+            f"{store.uri(ref.path)} is not what was committed: its size or its hash is another. "
+            "Restore it from a backup, or remove it and run the job that made it again."
         )
 
 

@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from fsspec.asyn import sync
 
 from afinar.errors import NotFoundError, RequestError, StorageError
+from afinar.storage.files import require_at_most
 from afinar.storage.files import translate_errors as translate_file_errors
 from afinar.storage.left_out import HIDDEN, LeftOut, system_label, system_place
 from afinar.storage.names import is_safe_name, split_name
@@ -147,11 +148,11 @@ class S3Reader(Reader):
                 system_places.add(place)
         return infos
 
-    def get(self, name: str, etag: str | None = None) -> bytes:
+    def get(self, name: str, etag: str | None = None, *, max_bytes: int | None = None) -> bytes:
         """Read an object with one GET, conditional on `etag` where given."""
         uri = self.uri(name)
         with translate_errors(uri):
-            return self._clients.verifier.read(uri, lambda: self._fetch(name, etag))
+            return self._clients.verifier.read(uri, lambda: self._fetch(name, etag, max_bytes))
 
     def _obstore_for(self, key: str) -> ObstoreS3 | None:
         """Return the obstore client, or None for a key that begins or ends with a slash.
@@ -161,14 +162,17 @@ class S3Reader(Reader):
         """
         return self._clients.reader if key.strip("/") == key else None
 
-    def _fetch(self, name: str, etag: str | None) -> Body:
+    def _fetch(self, name: str, etag: str | None, max_bytes: int | None = None) -> Body:
         key = self._key(name)
+        check_size = partial(require_at_most, max_bytes=max_bytes, uri=self.uri(name))
         if (reader := self._obstore_for(key)) is not None:
             with suppress(ValueError):
-                return read_object(reader, key, etag)
-        return self._fetch_with_s3fs(key, etag)
+                return read_object(reader, key, etag, check_size)
+        return self._fetch_with_s3fs(key, etag, check_size)
 
-    def _fetch_with_s3fs(self, key: str, etag: str | None) -> Body:
+    def _fetch_with_s3fs(
+        self, key: str, etag: str | None, check_size: Callable[[int], None]
+    ) -> Body:
         condition = {"IfMatch": quote_etag(etag)} if etag else {}
 
         async def read() -> Body:
@@ -176,6 +180,7 @@ class S3Reader(Reader):
                 "get_object", Bucket=self._bucket, Key=key, **condition
             )
             async with response["Body"] as body:
+                check_size(response["ContentLength"])
                 return Body(await body.read(), response["ETag"])
 
         # s3fs and botocore retry requests, but not a body that breaks off.
@@ -219,10 +224,10 @@ class S3Store(S3Reader, Store):
             split_name(prefix)
         return (info for info in super().walk(prefix, left_out) if is_safe_name(info.name))
 
-    def get_unverified(self, name: str) -> bytes:
+    def get_unverified(self, name: str, max_bytes: int | None = None) -> bytes:
         """Read an object without comparing its bytes with its ETag."""
         with translate_errors(self.uri(name)):
-            return self._fetch(name, None).data
+            return self._fetch(name, None, max_bytes).data
 
     def put_if_absent(self, name: str, data: Buffer) -> bool:
         """Send a conditional PUT."""

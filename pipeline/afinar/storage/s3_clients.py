@@ -268,10 +268,16 @@ class Body(NamedTuple):
     etag: str
 
 
-def read_object(reader: ObstoreS3, key: str, etag: str | None) -> Body:
-    """Send one GET with its retries, conditional on `etag` if it is given."""
+def read_object(
+    reader: ObstoreS3, key: str, etag: str | None, check_size: Callable[[int], None]
+) -> Body:
+    """Send one GET with its retries, conditional on `etag` if it is given.
+
+    `check_size` is called with the number of bytes before they are read.
+    """
     condition: GetOptions = {} if etag is None else {"if_match": quote_etag(etag)}
     result = obstore.get(reader, key, options=condition)
+    check_size(result.meta["size"])
     return Body(result.bytes().to_bytes(), result.meta["e_tag"] or "")
 
 

@@ -116,9 +116,16 @@ class Store(Reader):
     files are read, written or deleted.
     """
 
-    def get_unverified(self, name: str) -> bytes:
+    @abstractmethod
+    def get(self, name: str, etag: str | None = None, *, max_bytes: int | None = None) -> bytes:
+        """Read a whole object, as Reader.get does.
+
+        Raises IntegrityError, before memory is taken, if it has more than `max_bytes`.
+        """
+
+    def get_unverified(self, name: str, max_bytes: int | None = None) -> bytes:
         """Read a whole object without checking its bytes, for a caller that knows their hash."""
-        return self.get(name)
+        return self.get(name, max_bytes=max_bytes)
 
     def open_local(self, name: str) -> BinaryIO | None:
         """Open an object as a local file, which the caller closes; None for a remote store."""

@@ -15,20 +15,28 @@ import re
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final, TypeVar
 
-from afinar.errors import RequestError, StorageError
+from afinar.errors import NotFoundError, RequestError, ShortfallError, StorageError
+from afinar.storage.records import Record, read_object
 from afinar.storage.store import Store
 
-Record = dict[str, Any]
+T = TypeVar("T")
+
 _RECORD_NAME: Final = re.compile(r"[0-9]{8}\.json")
 _PUBLISH_ATTEMPTS: Final = 20
+_READ_ATTEMPTS: Final = 10  # each follows one more publication by a concurrent job
+_PROBE_ATTEMPTS: Final = 3
 
 
 def latest(store: Store, folder: str) -> tuple[int, Record] | None:
     """Return the highest number in `folder` and its record, or None if there is no version yet."""
-    numbers = versions(store, folder)
-    return (numbers[-1], read_version(store, folder, numbers[-1])) if numbers else None
+
+    def read() -> tuple[int, Record] | None:
+        numbers = versions(store, folder)
+        return (numbers[-1], read_version(store, folder, numbers[-1])) if numbers else None
+
+    return read_consistently(store, folder, read)
 
 
 def versions(store: Store, folder: str) -> list[int]:
@@ -39,9 +47,30 @@ def versions(store: Store, folder: str) -> list[int]:
 
 
 def read_version(store: Store, folder: str, number: int) -> Record:
-    """Return the record of one version."""
-    record: Record = json.loads(store.get(_record_name(folder, number)))
-    return record
+    """Return the record of one version as a JSON object; its fields are not checked.
+
+    Raises RecordError if it is none, NotFoundError if there is no such version.
+    """
+    return read_object(store, record_name(folder, number))
+
+
+def read_consistently(store: Store, folder: str, read: Callable[[], T]) -> T:
+    """Return what `read` returns; call it again while concurrent jobs replace what it reads.
+
+    A job deletes versions before it deletes their objects. So an object that a record names and
+    that is missing is no damage if the versions in `folder` have changed since the record was read.
+    Raises NotFoundError for damage, ShortfallError if the versions keep changing.
+    """
+    for _ in range(_READ_ATTEMPTS):
+        before = versions(store, folder)
+        try:
+            return read()
+        except NotFoundError:
+            if versions(store, folder) == before:
+                raise
+    raise ShortfallError(
+        f"other jobs keep publishing to {store.root} and deleting from it: run the command again"
+    )
 
 
 def publish(store: Store, folder: str, number: int, record: Record, owner: str) -> bool:
@@ -51,7 +80,7 @@ def publish(store: Store, folder: str, number: int, record: Record, owner: str) 
     its owner token tells whether this job wrote it.
     """
     body = json.dumps({**record, "owner": owner}, indent=1).encode()
-    if store.put_if_absent(_record_name(folder, number), body):
+    if store.put_if_absent(record_name(folder, number), body):
         return True
     return bool(read_version(store, folder, number).get("owner") == owner)
 
@@ -72,7 +101,8 @@ def append_version(
     raise StorageError(f"{store.uri(folder)}: twenty other writers published first; try again")
 
 
-def _record_name(folder: str, number: int) -> str:
+def record_name(folder: str, number: int) -> str:
+    """Return the name of a version's record in its store."""
     return f"{folder}/{number:08d}.json"
 
 
@@ -86,13 +116,24 @@ def probe_conditional_put(store: Store) -> None:
 
     Raises RequestError if the store is not writable or lets the second write replace the first.
     """
+    # Garbage collection by a concurrent job may delete a probe between two of its requests.
+    if not any(_is_probe_kept(store) for _ in range(_PROBE_ATTEMPTS)):
+        raise RequestError(
+            f"{store.root} lets a second writer replace an object (it ignores If-None-Match), so "
+            "two jobs could overwrite each other. Use a store that enforces conditional puts."
+        )
+
+
+def _is_probe_kept(store: Store) -> bool:
     name = f"probes/{new_owner()}"
     first = name.encode()
     try:
         # The result is not used: if the first reply is lost, the retry reports the name as taken.
         store.put_if_absent(name, first)
         replaced = store.put_if_absent(name, b"second")
-        content = store.get(name)
+        return store.get(name) == first and not replaced
+    except NotFoundError:
+        return False
     except StorageError as error:
         raise RequestError(
             f"cannot write to {store.root}: {error}. Choose a target you may write to."
@@ -100,9 +141,3 @@ def probe_conditional_put(store: Store) -> None:
     finally:
         with suppress(StorageError):  # a probe that is left behind is harmless
             store.delete(name)
-
-    if replaced or content != first:
-        raise RequestError(
-            f"{store.root} lets a second writer replace an object (it ignores If-None-Match), so "
-            "two jobs could overwrite each other. Use a store that enforces conditional puts."
-        )

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple, TypedDict
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from afinar.errors import IntegrityError, ShortfallError
+from afinar.config.strict import Count, conforms_to
+from afinar.errors import RecordError, ShortfallError
 from afinar.storage.objects import ObjectRef, get_object, put_object
+from afinar.storage.records import as_record, read_record
 from afinar.storage.store import Store
-from afinar.storage.versions import latest, versions
+from afinar.storage.versions import latest, record_name, versions
 
 FORMAT: Final = "afinar-checkpoint/1"
 Tensors = dict[str, Tensor]
@@ -29,7 +32,7 @@ Tensors = dict[str, Tensor]
 class RankedEpoch:
     """An epoch with its metrics on validation. Only rank 0 knows the object of its `weights`."""
 
-    epoch: int
+    epoch: Count
     top1: float
     loss: float
     weights: ObjectRef | None
@@ -38,6 +41,34 @@ class RankedEpoch:
     def rank(self) -> tuple[float, float, int]:
         """Sort key, best first: higher accuracy, then lower loss, then earlier epoch."""
         return -self.top1, self.loss, self.epoch
+
+
+class _Fit(TypedDict):
+    loss: float
+    top1: float
+
+
+class _Ledger(TypedDict):
+    seconds: float
+    waiting_s: float
+    limit: str
+
+
+class _Row(TypedDict):
+    epoch: Count
+    train: _Fit
+    val: _Fit
+    ledger: _Ledger
+
+
+HistoryRow = Annotated[dict[str, Any], conforms_to(_Row)]
+"""Row of an epoch: losses, metrics and timings. It has more keys than those that are checked."""
+
+
+def _require_two(sums: list[float]) -> list[float]:
+    if len(sums) != 2:
+        raise ValueError(f"expected 2 numbers, found {len(sums)}")
+    return sums
 
 
 @dataclass(kw_only=True)
@@ -49,21 +80,25 @@ class TrainState:
     row per epoch. `best` lists the best epochs so far, best first.
     """
 
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    history: list[dict[str, Any]] = field(default_factory=list)
+    ALL_KEYS = True  # see config/strict.py
+
+    epoch: Count = 0
+    batch: Count = 0
+    step: Count = 0
+    sums: Annotated[list[float], _require_two] = field(default_factory=lambda: [0.0, 0.0])
+    history: list[HistoryRow] = field(default_factory=list)
     best: list[RankedEpoch] = field(default_factory=list)
 
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> TrainState:
-        """Read the `cursor` of a checkpoint."""
-        best = [
-            RankedEpoch(**{**entry, "weights": ObjectRef(**entry["weights"])})
-            for entry in record["best"]
-        ]
-        return cls(**{**record, "best": best})
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """Record of a checkpoint: `weights` of the evaluated model, `state` of the optimizer."""
+
+    format: str
+    fingerprint: str
+    cursor: TrainState
+    weights: ObjectRef
+    state: ObjectRef
 
 
 class Checkpoint(NamedTuple):
@@ -84,28 +119,29 @@ class Checkpoints:
 
     def __init__(self, store: Store, run: str, fingerprint: str) -> None:
         self._store, self._folder, self._fingerprint = store, f"runs/{run}/checkpoints", fingerprint
+        self._remedy = f"remove {store.uri(self._folder)} to begin anew"
 
     def save(self, state: TrainState, weights: ObjectRef, optimizer: Tensors) -> None:
         """Write a checkpoint, then delete the objects that neither it nor the best epochs need."""
-        record: dict[str, Any] = {
-            "format": FORMAT,
-            "fingerprint": self._fingerprint,
-            "cursor": asdict(state),
-            "weights": weights.as_dict(),
-            "state": self.put(optimizer).as_dict(),
-        }
-        name = f"{self._folder}/{state.step:08d}.json"
-        if not self._store.put_if_absent(name, json.dumps(record, indent=1).encode()):
+        record = _Record(
+            format=FORMAT,
+            fingerprint=self._fingerprint,
+            cursor=state,
+            weights=weights,
+            state=self.put(optimizer),
+        )
+        name = record_name(self._folder, state.step)
+        if not self._store.put_if_absent(name, json.dumps(asdict(record), indent=1).encode()):
             # A concurrent duplicate of this run wrote the checkpoint; its objects are the ones to
             # keep.
-            record = json.loads(self._store.get(name))
+            record = read_record(self._store, name, _Record, self._remedy)
 
         # A duplicate run that is ahead needs objects that are unknown here: delete none.
         if versions(self._store, self._folder)[-1] > state.step:
             return
-        best = [*state.best, *TrainState.from_dict(record["cursor"]).best]
+        best = [*state.best, *record.cursor.best]
         self.delete_except(
-            {name, record["weights"]["path"], record["state"]["path"]}
+            {name, record.weights.path, record.state.path}
             | {epoch.weights.path for epoch in best if epoch.weights}
         )
 
@@ -117,34 +153,36 @@ class Checkpoints:
 
     def get(self, ref: ObjectRef) -> Tensors:
         """Read tensors and verify their hash."""
-        return safetensors.torch.load(get_object(self._store, ref))
+        try:
+            return safetensors.torch.load(get_object(self._store, ref))
+        except (SafetensorError, ValueError) as error:
+            raise RecordError(
+                f"{self._store.uri(ref.path)} is no checkpoint ({error}); {self._remedy}"
+            ) from error
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint, None if there is none.
 
-        Raises ShortfallError if it belongs to another training, IntegrityError if it is damaged.
+        Raises ShortfallError if it belongs to another training, IntegrityError or RecordError if it
+        is damaged.
         """
         version = latest(self._store, self._folder)
         if version is None:
             return None
 
-        step, record = version
-        uri = self._store.uri(f"{self._folder}/{step:08d}.json")
-        if record.get("format") != FORMAT:
-            raise IntegrityError(
-                f"{uri} is no checkpoint of this version of afinar: remove {self._folder} to begin "
-                "anew"
-            )
-        if record["fingerprint"] != self._fingerprint:
+        step, fields = version
+        uri = self._store.uri(record_name(self._folder, step))
+        if fields.get("format") != FORMAT:
+            raise RecordError(f"{uri} is no checkpoint of this version of afinar; {self._remedy}")
+        record = as_record(fields, _Record, uri, self._remedy)
+        if record.cursor.step != step:
+            raise RecordError(f"{uri} is the checkpoint of another step; {self._remedy}")
+        if record.fingerprint != self._fingerprint:
             raise ShortfallError(
                 f"{uri} is a checkpoint of another training (another dataset version, "
-                f"configuration or initial weights): remove {self._folder} to begin anew"
+                f"configuration or initial weights); {self._remedy}"
             )
-        return Checkpoint(
-            TrainState.from_dict(record["cursor"]),
-            self.get(ObjectRef(**record["weights"])),
-            self.get(ObjectRef(**record["state"])),
-        )
+        return Checkpoint(record.cursor, self.get(record.weights), self.get(record.state))
 
     def delete_except(self, needed: set[str]) -> None:
         """Delete all objects of the run's checkpoints whose path is not in `needed`."""

@@ -13,27 +13,29 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as library_version
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
 from afinar.config.base import as_dict
+from afinar.config.strict import Count, conforms_to
 from afinar.dataset.manifest import require_not_erased
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import NotFoundError
 from afinar.models.networks.network import Network
 from afinar.models.registry.bundle import put_weights
 from afinar.models.registry.golden import compute_logits, pick_golden, put_golden
-from afinar.models.registry.versions import VERSIONS, ModelVersion, publish_model
+from afinar.models.registry.versions import VERSIONS, ModelVersion, get_model, publish_model
 from afinar.storage.arrow import to_parquet
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
+from afinar.storage.records import read_record
 from afinar.storage.store import Store
 from afinar.storage.versions import read_version, versions
 from afinar.training.batches import Samples
-from afinar.training.checkpoint import Checkpoints
+from afinar.training.checkpoint import Checkpoints, HistoryRow
 from afinar.training.task import TrainTask, delete_unfinished_marker
 
 
@@ -45,14 +47,16 @@ class TrainResult:
     epochs' weights in the run's checkpoints, best first.
     """
 
-    weights: dict[str, Any] = field(default_factory=dict)
-    golden: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best: list[dict[str, Any]] = field(default_factory=list)
+    ALL_KEYS = True  # see config/strict.py
+
+    weights: Annotated[dict[str, Any], conforms_to(ObjectRef)] = field(default_factory=dict)
+    golden: Annotated[dict[str, Any], conforms_to(ObjectRef)] = field(default_factory=dict)
+    history: list[HistoryRow] = field(default_factory=list)
+    best: list[Annotated[dict[str, Any], conforms_to(ObjectRef)]] = field(default_factory=list)
     metrics: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
-    params_total: int = 0
-    params_trainable: int = 0
+    params_total: Count = 0
+    params_trainable: Count = 0
 
     @property
     def stall_fraction(self) -> float:
@@ -86,8 +90,9 @@ def write_result(
     store = open_store(task.config.models)
     # Golden samples contain original files.
     require_not_erased(dataset.store, task.dataset_version)
-    files, images = pick_golden(dataset, test.rows)
-    golden = put_golden(store, files, images, compute_logits(network, images, task.input_view))
+    pictures = pick_golden(dataset, test.rows)
+    logits = compute_logits(network, pictures.images, task.input_view)
+    golden = put_golden(store, pictures, logits, task.classes, result.temperature)
     weights = put_weights(store, network)
     result = replace(result, weights=weights.as_dict(), golden=golden.as_dict())
 
@@ -102,10 +107,9 @@ def write_result(
 def read_result(task: TrainTask) -> TrainResult | None:
     """Return the result that rank 0 wrote, None if the run is not complete."""
     try:
-        record = open_store(task.config.models).get(_result_name(task))
+        return read_record(open_store(task.config.models), _result_name(task), TrainResult)
     except NotFoundError:
         return None
-    return TrainResult(**json.loads(record))
 
 
 def _result_name(task: TrainTask) -> str:
@@ -162,25 +166,22 @@ def cleanup_after_publish(task: TrainTask, result: TrainResult) -> None:
 
 def _raise_if_published(store: Store, run: str) -> None:
     for number in reversed(versions(store, VERSIONS)):
-        record = read_version(store, VERSIONS, number)
-        if record["lineage"].get("run") == f"runs/{run}":
-            raise _PublishedError(ModelVersion.from_dict(record))
+        lineage = read_version(store, VERSIONS, number).get("lineage")
+        if isinstance(lineage, dict) and lineage.get("run") == f"runs/{run}":
+            raise _PublishedError(get_model(store, number))
 
 
 def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) -> ModelVersion:
     config = task.config
-    weights = ObjectRef(**result.weights)
     _raise_if_published(open_store(config.models), task.run)
-
     return ModelVersion(
         version=number,
-        id=f"{number}-{weights.sha256[:8]}",
         architecture=task.architecture,
         regime=config.regime,
         classes=task.classes,
         stored_view=open_dataset(config.dataset, version=task.dataset_version).view,
         input_view=task.input_view,
-        weights=weights,
+        weights=ObjectRef(**result.weights),
         golden=ObjectRef(**result.golden),
         metrics={
             **result.metrics,

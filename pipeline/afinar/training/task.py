@@ -42,7 +42,7 @@ from afinar.storage.store import Store
 from afinar.storage.versions import probe_conditional_put
 from afinar.training.batches import Samples
 from afinar.training.sampler import steps_per_epoch
-from afinar.training.unfinished import UNFINISHED, delete_run, read_marker, unfinished_runs
+from afinar.training.unfinished import UNFINISHED, Marker, delete_run, read_marker, unfinished_runs
 
 logger = logging.getLogger(__name__)
 
@@ -224,12 +224,8 @@ def resume_or_register(store: Store, task: TrainTask) -> TrainTask:
     second adopts the version that the first publishes (`publish.publish`).
     """
     name = _marker_name(task)
-    marker = {
-        "run": task.run,
-        "dataset": task.config.dataset,
-        "dataset_version": task.dataset_version,
-    }
-    if store.put_if_absent(name, json.dumps(marker).encode()):
+    marker = Marker(run=task.run, dataset=task.config.dataset, dataset_version=task.dataset_version)
+    if store.put_if_absent(name, json.dumps(asdict(marker)).encode()):
         _log_other_unfinished_runs(store, task)
         return task
 

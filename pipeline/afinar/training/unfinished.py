@@ -6,39 +6,39 @@ deleted when the run is published, or when the same request could not complete i
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final, NamedTuple
 
+from afinar.config.strict import Count
 from afinar.errors import NotFoundError
-from afinar.models.registry.versions import VERSIONS, ModelVersion
-from afinar.storage.names import check_identifier
+from afinar.models.registry.versions import VERSIONS, get_model
+from afinar.storage.records import RunName, read_record
 from afinar.storage.store import Store
-from afinar.storage.versions import read_version, versions
+from afinar.storage.versions import versions
 from afinar.units.gc import delete_objects
 
 UNFINISHED: Final = "unfinished"
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnfinishedRun:
+class Marker:
+    """Content of a marker."""
+
+    run: RunName
+    dataset: str
+    dataset_version: Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnfinishedRun(Marker):
     """A run that is not published, by its marker `name`."""
 
     name: str
-    run: str
-    dataset: str
-    dataset_version: int
 
 
 def read_marker(store: Store, name: str) -> UnfinishedRun:
     """Read a run's marker. Raises NotFoundError if the run was published meanwhile."""
-    record = json.loads(store.get(name))
-    return UnfinishedRun(
-        name=name,
-        run=check_identifier(record["run"], f"the name of a run, in {store.uri(name)}"),
-        dataset=str(record["dataset"]),
-        dataset_version=int(record["dataset_version"]),
-    )
+    return UnfinishedRun(name=name, **asdict(read_record(store, name, Marker)))
 
 
 def unfinished_runs(store: Store) -> list[UnfinishedRun]:
@@ -79,10 +79,7 @@ def collect_models(store: Store, drop_runs: bool) -> CollectedModels:
     # marker, or it is published and its version names its objects.
     names = [info.name for folder in ("runs", "weights", "golden") for info in store.walk(folder)]
     unfinished = {run.run for run in unfinished_runs(store)}
-    models = [
-        ModelVersion.from_dict(read_version(store, VERSIONS, number))
-        for number in versions(store, VERSIONS)
-    ]
+    models = [get_model(store, number) for number in versions(store, VERSIONS)]
     runs = unfinished | {
         str(model.lineage.get("run", "")).removeprefix("runs/") for model in models
     }

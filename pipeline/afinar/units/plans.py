@@ -15,9 +15,9 @@ from typing import Final
 import pyarrow as pa
 
 from afinar.errors import ChangedError, NotFoundError
-from afinar.storage.arrow import from_parquet, to_parquet
+from afinar.storage.arrow import conform, from_parquet, to_parquet
 from afinar.storage.store import Store
-from afinar.units.cut import unit_names
+from afinar.units.cut import PLAN, unit_names
 
 logger = logging.getLogger(__name__)
 
@@ -85,11 +85,17 @@ def _read(store: Store, name: str, resumed: bool) -> Plan | None:
     while True:
         try:
             etag = store.stat(name).etag
-            return Plan(name, from_parquet(store.get(name, etag)), etag, resumed)
+            return Plan(name, _parse(store, name, store.get(name, etag)), etag, resumed)
         except NotFoundError:
             return None
         except ChangedError:
             continue  # deleted and stored anew between the two requests
+
+
+def _parse(store: Store, name: str, data: bytes, columns: list[str] | None = None) -> pa.Table:
+    uri = store.uri(name)
+    table = from_parquet(data, columns, uri=uri)
+    return conform(table, PLAN, uri, columns, required=["uri"])
 
 
 def is_stored(store: Store, plan: Plan) -> bool:
@@ -122,7 +128,7 @@ def stored_plans(store: Store) -> Iterator[StoredUnits]:
     """Yield every stored plan: a job is carrying it out, or was interrupted."""
     for info in store.walk(FOLDER):
         try:
-            table = from_parquet(store.get(info.name), ["unit"])
+            table = _parse(store, info.name, store.get(info.name), ["unit"])
         except NotFoundError:
             continue  # carried out and deleted since it was listed
         yield StoredUnits(info.name, frozenset(unit_names(table)))

@@ -7,6 +7,7 @@ died is quarantined; a single death may be an accident.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from afinar.storage.store import Store
 
 ATTEMPTS: Final = "attempts"
 _DEATHS: Final = 2
+_FILE: Final = re.compile(r"([0-9]{1,9})-[0-9]{1,9}")  # other files are not ours
 
 QUARANTINED: Final = PictureError(
     Reason.KILLED_WORKER,
@@ -68,9 +70,11 @@ def track_bad_inputs(store: Store, unit: str, attempt: int) -> BadInputTracker:
     """
     if not attempt:
         return BadInputTracker(store, unit)
-    names = [info.name for info in store.walk(f"{ATTEMPTS}/{unit}")]
-    positions = (int(name.rsplit("/", 1)[1].split("-")[0]) for name in names)
-    deaths = Counter(positions)
+    folder = f"{ATTEMPTS}/{unit}/"
+    walk = (info.name.removeprefix(folder) for info in store.walk(folder.rstrip("/")))
+    files = [match for file in walk if (match := _FILE.fullmatch(file))]
+    names = [folder + file[0] for file in files]
+    deaths = Counter(int(file[1]) for file in files)
     quarantined = frozenset(position for position, count in deaths.items() if count >= _DEATHS)
 
     return BadInputTracker(store, unit, attempt, tuple(names), quarantined)

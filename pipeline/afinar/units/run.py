@@ -126,8 +126,11 @@ class IncrementalJob(ABC, Generic[Version, Summary]):
         del plan, current
         return True
 
-    def is_overtaken(self, plan: Plan, current: Version) -> bool:
-        """Return True if a concurrent writer published and may have deleted this plan's objects."""
+    def is_overtaken(self, plan: Plan | None, current: Version) -> bool:
+        """Return True if a concurrent writer published and may have deleted objects of `current`.
+
+        `plan` is None if the job was still planning.
+        """
         del plan
         return self.open_current() != current
 
@@ -152,16 +155,18 @@ def run_incremental(job: IncrementalJob[Version, Summary]) -> RunResult[Summary]
     is_new = False
     for _ in range(MAX_ROUNDS):
         current = job.open_current()
-        plan = _load(job, current)
-        if plan is None:
-            planned = job.make_plan(current)
-            notes, left_out = planned.notes, left_out_of(planned.table)
-            if job.is_current(planned.table, current):
-                summary = published.summary if published else job.unchanged(planned.table, current)
-                return RunResult(summary, totals, notes, left_out, _since(started), is_new)
-            plan = _store(job, planned.table, current)
-
+        plan: Plan | None = None
         try:
+            plan = _load(job, current)
+            if plan is None:
+                planned = job.make_plan(current)
+                notes, left_out = planned.notes, left_out_of(planned.table)
+                if job.is_current(planned.table, current):
+                    summary = (
+                        published.summary if published else job.unchanged(planned.table, current)
+                    )
+                    return RunResult(summary, totals, notes, left_out, _since(started), is_new)
+                plan = _store(job, planned.table, current)
             _run_pending(job, plan, current, totals)
             published = job.publish(plan, current)
         except VersionConflictError as conflict:
@@ -175,7 +180,7 @@ def run_incremental(job: IncrementalJob[Version, Summary]) -> RunResult[Summary]
             )
             continue
         except ShortfallError as shortfall:
-            if not plan.resumed:
+            if plan is None or not plan.resumed:
                 raise  # the plan stays: with a larger budget it is published as it is
             logger.info(f"the plan of the interrupted run is deleted: {shortfall}")
             delete_plan(job.store, plan)

@@ -1,4 +1,4 @@
-"""Verify committed objects: read each one and compare its hash."""
+"""Verify committed objects: read each one, compare its hash, and check that tables are whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from afinar.errors import StorageError
+from afinar.errors import RecordError, StorageError
+from afinar.storage.arrow import from_ipc, from_parquet
 from afinar.storage.objects import ObjectRef, get_object
 from afinar.storage.store import Store
 from afinar.units.progress import ProgressReporter
@@ -46,7 +47,7 @@ def needed_objects(
 
 
 def verify_objects(store: Store, needed_by: Mapping[ObjectRef, list[Owner]]) -> Verification[Owner]:
-    """Read every object and compare its hash, several at a time."""
+    """Read every object, compare its hash, and check that a table is one; several at a time."""
     damaged = []
 
     with (
@@ -63,7 +64,11 @@ def verify_objects(store: Store, needed_by: Mapping[ObjectRef, list[Owner]]) -> 
 
 def _error_of(store: Store, ref: ObjectRef) -> str | None:
     try:
-        get_object(store, ref)
-    except StorageError as error:
+        data, uri = get_object(store, ref), store.uri(ref.path)
+        if ref.path.endswith(".arrow"):
+            from_ipc(data, uri=uri, rows=ref.rows)
+        elif ref.path.endswith(".parquet"):
+            from_parquet(data, uri=uri, rows=ref.rows)
+    except (StorageError, RecordError) as error:
         return str(error)
     return None

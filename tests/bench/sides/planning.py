@@ -56,7 +56,7 @@ class SyntheticStore(Store):
     def require_target(self) -> None:
         """Do nothing: no object is written."""
 
-    def get(self, name: str, etag: str | None = None) -> bytes:
+    def get(self, name: str, etag: str | None = None, *, max_bytes: int | None = None) -> bytes:
         raise AssertionError(name)
 
     def stat(self, name: str) -> ObjectInfo:

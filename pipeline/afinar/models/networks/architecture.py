@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from afinar.config.strict import between
 from afinar.config.train import Head, Output, Pool
 from afinar.errors import RequestError
 
@@ -16,14 +17,16 @@ class Architecture:
     The fields with defaults were added later: a record without them builds the same network.
     """
 
+    EXACT_KEYS = True  # see config/strict.py
+
     backbone: str
     cut: str
     head: Head
-    input_size: int
-    classes: int
+    input_size: Annotated[int, between(1, 4096)]
+    classes: Annotated[int, between(1, 2**31)]
     pool: Pool = "average"
-    hidden: int = 256
-    dropout: float = 0.2
+    hidden: Annotated[int, between(1, 2**31)] = 256
+    dropout: Annotated[float, between(0, 1)] = 0.2
     output: Output = "softmax"
 
     def __post_init__(self) -> None:

@@ -8,18 +8,30 @@ The record with the highest number is current:
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Annotated, Final
 
+from afinar.config.strict import between
+from afinar.storage.records import as_record
 from afinar.storage.store import Store
-from afinar.storage.versions import append_version, latest, new_owner, publish
+from afinar.storage.versions import append_version, latest, new_owner, publish, record_name
 
 CHAMPION: Final = "aliases/champion"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Alias:
+    version: Annotated[int, between(1, 10**8 - 1)]
+    why: str = ""
 
 
 def champion_number(store: Store) -> int | None:
     """Return the number of the version that `@champion` stands for, or None if it has no record."""
     current = latest(store, CHAMPION)
-    return None if current is None else int(current[1]["version"])
+    if current is None:
+        return None
+    number, record = current
+    return as_record(record, _Alias, store.uri(record_name(CHAMPION, number))).version
 
 
 def set_first_champion(store: Store, owner: str) -> None:

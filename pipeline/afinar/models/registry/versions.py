@@ -6,37 +6,58 @@ its record `versions/<N>.json` last.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, NamedTuple, TypedDict
 
-from afinar.errors import NotFoundError, RequestError, StorageError, UnsafePathError
+from afinar.config.base import fingerprint
+from afinar.config.strict import between, conforms_to
+from afinar.errors import NotFoundError, RecordError, RequestError, StorageError
 from afinar.models.networks.architecture import Architecture
 from afinar.models.registry.aliases import champion_number, set_first_champion
 from afinar.pictures.preprocessing import InputView, StoredView
-from afinar.storage.names import check_identifier, check_model_id
+from afinar.storage.names import check_model_id
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
+from afinar.storage.records import REMEDY, Record, RunFolder, as_record
 from afinar.storage.store import Store
-from afinar.storage.versions import Record, append_version, new_owner, read_version, versions
+from afinar.storage.versions import (
+    append_version,
+    new_owner,
+    read_version,
+    record_name,
+    versions,
+)
 
-FORMAT: Final = "afinar-model/1"
+FORMAT: Final = "afinar-model/2"
 VERSIONS: Final = "versions"
+
+_WEIGHTS_ID_FORMAT: Final = "afinar-model/1"
+"""Format of versions whose id has the hash of the weights alone. They stay readable."""
+
+_NOT_COVERED: Final = frozenset({"id", "owner"})
+"""Keys of a record that its id does not cover: itself, and the token of the writer."""
+
+
+class _Lineage(TypedDict, total=False):
+    run: RunFolder
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelVersion:
     """Record of one published model: everything needed to use it and to trace its origin.
 
-    `id` is `<version>-<first 8 digits of the weights' sha256>`. `lineage` holds the dataset's URI
-    and version, the run's configuration, the source of pretrained weights, and library versions.
+    `id` is `<version>-<first 8 digits of the SHA-256 of the record>`; `publish_model` fills it in.
+    `lineage` holds the dataset's URI and version, the run's configuration, the source of pretrained
+    weights, and library versions. A model that was not made by `afinar train` may have no run.
     Logits are divided by `temperature` before they become probabilities; it was fitted on the
     validation split (Guo et al. 2017, arXiv 1706.04599).
     """
 
-    version: int
-    id: str
+    version: Annotated[int, between(1, 10**8 - 1)]
+    id: Annotated[str, check_model_id] = ""
     architecture: Architecture
     regime: str
     classes: list[str]
@@ -45,8 +66,8 @@ class ModelVersion:
     weights: ObjectRef
     golden: ObjectRef
     metrics: dict[str, Any]
-    lineage: dict[str, Any]
-    temperature: float = 1.0
+    lineage: Annotated[dict[str, Any], conforms_to(_Lineage)]
+    temperature: Annotated[float, between(1e-3, 1e3)] = 1.0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
@@ -57,32 +78,6 @@ class ModelVersion:
             **{name: getattr(self, name).as_dict() for name in nested},
         }
 
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> ModelVersion:
-        """Read a record. Raises UnsafePathError if an id, run or object in it is not a name."""
-        if record.get("format") != FORMAT:
-            raise RequestError(f"the record of a model has the format {record.get('format')!r}")
-        check_model_id(record["id"])
-        # A model that was not made by `afinar train` may have no run.
-        if "run" in record["lineage"]:
-            folder, _, run = str(record["lineage"]["run"]).partition("/")
-            if folder != "runs":
-                raise UnsafePathError(
-                    f"{record['lineage']['run']!r} is no run of this model: its record is damaged "
-                    "or forged"
-                )
-            check_identifier(run, "the name of a run")
-
-        fields = {name: record[name] for name in cls.__dataclass_fields__ if name in record}
-        fields |= {
-            "architecture": Architecture(**record["architecture"]),
-            "stored_view": StoredView.from_dict(record["stored_view"]),
-            "input_view": InputView.from_dict(record["input_view"]),
-            "weights": ObjectRef(**record["weights"]),
-            "golden": ObjectRef(**record["golden"]),
-        }
-        return cls(**fields)
-
 
 class StoredModel(NamedTuple):
     """A model version and the store that holds its objects."""
@@ -91,12 +86,54 @@ class StoredModel(NamedTuple):
     version: ModelVersion
 
 
+def get_model(store: Store, number: int) -> ModelVersion:
+    """Return a published version. Raises NotFoundError if there is none, RecordError for a bad one.
+
+    The record must have the content that its id was computed from, so that classes, temperature and
+    preprocessing are those that were published.
+    """
+    uri = store.uri(record_name(VERSIONS, number))
+    record = read_version(store, VERSIONS, number)
+    if record.get("format") not in (FORMAT, _WEIGHTS_ID_FORMAT):
+        known = f"{_WEIGHTS_ID_FORMAT} and {FORMAT}"
+        found = str(record.get("format"))[:60]
+        raise RecordError(f"{uri} has the format {found!a}; this version of afinar reads {known}")
+
+    version = as_record(record, ModelVersion, uri)
+    classes = len(version.classes)
+    if classes != version.architecture.classes or len(set(version.classes)) != classes:
+        raise RecordError(
+            f"{uri}: classes must be {version.architecture.classes} different names; {REMEDY}"
+        )
+    digest = version.weights.sha256 if record["format"] == _WEIGHTS_ID_FORMAT else _digest(record)
+    if version.version != number or version.id != f"{number}-{digest[:8]}":
+        raise RecordError(
+            f"{uri} is not what was published: its content does not have the id {version.id}; "
+            f"{REMEDY}"
+        )
+    return version
+
+
+def _digest(record: Record) -> str:
+    """Return the SHA-256 of a record without its id and the token of its writer."""
+    return fingerprint({name: record[name] for name in record.keys() - _NOT_COVERED})
+
+
+def _with_id(version: ModelVersion) -> ModelVersion:
+    # JSON turns tuples into lists: the digest is that of the record as it is read back.
+    record = json.loads(json.dumps(version.as_dict()))
+    return replace(version, id=f"{version.version}-{_digest(record)[:8]}")
+
+
 def publish_model(store: Store, build: Callable[[int], ModelVersion]) -> ModelVersion:
-    """Publish `build(number)` as the next version. The first version becomes the champion."""
+    """Publish `build(number)` as the next version, with its id.
+
+    The first version becomes the champion.
+    """
     published: dict[int, ModelVersion] = {}
 
     def build_record(number: int, _: Record | None) -> Record:
-        published[number] = build(number)
+        published[number] = _with_id(build(number))
         return published[number].as_dict()
 
     owner = new_owner()
@@ -117,7 +154,7 @@ def find_model(spec: str) -> StoredModel:
     store = open_store(location)
     try:
         number = _version_number(store, wanted)
-        version = ModelVersion.from_dict(read_version(store, VERSIONS, number))
+        version = get_model(store, number)
     except NotFoundError:
         numbers = ", ".join(map(str, versions(store, VERSIONS)))
         raise RequestError(
