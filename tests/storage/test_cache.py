@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import pytest
 
-from afinar.errors import IntegrityError, RequestError
+from afinar.errors import IntegrityError, RequestError, StorageError
 from afinar.storage.cache import Cache, open_verified
 from afinar.storage.local import LocalStore
 from afinar.storage.objects import ObjectRef, put_object
@@ -141,7 +141,7 @@ def test_link_in_place_of_lock_or_copy_is_not_followed(store: RemoteStore, tmp_p
     folder.mkdir(mode=0o700)
     lock = folder / f"lock-{ref.sha256[:2]}"
     lock.symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(StorageError, match="symbolic links"):
         open_verified(store, ref, Cache(folder))
     lock.unlink()
     (folder / ref.sha256).symlink_to(victim)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, NamedTuple, TypedDict
+from typing import Annotated, Any, Final, NamedTuple, NotRequired, TypedDict
 
 import pyarrow as pa
 
@@ -53,6 +53,7 @@ class _Counts(TypedDict):
     splits: dict[str, Count]
     labels: dict[str, Count]
     repeats: dict[str, Count]
+    left_out: NotRequired[dict[str, Count]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,13 +118,13 @@ class PredictionManifest:
 
     def as_dict(self) -> dict[str, Any]:
         partitions = {name: partition.as_dict() for name, partition in self.partitions.items()}
-        return {
+        record = {
             "format": FORMAT,
             "version": self.version,
             "current": self.current,
             "partitions": partitions,
-            "forgotten": self.forgotten,
         }
+        return {**record, "forgotten": self.forgotten} if self.forgotten else record
 
 
 def read_manifest(store: Store) -> PredictionManifest:

@@ -6,11 +6,11 @@ field `format` of such a record tells them apart.
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Final
 
-from afinar.errors import RequestError, StorageError
+from afinar.errors import RecordError, RequestError, StorageError
+from afinar.storage.records import parse_object
 from afinar.storage.store import Reader, Store
 from afinar.storage.versions import latest
 
@@ -31,8 +31,8 @@ def is_record(reader: Reader, name: str) -> bool:
     try:
         if reader.stat(name).size > _MAX_RECORD_BYTES:
             return False
-        return _kind_of(json.loads(reader.get(name))) is not None
-    except (StorageError, ValueError, RecursionError):
+        return _kind_of(parse_object(reader.get(name), name)) is not None
+    except (StorageError, RecordError):
         return False
 
 
@@ -53,7 +53,7 @@ def require_target_for(store: Store, kind: str, source: str = "") -> None:
 def _kinds_in(store: Store) -> list[str]:
     try:
         newest = [latest(store, folder) for folder in _FOLDERS] if store.exists() else []
-    except (StorageError, ValueError, RecursionError):
+    except (StorageError, RecordError):
         return []  # what is wrong is reported where the record is needed
     kinds = [_kind_of(record) for _, record in filter(None, newest)]
     return [kind for kind in kinds if kind is not None]

@@ -14,8 +14,10 @@ from typing import Final
 
 import pyarrow as pa
 
+from afinar.config.strict import Count
 from afinar.errors import ChangedError, NotFoundError
 from afinar.storage.arrow import conform, from_parquet, to_parquet
+from afinar.storage.records import as_record, parse_object
 from afinar.storage.store import Store
 from afinar.units.cut import PLAN, unit_names
 
@@ -33,8 +35,9 @@ def with_left_out(table: pa.Table, counts: Mapping[str, int]) -> pa.Table:
 
 def left_out_of(table: pa.Table) -> dict[str, int]:
     """Return what `with_left_out` recorded; nothing for a plan of an earlier release."""
-    counts: dict[str, int] = json.loads((table.schema.metadata or {}).get(_LEFT_OUT, b"{}"))
-    return counts
+    data = (table.schema.metadata or {}).get(_LEFT_OUT, b"{}")
+    uri = "the counts of a plan"
+    return as_record(parse_object(data, uri), dict[str, Count], uri)
 
 
 @dataclass(frozen=True)
