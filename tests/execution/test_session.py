@@ -79,6 +79,24 @@ def test_address_where_something_else_listens_is_refused(monkeypatch: pytest.Mon
             pass
 
 
+def test_missing_token_is_refused_before_ray_would_abort_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no authentication token was found. Ensure that the token for …")
+
+    monkeypatch.setattr(services, "canonicalize_bootstrap_address_or_die", str)
+    monkeypatch.setattr(session, "ensure_token_if_auth_enabled", fail)
+    monkeypatch.setattr(session, "GcsClient", lambda address: pytest.fail("not to be called"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with (
+            pytest.raises(RequestError, match="token was found; set RAY_AUTH_MODE=token"),
+            session.ray_session(address),
+        ):
+            pass
+
+
 def session_folders(place: Path) -> list[Path]:
     return list(place.glob("ray-*"))
 

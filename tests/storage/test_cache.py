@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from multiprocessing import get_context
@@ -10,7 +11,8 @@ from typing import BinaryIO
 
 import pytest
 
-from afinar.errors import IntegrityError, RequestError, StorageError
+from afinar.errors import IntegrityError, NoSpaceError, RequestError, StorageError
+from afinar.storage import cache
 from afinar.storage.cache import Cache, open_verified
 from afinar.storage.local import LocalStore
 from afinar.storage.objects import ObjectRef, put_object
@@ -61,6 +63,20 @@ def test_full_cache_evicts_least_recently_used_copy(store: RemoteStore, tmp_path
     assert store.reads() == 2
     read(store, third, cache)
     assert cached_names(tmp_path / "cache") == {first.sha256, third.sha256}
+
+
+def test_full_disk_is_reported_with_the_folder_of_the_cache(
+    store: RemoteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if not even the file of a lock can be created."""
+    ref = put(store, 1)
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache, "_open", full)
+    with pytest.raises(NoSpaceError, match=f"{tmp_path / 'cache'} could not be written: no space"):
+        read(store, ref, Cache(tmp_path / "cache"))
 
 
 def test_damaged_copy_is_fetched_again(store: RemoteStore, tmp_path: Path) -> None:

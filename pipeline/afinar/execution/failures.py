@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from ray.exceptions import (
@@ -17,7 +18,11 @@ from afinar.errors import AfinarError, StorageError
 WORKER_DIED: Final = (RayActorError, WorkerCrashedError, NodeDiedError, OutOfMemoryError)
 """Errors after which a unit can be retried: its process died, and its work did not raise."""
 
+TOKEN_ADVICE: Final = (
+    "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
+)
 _MAX_CAUSES: Final = 10
+_ADVICE: Final = re.compile(r"\s(?:Note: RAY_AUTH|Ensure that the token|Create a token file)")
 
 
 def is_preprocessing_loss(error: BaseException) -> bool:
@@ -45,6 +50,9 @@ def root_cause(error: BaseException) -> Exception:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message without its full stop, or its class."""
-    text = str(error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    """Return the first line of an error's message without its full stop, or its class.
+
+    Ray's errors of authentication go on with advice that afinar gives itself, in fewer words.
+    """
+    text = _ADVICE.split(str(error).strip())[0]
+    return text.splitlines()[0].rstrip(". ") if text else type(error).__name__

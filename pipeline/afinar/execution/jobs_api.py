@@ -18,7 +18,7 @@ from ray.job_submission import JobSubmissionClient
 
 from afinar.config.base import without_user
 from afinar.errors import RequestError, UnknownOutcomeError
-from afinar.execution.failures import first_line
+from afinar.execution.failures import TOKEN_ADVICE, first_line
 from afinar.logs import log_settings
 
 logger = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def connect(address: str | None) -> JobSubmissionClient:
     """
     if not log_settings().verbose:
         # Ray logs every connection to the log of a job that ends.
-        logging.getLogger("ray.dashboard").setLevel(logging.WARNING)
+        logging.getLogger("ray.dashboard.modules.job.sdk").setLevel(logging.WARNING)
     try:
         return _Client(address)
     except AuthenticationError as error:
@@ -73,10 +73,7 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 
 def _token_problem(error: AuthenticationError) -> str:
-    return (
-        f"the cluster refuses the request ({first_line(error)}): set RAY_AUTH_MODE=token, and "
-        "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's token"
-    )
+    return f"the cluster refuses the request ({first_line(error)}): {TOKEN_ADVICE}"
 
 
 def run_job(

@@ -9,6 +9,7 @@ import resource
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any, Final
 
 import ray
 from ray._private import ray_constants, services
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._raylet import (  # type: ignore[attr-defined]
     AuthenticationTokenLoader,
     Config,
@@ -28,7 +30,7 @@ from ray.exceptions import AuthenticationError, RaySystemError, RpcError
 from afinar.config.base import cluster_address
 from afinar.errors import NoSpaceError, RequestError, ShortfallError
 from afinar.execution.console import worker_output
-from afinar.execution.failures import first_line
+from afinar.execution.failures import TOKEN_ADVICE, first_line
 from afinar.execution.interrupts import signal_handlers_kept
 from afinar.logs import log_settings
 
@@ -91,10 +93,9 @@ def _connection(target: str, verbose: bool) -> Iterator[None]:
             ray.init(target, namespace=_NAMESPACE, logging_level=level)
     except _CONNECTION_ERRORS as error:
         ray.shutdown()
-        raise RequestError(
-            f"no Ray cluster answers at {target}: {first_line(error)}. "
-            "Check --address or RAY_ADDRESS."
-        ) from error
+        problem = first_line(error)
+        advice = TOKEN_ADVICE if "token" in problem else "check --address or RAY_ADDRESS"
+        raise RequestError(f"no Ray cluster answers at {target}: {problem}; {advice}") from error
     try:
         yield
     finally:
@@ -115,9 +116,27 @@ def _require_listener(target: str) -> None:
     with socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S):
         pass
 
+    if is_client:
+        return
+    # Without it, a missing token would abort this process.
+    ensure_token_if_auth_enabled({}, create_token_if_missing=False)
     # Something else may listen there. Ray's own client gives up after 40 s.
-    if not is_client:
+    with _silent_stderr():
         GcsClient(address=address)
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Discard what Ray's C++ code writes to stderr; its errors have the same text."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with open(os.devnull, "wb") as sink:  # noqa: PTH123
+        os.dup2(sink.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 @contextlib.contextmanager

@@ -112,9 +112,11 @@ def s3fs_client(attempts: int, connect_s: float, read_s: float) -> Any:
 
 
 def _check_endpoint(endpoint: str) -> None:
-    """Raise ValueError for a wrong port, RequestError for a user in the URL."""
+    """Raise ValueError for a wrong scheme or port, RequestError for a user in the URL."""
     parts = urlsplit(endpoint)
     _ = parts.port
+    if parts.scheme not in {"http", "https"}:
+        raise ValueError(f"Invalid endpoint: {endpoint}")
     if parts.username is not None:
         raise RequestError(
             f"the S3 endpoint {without_user(endpoint)} is given with a user and a password: leave "
