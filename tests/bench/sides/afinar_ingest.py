@@ -1,4 +1,4 @@
-"""The side of afinar: ingests one after the other, in one Ray that was started and warmed up."""
+"""The side of afinar: ingests one after the other, each in a Ray of its own like a command."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from afinar.ingest.driver import run_ingest
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Run `request["ingests"]`, each the fields of an IngestConfig, and return their records.
 
-    `request["watched"]` are processes, such as a server, whose CPU time is measured too.
+    `request["watched"]` are processes, such as a server, whose CPU time is measured too. The start
+    of Ray is not timed. An ingest runs in the processes that Ray starts with: a second one in the
+    same Ray would wait for new processes, which no job of a user does.
     """
     watched = request.get("watched", [])
-    with ray_session("local", request["cores"]):
-        ingest(request["warm_up"], watched)
-        return {"ingests": [ingest(fields, watched) for fields in request["ingests"]]}
+    records = []
+    for fields in (request["warm_up"], *request["ingests"]):
+        with ray_session("local", request["cores"]):
+            records.append(ingest(fields, watched))
+    return {"ingests": records[1:]}
 
 
 def ingest(fields: dict[str, Any], watched: list[int]) -> dict[str, Any]:
