@@ -8,14 +8,15 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, TextIO
+from functools import partial
+from typing import Any, Final, Protocol
 
 from afinar.cli import interruption
 from afinar.cli.formatting import escape_names
 from afinar.config.base import JobConfig
-from afinar.errors import AfinarError, RequestError
+from afinar.errors import AfinarError, RequestError, ShortfallError
 from afinar.logs import configure_logging, escape_controls, escape_lines, log_settings
 from afinar.storage.names import new_run
 
@@ -77,10 +78,11 @@ def _run(name: str, argv: list[str]) -> int:
         as_json = config.json  # a recipe may set it
         configure_logging(config.log_format, run=new_run(), verbose=config.verbose)
 
-        with redirect_stdout() as stdout:
+        with redirect_stdout() as print_summary:
             summary = command.run(config)
-            text = json.dumps(summary) if as_json else command.describe(escape_names(summary))
-            print(text, file=stdout)
+            print_summary(
+                json.dumps(summary) if as_json else command.describe(escape_names(summary))
+            )
         return int(summary.get("exit_code", 0))
     except AfinarError as error:
         _report_error(str(error), error.exit_code, as_json)
@@ -124,8 +126,8 @@ def _report_error(message: str, exit_code: int, as_json: bool) -> None:
 
 
 @contextmanager
-def redirect_stdout() -> Iterator[TextIO]:
-    """Redirect file descriptor 1 to stderr and yield the real stdout, for the summary alone.
+def redirect_stdout() -> Iterator[Callable[[str], None]]:
+    """Redirect file descriptor 1 to stderr and yield a function that prints to the real stdout.
 
     It covers what Ray and its workers print, which does not pass through `sys.stdout`.
     """
@@ -134,12 +136,41 @@ def redirect_stdout() -> Iterator[TextIO]:
     os.dup2(2, 1)
 
     try:
-        with os.fdopen(os.dup(saved), "w") as stdout:
-            yield stdout
+        yield partial(_print_summary, saved)
     finally:
         sys.stdout.flush()
         os.dup2(saved, 1)
         os.close(saved)
+
+
+def _print_summary(descriptor: int, summary: str) -> None:
+    """Print the summary of a job that has ended. Raises ShortfallError if that is impossible."""
+    data = f"{summary}\n".encode(sys.stdout.encoding or "utf-8", errors="backslashreplace")
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        pass
+    except OSError as error:
+        raise ShortfallError(
+            "the job has ended, and its summary could not be written to the standard output: "
+            f"{error.strerror}"
+        ) from error
+
+
+def _open_standard_streams() -> None:
+    """Open the null device in place of standard streams that are closed, as those of daemons are.
+
+    The next file that is opened would get the number of a closed one, and output would end up in
+    that file.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def _overview() -> str:
@@ -161,5 +192,6 @@ def _overview() -> str:
 
 def entry() -> None:
     """Run the console script."""
+    _open_standard_streams()
     interruption.handle_signals()
     sys.exit(main())

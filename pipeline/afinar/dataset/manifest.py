@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, NamedTuple, NotRequired, TypedDict
+from typing import Annotated, Any, Final, NamedTuple, TypedDict
 
 import pyarrow as pa
 
@@ -45,7 +45,11 @@ class _Source(TypedDict):
     fingerprint: str
 
 
-class _Counts(TypedDict):
+class _LaterCounts(TypedDict, total=False):
+    left_out: dict[str, Count]
+
+
+class _Counts(_LaterCounts):
     listed: Count
     samples: Count
     rejects: Count
@@ -53,7 +57,6 @@ class _Counts(TypedDict):
     splits: dict[str, Count]
     labels: dict[str, Count]
     repeats: dict[str, Count]
-    left_out: NotRequired[dict[str, Count]]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,43 @@
+"""Standard streams that are closed, full or no longer read, as those of daemons and pipes are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Trained
+
+
+def run_in_shell(command: str, dataset: str) -> subprocess.CompletedProcess[str]:
+    """Run a shell command in which "$@" is `afinar status DATASET`."""
+    status = [sys.executable, "-m", "afinar", "status", dataset]
+    arguments = ["sh", "-c", command, "sh", *status]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ('exec "$@" >&-', 0),
+        ('exec "$@" <&- >&- 2>&-', 0),
+        ('{ "$@"; echo "code $?" >&2; } | true', 0),
+    ],
+    ids=["no stdout", "no streams", "a reader that has left"],
+)
+def test_job_ends_well_without_a_reader_of_its_output(
+    command: str, code: int, trained: Trained
+) -> None:
+    result = run_in_shell(command, trained.dataset)
+    assert result.returncode == code
+    assert result.stderr in {"", "code 0\n"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_summary_that_cannot_be_written_is_an_error_in_one_line(trained: Trained) -> None:
+    result = run_in_shell('exec "$@" >/dev/full', trained.dataset)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert "could not be written to the standard output: No space left" in line
