@@ -41,3 +41,19 @@ def test_summary_that_cannot_be_written_is_an_error_in_one_line(trained: Trained
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "could not be written to the standard output: No space left" in line
+
+
+@pytest.mark.parametrize("optimization", ["0", "2"])
+def test_help_is_whole_without_docstrings_and_may_be_cut(optimization: str) -> None:
+    """`python -OO`, which images of containers use, leaves out docstrings."""
+    command = f"PYTHONOPTIMIZE={optimization} {sys.executable} -m afinar train --help"
+    whole = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
+    assert whole.splitlines()[2].startswith("Train a classifier on an ingested dataset")
+    cut = subprocess.run(
+        ["sh", "-c", f"{{ {command}; echo code $? >&2; }} | head -n 1"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert cut.stdout.startswith("usage: afinar train")
+    assert cut.stderr == "code 0\n"

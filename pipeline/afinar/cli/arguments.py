@@ -26,7 +26,7 @@ def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
     """
     recipe = _find_recipe_flag(argv)
     defaults = load_recipe(config_class, recipe) if recipe else {}
-    description = inspect.getdoc(config_class)
+    description = ast.get_docstring(_definition(config_class))
     parsed: Any = tyro.cli(
         _parser_class(config_class, defaults),
         args=argv,
@@ -76,14 +76,18 @@ def _parser_class(config_class: type[JobConfig], recipe: dict[str, Any]) -> type
     return dataclasses.make_dataclass(config_class.__name__, fields, frozen=True, kw_only=True)
 
 
+def _definition(config_class: type) -> ast.ClassDef:
+    """Return the source of a class. `python -OO` leaves out all docstrings but not the source."""
+    (definition,) = ast.parse(inspect.getsource(config_class)).body
+    return typing.cast("ast.ClassDef", definition)
+
+
 def _field_docstrings(config_class: type) -> dict[str, str]:
     """Return the docstring below each field of a class and its bases, each as one line."""
     docstrings = {}
 
     for base in config_class.__mro__[:-1]:
-        (definition,) = ast.parse(inspect.getsource(base)).body
-        assert isinstance(definition, ast.ClassDef)
-        for statement, following in itertools.pairwise(definition.body):
+        for statement, following in itertools.pairwise(_definition(base).body):
             match statement, following:
                 case (
                     ast.AnnAssign(target=ast.Name(id=name)),

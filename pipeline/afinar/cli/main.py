@@ -74,7 +74,7 @@ def _run(name: str, argv: list[str]) -> int:
     as_json = "--json" in argv
     try:
         _require_current_folder()
-        config = command.configure(argv)
+        config = _configure(command, argv)
         as_json = config.json  # a recipe may set it
         configure_logging(config.log_format, run=new_run(), verbose=config.verbose)
 
@@ -107,6 +107,15 @@ def _run(name: str, argv: list[str]) -> int:
         # The run has ended: what this process logs afterwards is not part of it.
         settings = log_settings()
         configure_logging(settings.log_format, verbose=settings.verbose)
+
+
+def _configure(command: Command, argv: list[str]) -> JobConfig:
+    """Parse the arguments. Exits with 0 if the reader of the help, such as `head`, has left."""
+    try:
+        return command.configure(argv)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered goes there
+        raise SystemExit(0) from None
 
 
 def _require_current_folder() -> None:
