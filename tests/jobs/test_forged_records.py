@@ -118,6 +118,7 @@ def world(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         job.unchanged(job.make_plan(current).table, current)
 
     def read_model() -> None:
+        describe(read_status(StatusConfig(path=str(models), verify=True)))
         store, version = find_model(f"{models}@1")
         if "run" in version.lineage:
             read_run(store, get_model(store, 1))
@@ -138,6 +139,10 @@ def world(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "unfinished": Forgery(
             next((folder / "unfinished/unfinished").iterdir()), lambda: plan_training(training, "x")
         ),
+        "unfinished models": Forgery(
+            next((folder / "unfinished/unfinished").iterdir()),
+            lambda: describe(read_status(StatusConfig(path=str(folder / "unfinished")))),
+        ),
         "checkpoint": Forgery(
             checkpoint, lambda: Checkpoints(store, "run", task.fingerprint).newest()
         ),
@@ -152,8 +157,8 @@ def summarize(result: Any) -> object:
 
 
 KINDS = (
-    "dataset", "predictions", "model", "alias", "unit", "unfinished", "checkpoint",
-    "outcome",
+    "dataset", "predictions", "model", "alias", "unit", "unfinished", "unfinished models",
+    "checkpoint", "outcome",
 )  # fmt: skip
 
 

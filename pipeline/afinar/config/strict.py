@@ -20,6 +20,7 @@ from typing import (
     Any,
     Final,
     Literal,
+    NotRequired,
     TypeVar,
     get_args,
     get_origin,
@@ -43,12 +44,21 @@ _NAMES: Final = {
     float: "a number",
     bool: "true or false",
 }
+UPDATE: Final = "update afinar"
+"""End of a message on a value that a later version may have written."""
+
+_MISSING: Final = "is missing"
 _SHOWN: Final = 60  # characters of a wrong value in a message
 _INT_LIMIT: Final = 2**63
 
 
 class MismatchError(ValueError):
-    """A value does not have the wanted type. The message begins with the path of the part."""
+    """A value does not have the wanted type. `path` leads to the part that is wrong, "" for all."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        separator = " " if reason == _MISSING else ": "
+        super().__init__(f"{path}{separator}{reason}" if path else reason)
+        self.path, self.reason = path, reason
 
 
 def structure(value: Any, wanted: type[T]) -> T:
@@ -60,7 +70,7 @@ def structure(value: Any, wanted: type[T]) -> T:
     try:
         return _converter().structure(value, wanted)
     except Exception as error:
-        raise MismatchError(_describe(error)) from error
+        raise _mismatch_of(error) from error
 
 
 def conforms_to(wanted: type[Any]) -> Check[Any]:
@@ -98,7 +108,6 @@ def _converter() -> Converter:
         list_structure_factory,
         mapping_structure_factory,
     )
-    from cattrs.gen.typeddicts import make_dict_structure_fn as make_typeddict_structure_fn
 
     converter = cattrs.Converter()
     for scalar in (int, float, str, bool):
@@ -107,7 +116,7 @@ def _converter() -> Converter:
     # cattrs would iterate over the letters of a text that stands in place of a list.
     for is_wanted, parsed, factory in (
         (is_mapping, dict, mapping_structure_factory),
-        (is_typeddict, dict, make_typeddict_structure_fn),
+        (is_typeddict, dict, _typeddict_factory),
         (is_dataclass, dict, _dataclass_factory),
         (is_mutable_sequence, list, list_structure_factory),
         (_is_tuple_of_one_type, list, homogenous_tuple_structure_factory),
@@ -165,8 +174,32 @@ def _dataclass_factory(wanted: Any, converter: Converter) -> Callable[[Any, Any]
     def convert(value: Any, _: Any) -> Any:
         for name in names:
             if name not in value:
-                raise ValueError(f"{name} is missing")
+                raise MismatchError(name, _MISSING)
         return hook(value, wanted)
+
+    return convert
+
+
+def _typeddict_factory(wanted: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    # cattrs relies on `__optional_keys__`, which lacks `NotRequired` where annotations are strings.
+    hints = get_type_hints(wanted, include_extras=True)
+    optional = {name for name, hint in hints.items() if get_origin(hint) is NotRequired}
+    kinds = {name: get_args(hint)[0] if name in optional else hint for name, hint in hints.items()}
+    optional |= wanted.__optional_keys__
+
+    def convert(value: Any, _: Any) -> Any:
+        converted = dict(value)
+        for name, kind in kinds.items():
+            if name in value:
+                try:
+                    converted[name] = converter.structure(value[name], kind)
+                except Exception as error:
+                    mismatch = _mismatch_of(error)
+                    path = _join(name, mismatch.path)
+                    raise MismatchError(path, mismatch.reason) from error
+            elif name not in optional:
+                raise MismatchError(name, _MISSING)
+        return converted
 
     return convert
 
@@ -253,7 +286,7 @@ def _show(value: Any) -> str:
     return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
 
 
-def _describe(error: Exception) -> str:
+def _mismatch_of(error: Exception) -> MismatchError:
     """Return path and reason of the first mistake in an error of cattrs."""
     from cattrs import AttributeValidationNote, IterableValidationNote
 
@@ -267,20 +300,19 @@ def _describe(error: Exception) -> str:
                 path += f".{note.index}" if isinstance(note.index, str) else f"[{note.index}]"
 
     path = ascii(path.lstrip("."))[1:-1]
-    if isinstance(error, KeyError):
-        return f"{path} is missing"
-    reason = _reason(error)
-    if not path:
-        return reason
-    # The error of `conforms_to` begins with a path of its own, unless the whole value is wrong.
-    is_part = isinstance(error, MismatchError) and not reason.startswith("expected ")
-    return f"{path}.{reason}" if is_part else f"{path}: {reason}"
+    if isinstance(error, MismatchError):  # of a part that was converted by itself
+        return MismatchError(_join(path, error.path), error.reason)
+    return MismatchError(path, _MISSING if isinstance(error, KeyError) else _reason(error))
+
+
+def _join(path: str, part: str) -> str:
+    return f"{path}{part}" if part.startswith("[") else ".".join(filter(None, (path, part)))
 
 
 def _reason(error: Exception) -> str:
     extra = getattr(error, "extra_fields", None)  # of cattrs' ForbiddenExtraKeysError
     if extra:
-        return f"{ascii(min(extra))[:_SHOWN]} is unknown to this version of afinar"
+        return f"{ascii(min(extra))[:_SHOWN]} is unknown to this version of afinar: {UPDATE}"
     ours = isinstance(error, AfinarError | ValueError | TypeError)
     text = str(error.args[0]) if ours and error.args else f"{type(error).__name__}: {error}"
     return " ".join(text.split())

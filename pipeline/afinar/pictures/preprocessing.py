@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 
 from afinar.config.base import fingerprint
 from afinar.config.ingest import FitMode, StoreKind
-from afinar.config.strict import between
+from afinar.config.strict import UPDATE, between
 
 DECODER = "pillow/3"
 """Version of the decoder. It changes whenever the same bytes would give other pixels.
@@ -30,8 +30,7 @@ EARLIER_DECODERS: Final = ("pillow/2", "pillow/1")  # none of them applies colou
 def _known_decoder(name: str) -> str:
     if name not in {DECODER, *EARLIER_DECODERS}:
         raise ValueError(
-            f"its pictures were decoded by {name[:40]!r}, and this afinar has {DECODER}: "
-            "update afinar"
+            f"its pictures were decoded by {name[:40]!r}, and this afinar has {DECODER}: {UPDATE}"
         )
     return name
 

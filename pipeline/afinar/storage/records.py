@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Final, NoReturn, TypeVar
 
-from afinar.config.strict import MismatchError, structure
+from afinar.config.strict import UPDATE, MismatchError, structure
 from afinar.errors import RecordError
 from afinar.storage.names import check_identifier, split_name
 from afinar.storage.store import Store
@@ -62,7 +62,8 @@ def as_record(value: Record, record_type: type[T], uri: str, remedy: str = REMED
     try:
         return structure(value, record_type)
     except MismatchError as error:
-        raise RecordError(f"{uri}: {error}; {remedy}") from error
+        advice = "" if error.reason.endswith(UPDATE) else f"; {remedy}"
+        raise RecordError(f"{uri}: {error}{advice}") from error
 
 
 def parse_object(data: bytes, uri: str, remedy: str = REMEDY) -> Record:
