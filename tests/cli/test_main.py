@@ -90,7 +90,7 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
             "submit -- label s3://b/a s3://b/p --model s3://b/m@1 --forecast f.json",
             "path on this machine",
         ),
-        ("ingest GOOD out --labels folders", "ends in .csv or .parquet"),
+        ("ingest GOOD out --labels folders", "ends in .csv, .tsv or .parquet"),
         ("ingest GOOD out --labels nowhere.csv", "there is no such table"),
         ("ingest GOOD out --split folder", "is not a split"),
         ("label nowhere.csv out --model MODEL", "there is no such table"),

@@ -41,8 +41,8 @@ def label(**options: Any) -> LabelConfig:
         ({"split": "0.9,0.2"}, "three shares"),
         ({"split": "0.9,0.2,-0.1"}, "sum to 1"),
         ({"extensions": "jpg"}, "such as .jpg"),
-        ({"labels": "folders"}, "ends in .csv or .parquet"),
-        ({"group": "groups"}, "ends in .csv or .parquet"),
+        ({"labels": "folders"}, "ends in .csv, .tsv or .parquet"),
+        ({"group": "groups"}, "ends in .csv, .tsv or .parquet"),
     ],
 )
 def test_wrong_ingest_value_is_refused(options: dict[str, Any], message: str) -> None:
