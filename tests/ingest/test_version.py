@@ -12,7 +12,7 @@ import pytest
 from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.schema import INDEX, OUTCOMES, REJECTS
-from afinar.dataset.splits import Repeats
+from afinar.dataset.splits import Repeats, hash_position
 from afinar.ingest.version import (
     Changes,
     Content,
@@ -23,6 +23,7 @@ from afinar.ingest.version import (
     repeat_notes,
 )
 from afinar.sources.entry import LISTING, SPLITS
+from afinar.storage.objects import sha256
 from tests.archives import ingest
 from tests.conftest import jpeg, make_archive
 from tests.executors import RecordingExecutor
@@ -212,6 +213,20 @@ def test_small_classes_are_in_every_split_and_keep_their_splits(tmp_path: Path) 
     other_seed = ingest(archive, dataset, seed=1)
     assert other_seed.units_run == 0
     assert splits_by_content(dataset) != second, "another seed assigns splits anew"
+
+
+def test_picture_that_was_moved_to_train_stays_when_its_class_grows(tmp_path: Path) -> None:
+    archive, dataset = make_archive(tmp_path / "pictures", 40), str(tmp_path / "dataset")
+    (archive / "slate").mkdir()
+    files = (jpeg(seed) for seed in range(60_000, 61_000))
+    single = next(data for data in files if hash_position(sha256(data), 0) > 0.9)  # test, by hash
+    (archive / "slate" / "single.jpg").write_bytes(single)
+    ingest(archive, dataset)
+    assert splits_by_content(dataset)[sha256(single)] == "train", "no class is without training"
+    for number in range(30):
+        (archive / "slate" / f"{number}.jpg").write_bytes(jpeg(62_000 + number))
+    ingest(archive, dataset)
+    assert splits_by_content(dataset)[sha256(single)] == "train"
 
 
 def test_carved_splits_are_kept_until_a_folder_goes(tmp_path: Path) -> None:
