@@ -74,7 +74,7 @@ def test_unusable_label_table_is_refused(
         (tmp_path / "labels.csv").write_text(table)
     with pytest.raises(RequestError, match=words):
         ingest(flat, tmp_path / "dataset", labels=str(tmp_path / "labels.csv"))
-    with pytest.raises(RequestError, match=r"ends in \.csv or \.parquet"):
+    with pytest.raises(RequestError, match=r"ends in .csv, .tsv or .parquet"):
         ingest(flat, tmp_path / "dataset", labels="folders")
 
 

@@ -188,10 +188,13 @@ def _kind_of_file(uri: str) -> str | None:
         return "is an archive: unpack it, and name the folder"
     if name.lower().endswith(tuple(DEFAULT_EXTENSIONS.split(","))):
         return (
-            "is one picture: name its folder, or a list of pictures (.txt, .csv, .tsv or .parquet). "
+            "is one picture: name its folder, or a list of pictures (.txt, .csv, .tsv, .parquet). "
             "`afinar label PICTURE --model …` prints the classes of one picture"
         )
-    return "is a file: name a folder, an s3:// prefix, or a list of pictures (.txt, .csv, .tsv or .parquet)"
+    return (
+        "is a file: name a folder, an s3:// prefix, or a list of pictures "
+        "(.txt, .csv, .tsv, .parquet)"
+    )
 
 
 def table_of(infos: Iterable[ObjectInfo]) -> pa.Table:
