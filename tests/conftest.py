@@ -26,6 +26,10 @@ configure_logging()  # as the command line does; tests read what it writes to st
 
 SCRIPTS = Path(sys.executable).parent
 
+# Ray workers import the tests' own work functions.
+_ROOT = str(Path(__file__).resolve().parents[1])
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
+
 
 def jpeg(
     seed: int, size: tuple[int, int] = (80, 60), tint: tuple[int, int, int] = (128, 128, 128)
