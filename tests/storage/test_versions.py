@@ -72,7 +72,7 @@ def test_reading_begins_again_while_other_jobs_change_the_versions(store: Store)
     assert publish(store, "manifests", 1, {}, "job")
     calls: list[int] = []
 
-    def read() -> str:
+    def read(numbers: list[int]) -> str:
         calls.append(len(calls))
         if len(calls) < 3:
             assert publish(store, "manifests", 1 + len(calls), {}, "another job")
@@ -87,7 +87,7 @@ def test_missing_object_of_versions_that_do_not_change_is_damage(store: Store) -
     assert publish(store, "manifests", 1, {}, "job")
     calls: list[int] = []
 
-    def read() -> None:
+    def read(numbers: list[int]) -> None:
         calls.append(1)
         raise NotFoundError("lists/x.parquet")
 
@@ -97,10 +97,8 @@ def test_missing_object_of_versions_that_do_not_change_is_damage(store: Store) -
 
 
 def test_versions_that_change_for_ever_end_in_a_sentence(store: Store) -> None:
-    numbers = iter(range(1, 100))
-
-    def read() -> None:
-        assert publish(store, "manifests", next(numbers), {}, "another job")
+    def read(numbers: list[int]) -> None:
+        assert publish(store, "manifests", 1 + max(numbers, default=0), {}, "another job")
         raise NotFoundError("lists/x.parquet")
 
     with pytest.raises(ShortfallError, match="run the command again"):

@@ -79,7 +79,7 @@ def find_unreferenced(store: Store, deleted: Collection[int]) -> list[str]:
     object that was listed has a plan that is listed after it; and what was published meanwhile is
     in a manifest, since manifests are read last.
     """
-    return read_consistently(store, FOLDER, lambda: _find_unreferenced(store, deleted))
+    return read_consistently(store, FOLDER, lambda _: _find_unreferenced(store, deleted))
 
 
 def _find_unreferenced(store: Store, deleted: Collection[int]) -> list[str]:

@@ -118,7 +118,7 @@ def get_manifests(store: Store) -> list[Manifest]:
     manifests = read_consistently(
         store,
         FOLDER,
-        lambda: [get_manifest(store, number) for number in versions(store, FOLDER)],
+        lambda numbers: [get_manifest(store, number) for number in numbers],
     )
     if not manifests:
         raise RequestError(f"{store.root} holds no dataset")

@@ -27,7 +27,6 @@ from afinar.storage.versions import (
     read_consistently,
     read_version,
     record_name,
-    versions,
 )
 
 FOLDER: Final = "manifests"
@@ -139,8 +138,7 @@ def read_manifest(store: Store) -> PredictionManifest:
 def kept_manifests(store: Store) -> list[PredictionManifest]:
     """Return all versions that are kept, in ascending order."""
 
-    def read() -> list[PredictionManifest]:
-        numbers = versions(store, FOLDER)
+    def read(numbers: list[int]) -> list[PredictionManifest]:
         return [_parse(store, number, read_version(store, FOLDER, number)) for number in numbers]
 
     return read_consistently(store, FOLDER, read)

@@ -38,7 +38,7 @@ def read_status(config: StatusConfig) -> dict[str, Any]:
         return _models(config, store)
     read = _dataset if is_dataset(store) else _predictions
     # A concurrent job may delete objects of the versions that are described.
-    return read_consistently(store, FOLDER, lambda: read(config, store))
+    return read_consistently(store, FOLDER, lambda _: read(config, store))
 
 
 def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:

@@ -32,8 +32,7 @@ _PROBE_ATTEMPTS: Final = 3
 def latest(store: Store, folder: str) -> tuple[int, Record] | None:
     """Return the highest number in `folder` and its record, or None if there is no version yet."""
 
-    def read() -> tuple[int, Record] | None:
-        numbers = versions(store, folder)
+    def read(numbers: list[int]) -> tuple[int, Record] | None:
         return (numbers[-1], read_version(store, folder, numbers[-1])) if numbers else None
 
     return read_consistently(store, folder, read)
@@ -54,19 +53,19 @@ def read_version(store: Store, folder: str, number: int) -> Record:
     return read_object(store, record_name(folder, number))
 
 
-def read_consistently(store: Store, folder: str, read: Callable[[], T]) -> T:
-    """Return what `read` returns; call it again while concurrent jobs replace what it reads.
+def read_consistently(store: Store, folder: str, read: Callable[[list[int]], T]) -> T:
+    """Return `read(numbers of the versions)`; call it again while jobs replace what it reads.
 
     A job deletes versions before it deletes their objects. So an object that a record names and
     that is missing is no damage if the versions in `folder` have changed since the record was read.
     Raises NotFoundError for damage, ShortfallError if the versions keep changing.
     """
     for _ in range(_READ_ATTEMPTS):
-        before = versions(store, folder)
+        numbers = versions(store, folder)
         try:
-            return read()
+            return read(numbers)
         except NotFoundError:
-            if versions(store, folder) == before:
+            if versions(store, folder) == numbers:
                 raise
     raise ShortfallError(
         f"other jobs keep publishing to {store.root} and deleting from it: run the command again"
