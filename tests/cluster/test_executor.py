@@ -173,6 +173,8 @@ def test_pool_grows_with_the_cluster(local_ray: None) -> None:
     pool = ActorPool(make_actor, size, range(9), RetryPolicy(), lambda: None)
     assert sorted(pool.results()) == list(range(0, 18, 2))
     assert len(made) == 2
+    for actor in made:  # they hold both cores
+        ray.kill(actor)
     few = ActorPool(make_actor, lambda: 5, [1], RetryPolicy(), lambda: None)
     assert list(few.results()) == [2]
     assert len(made) == 3, "no more workers than units"
@@ -209,8 +211,8 @@ def test_unit_that_kills_every_worker_fails_the_job(
 
 
 def test_wait_for_resources_ends_at_its_timeout(local_ray: None) -> None:
-    assert wait_for_resources({"CPU": 1}, 2, "a cluster's", 60.0, 0.1)
-    assert not wait_for_resources({"CPU": 2}, 2, "a cluster's", 1.0, 0.1)
+    assert wait_for_resources({"CPU": 1}, 2, "10.0.0.1:6379", 60.0, 0.1)
+    assert not wait_for_resources({"CPU": 2}, 2, "10.0.0.1:6379", 1.0, 0.1)
     assert not wait_for_resources({"CPU": 1, "GPU": 1}, 1, None, 60.0, 0.1), (
         "a local Ray cannot grow"
     )

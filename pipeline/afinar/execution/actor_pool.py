@@ -106,8 +106,10 @@ class ActorPool:
     def _grow(self) -> None:
         """Spawn actors up to the pool's size, as long as there is a unit for each."""
         missing = self._size() - len(self._slots)
-        self._waiting.extend(map(_Unit, islice(self._tasks, max(0, missing - len(self._waiting)))))
-        for _ in range(min(missing, len(self._waiting))):
+        idle = sum(not slot.units for slot in self._slots)
+        wanted = max(0, missing + idle - len(self._waiting))
+        self._waiting.extend(map(_Unit, islice(self._tasks, wanted)))
+        for _ in range(min(missing, len(self._waiting) - idle)):
             self._slots.append(self._spawn_actor())
 
     def _spawn_actor(self) -> ActorSlot:
