@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from afinar.config.ingest import SplitShares
 from afinar.dataset.stratification import stratify
 from afinar.sources.entry import SPLITS
+from afinar.storage.arrow import group_by
 
 _CHUNK: Final = 65_536  # samples that are Python objects at a time
 _CARVED: Final = 0.15  # share of train for a split that has no folder, as in 0.7, 0.15, 0.15
@@ -116,7 +117,7 @@ def _known_splits(
     number = pc.if_else(pc.is_in(samples.column("sample_id"), given), none, number)
 
     groups = samples.column("group")
-    members = pa.table({"group": groups, "number": number}).group_by("group")
+    members = group_by(pa.table({"group": groups, "number": number}), ["group"])
     ends = members.aggregate([("number", "min"), ("number", "max")])
     agreed = ends.filter(pc.equal(ends.column("number_min"), ends.column("number_max")))
     of_group = agreed.column("number_min").take(pc.index_in(groups, agreed.column("group")))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from afinar.config.ingest import SplitShares
 from afinar.sources.entry import SPLITS
+from afinar.storage.arrow import group_by
 
 FEW: Final = 5
 """A class with fewer pictures in a split is named in a note: a recall of 4 pictures has steps of 25
@@ -109,7 +110,7 @@ def stratify(
 def _count(samples: pa.Table) -> dict[str, Counter[str]]:
     """Return the number of samples of each class by split."""
     known = samples.filter(pc.and_(*(pc.is_valid(samples.column(n)) for n in ("label", "split"))))
-    table = known.group_by(["label", "split"]).aggregate([([], "count_all")])
+    table = group_by(known, ["label", "split"]).aggregate([([], "count_all")])
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for row in table.to_pylist():
         counts[row["label"]][row["split"]] = row["count_all"]

@@ -20,7 +20,7 @@ from afinar.dataset.schema import INDEX, shard_schema
 from afinar.dataset.shards import ShardWriter, batch_rows
 from afinar.ingest.plan import shard_pictures
 from afinar.pictures.preprocessing import StoredView
-from afinar.storage.arrow import conform, from_ipc
+from afinar.storage.arrow import conform, from_ipc, group_by
 from afinar.storage.markers import UnitMarker, commit_unit, committed_units, read_markers
 from afinar.storage.objects import ObjectRef, get_object
 from afinar.storage.open import open_store
@@ -80,7 +80,7 @@ def shards_to_compact(index: pa.Table, shards: list[ObjectRef]) -> list[LiveRows
 
 def count_live(index: pa.Table) -> dict[str, int]:
     """Return the number of live rows of each shard. Copies of a picture share one row."""
-    places = index.select(["shard", "row"]).group_by(["shard", "row"]).aggregate([])
+    places = group_by(index.select(["shard", "row"]), ["shard", "row"]).aggregate([])
     counts = pc.value_counts(places.column("shard"))
     shards, rows = counts.field("values").to_pylist(), counts.field("counts").to_pylist()
     return dict(zip(shards, rows, strict=True))

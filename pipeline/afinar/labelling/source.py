@@ -21,6 +21,7 @@ from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
 from afinar.sources.listing import AnnotatedListing, as_listing, list_pictures
 from afinar.sources.uri_list import is_list, list_named
+from afinar.storage.arrow import group_by
 from afinar.storage.open import normalize_uri, open_reader, open_store
 from afinar.storage.versions import latest
 from afinar.units.cut import count_pending, iter_units
@@ -142,7 +143,7 @@ class DatasetSource(Source):
     def count_requests(self, plan: pa.Table) -> dict[str, int]:
         """Return one read per unit and shard: a shard with rows of two units is read for both."""
         pending = plan.filter(pc.is_valid(plan.column("unit")))
-        return {"GET": len(pending.group_by(["unit", "shard"]).aggregate([]))}
+        return {"GET": len(group_by(pending, ["unit", "shard"]).aggregate([]))}
 
     def sample(self, plan: pa.Table) -> list[Entry]:
         """Return one whole unit: a random sample would read a whole shard for each picture."""

@@ -16,6 +16,7 @@ from afinar.models.registry.aliases import champion_number
 from afinar.models.registry.versions import VERSIONS, get_model
 from afinar.pictures.preprocessing import StoredView
 from afinar.predictions.gc import collect, require_manifest, verify
+from afinar.storage.arrow import group_by
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
@@ -95,7 +96,7 @@ def _shards(store: Store, manifest: Manifest) -> dict[str, Any]:
     index = dataset.index
     shards = dataset.objects_of("shard")
     # Duplicates share the row of a shard.
-    live = index.group_by(["shard", "row"]).aggregate([])
+    live = group_by(index, ["shard", "row"]).aggregate([])
     return {
         "shards": len(shards),
         "shard_bytes": sum(ref.bytes for ref in shards),

@@ -19,6 +19,7 @@ from afinar.sources.entry import SPLITS
 from afinar.sources.listing import AnnotatedListing, names_of
 from afinar.sources.tables import read_table
 from afinar.sources.uris import resolve
+from afinar.storage.arrow import group_by
 
 # Compared without regard to case.
 _SPLIT_NAMES: Final = {
@@ -227,7 +228,7 @@ def _require_one_value(
     uris: pa.ChunkedArray, values: pa.ChunkedArray, flag: str, column: str
 ) -> None:
     pairs = pa.table({"uri": uris, "value": values})
-    counts = pairs.group_by("uri").aggregate([("value", "count_distinct")])
+    counts = group_by(pairs, ["uri"]).aggregate([("value", "count_distinct")])
 
     ambiguous = counts.filter(pc.greater(counts.column("value_count_distinct"), 1))
     if len(ambiguous):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import io
 import re
 from typing import Final
 
@@ -13,6 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from afinar.errors import NotFoundError, RequestError, StorageError
+from afinar.storage.arrow import arrow_reader
 from afinar.storage.csv_cells import unescape_formulas
 from afinar.storage.open import read_uri
 
@@ -63,7 +63,7 @@ def read_table(
 def _parse(data: bytes, location: str, column: str, wanted: tuple[str, ...]) -> pa.Table:
     match location.lower().rpartition(".")[2]:
         case "parquet":
-            file = pq.ParquetFile(io.BytesIO(data))
+            file = pq.ParquetFile(arrow_reader(data))
             names = file.schema_arrow.names
             if not {"uri", column}.issubset(names):
                 return file.schema_arrow.empty_table()  # the caller reports all its names
@@ -96,7 +96,7 @@ def _read_csv(data: bytes, wanted: tuple[str, ...]) -> pa.Table:
     )
     try:
         table = pyarrow.csv.read_csv(
-            io.BytesIO(data),
+            arrow_reader(data),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
             convert_options=options,
         )

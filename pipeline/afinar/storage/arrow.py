@@ -64,6 +64,28 @@ def fill_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
+def arrow_reader(data: bytes | memoryview) -> pa.BufferReader:
+    """Return a reader of a copy of `data` in memory of Arrow's own.
+
+    Arrow's threads may drop their last reference to what was read a moment after it is returned. If
+    the memory belonged to an object of Python, that thread would need the interpreter. When the
+    interpreter has begun to exit, Python ends such a thread, and C++ aborts the process (SIGABRT,
+    in 1 of 100 runs that exit right after reading).
+    """
+    buffer = pa.allocate_buffer(len(data))
+    if len(data):
+        memoryview(buffer).cast("B")[:] = memoryview(data).cast("B")
+    return pa.BufferReader(buffer)
+
+
+def group_by(table: pa.Table, keys: list[str]) -> pa.TableGroupBy:
+    """Group a table in the calling thread: its columns may be memory of NumPy.
+
+    See `arrow_reader`. Arrow's threads are not faster here: 0.3 s for 3 million pairs of integers.
+    """
+    return table.group_by(keys, use_threads=False)
+
+
 def to_parquet(table: pa.Table) -> memoryview:
     """Return the table as Parquet, compressed with zstd. Equal tables give equal bytes."""
     sink = pa.BufferOutputStream()
@@ -84,7 +106,7 @@ def from_parquet(
     and for one that would take far more memory than its size.
     """
     with _damage_of(uri):
-        file = pq.ParquetFile(pa.BufferReader(data))
+        file = pq.ParquetFile(arrow_reader(data))
         if rows is not None and file.metadata.num_rows != rows:
             raise ValueError("it has another number of rows than its record states")
         _require_sane_size(file.metadata, data)
@@ -213,7 +235,7 @@ def _require_sane_size(metadata: pq.FileMetaData, data: bytes | memoryview) -> N
 
 def _decoded_bytes(data: bytes | memoryview, path: str) -> int:
     """Return the size of a column of text with repeated values, without decoding it."""
-    file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=[path])
+    file = pq.ParquetFile(arrow_reader(data), read_dictionary=[path])
     column = file.read(columns=[path]).column(0)
     if not pa.types.is_dictionary(column.type):  # nested: no table of ours has such a column
         return 0
