@@ -32,6 +32,7 @@ def control_service(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
 
     monkeypatch.setattr(train_failure, "_internal_kv_put", put)
     monkeypatch.setattr(train_failure, "_internal_kv_get", lambda key, namespace: records.get(key))
+    monkeypatch.setattr(train_failure, "_internal_kv_del", lambda key, namespace: records.pop(key))
     return records
 
 
@@ -115,17 +116,4 @@ def test_recorded_error_aborts_the_training_and_is_raised_by_the_driver(
     watch = train_launcher._Watch(trainer, "key", resources, timeout_s=1.0)
     with pytest.raises(NoSpaceError, match="the disk is full"):
         train_launcher._fit(trainer, watch)
-
-
-def test_interruption_aborts_the_training(control_service: dict[str, bytes]) -> None:
-    trainer: Any = FakeTrainer()
-    resources: Any = None
-
-    def fit() -> None:
-        raise KeyboardInterrupt
-
-    trainer.fit = fit
-    watch = train_launcher._Watch(trainer, "key", resources, timeout_s=1.0)
-    with pytest.raises(KeyboardInterrupt):
-        train_launcher._fit(trainer, watch)
-    assert trainer.aborted.is_set()
+    assert control_service == {}

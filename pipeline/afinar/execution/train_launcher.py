@@ -54,6 +54,7 @@ _RESOURCE_POLL_S: Final = 1.0
 _FAILURE_POLL_S: Final = 1.0
 _CAPACITY_POLL_S: Final = 5.0
 _ABORT_S: Final = 10.0
+_JOIN_S: Final = 2.0
 
 
 def launch_on_ray(task: TrainTask) -> None:
@@ -65,6 +66,7 @@ def launch_on_ray(task: TrainTask) -> None:
     """
     config = task.config
     cores = config.workers * config.cores_per_worker
+    stays_connected = ray.is_initialized()
     with ray_session(config.address, cores, dashboard=True):
         resources = _worker_resources(config)
         _set_ray_train_options(config)
@@ -79,9 +81,13 @@ def launch_on_ray(task: TrainTask) -> None:
         watch = _Watch(trainer, failure_key, resources, config.start_timeout_s)
         try:
             _fit(trainer, watch)
+        except KeyboardInterrupt:
+            # The end of the connection ends the workers, too, and sooner.
+            if stays_connected:
+                trainer.abort()
+            raise
         finally:
             _delete_ray_files(trainer.run_config)
-            delete_failure(failure_key)
 
 
 class _Trainer(TorchTrainer):
@@ -233,11 +239,16 @@ class _Watch:
 
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
-        self._thread.join()
+        # After an interruption of all of Ray's processes the thread would wait for an answer.
+        self._thread.join(_JOIN_S)
 
     def read_failure(self) -> AfinarError | None:
         """Return the error for which the training was or would be aborted, None if none."""
         return self.failure or read_failure(self._failure_key)
+
+    def delete_failure(self) -> None:
+        """Delete the record of the error from Ray's control service."""
+        delete_failure(self._failure_key)
 
     def _run(self) -> None:
         fitted_at = checked_at = time.monotonic()
@@ -264,15 +275,13 @@ def _fit(trainer: _Trainer, watch: _Watch) -> None:
         with watch:
             trainer.fit()
         cause: Exception | None = None
-    except KeyboardInterrupt:
-        trainer.abort()
-        raise
     except RayError as error:
         cause = root_cause(error)
     except ray.train.TrainingFailedError as error:
         cause = _first_failure(error)
 
     failure = watch.read_failure() or cause
+    watch.delete_failure()
     if failure is not None:
         raise failure
 
