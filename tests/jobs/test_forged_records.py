@@ -24,7 +24,7 @@ from afinar.config.status import StatusConfig
 from afinar.dataset.reader import open_dataset
 from afinar.errors import AfinarError
 from afinar.evaluation.comparison import read_run
-from afinar.ingest.driver import IngestJob
+from afinar.ingest.driver import IngestJob, run_ingest
 from afinar.labelling.run_report import find_baseline, update_source_stats
 from afinar.labelling.stats import LabelStats
 from afinar.models.registry.aliases import promote
@@ -81,7 +81,10 @@ class Forgery:
 def world(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Forgery]:
     """Records of an ingest, a labelling and a training that was interrupted."""
     folder = tmp_path_factory.mktemp("world")
-    dataset = Path(shutil.copytree(trained.dataset, folder / "dataset"))
+    dataset = folder / "dataset"
+    run_ingest(
+        IngestConfig(source=str(trained.pictures), dataset=str(dataset), size=64), InlineExecutor()
+    )
     models = Path(shutil.copytree(trained.models, folder / "models"))
     out = folder / "predictions"
     label(trained.pictures, out, f"{models}@1", scores=True)

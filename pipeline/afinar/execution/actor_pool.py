@@ -89,6 +89,14 @@ class ActorPool:
         Raises the work's own error; StorageError when no actor starts in time, when several in a
         row die as they start or are killed for memory, or when too many fail at one unit.
         """
+        try:
+            yield from self._run_units()
+        finally:
+            # Ray ends an actor without references in up to 30 s, which the next job would wait for.
+            for slot in self._slots:
+                self._stop(slot)
+
+    def _run_units(self) -> Iterator[Any]:
         self._grow()
         while self._has_work():
             decision = self._decide(Event.BEFORE_WAIT)
