@@ -1,0 +1,234 @@
+"""Linear head solved on features: multinomial logistic regression with L2 regularisation.
+
+The problem is convex, so there is no learning rate and no number of epochs to choose. Its only
+hyperparameter, the strength of the regularisation, is chosen on validation.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from afinar.errors import ShortfallError
+
+# Candidates for C, the strongest regularisation first: each solution is close to the next one.
+_C_PATH: Final = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))
+_PATIENCE: Final = 2  # candidates without a lower validation loss before the path ends
+_TEMPERATURES: Final = tuple(2 ** (step / 8) for step in range(-32, 33))  # 1/16 to 16
+_MAX_ITERATIONS: Final = 300
+_HISTORY: Final = 20  # of L-BFGS: pairs of steps and gradient differences
+_TOLERANCE: Final = 1e-6  # of the largest derivative of the mean loss
+_BLOCK: Final = 16384  # rows per matrix product: bounds the memory of copies in double precision
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features float32 [n, width] of samples, and their class numbers int64 [n]."""
+
+    values: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Cross-entropy with label smoothing and class weights float [classes], as in training."""
+
+    classes: int
+    smoothing: float = 0.0
+    class_weights: Tensor | None = None
+
+    def sum_and_gradient(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum over samples, and its gradient by the logits [n, classes]."""
+        logits = logits.detach().requires_grad_(True)
+        weights = self.class_weights
+        loss = F.cross_entropy(
+            logits,
+            targets,
+            weight=None if weights is None else weights.to(logits),
+            reduction="sum",
+            label_smoothing=self.smoothing,
+        )
+        (gradient,) = torch.autograd.grad(loss, logits)
+        return loss.detach(), gradient
+
+    def total_weight(self, targets: Tensor) -> float:
+        """Return the divisor that makes the sum a mean: a count, or a sum of class weights."""
+        if self.class_weights is None:
+            return float(len(targets))
+        return float(self.class_weights.to(targets.device)[targets].sum())
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """Weight [classes, width] and bias [classes] of a linear layer, both float64.
+
+    `c` is the inverse of the strength of the regularisation.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    c: float
+
+    def logits(self, values: Tensor) -> Tensor:
+        """Return float64 [n, classes] for features [n, width]."""
+        blocks = [
+            torch.addmm(self.bias, block.double(), self.weight.T) for block in _blocks(values)
+        ]
+        return torch.cat(blocks)
+
+
+def solve_head(train: Features, validation: Features, objective: Objective) -> LinearHead:
+    """Return the head with the lowest calibrated cross-entropy on validation over a path of C.
+
+    The path begins with the strongest regularisation. Each solution starts from the one before it,
+    and the path ends after candidates that do not improve. Features are standardised by their mean
+    and standard deviation over `train`; the returned weights apply to plain features.
+
+    A strongly regularised head often ranks classes best and is too little confident. So each
+    candidate is divided by the temperature that fits validation before it is compared, and the
+    returned head is divided by it.
+    """
+    solver = _Solver(train, objective, _Scaling.of(train.values))
+    best, best_loss, worse = None, math.inf, 0
+    for c in _C_PATH:
+        solver.minimize(c)
+        head = solver.head(c)
+        temperature, loss = _fit_temperature(head.logits(validation.values), validation.targets)
+        if loss < best_loss:
+            best = LinearHead(head.weight / temperature, head.bias / temperature, c)
+            best_loss, worse = loss, 0
+        else:
+            worse += 1
+        if worse >= _PATIENCE:
+            break
+
+    if best is None:
+        raise ShortfallError("the features of the backbone are not finite numbers")
+    return best
+
+
+def fit_head(train: Features, objective: Objective, c: float) -> LinearHead:
+    """Return the head that minimizes C * (sum of cross-entropies) + |W|^2 / 2.
+
+    W are the weights of standardised features; the bias is not regularised. That is
+    scikit-learn's LogisticRegression behind a StandardScaler.
+    """
+    solver = _Solver(train, objective, _Scaling.of(train.values))
+    solver.minimize(c)
+    return solver.head(c)
+
+
+@dataclass(frozen=True)
+class _Scaling:
+    """Mean and standard deviation of each feature, float64 [width]; 1 for a constant feature."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, values: Tensor) -> _Scaling:
+        # Two passes: the difference of large sums would lose the variance of large features.
+        mean = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
+        for block in _blocks(values):
+            mean += block.double().sum(dim=0) / len(values)
+        squares = torch.zeros_like(mean)
+        for block in _blocks(values):
+            squares += (block.double() - mean).square().sum(dim=0)
+        std = (squares / len(values)).sqrt()
+        tiny = 1e-7 * mean.abs().clamp_min(1e-30)
+        return cls(mean, torch.where(std > tiny, std, torch.ones_like(std)))
+
+
+class _Solver:
+    """L-BFGS over weights of standardised features, in double precision.
+
+    Liu and Nocedal 1989, doi 10.1007/BF01589116, as torch implements it. The weights of the last
+    solution are the start of the next one.
+    """
+
+    def __init__(self, train: Features, objective: Objective, scaling: _Scaling) -> None:
+        self._train, self._objective, self._scaling = train, objective, scaling
+        width, device = train.values.shape[1], train.values.device
+        self._weight = torch.zeros(objective.classes, width, dtype=torch.float64, device=device)
+        self._bias = torch.zeros(objective.classes, dtype=torch.float64, device=device)
+        self._total = objective.total_weight(train.targets)
+
+    def minimize(self, c: float) -> None:
+        """Minimize the mean cross-entropy + |W|^2 / (2 * C * total weight).
+
+        Two classes have opposite weights here, w / 2 and -w / 2, and one vector w in scikit-learn.
+        Its penalty |w|^2 is twice |W|^2.
+        """
+        decay = (2 if self._objective.classes == 2 else 1) / (c * self._total)
+        parameters = [self._weight, self._bias]
+        optimizer = torch.optim.LBFGS(
+            parameters,
+            max_iter=_MAX_ITERATIONS,
+            history_size=_HISTORY,
+            tolerance_grad=_TOLERANCE,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            loss, weight_gradient, bias_gradient = self._loss_and_gradients()
+            self._weight.grad = weight_gradient + decay * self._weight
+            self._bias.grad = bias_gradient
+            return loss + decay / 2 * self._weight.square().sum()
+
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+
+    def _loss_and_gradients(self) -> tuple[Tensor, Tensor, Tensor]:
+        loss = torch.zeros((), dtype=torch.float64, device=self._bias.device)
+        weight_gradient = torch.zeros_like(self._weight)
+        bias_gradient = torch.zeros_like(self._bias)
+        for inputs, targets in self._blocks():
+            logits = torch.addmm(self._bias, inputs, self._weight.T)
+            block_loss, gradient = self._objective.sum_and_gradient(logits, targets)
+            loss += block_loss
+            weight_gradient.addmm_(gradient.T, inputs)
+            bias_gradient += gradient.sum(dim=0)
+        return loss / self._total, weight_gradient / self._total, bias_gradient / self._total
+
+    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield standardised features in double precision, and their targets."""
+        values, targets = _blocks(self._train.values), _blocks(self._train.targets)
+        for block, block_targets in zip(values, targets, strict=True):
+            yield (block.double() - self._scaling.mean) / self._scaling.std, block_targets
+
+    def head(self, c: float) -> LinearHead:
+        """Return the solution for plain features: w (x - mean) / std + b = (w / std) x + b'."""
+        weight = self._weight / self._scaling.std
+        return LinearHead(weight.clone(), self._bias - weight @ self._scaling.mean, c)
+
+
+def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(tensor, _BLOCK)
+
+
+def _fit_temperature(logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Return the temperature of a grid with the lowest mean cross-entropy, and that loss.
+
+    The target has the probability (n + 1) / (n + 2) for n samples, as in Platt scaling (Platt
+    1999). Otherwise a small validation split that is predicted without a mistake would make the
+    head infinitely confident.
+    """
+    samples, classes = logits.shape
+    smoothing = classes / ((classes - 1) * (samples + 2))
+    losses = {
+        temperature: F.cross_entropy(
+            logits / temperature, targets, label_smoothing=smoothing
+        ).item()
+        for temperature in _TEMPERATURES
+    }
+    temperature = min(losses, key=losses.__getitem__)
+    return temperature, losses[temperature]

@@ -1,0 +1,92 @@
+"""Solved heads: equal to scikit-learn's solution, calibrated, and folded to plain features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch.nn import functional as F
+
+from afinar.errors import ShortfallError
+from afinar.training.linear_probe import Features, Objective, fit_head, solve_head
+
+
+def clusters(seed: int, samples: int, width: int, classes: int, spread: float) -> Features:
+    """Return non-negative features of very different scales, as those behind a ReLU."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(0, 1, (classes, width)) * spread
+    targets = rng.integers(0, classes, samples)
+    scales = np.random.default_rng(98).gamma(1, 5, width)
+    values = np.maximum(0, rng.normal(0, 1, (samples, width)) + centres[targets]) * scales
+    values[:, 0] = 7.0  # a constant feature
+    return Features(torch.from_numpy(values.astype(np.float32)), torch.from_numpy(targets))
+
+
+SETS = [(400, 30, 2, 0.5), (300, 200, 5, 0.4), (150, 400, 3, 0.2)]
+
+
+@pytest.mark.parametrize("size", SETS)
+@pytest.mark.parametrize("c", [1e-3, 0.1, 10.0])
+def test_fit_head_equals_logistic_regression_of_scikit_learn(
+    size: tuple[int, int, int, float], c: float
+) -> None:
+    train, test = clusters(0, *size), clusters(1, *size)
+    head = fit_head(train, Objective(size[2]), c)
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=5000, tol=1e-8))
+    reference.fit(train.values.double().numpy(), train.targets.numpy())
+    expected = torch.from_numpy(reference.predict_log_proba(test.values.double().numpy()))
+    computed = head.logits(test.values).log_softmax(dim=1)
+
+    expected_loss, loss = (F.nll_loss(each, test.targets).item() for each in (expected, computed))
+    assert loss == pytest.approx(expected_loss, rel=1e-3, abs=1e-4)
+    same = (expected.argmax(dim=1) == computed.argmax(dim=1)).double().mean()
+    assert same >= 0.998
+
+
+def test_fit_head_weights_samples_by_class() -> None:
+    train = clusters(0, 300, 20, 3, 0.5)
+    weights = torch.tensor([5.0, 1.0, 1.0])
+    head = fit_head(train, Objective(3, class_weights=weights), 0.1)
+    reference = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.1, class_weight={0: 5.0, 1: 1.0, 2: 1.0}, tol=1e-8)
+    )
+    reference.fit(train.values.double().numpy(), train.targets.numpy())
+    expected = torch.from_numpy(reference.predict_log_proba(train.values.double().numpy()))
+    computed = head.logits(train.values).log_softmax(dim=1)
+    torch.testing.assert_close(computed, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", SETS)
+def test_solve_head_is_calibrated_and_no_worse_than_any_fixed_regularisation(
+    size: tuple[int, int, int, float],
+) -> None:
+    train, validation = clusters(0, *size), clusters(1, *size)
+    head = solve_head(train, validation, Objective(size[2]))
+    solved = F.cross_entropy(head.logits(validation.values), validation.targets).item()
+    for c in (1e-4, 1e-2, 1.0):
+        fixed = fit_head(train, Objective(size[2]), c).logits(validation.values)
+        assert solved <= F.cross_entropy(fixed, validation.targets).item() + 0.01
+
+    logits = head.logits(validation.values)
+    for factor in (0.8, 1.25):
+        assert F.cross_entropy(logits * factor, validation.targets).item() >= solved - 0.01
+
+
+def test_solve_head_without_a_mistake_on_validation_stays_finite() -> None:
+    """Ten validation samples that are all right do not prove a probability of one."""
+    train, validation = clusters(0, 200, 10, 2, 5.0), clusters(1, 10, 10, 2, 5.0)
+    head = solve_head(train, validation, Objective(2))
+    logits = head.logits(validation.values)
+    assert (logits.argmax(dim=1) == validation.targets).all()
+    confidence = logits.softmax(dim=1).amax(dim=1).mean().item()
+    assert 0.85 < confidence < 0.999
+
+
+def test_solve_head_refuses_features_that_are_not_finite() -> None:
+    train = clusters(0, 50, 10, 2, 1.0)
+    train.values[3, 4] = float("nan")
+    with pytest.raises(ShortfallError, match="not finite"):
+        solve_head(train, clusters(1, 20, 10, 2, 1.0), Objective(2))
