@@ -131,14 +131,29 @@ def test_ray_tmpdir_that_does_not_exist_is_refused(
         session._make_session_folder()
 
 
+# A process with one of its own, which has another command line.
+PARENT = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "open(0).read()"], stdin=subprocess.PIPE)
+print(child.pid, flush=True)
+input()
+"""
+children: list[int] = []
+
+
 @contextlib.contextmanager
 def starting(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> Iterator[list[Any]]:
     """Replace `ray.init` by a start that has started one process when it raises `error`."""
     processes: list[Any] = []
 
     def init(*_: Any, _temp_dir: str, **__: Any) -> None:
-        command = [sys.executable, "-c", "input()", _temp_dir]
-        processes.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+        command = [sys.executable, "-c", PARENT, _temp_dir]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        assert process.stdout is not None
+        children.append(int(process.stdout.readline()))
         if error is not None:
             raise error
 
@@ -173,6 +188,7 @@ def test_start_that_fails_or_is_interrupted_leaves_no_process_and_no_folder(
         with pytest.raises(raised, match=message), session.ray_session(None):
             pass
         assert not psutil.pid_exists(processes[0].pid)
+        assert not psutil.pid_exists(children[-1])
     assert session_folders(place) == []
 
 

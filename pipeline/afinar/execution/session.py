@@ -127,7 +127,7 @@ def _require_listener(target: str) -> None:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Discard what Ray's C++ code writes to stderr; its errors have the same text."""
+    """Discard what is written to stderr, such as by Ray's C++ code."""
     sys.stderr.flush()
     saved = os.dup(2)
     with open(os.devnull, "wb") as sink:  # noqa: PTH123
@@ -159,7 +159,9 @@ def _local_ray(cores: int, dashboard: bool, verbose: bool) -> Iterator[None]:
                 _start_ray(folder, cores, dashboard, verbose)
                 yield
             finally:
-                ray.shutdown()
+                # Ray's C++ code notes the tasks that end with it.
+                with contextlib.nullcontext() if verbose else _silent_stderr():
+                    ray.shutdown()
     except Exception as error:
         keep = not isinstance(error, _UNRELATED_TO_RAY)
         if keep:
@@ -219,11 +221,16 @@ def _kill_started(folder: str) -> None:
     """Kill the processes that this process has started for the Ray in `folder`."""
     import psutil  # comes with Ray, which makes it importable
 
-    for process in psutil.Process().children(recursive=True):
+    started: list[psutil.Process] = []
+    for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if any(folder in argument for argument in process.cmdline()):
-                process.kill()
-                process.wait(_KILL_S)
+            if any(folder in argument for argument in child.cmdline()):
+                # Processes of Ray's agents and workers have other command lines.
+                started += [*child.children(recursive=True), child]
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(started, _KILL_S)
 
 
 def _start_problem(error: Exception, folder: str) -> str:
