@@ -1,4 +1,4 @@
-"""What systems leave among pictures is left out and counted, in folders and in buckets."""
+"""Files that systems leave among pictures are left out and counted, in folders and buckets."""
 
 from __future__ import annotations
 

@@ -7,8 +7,10 @@ kept in the model's store, which may be what failed.
 from __future__ import annotations
 
 import errno
-import pickle
+import json
 import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from ray.experimental.internal_kv import (
@@ -18,8 +20,17 @@ from ray.experimental.internal_kv import (
 )
 
 from afinar.errors import AfinarError, NoSpaceError, StorageError
+from afinar.storage.records import as_record, parse_object
 
 _NAMESPACE: Final = "afinar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """Record of an error: the name of its class, and its message."""
+
+    kind: str
+    message: str
 
 
 def new_failure_key() -> str:
@@ -43,17 +54,29 @@ def recurring_error(error: BaseException) -> AfinarError | None:
 
 def record_failure(key: str, error: AfinarError) -> None:
     """Record the error unless another worker has recorded one."""
-    # Without its traceback and causes, whose classes the driver may not be able to import.
-    _internal_kv_put(key, pickle.dumps(type(error)(str(error))), False, namespace=_NAMESPACE)
+    failure = _Failure(kind=type(error).__name__, message=str(error))
+    _internal_kv_put(key, json.dumps(asdict(failure)).encode(), False, namespace=_NAMESPACE)
 
 
 def read_failure(key: str) -> AfinarError | None:
-    """Return the recorded error, None if there is none."""
+    """Return the recorded error, None if there is none.
+
+    An error of a class that is not in `afinar.errors` becomes an AfinarError.
+    """
     record = _internal_kv_get(key, namespace=_NAMESPACE)
     if not record:
         return None
-    error: AfinarError = pickle.loads(record)  # noqa: S301  (written by our own workers)
-    return error
+    uri = "the failure of a training"
+    failure = as_record(parse_object(record, uri), _Failure, uri)
+    classes = {kind.__name__: kind for kind in _subclasses(AfinarError)}
+    return classes.get(failure.kind, AfinarError)(failure.message)
+
+
+def _subclasses(kind: type[AfinarError]) -> Iterator[type[AfinarError]]:
+    for subclass in kind.__subclasses__():
+        if subclass.__module__ == AfinarError.__module__:
+            yield subclass
+            yield from _subclasses(subclass)
 
 
 def delete_failure(key: str) -> None:

@@ -335,7 +335,7 @@ _LAST_PIXEL_TAG: Final = 532
 
 
 class _Layout(NamedTuple):
-    """Where a TIFF states its first directory, and the formats of its numbers."""
+    """Position of the first directory of a TIFF, and the formats of its numbers."""
 
     offset_at: int
     offset: str

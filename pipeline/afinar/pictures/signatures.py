@@ -1,4 +1,4 @@
-"""What the bytes of a file are that is no picture, or a picture in a format that is not read.
+"""Descriptions of files that are no pictures, or pictures in formats that are not read.
 
 Archives contain phones' HEIC pictures, error pages that a download saved, pointers of Git LFS and
 videos, all called .jpg. The detail of a reject tells the user which, so that they know what to do.

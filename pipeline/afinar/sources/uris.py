@@ -25,7 +25,7 @@ _TO_NORMALIZE: Final = r"//|(^|/)\.\.?(/|$)|/$"
 
 
 class Candidates(NamedTuple):
-    """Where a picture may be that a table names: at `uri`, otherwise at `fallback` (may be null).
+    """Places of the pictures that a table names: `uri`, otherwise `fallback`, which may be null.
 
     `uri` is what the documentation says. The fallback of a path is its meaning from the current
     folder, that of a key is the key without `.`, `..` and empty parts, which a key may have.
@@ -38,8 +38,8 @@ class Candidates(NamedTuple):
 def resolve(uris: pa.ChunkedArray, base: str) -> Candidates:
     """Return the candidates of URIs in a table; relative ones are relative to `base`.
 
-    Example with base `/p` and the current folder `/work`: `./a.jpg` may be `/p/a.jpg` or
-    `/work/a.jpg`; `file:///p/a%20b.jpg` is `/p/a b.jpg`, without a fallback.
+    Example with base `/p` and the current folder `/jobs`: `./a.jpg` may be `/p/a.jpg` or
+    `/jobs/a.jpg`; `file:///p/a%20b.jpg` is `/p/a b.jpg`, without a fallback.
     """
     uris = pc.cast(uris, pa.large_string())
     uris = _rewrite(uris, pc.match_substring_regex(uris, _IS_FILE_URI), local_path)

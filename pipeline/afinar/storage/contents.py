@@ -1,4 +1,4 @@
-"""What a folder holds that afinar has written: a dataset, predictions or models.
+"""Recognise what afinar has written into a folder: a dataset, predictions or models.
 
 Datasets and predictions have `manifests/<number>.json`, models have `versions/<number>.json`; the
 field `format` of such a record tells them apart.

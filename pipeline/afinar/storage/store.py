@@ -17,7 +17,7 @@ S3_HINT: Final = (
     "without credentials, AFINAR_S3_REQUESTER_PAYS=true accepts the costs of a requester-pays "
     "bucket."
 )
-"""What to check if a bucket refuses or does not answer, as the end of a message."""
+"""End of a message on a bucket that refuses or does not answer: the settings to check."""
 
 
 class ObjectInfo(NamedTuple):
@@ -61,7 +61,7 @@ class Reader(ABC):
     is_remote: ClassVar[bool] = False
     """True if the objects are not in this machine's file system."""
     hint: ClassVar[str] = ""
-    """What to check if the store refuses or does not answer, as the end of a message."""
+    """End of a message on a store that refuses or does not answer: the settings to check."""
 
     def __init__(self, root: str) -> None:
         self.root = root

@@ -51,7 +51,7 @@ class GoldenPictures(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Labelling:
-    """How a model turns logits into probabilities of classes: fields of its record."""
+    """Fields of a model's record that turn logits into probabilities of classes."""
 
     classes: list[str]
     temperature: float
