@@ -99,7 +99,9 @@ def test_memory_is_full_ingest_ends_with_a_sentence(archive: Path, tmp_path: Pat
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("afinar: ")
-    assert "memory is full; give fewer --workers" in last
+    # Workers are killed either as they start or before they finish a unit: each has its sentence.
+    assert "memory is full" in last
+    assert "give fewer --workers" in last
 
 
 def ingest_command(source: Path, dataset: Path, workers: int) -> list[str]:

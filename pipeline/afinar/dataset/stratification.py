@@ -157,7 +157,7 @@ def _can_leave(
 
 
 def _interval(split: str, shares: SplitShares) -> tuple[float, float]:
-    """Return the hashes that belong to a split, as `splits.assign_split` compares them."""
+    """Return the hashes that belong to a split, as `splits.assign_splits` compares them."""
     edges = (0.0, shares.train, shares.train + shares.validation, 1.0)
     number = SPLITS.index(split)
     return edges[number], edges[number + 1]

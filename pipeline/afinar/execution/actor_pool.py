@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -94,7 +95,8 @@ class ActorPool:
         finally:
             # Ray ends an actor without references in up to 30 s, which the next job would wait for.
             for slot in self._slots:
-                self._stop(slot)
+                with suppress(RayError):  # of a cluster that is gone
+                    self._stop(slot)
 
     def _run_units(self) -> Iterator[Any]:
         self._grow()
