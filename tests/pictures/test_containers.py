@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis.strategies import binary, integers
 from PIL import Image, TiffImagePlugin
 
-from afinar.pictures.containers import _count_pairs, open_container
+from afinar.pictures.containers import open_container
+from afinar.pictures.containers.jpeg import count_pairs
 from afinar.pictures.decode import Limits, decode
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import PictureError, Reason
@@ -221,7 +222,7 @@ def test_file_of_too_many_parts_is_rejected(parts: str) -> None:
 @given(data=binary(max_size=40), start=integers(0, 45))
 def test_pairs_are_counted_as_bytes_count_does(data: bytes, start: int) -> None:
     data = data.replace(b"\0", b"\xff\xda")
-    assert _count_pairs(data, b"\xff\xda", start) == data.count(b"\xff\xda", start)
+    assert count_pairs(data, b"\xff\xda", start) == data.count(b"\xff\xda", start)
 
 
 def test_sound_files_have_fewer_parts_than_the_limits() -> None:
