@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from afinar.sources.entry import LISTING
 from afinar.sources.listing import list_pictures
 from afinar.storage.folder_reader import FolderReader
 from afinar.storage.store import ObjectInfo
+from afinar.training.sampler import epoch_order, global_batches, window_balance
 from afinar.units.cut import unit_names
 
 VIEW = StoredView(size=32, fit="crop")
@@ -139,3 +142,23 @@ def test_picture_without_outcome_or_with_that_of_another_state_is_an_error() -> 
 def test_plan_of_an_erasure_has_a_name_no_ingest_has() -> None:
     assert plan_name(3, "0123abcd") == "plans/00000003-0123abcd.parquet"
     assert forget_plan_name(3) == "plans/00000003-forget.parquet"
+
+
+def test_units_of_sorted_folders_have_pictures_of_every_class() -> None:
+    """Training shuffles within a window of shards: a tenth of them must be like all of them."""
+    names = [f"class-{label:02d}-{number:04d}" for label in range(20) for number in range(960)]
+    plan = make_plan(listing(**dict.fromkeys(names, "e")), outcomes(), VIEW, 1)
+    labels = pc.utf8_slice_codeunits(plan.column("uri"), 0, 8).to_numpy()
+    _, units = np.unique(plan.column("unit").to_numpy(), return_inverse=True)
+    targets = np.unique(labels, return_inverse=True)[1]
+    count = int(units.max()) + 1
+    assert count >= 20
+    epoch = epoch_order(units, 0, 0, window=count // 10)
+    assert window_balance(epoch, targets) >= 0.97
+
+    shuffled = np.random.default_rng(0).permutation(len(targets))
+    for batch, of_shuffle in zip(
+        global_batches(epoch.order, 256), global_batches(shuffled, 256), strict=True
+    ):
+        classes = len(np.unique(targets[batch]))
+        assert classes >= 0.9 * len(np.unique(targets[of_shuffle]))

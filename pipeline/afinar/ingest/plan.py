@@ -60,7 +60,8 @@ def make_plan(listing: pa.Table, known: pa.Table, view: StoredView, version: int
     """
     up_to_date = is_up_to_date(listing, known)
     sizes = partial(even_sizes, shard_pictures(view))
-    plan = plan_units(listing, up_to_date, f"{view.key()}:{version}", sizes)
+    # Training shuffles within a window of shards, so each shard must have pictures of all classes.
+    plan = plan_units(listing, up_to_date, f"{view.key()}:{version}", sizes, spread=True)
 
     samples = known.filter(pc.is_valid(known.column("sample_id")))
     if not len(samples) or plan.column("unit").null_count == len(plan):

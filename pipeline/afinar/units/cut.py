@@ -44,7 +44,12 @@ def is_up_to_date(listing: pa.Table, known: pa.Table) -> pa.ChunkedArray:
 
 
 def plan_units(
-    listing: pa.Table, up_to_date: pa.ChunkedArray, identity: str, sizes: UnitSizes
+    listing: pa.Table,
+    up_to_date: pa.ChunkedArray,
+    identity: str,
+    sizes: UnitSizes,
+    *,
+    spread: bool = False,
 ) -> pa.Table:
     """Assign every picture that is not up to date to a unit, in the order of the listing.
 
@@ -52,17 +57,24 @@ def plan_units(
     determines what the unit writes. Example: of pictures a b c d e with b up to date and sizes
     [2, 2], a and c make the first unit, d and e the second; `unit` of b is null.
 
+    With `spread` the pictures of a unit are drawn from the whole listing, which is sorted by
+    folder: a unit then has pictures of every class. The draw depends on the number of pictures
+    alone.
+
     Returns PLAN; `sample_id`, `shard` and `row` are null where the listing has no such column.
     """
     pending = np.flatnonzero(~up_to_date.to_numpy())
-    pending_etags = listing.select(["uri", "etag"]).filter(pc.invert(up_to_date))
+    if spread:
+        pending = np.random.default_rng(0).permutation(pending)
+    etags = listing.select(["uri", "etag"])
 
     # Number of each picture's unit, -1 for one that needs no work.
     units = np.full(len(listing), -1, dtype=np.int32)
     names, start = [], 0
     for number, size in enumerate(sizes(len(pending))):
-        units[pending[start : start + size]] = number
-        names.append(_unit_name(pending_etags.slice(start, size), identity))
+        positions = np.sort(pending[start : start + size])
+        units[positions] = number
+        names.append(_unit_name(_rows(etags, positions), identity))
         start += size
 
     unit = pa.array(names, pa.string()).take(pa.array(units, mask=units < 0))
@@ -130,9 +142,8 @@ def iter_units(
         pc.index_in(plan.column("unit"), pa.array(names, pa.string())), -1
     ).to_numpy()
 
-    # Pictures of one unit are neighbours once those without a unit are left out: numbers
-    # [0, -1, 0, 1, 1] give positions [0, 2, 3, 4] and ends [2, 4].
-    positions = np.flatnonzero(numbers >= 0)
+    # Sorted by unit: numbers [1, -1, 0, 0, 1] give positions [2, 3, 0, 4] and ends [2, 4].
+    positions = np.argsort(numbers, kind="stable")[np.count_nonzero(numbers < 0) :]
     ends = np.flatnonzero(np.diff(numbers[positions], append=-1)) + 1
     start = 0
     for unit, end in zip(names, ends.tolist(), strict=True):
@@ -141,12 +152,12 @@ def iter_units(
         start = end
 
 
-def _rows(plan: pa.Table, positions: NDArray[np.int64]) -> pa.Table:
-    """Return rows of a plan, without a copy where they lie side by side, as in a first ingest."""
+def _rows(table: pa.Table, positions: NDArray[np.int64]) -> pa.Table:
+    """Return rows of a table, without a copy where they lie side by side."""
     first, count = int(positions[0]), len(positions)
     if int(positions[-1]) - first + 1 == count:
-        return plan.slice(first, count)
-    return plan.take(pa.array(positions))
+        return table.slice(first, count)
+    return table.take(pa.array(positions))
 
 
 def _entries(rows: pa.Table, source: str) -> tuple[Entry, ...]:
