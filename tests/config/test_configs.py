@@ -17,7 +17,7 @@ from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
 
 # As recorded by earlier releases: fingerprints of interrupted trainings depend on every byte.
-TRAIN_FINGERPRINT = "83d62d77b263892019c4fdca3bcbd8cf35fb0e1ad87fc4fa12a810f3072578c8"
+TRAIN_FINGERPRINT = "2a5333d4ec9c024a38bcb7e71ef632f1a22ea63a456aeb21f2f67b791074309e"
 
 
 def ingest(**options: Any) -> IngestConfig:
@@ -55,7 +55,9 @@ def test_wrong_ingest_value_is_refused(options: dict[str, Any], message: str) ->
     [
         ({"epochs": 0}, "--epochs 0: give at least 1"),
         ({"dropout": 1.0}, "from 0 to below 1"),
-        ({"layer_decay": 0.0}, "above 0"),
+        ({"layer_decay": 1.5}, "a factor up to 1"),
+        ({"batch_size": 1}, "at least 2, or 0"),
+        ({"accumulate": 0}, "at least 1"),
         ({"min_workers": 2}, "give --workers too"),
         ({"min_workers": 1, "workers": 2}, "give --checkpoint-steps"),
         ({"regime": "last:0"}, "choose frozen, last:N"),

@@ -32,7 +32,9 @@ def test_step_scales_the_learning_rate_of_each_group() -> None:
     config = TrainConfig(
         describe=True, optimizer="adam", learning_rate=0.1, schedule="constant", warmup=0.0
     )
-    Optimizer(module, groups, config, steps=4).step(module(torch.ones(1, 1)).sum(), 0)
+    optimizer = Optimizer(module, groups, config, steps=4)
+    module(torch.ones(1, 1)).sum().backward()
+    optimizer.step(0)
     assert module.weight.item() == pytest.approx(0.9)  # Adam's first step is the rate itself
     assert module.bias.item() == pytest.approx(0.95)
 
@@ -49,7 +51,9 @@ def test_step_with_clip_norm_bounds_the_gradient() -> None:
     )
     groups = [{"params": [module.weight], "weight_decay": 0.0, "lr_scale": 1.0}]
     before = module.weight.item()
-    Optimizer(module, groups, config, steps=4).step(100 * module(torch.ones(1, 1)).sum(), 0)
+    optimizer = Optimizer(module, groups, config, steps=4)
+    (100 * module(torch.ones(1, 1)).sum()).backward()
+    optimizer.step(0)
     assert before - module.weight.item() == pytest.approx(0.5 * 1.9, rel=1e-4), (
         "Nesterov adds 0.9 of the first step"
     )

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afinar.training.sampler import epoch_order, global_batches, rank_slice
+from afinar.training.sampler import epoch_order, global_batches, rank_slice, window_balance
 
 
 @given(
@@ -44,3 +44,13 @@ def test_epoch_order_gives_the_documented_example() -> None:
     order, windows = epoch_order(np.repeat(np.arange(4), 2), 0, 0, 2)
     assert order.tolist() == [5, 4, 0, 1, 6, 3, 2, 7]
     assert windows.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_window_balance_is_low_if_shards_hold_one_class_each() -> None:
+    targets = np.repeat(np.arange(20), 100)
+    by_class = np.repeat(np.arange(40), 50)
+    mixed = np.random.default_rng(0).permutation(by_class)
+    sorted_shards = epoch_order(by_class, 0, 0, window=4)
+    spread_shards = epoch_order(mixed, 0, 0, window=4)
+    assert window_balance(sorted_shards, targets) < 0.3
+    assert window_balance(spread_shards, targets) > 0.97

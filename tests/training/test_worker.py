@@ -103,6 +103,7 @@ def test_full_regime_changes_weights_and_batchnorm_statistics(
         backbone="efficientnet_lite0",
         regime="full",
         weights="imagenet",
+        head_init="random",
         epochs=1,
     )
     task = plan_training(configuration, "run")
@@ -118,6 +119,7 @@ def test_last_regime_changes_the_last_stages_only(trained: Trained, tmp_path: Pa
         backbone="efficientnet_lite0",
         regime="last:2",
         weights="imagenet",
+        head_init="random",
         epochs=1,
     )
     result = run_on(2, configuration, tmp_path)

@@ -14,6 +14,7 @@ _LIMITS: Final = {
     "shear": 60.0,
     "shift": 1.0,
     "zoom": 0.9,
+    "zoom_xy": 0.9,
     "brightness": 1.0,
     "contrast": 1.0,
     "saturation": 1.0,
@@ -25,7 +26,8 @@ class Augmentation:
     """Ranges of the random changes to a training picture; 0 or False means no such change.
 
     `rotate` and `shear` are in degrees, drawn from -value to +value. `shift` is a share of the
-    picture's side, drawn alike. The others draw a factor from 1 - value to 1 + value.
+    picture's side, drawn alike. The others draw a factor from 1 - value to 1 + value; `zoom_xy`
+    draws one for each axis, and divides by it, as Keras' `zoom_range` does.
     """
 
     flip: bool = False
@@ -33,6 +35,7 @@ class Augmentation:
     rotate: float = 0.0
     shift: float = 0.0
     zoom: float = 0.0
+    zoom_xy: float = 0.0
     shear: float = 0.0
     brightness: float = 0.0
     contrast: float = 0.0
@@ -71,7 +74,9 @@ def _parse_amount(field: str, amount: str, part: str) -> float:
 
     # NaN fails the comparison too.
     if field not in _LIMITS or not 0 < value <= _LIMITS[field]:
-        ranges = ", ".join(f"{name}:0-{limit:g}" for name, limit in _LIMITS.items())
+        ranges = ", ".join(
+            f"{name.replace('_', '-')}:0-{limit:g}" for name, limit in _LIMITS.items()
+        )
         raise RequestError(
             f"--augment {part!r}: choose from flip, flip-vertical, {ranges}, or `none`"
         )

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, partial
+from types import UnionType
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -22,6 +23,7 @@ from typing import (
     Literal,
     NotRequired,
     TypeVar,
+    Union,
     get_args,
     get_origin,
     get_type_hints,
@@ -121,6 +123,7 @@ def _converter() -> Converter:
         (is_mutable_sequence, list, list_structure_factory),
         (_is_tuple_of_one_type, list, homogenous_tuple_structure_factory),
         (_is_tuple_of_fields, list, _fixed_tuple_factory),
+        (_is_union_with_literals, None, _union_factory),
         (partial(_has_origin, Literal), None, _literal_factory),
         (partial(_has_origin, Annotated), None, _checked_factory),
     ):
@@ -130,6 +133,12 @@ def _converter() -> Converter:
 
 def _has_origin(origin: Any, kind: Any) -> bool:
     return bool(get_origin(kind) is origin)
+
+
+def _is_union_with_literals(kind: Any) -> bool:
+    """Return True for a type with literals beside it, such as int | Literal["auto"]."""
+    members = get_args(kind) if get_origin(kind) in {Union, UnionType} else ()
+    return any(get_origin(member) is Literal for member in members)
 
 
 def _is_tuple_of_one_type(kind: Any) -> bool:
@@ -213,6 +222,18 @@ def _fixed_tuple_factory(wanted: Any, converter: Converter) -> Callable[[Any, An
         return tuple(
             converter.structure(part, kind) for part, kind in zip(value, kinds, strict=True)
         )
+
+    return convert
+
+
+def _union_factory(wanted: Any, converter: Converter) -> Callable[[Any, Any], Any]:
+    literals = [member for member in get_args(wanted) if get_origin(member) is Literal]
+    (kind,) = (member for member in get_args(wanted) if member not in literals)
+    choices = {choice for literal in literals for choice in get_args(literal)}
+
+    def convert(value: Any, _: Any) -> Any:
+        is_choice = isinstance(value, str) and value in choices
+        return value if is_choice else converter.structure(value, kind)
 
     return convert
 

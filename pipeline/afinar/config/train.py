@@ -19,14 +19,15 @@ Output = Literal["softmax", "sigmoid"]
 Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
 Schedule = Literal["cosine", "linear", "constant"]
 ClassWeights = Literal["none", "balanced"]
+HeadInit = Literal["solved", "random"]
 
 _MINIMA: Final = {
-    "epochs": 1,
     "patience": 0,
-    "batch_size": 2,
+    "accumulate": 1,
     "input_size": 0,
     "hidden": 1,
     "learning_rate": 0,
+    "head_rate": 0,
     "weight_decay": 0,
     "clip_norm": 0,
     "window_mb": 1,
@@ -75,25 +76,39 @@ class TrainConfig(JobConfig):
 
     regime: str = "full"
     """Weights to train: `frozen` (the head), `last:N` (the head and the last N stages), `full` (all
-    weights), or `scratch` (all, from random values)."""
-    epochs: int = 10
-    """Passes over the training split."""
+    weights), `scratch` (all, from random values), or `auto` (`frozen`, then `full`, which is
+    published only if it validates better)."""
+    head_init: HeadInit = "solved"
+    """First weights of a linear head on a pretrained backbone: `solved` by logistic regression on
+    the features of the training pictures (the frozen regime without augmentation needs no epoch
+    after it), or `random`. Other heads begin with random weights."""
+    epochs: int | Literal["auto"] = "auto"
+    """Passes over the training split. `auto`: 10, or as many as make 300 steps."""
     patience: int = 0
     """Stop after this many epochs without improvement on the validation split. 0: never."""
-    batch_size: int = 32
-    """Samples per step, over all workers together. Each worker computes its share."""
+    batch_size: int = 0
+    """Samples per step, over all workers together. Each worker computes its share. 0: 32 per worker
+    (64 per GPU), but at most a tenth of the training split."""
+    accumulate: int = 1
+    """Parts in which a worker computes its share of a step, one after the other, to save memory."""
     optimizer: Optimizer = "adamw"
     """`adamw`, `adam`, `sgd` (Nesterov momentum 0.9) or `rmsprop`."""
     learning_rate: float = 0.0
-    """Peak learning rate. 0: a default for the optimizer and the regime."""
+    """Peak learning rate. 0: a default for the optimizer, the regime and the kind of backbone,
+    times the square root of batch size / 32 (sgd: times batch size / 32)."""
+    head_rate: float = 0.0
+    """Learning rate of the head, as a multiple of that of the backbone. 0: 10 for a random head on
+    a pretrained backbone, else 1."""
     schedule: Schedule = "cosine"
     """Learning rate after warm-up: `cosine` or `linear` decay to zero, or `constant`."""
     warmup: float = 0.1
     """Share of all steps in which the learning rate rises from zero."""
-    layer_decay: float = 1.0
-    """Learning rate of a stage, as a multiple of that of the next stage. 1: the same for all."""
+    layer_decay: float = 0.0
+    """Learning rate of a stage, as a multiple of that of the next stage. 1: the same for all. 0:
+    0.75 for transformers and ConvNeXt, else 1."""
     weight_decay: float = 1e-4
-    """Weight decay; decoupled for adamw. Biases and normalization layers have none."""
+    """Weight decay; decoupled for adamw. Biases, normalization layers, class tokens and position
+    embeddings have none."""
     label_smoothing: float = 0.0
     """Share of the target probability that is spread over all classes."""
     class_weights: ClassWeights = "none"
@@ -104,9 +119,10 @@ class TrainConfig(JobConfig):
     """Decay of an exponential moving average of the weights; the average is evaluated and
     published. 0: no average."""
     augment: str = "auto"
-    """Comma-separated: flip, flip-vertical, rotate:DEGREES, shift:SHARE, zoom:SHARE, shear:DEGREES,
-    brightness:SHARE, contrast:SHARE, saturation:SHARE; or `none`. `auto`: flip, but none for the
-    frozen regime, whose features are computed once."""
+    """Comma-separated: flip, flip-vertical, rotate:DEGREES, shift:SHARE, zoom:SHARE, zoom-xy:SHARE
+    (each axis on its own, as in Keras), shear:DEGREES, brightness:SHARE, contrast:SHARE,
+    saturation:SHARE; or `none`. `auto`: flip, but none for the frozen regime, whose features are
+    computed once."""
     precision: Precision = "auto"
     """`float32`, `bfloat16`, or `auto`: bfloat16 if the hardware multiplies it (Tensor Cores,
     AMX)."""
@@ -169,8 +185,16 @@ class TrainConfig(JobConfig):
                 f"--{name.replace('_', '-')} {value}: give a share from 0 to below 1",
             )
         require(
-            0 < self.layer_decay <= 1,
-            f"--layer-decay {self.layer_decay}: give a factor above 0, at most 1",
+            0 <= self.layer_decay <= 1,
+            f"--layer-decay {self.layer_decay}: give a factor up to 1, or 0 for the default",
+        )
+        require(
+            self.batch_size == 0 or self.batch_size >= 2,
+            f"--batch-size {self.batch_size}: give at least 2, or 0 for the default",
+        )
+        require(
+            self.epochs == "auto" or self.epochs >= 1,
+            f"--epochs {self.epochs}: give at least 1, or auto",
         )
 
         if self.min_workers:
@@ -186,13 +210,13 @@ class TrainConfig(JobConfig):
 
     @property
     def regime_kind(self) -> str:
-        """`frozen`, `last`, `full` or `scratch`."""
+        """`frozen`, `last`, `full`, `scratch` or `auto`."""
         return self.regime.partition(":")[0]
 
     @cached_property
     def trainable_stages(self) -> int | None:
         """Number of stages, from the end of the backbone, that are trained; None for all."""
-        if self.regime in {"full", "scratch"}:
+        if self.regime in {"full", "scratch", "auto"}:
             return None
         if self.regime == "frozen":
             return 0
@@ -200,7 +224,8 @@ class TrainConfig(JobConfig):
         count = self.regime.partition(":")[2]
         if self.regime_kind != "last" or not count.isdecimal() or int(count) < 1:
             raise RequestError(
-                f"--regime {self.regime!r}: choose frozen, last:N (such as last:2), full or scratch"
+                f"--regime {self.regime!r}: choose frozen, last:N (such as last:2), full, auto "
+                "or scratch"
             )
         return int(count)
 
@@ -214,6 +239,16 @@ class TrainConfig(JobConfig):
         """Locations that the job reads and writes."""
         weights = self.weights if self.has_weights_file else ""
         return tuple(filter(None, (self.dataset, self.models, weights, self.audit)))
+
+    @property
+    def solves_head(self) -> bool:
+        """True if the head begins with weights that are solved on features."""
+        return (
+            self.head_init == "solved"
+            and self.head == "linear"
+            and self.regime != "scratch"
+            and self.weights != "none"
+        )
 
     @property
     def has_weights_file(self) -> bool:

@@ -44,7 +44,7 @@ from afinar.execution.train_failure import (
 )
 from afinar.logs import LogSettings, configure_worker_logging, log_settings
 from afinar.training.distributed import Group
-from afinar.training.task import TrainTask
+from afinar.training.task import TrainTask, resolve_task
 from afinar.training.worker import train
 
 logger = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def launch_on_ray(task: TrainTask) -> None:
     stays_connected = ray.is_initialized()
     with ray_session(config.address, cores, dashboard=True):
         resources = _worker_resources(config)
+        task = resolve_task(task, resources.workers, on_gpu=resources.has_gpu)
         _set_ray_train_options(config)
         failure_key = new_failure_key()
         trainer = _Trainer(

@@ -47,7 +47,15 @@ def photometric(images: Tensor, augmentation: Augmentation, rng: SampleRng) -> T
 
 def needs_geometric(augmentation: Augmentation) -> bool:
     """Return True if `geometric` would change pictures."""
-    return any((augmentation.rotate, augmentation.shift, augmentation.zoom, augmentation.shear))
+    return any(
+        (
+            augmentation.rotate,
+            augmentation.shift,
+            augmentation.zoom,
+            augmentation.zoom_xy,
+            augmentation.shear,
+        )
+    )
 
 
 def geometric(images: Tensor, augmentation: Augmentation, rng: SampleRng) -> Tensor:
@@ -63,21 +71,24 @@ def geometric(images: Tensor, augmentation: Augmentation, rng: SampleRng) -> Ten
 def affine(augmentation: Augmentation, rng: SampleRng) -> Tensor:
     """Return float32 [n, 2, 3], the maps from output to input positions, both from -1 to 1.
 
-    The map is a rotation times a scale times a shear, then a shift. Example: with shift 0.25 alone
+    The map is a rotation times a shear times scales, then a shift. Example: with shift 0.25 alone
     and a draw of 1.0 for shift_x, the map is (x, y) → (x - 0.5, y): each output pixel is read from
     a quarter of the side further left, so the picture moves to the right.
     """
     angle = torch.deg2rad(_around_zero(augmentation.rotate, rng("rotate")))
     shear = torch.tan(torch.deg2rad(_around_zero(augmentation.shear, rng("shear"))))
     scale = 1 / _around_one(augmentation.zoom, rng("zoom"))
+    across, along = (
+        scale * _around_one(augmentation.zoom_xy, rng(f"zoom_{axis}")) for axis in ("x", "y")
+    )
 
     # A side is 2 long in these coordinates.
     right = 2 * _around_zero(augmentation.shift, rng("shift_x"))
     down = 2 * _around_zero(augmentation.shift, rng("shift_y"))
 
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    first_row = torch.stack([cos, cos * shear - sin, -right], dim=1)
-    second_row = torch.stack([sin, sin * shear + cos, -down], dim=1)
+    cos, sin = angle.cos(), angle.sin()
+    first_row = torch.stack([cos * across, (cos * shear - sin) * along, -right], dim=1)
+    second_row = torch.stack([sin * across, (sin * shear + cos) * along, -down], dim=1)
     return torch.stack([first_row, second_row], dim=1)
 
 

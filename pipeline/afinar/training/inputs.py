@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Protocol
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch import Tensor
 from afinar.config.augmentation import Augmentation
 from afinar.dataset.reader import Dataset
 from afinar.models.networks.network import Network, apply_input_view, default_batch_size
+from afinar.models.networks.precision import autocast
 from afinar.pictures.preprocessing import InputView
 from afinar.training.augment import geometric, needs_geometric, photometric
 from afinar.training.distributed import Group
+from afinar.training.loading import load_batches
 from afinar.training.rng import sample_keys, uniform
 from afinar.training.sampler import RowNumbers, rank_slice
 from afinar.training.timing import EpochTimer
@@ -105,27 +108,37 @@ class FeatureInputs:
 
 
 def compute_features(
-    network: Network, pixels: PixelInputs, rows: RowNumbers, group: Group
+    network: Network,
+    pixels: PixelInputs,
+    rows: RowNumbers,
+    group: Group,
+    precision: torch.dtype,
+    threads: int,
+    *,
+    timer: EpochTimer | None = None,
 ) -> Tensor:
     """Return the features of dataset rows, float32 [n, width], on every worker.
 
-    Each worker computes its slice of `rows`; the sum over workers fills in the others. Switches the
-    network to eval mode. There must be at least one row per worker.
+    Each worker computes its slice of `rows`; the sum over workers fills in the others. The network
+    is in eval mode and computes in `precision`; `threads` load pictures ahead. There must be at
+    least one row per worker.
     """
     network.eval()
     features: Tensor | None = None
     local = rank_slice(np.arange(len(rows)), group.rank, group.size)
-    timer = EpochTimer(group.device)  # not read
-    batches = max(1, -(-len(local) // default_batch_size(group.device)))
+    timer = timer or EpochTimer(group.device)
+    size = default_batch_size(group.device)
+    batches = [local[start : start + size] for start in range(0, len(local), size)]
 
-    for positions in np.array_split(local, batches):
-        batch_rows = rows[positions]
-        with torch.inference_mode():
-            images = pixels.to_device(pixels.load(batch_rows), batch_rows, None, timer)
-            batch_features = network.features(images)
-        if features is None:
-            features = torch.zeros(len(rows), batch_features.shape[1], device=group.device)
-        features[torch.from_numpy(positions).to(group.device)] = batch_features
+    loading = load_batches(lambda positions: pixels.load(rows[positions]), batches, threads)
+    with contextlib.closing(loading), torch.inference_mode():
+        for positions, loaded in loading:
+            images = pixels.to_device(loaded, rows[positions], None, timer)
+            with timer.measure("compute"), autocast(group.device, precision):
+                values = network.features(images).float()
+            if features is None:
+                features = torch.zeros(len(rows), values.shape[1], device=group.device)
+            features[torch.from_numpy(positions).to(group.device)] = values
 
-    assert features is not None, "np.array_split makes at least one batch"
+    assert features is not None, "there is at least one row per worker"
     return group.all_reduce_sum(features)

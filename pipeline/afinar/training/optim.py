@@ -12,18 +12,10 @@ from torch.nn.utils import clip_grad_norm_
 
 from afinar.config.train import Schedule, TrainConfig
 
-_PEAK_LR: Final[dict[str, dict[str, float]]] = {
-    "adamw": {"frozen": 1e-2, "last": 5e-4, "full": 5e-4, "scratch": 1e-3},
-    "adam": {"frozen": 1e-2, "last": 5e-4, "full": 5e-4, "scratch": 1e-3},
-    "rmsprop": {"frozen": 1e-3, "last": 1e-4, "full": 1e-4, "scratch": 1e-3},
-    "sgd": {"frozen": 1e-1, "last": 1e-2, "full": 1e-2, "scratch": 5e-2},
-}
 _MOMENTUM: Final = 0.9
-
-
-def peak_lr(config: TrainConfig) -> float:
-    """Return `--learning-rate`, or the default of the optimizer and regime if it is 0."""
-    return config.learning_rate or _PEAK_LR[config.optimizer][config.regime_kind]
+# Those of Keras, which courses use. torch's alpha of 0.99 makes the first step three times as long.
+_RMSPROP_RHO: Final = 0.9
+_RMSPROP_EPS: Final = 1e-7
 
 
 def lr_at_step(schedule: Schedule, warmup: float, step: int, steps: int) -> float:
@@ -53,28 +45,30 @@ class Optimizer:
     """A torch optimizer whose learning rate is a pure function of the step.
 
     `groups` are parameter groups with `params`, `weight_decay` and `lr_scale`, the group's share of
-    the learning rate. AdamW: arXiv 1711.05101. With `--ema` an average of the weights is kept; its
-    decay in a step is min(--ema, (1 + step) / (10 + step)), so that the random first weights are
-    soon forgotten: 0.1 in step 0, 0.85 in step 50, 0.99 in step 890.
+    the learning rate. `config` is resolved (`training.hyperparameters`). AdamW: arXiv 1711.05101.
+    With `--ema` an average of the weights is kept; its decay in a step is min(--ema, (1 + step) /
+    (10 + step)), so that the random first weights are soon forgotten: 0.1 in step 0, 0.85 in step
+    50, 0.99 in step 890.
     """
 
     def __init__(
         self, module: nn.Module, groups: list[dict[str, Any]], config: TrainConfig, steps: int
     ) -> None:
         self._module, self._config, self._steps = module, config, steps
-        self._peak_lr = peak_lr(config)
         self._optimizer = _torch_optimizer(config, groups)
         self._average = copy.deepcopy(module).requires_grad_(False) if config.ema else None
 
-    def step(self, loss: Tensor, step: int) -> None:
-        """Compute the gradient of `loss`; update the weights at the learning rate of `step`."""
+    def zero_grad(self) -> None:
+        """Forget the gradients of the step before."""
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def step(self, step: int) -> None:
+        """Update the weights by their gradients at the learning rate of `step`."""
         config = self._config
-        lr = self._peak_lr * lr_at_step(config.schedule, config.warmup, step, self._steps)
+        lr = config.learning_rate * lr_at_step(config.schedule, config.warmup, step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         if config.clip_norm:
             clip_grad_norm_(self._parameters(), config.clip_norm)
         self._optimizer.step()
@@ -147,11 +141,11 @@ def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _torch_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    lr = peak_lr(config)
+    lr = config.learning_rate
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=_MOMENTUM, nesterov=True, fused=True)
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=lr)
+        return torch.optim.RMSprop(groups, lr=lr, alpha=_RMSPROP_RHO, eps=_RMSPROP_EPS)
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     return adam(groups, lr=lr, fused=True)
 

@@ -44,7 +44,8 @@ class TrainResult:
     """Result of a run's workers; the content of outcome.json.
 
     `weights` and `golden` are the objects that rank 0 wrote. `best` lists the objects of the best
-    epochs' weights in the run's checkpoints, best first.
+    epochs' weights in the run's checkpoints, best first. `settings` are the hyperparameters that
+    were resolved, and `regime` is the one that made the weights, if `auto` chose it.
     """
 
     ALL_KEYS = True  # see config/strict.py
@@ -53,10 +54,17 @@ class TrainResult:
     golden: Annotated[dict[str, Any], conforms_to(ObjectRef)] = field(default_factory=dict)
     history: list[HistoryRow] = field(default_factory=list)
     best: list[Annotated[dict[str, Any], conforms_to(ObjectRef)]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    regime: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     params_total: Count = 0
     params_trainable: Count = 0
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs that were trained; 0 if a solved head is the whole training."""
+        return int(self.history[-1]["epoch"]) if self.history else 0
 
     @property
     def stall_fraction(self) -> float:
@@ -177,7 +185,7 @@ def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) 
     return ModelVersion(
         version=number,
         architecture=task.architecture,
-        regime=config.regime,
+        regime=result.regime or config.regime,
         classes=task.classes,
         stored_view=open_dataset(config.dataset, version=task.dataset_version).view,
         input_view=task.input_view,
@@ -185,7 +193,7 @@ def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) 
         golden=ObjectRef(**result.golden),
         metrics={
             **result.metrics,
-            "epochs": len(result.history),
+            "epochs": result.epochs,
             "params_total": result.params_total,
             "params_trainable": result.params_trainable,
             "seconds": round(seconds, 1),
@@ -195,7 +203,7 @@ def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) 
             "dataset": {"uri": config.dataset, "version": task.dataset_version},
             "weights": task.weights_source,
             "run": f"runs/{task.run}",
-            "config": as_dict(config),
+            "config": as_dict(config) | result.settings,
             "libraries": library_versions(),
         },
         temperature=result.temperature,

@@ -67,3 +67,22 @@ def rank_slice(batch: RowNumbers, rank: int, workers: int) -> RowNumbers:
     Example: of [5, 3, 8, 1, 6] rank 0 of 2 takes [5, 8, 6] and rank 1 takes [3, 1].
     """
     return batch[rank::workers]
+
+
+def window_balance(epoch: EpochOrder, targets: RowNumbers) -> float:
+    """Return the classes in a window, as a share of those in as many samples of a full shuffle.
+
+    `targets` int64 [n] are the class numbers of the samples. The result is the mean over windows: 1
+    if shards hold all classes alike, less if each holds a few. A random draw of m of n samples has
+    the class k, with n_k samples, with a probability of about 1 - (1 - n_k / n)^m.
+
+    Example: two windows of 50 samples, each with one of two classes, have half of the classes.
+    """
+    counts = np.bincount(targets)
+    shares = counts[counts > 0] / len(targets)
+    ratios = []
+    for window in range(int(epoch.windows[-1]) + 1):
+        chosen = targets[epoch.order[epoch.windows == window]]
+        expected = (1 - (1 - shares) ** len(chosen)).sum()
+        ratios.append(len(np.unique(chosen)) / expected)
+    return float(np.mean(ratios))

@@ -20,7 +20,7 @@ from afinar.config.base import as_dict, cluster_address, fingerprint
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.dataset.stratification import few_notes
-from afinar.errors import RequestError
+from afinar.errors import NotFoundError, RequestError
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import meta_device_context
 from afinar.models.networks.catalogue import require_backbone
@@ -38,10 +38,11 @@ from afinar.models.networks.weights import (
 from afinar.pictures.preprocessing import InputView
 from afinar.sources.entry import SPLITS
 from afinar.storage.open import normalize_uri, open_store
+from afinar.storage.records import read_record
 from afinar.storage.store import Store
 from afinar.storage.versions import probe_conditional_put
 from afinar.training.batches import Samples
-from afinar.training.sampler import steps_per_epoch
+from afinar.training.hyperparameters import Resolved, default_layer_decay, is_resolved, resolve
 from afinar.training.unfinished import UNFINISHED, Marker, delete_run, read_marker, unfinished_runs
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,7 @@ NON_DETERMINING_FIELDS: Final = frozenset(
         "audit",
         "checkpoint_steps",
         "keep_best",
+        "accumulate",
     }
 )
 
@@ -71,7 +73,7 @@ class TrainTask:
     """Input of a training worker; the same for all workers of a run.
 
     `fingerprint` is a hash of everything that determines the weights. `resumed` is true if an
-    earlier job began the run.
+    earlier job began the run. `train_samples` is the size of the training split.
     """
 
     config: TrainConfig
@@ -81,6 +83,7 @@ class TrainTask:
     classes: list[str]
     weights_source: str | None
     run: str
+    train_samples: int
     resumed: bool = False
     fingerprint: str = ""
 
@@ -111,6 +114,10 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
             f"{size} px; ingest with --size {size}, or give --input-size {dataset.view.size}"
         )
 
+    samples = labelled_samples(dataset, config, dataset.classes)
+    # The batch size is resolved when the number of workers is known.
+    resolve(config, len(samples.train), max(1, config.workers), on_gpu=False)
+
     cut = resolve_cut(config.backbone, config.cut, size)
     weights = "none" if config.regime == "scratch" else with_sha256(config.weights)
     config = replace(config, weights=weights)
@@ -137,6 +144,7 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
         classes=dataset.classes,
         weights_source=source.name if source else None,
         run=run,
+        train_samples=len(samples.train),
     )
 
     # Errors that a worker would meet are raised here, before any is started.
@@ -144,10 +152,8 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
     _check_network(task.architecture, config.trainable_stages, source, is_local)
     if config.compile and is_local:
         require_compiler(torch.device("cpu"))
-    samples = labelled_samples(dataset, task)
     for note in few_notes(dataset.index.column("label"), dataset.index.column("split")):
         logger.info(f"note: {note}")
-    check_batch_split(task, len(samples.train), max(1, config.workers))
 
     store = open_store(config.models)
     probe_conditional_put(store)
@@ -191,14 +197,27 @@ def _check_network(
         select_weights(source, whole, network.backbone)
 
 
-def check_batch_split(task: TrainTask, count: int, workers: int) -> None:
-    """Raise RequestError if a step of `count` samples has fewer than two samples per worker."""
-    smallest = count // steps_per_epoch(count, task.config.batch_size)
-    if smallest < 2 * workers:
-        raise RequestError(
-            f"{workers} workers need at least 2 samples each in every step, and the smallest step "
-            f"has {smallest}: give fewer --workers or a larger --batch-size"
-        )
+def resolve_task(task: TrainTask, workers: int, *, on_gpu: bool) -> TrainTask:
+    """Return the task with all hyperparameters, which default to values for so many workers.
+
+    A run that has begun keeps those that it began with. Raises RequestError if a step has too few
+    samples for the workers.
+    """
+    if is_resolved(task.config):
+        return task
+    config, store = task.config, open_store(task.config.models)
+    try:
+        begun = read_record(store, config_name(task.run), Resolved)
+    except NotFoundError:  # the run is new
+        pass
+    else:
+        config = replace(config, **asdict(begun))
+    return replace(task, config=resolve(config, task.train_samples, workers, on_gpu=on_gpu))
+
+
+def config_name(run: str) -> str:
+    """Return the name of the object that holds the resolved configuration of a run."""
+    return f"runs/{run}/config.json"
 
 
 def _fingerprint(task: TrainTask) -> str:
@@ -206,6 +225,12 @@ def _fingerprint(task: TrainTask) -> str:
     determining = {
         name: value for name, value in options.items() if name not in NON_DETERMINING_FIELDS
     }
+    # A training to which later fields mean nothing is the same as before they were added.
+    if not task.config.solves_head:
+        del determining["head_init"]
+    if not task.config.head_rate:
+        del determining["head_rate"]
+    determining["layer_decay"] = task.config.layer_decay or default_layer_decay(task.config)
     decided = (
         task.dataset_version,
         asdict(task.architecture),
@@ -269,14 +294,14 @@ def _marker_name(task: TrainTask) -> str:
     return f"{UNFINISHED}/{task.fingerprint[:16]}.json"
 
 
-def labelled_samples(dataset: Dataset, task: TrainTask) -> LabelledSamples:
+def labelled_samples(dataset: Dataset, config: TrainConfig, classes: list[str]) -> LabelledSamples:
     """Return the labelled samples of each split, in the order of their shards.
 
     Raises RequestError if a split has fewer than two samples, or a class no training sample.
     """
     index = dataset.index
     labels = index.column("label")
-    numbers = pc.index_in(labels, pa.array(task.classes, index.schema.field("label").type))
+    numbers = pc.index_in(labels, pa.array(classes, index.schema.field("label").type))
     targets = pc.fill_null(numbers, -1).to_numpy().astype(np.int64)
 
     samples = {}
@@ -286,14 +311,14 @@ def labelled_samples(dataset: Dataset, task: TrainTask) -> LabelledSamples:
         rows = rows[np.argsort(dataset.shard_numbers[rows], kind="stable")]
         if len(rows) < 2:
             raise RequestError(
-                f"the {split} split of {task.config.dataset} holds {len(rows)} labelled pictures: "
+                f"the {split} split of {config.dataset} holds {len(rows)} labelled pictures: "
                 "ingest more, or with another --split"
             )
         samples[split] = Samples(rows, targets[rows])
 
-    counts = np.bincount(samples["train"].targets, minlength=len(task.classes))
+    counts = np.bincount(samples["train"].targets, minlength=len(classes))
     if not counts.all():
-        missing = [name for name, count in zip(task.classes, counts, strict=True) if not count]
+        missing = [name for name, count in zip(classes, counts, strict=True) if not count]
         raise RequestError(
             f"no training sample of {', '.join(missing)}: ingest more pictures, or without them, "
             "or with another --split"

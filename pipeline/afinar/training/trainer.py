@@ -41,7 +41,8 @@ class Trainer:
 
     `module` is the trained module and `set_training` switches it to training mode. `loader` and
     `windows` belong to the training samples. Rank 0 calls `on_epoch_end` with the epoch's row of
-    the history.
+    the history. `start` is the row of epoch 0, the metrics of a module whose head was solved; that
+    epoch competes for the best one.
     """
 
     config: TrainConfig
@@ -57,6 +58,8 @@ class Trainer:
     checkpoints: Checkpoints
     sample_log: SampleLog
     on_epoch_end: Callable[[dict[str, Any]], None]
+    epochs: int
+    start: dict[str, Any] | None = None
 
     def run(self) -> TrainState:
         """Train, and load the weights of the best epoch into `optimizer.eval_model` on all workers.
@@ -64,7 +67,9 @@ class Trainer:
         Raises DivergedError on all workers if the loss becomes infinite or NaN.
         """
         state = self._resume()
-        while state.epoch < self.config.epochs and not self._is_patience_over(state):
+        if self.start is not None and not state.history and not state.step:
+            self._record(state, self.start)
+        while state.epoch < self.epochs and not self._is_patience_over(state):
             started = time.monotonic()
             row = self._run_epoch(state)
             row["seconds"] = round(time.monotonic() - started, 3)
@@ -192,9 +197,13 @@ class Trainer:
             self._save(state, self._put_weights())
 
     def _finish_epoch(self, state: TrainState, row: dict[str, Any]) -> None:
-        """Advance `state` to the next epoch, rank the finished one, save and log it."""
-        state.history.append(row)
+        """Advance `state` to the next epoch, and record the finished one."""
         state.epoch, state.batch, state.sums = state.epoch + 1, 0, [0.0, 0.0]
+        self._record(state, row)
+
+    def _record(self, state: TrainState, row: dict[str, Any]) -> None:
+        """Append the row to the history, rank its epoch, save and log it."""
+        state.history.append(row)
         weights = self._put_weights() if self.group.is_rank_zero else None
         finished = RankedEpoch(
             epoch=state.epoch, top1=row["val"]["top1"], loss=row["val"]["loss"], weights=weights
@@ -209,13 +218,17 @@ class Trainer:
 
     def _progress_line(self, row: dict[str, Any]) -> str:
         """Return one line on a finished epoch: rate, time left at that rate, losses, accuracy."""
-        epoch, epochs, seconds = row["epoch"], self.config.epochs, row["seconds"]
-        ledger = row["ledger"]  # of a resumed epoch it has the steps since then
-        rate = ledger["steps"] * self.config.batch_size / max(ledger["seconds"], 1e-9)
-        left = format_duration((epochs - epoch) * seconds)
+        epoch, epochs, seconds = row["epoch"], self.epochs, row["seconds"]
+        if epoch == 0:
+            progress = f"solved head (C {row['c']:g}) in {format_duration(seconds)}"
+        else:
+            ledger = row["ledger"]  # of a resumed epoch it has the steps since then
+            rate = ledger["steps"] * self.config.batch_size / max(ledger["seconds"], 1e-9)
+            left = format_duration((epochs - epoch) * seconds)
+            progress = f"epoch {epoch}/{epochs}: {rate:.0f} pictures/s, {left} left"
         return (
-            f"{self.config.regime} epoch {epoch}/{epochs}: {rate:.0f} pictures/s, {left} left, "
-            f"train loss {row['train']['loss']:.3f}, validation loss {row['val']['loss']:.3f}, "
+            f"{self.config.regime} {progress}, train loss {row['train']['loss']:.3f}, "
+            f"validation loss {row['val']['loss']:.3f}, "
             f"top-1 {row['val']['top1']:.1%}"
         )
 

@@ -6,7 +6,7 @@ import functools
 import json
 import logging
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -22,22 +22,33 @@ from afinar.models.networks.stages import freeze, parameter_groups, set_training
 from afinar.models.networks.weights import find_weights, load_weights
 from afinar.storage.open import open_store
 from afinar.training.batches import BatchLoader, Samples
-from afinar.training.checkpoint import Checkpoints
+from afinar.training.checkpoint import Checkpoints, TrainState
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator, LocalLogits
-from afinar.training.inputs import FeatureInputs, Inputs, PixelInputs, compute_features
+from afinar.training.head_start import HeadSolver, solver_samples
+from afinar.training.hyperparameters import resolved_values
+from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
+from afinar.training.linear_probe import Objective
 from afinar.training.loading import ShardWindows, num_loader_threads
 from afinar.training.metrics import compute_metrics, fit_temperature
 from afinar.training.optim import Optimizer
 from afinar.training.publish import TestPredictions, TrainResult, read_result, write_result
 from afinar.training.sample_log import SampleLog
-from afinar.training.sampler import steps_per_epoch
+from afinar.training.sampler import epoch_order, steps_per_epoch, window_balance
 from afinar.training.steps import Loss, TrainStep
-from afinar.training.task import LabelledSamples, TrainTask, check_batch_split, labelled_samples
+from afinar.training.task import (
+    LabelledSamples,
+    TrainTask,
+    config_name,
+    labelled_samples,
+    resolve_task,
+)
 from afinar.training.tensorboard import put_event_file
 from afinar.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+_MIN_BALANCE: Final = 0.8  # of the classes in a window
 
 
 def train(task: TrainTask, group: Group) -> TrainResult:
@@ -51,6 +62,7 @@ def train(task: TrainTask, group: Group) -> TrainResult:
     if finished is not None:
         return finished
 
+    task = resolve_task(task, group.size, on_gpu=group.device.type == "cuda")
     config = task.config
     torch.manual_seed(config.seed)
     # Published float32 weights must give the same logits on any machine.
@@ -60,44 +72,61 @@ def train(task: TrainTask, group: Group) -> TrainResult:
     dataset = open_dataset(
         config.dataset, version=task.dataset_version, cache_bytes=2 * window_bytes
     )
-    samples = labelled_samples(dataset, task)
-    check_batch_split(task, len(samples.train), group.size)
+    samples = labelled_samples(dataset, config, task.classes)
 
     network = _initial_network(task, group)
     freeze(network, config.trainable_stages)
-    module, inputs = _trained_part(task, network, dataset, samples, group)
+    # bfloat16 only if every worker's hardware multiplies it: all must compute alike.
+    half = group.all_true(use_bfloat16(config.precision, group.device))
+    precision = torch.bfloat16 if half else torch.float32
     threads = num_loader_threads(group.device.type, dataset.view.store == "jpeg")
-    evaluator = Evaluator(inputs, task.classes, group, threads)
-    optimizer = Optimizer(
-        module,
-        parameter_groups(network, config.weight_decay, config.layer_decay),
-        config,
-        steps=config.epochs * steps_per_epoch(len(samples.train), config.batch_size),
-    )
+    part = _trained_part(task, network, dataset, samples, group, precision, threads)
+    evaluator = Evaluator(part.inputs, task.classes, group, threads)
 
     store = open_store(config.models)
+    checkpoints = Checkpoints(store, task.run, task.fingerprint)
+    start, epochs = None, config.epochs
+    assert epochs != "auto", "the task is resolved"
+    if config.solves_head:
+        # A run that has begun has its head in its checkpoint.
+        if group.all_true(not checkpoints.exist()):
+            start = _head_solver(task, network, part, samples, evaluator, group, precision).solve()
+        if part.is_solved_at_once:
+            epochs = 0
+
+    optimizer = Optimizer(
+        part.module,
+        parameter_groups(network, config.weight_decay, config.layer_decay, config.head_rate),
+        config,
+        steps=epochs * steps_per_epoch(len(samples.train), config.batch_size),
+    )
     trainer = Trainer(
         config=config,
         group=group,
-        module=module,
+        module=part.module,
         set_training=functools.partial(set_training, network),
-        loader=BatchLoader(inputs, samples.train, group, threads),
+        loader=BatchLoader(part.inputs, samples.train, group, threads),
         windows=ShardWindows.of(dataset, samples.train.rows, window_bytes),
-        train_step=_train_step(task, module, inputs, samples.train, optimizer, group),
+        train_step=_train_step(task, part, samples.train, optimizer, group, precision),
         optimizer=optimizer,
         evaluator=evaluator,
         validation=samples.validation,
-        checkpoints=Checkpoints(store, task.run, task.fingerprint),
+        checkpoints=checkpoints,
         sample_log=SampleLog(config.audit, task.run, group),
         on_epoch_end=functools.partial(put_event_file, store, task.run),
+        epochs=epochs,
+        start=start,
     )
     if group.is_rank_zero:
         options = json.dumps(as_dict(config), indent=1)
-        store.put_if_absent(f"runs/{task.run}/config.json", options.encode())
+        store.put_if_absent(config_name(task.run), options.encode())
+        _log_unbalanced_windows(trainer.windows, samples.train, config)
     state = trainer.run()
 
-    module.load_state_dict(optimizer.eval_model.state_dict())
-    evaluation = _evaluate(evaluator, module, samples, task.classes, group)
+    part.module.load_state_dict(optimizer.eval_model.state_dict())
+    evaluation = _evaluate(evaluator, part.module, samples, task.classes, group)
+    regime = _final_regime(config, state)
+    freeze(network, 0 if regime == "frozen" else config.trainable_stages)
     parameters = list(network.parameters())
     result = TrainResult(
         history=state.history,
@@ -106,6 +135,8 @@ def train(task: TrainTask, group: Group) -> TrainResult:
             for epoch in state.best
             if epoch.weights
         ],
+        settings=resolved_values(config),
+        regime=regime,
         metrics=evaluation.metrics,
         temperature=evaluation.temperature,
         params_total=sum(parameter.numel() for parameter in parameters),
@@ -117,6 +148,25 @@ def train(task: TrainTask, group: Group) -> TrainResult:
         return result
     network.eval()
     return write_result(task, network, dataset, samples.test, evaluation.test, result)
+
+
+def _log_unbalanced_windows(windows: ShardWindows, samples: Samples, config: TrainConfig) -> None:
+    """Log a note if the windows of the shuffle hold few of the classes."""
+    epoch = epoch_order(windows.shards, config.seed, 0, windows.size)
+    balance = window_balance(epoch, samples.targets)
+    if balance < _MIN_BALANCE:
+        logger.info(
+            f"note: a window of {windows.size} shards holds {balance:.0%} of the classes that a "
+            "full shuffle would give, because its shards hold few classes each: give a larger "
+            "--window-mb, or ingest into a new dataset, which mixes the classes in its shards"
+        )
+
+
+def _final_regime(config: TrainConfig, state: TrainState) -> str:
+    """Return the regime that made the published weights: `auto` is frozen or full."""
+    if config.regime != "auto":
+        return config.regime
+    return "frozen" if state.best[0].epoch == 0 else "full"
 
 
 def _initial_network(task: TrainTask, group: Group) -> Network:
@@ -137,14 +187,26 @@ def _initial_network(task: TrainTask, group: Group) -> Network:
 
 
 class _TrainedPart(NamedTuple):
-    """The trained module and its inputs."""
+    """The trained module and its inputs.
+
+    `solver_samples` is the number of training samples that its head can be solved on.
+    `is_solved_at_once` is true if no epoch can improve that solution.
+    """
 
     module: nn.Module
-    inputs: Inputs
+    inputs: PixelInputs | FeatureInputs
+    solver_samples: int
+    is_solved_at_once: bool = False
 
 
 def _trained_part(
-    task: TrainTask, network: Network, dataset: Dataset, samples: LabelledSamples, group: Group
+    task: TrainTask,
+    network: Network,
+    dataset: Dataset,
+    samples: LabelledSamples,
+    group: Group,
+    precision: torch.dtype,
+    threads: int,
 ) -> _TrainedPart:
     """Return the network with pixels as inputs, or its classifier with features as inputs.
 
@@ -153,37 +215,66 @@ def _trained_part(
     """
     config = task.config
     pixels = PixelInputs(dataset, task.input_view, config.augmentation, config.seed, group.device)
+    linear = (layer for layer in network.classifier.modules() if isinstance(layer, nn.Linear))
+    width, classes = next(linear).in_features, len(task.classes)
+    feature_bytes = config.window_mb * 2**20
+    count = solver_samples(len(samples.train), width, classes, feature_bytes, group.device.type)
     if config.regime != "frozen" or config.augmentation.any:
-        return _TrainedPart(network, pixels)
+        return _TrainedPart(network, pixels, count)
 
     splits = (samples.train, samples.validation, samples.test)
     rows = np.concatenate([split.rows for split in splits])
-    linear = (layer for layer in network.classifier.modules() if isinstance(layer, nn.Linear))
-    width = next(linear).in_features
-    if 4 * width * len(rows) > config.window_mb * 2**20:
+    if 4 * width * len(rows) > feature_bytes:
         logger.info(
             f"note: {len(rows)} x {width} features do not fit --window-mb {config.window_mb}: "
             "computed in every epoch"
         )
-        return _TrainedPart(network, pixels)
-    features = compute_features(network, pixels, rows, group)
-    return _TrainedPart(network.classifier, FeatureInputs(features, rows))
+        return _TrainedPart(network, pixels, count)
+    features = compute_features(network, pixels, rows, group, precision, threads)
+    return _TrainedPart(
+        network.classifier, FeatureInputs(features, rows), count, count == len(samples.train)
+    )
+
+
+def _head_solver(
+    task: TrainTask,
+    network: Network,
+    part: _TrainedPart,
+    samples: LabelledSamples,
+    evaluator: Evaluator,
+    group: Group,
+    precision: torch.dtype,
+) -> HeadSolver:
+    config = task.config
+    return HeadSolver(
+        network=network,
+        module=part.module,
+        inputs=part.inputs,
+        samples=samples,
+        objective=Objective(
+            len(task.classes), config.label_smoothing, _class_weights(task, samples.train, group)
+        ),
+        evaluator=evaluator,
+        group=group,
+        count=part.solver_samples,
+        seed=config.seed,
+        threads=evaluator.num_loader_threads,
+        precision=precision,
+    )
 
 
 def _train_step(
     task: TrainTask,
-    module: nn.Module,
-    inputs: Inputs,
+    part: _TrainedPart,
     samples: Samples,
     optimizer: Optimizer,
     group: Group,
+    precision: torch.dtype,
 ) -> TrainStep:
     config = task.config
-    # bfloat16 only if every worker's hardware multiplies it: all must compute alike.
-    half = group.all_true(use_bfloat16(config.precision, group.device))
     return TrainStep(
-        model=_wrap(module, config, group),
-        inputs=inputs,
+        model=_wrap(part.module, config, group),
+        inputs=part.inputs,
         samples=samples,
         optimizer=optimizer,
         loss=Loss(
@@ -192,7 +283,8 @@ def _train_step(
         ),
         group=group,
         seed=config.seed,
-        precision=torch.bfloat16 if half else torch.float32,
+        precision=precision,
+        accumulate=config.accumulate,
     )
 
 

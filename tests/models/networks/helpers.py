@@ -49,6 +49,7 @@ def inception_to_mixed_6e() -> nn.Module:
 
 def parameters_by_hand(name: str, classes: int) -> tuple[int, int]:
     """Return the numbers of all and of trained parameters of a recipe's network."""
+    name = name.replace("-tuned", "")
     if name == "train-scratch.toml":
         convolutions = 3 * 32 * 9 + 32 + 3 * (32 * 32 * 9 + 32)
         total = convolutions + dense_parameters(12 * 12 * 32, 256) + dense_parameters(256, classes)

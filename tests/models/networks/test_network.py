@@ -55,9 +55,21 @@ def test_course_networks_have_recipes() -> None:
         "train-scratch.toml",
     }
     assert course_recipes <= set(TRAINING)
-    for name in TRAINING:
+    for name in course_recipes:
         recipe(name)
         assert (RECIPES / name).read_text().startswith("# Course practice")
+
+
+def test_tuned_recipes_have_the_network_of_their_course() -> None:
+    fields = ("backbone", "cut", "head", "input_size", "pool", "hidden", "dropout", "output")
+    tuned = [path.name for path in RECIPES.glob("*-tuned.toml")]
+    assert len(tuned) == 6
+    for name in tuned:
+        ours, course = recipe(name), recipe(name.replace("-tuned", ""))
+        assert [getattr(ours, field) for field in (*fields, "regime")] == [
+            getattr(course, field) for field in (*fields, "regime")
+        ]
+        assert (ours.learning_rate, ours.schedule) == (0, "cosine")
 
 
 def test_inception_cut_at_mixed_6e_has_the_width_of_the_course() -> None:

@@ -191,8 +191,43 @@ def test_parameter_groups_contain_each_trainable_parameter_once(
         id(parameter) for parameter in network.parameters() if parameter.requires_grad
     }
     if layer_decay == 1:
-        assert [(group["lr_scale"], group["weight_decay"]) for group in groups] == [
-            (1.0, 0.01),
-            (1.0, 0.0),
-        ]
+        assert {group["name"].removesuffix(" (no decay)") for group in groups} <= {
+            "backbone",
+            "classifier",
+        }
+        assert {group["lr_scale"] for group in groups} == {1.0}
     torch.optim.AdamW(groups, lr=1e-3)
+
+
+def test_head_rate_scales_the_classifier_alone() -> None:
+    network = network_of("resnet18", 64)
+    groups = parameter_groups(network, 0.01, 0.5, head_rate=10.0)
+    scales = {group["name"]: group["lr_scale"] for group in groups}
+    assert scales["classifier"] == scales["classifier (no decay)"] == 10.0
+    assert scales["layer4"] == 0.5
+    assert scales["layer3"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("backbone", "names"),
+    [
+        ("vit_b_16", {"class_token", "pos_embedding"}),
+        ("swin_t", {"relative_position_bias_table"}),
+        ("convnext_tiny", {"layer_scale"}),
+    ],
+)
+def test_embeddings_and_tokens_have_no_weight_decay(backbone: str, names: set[str]) -> None:
+    network = network_of(backbone, 224)
+    groups = parameter_groups(network, 0.01, 1.0)
+    undecayed = {
+        id(parameter)
+        for group in groups
+        if not group["weight_decay"]
+        for parameter in group["params"]
+    }
+    found = {
+        name.rpartition(".")[2]: id(parameter) in undecayed
+        for name, parameter in network.named_parameters()
+        if name.rpartition(".")[2] in names
+    }
+    assert found == dict.fromkeys(names, True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from afinar.errors import RequestError
 
@@ -52,6 +52,13 @@ _INPUT_SIZE: Final = {
 }
 
 
+Family = Literal["batchnorm", "plain", "transformer"]
+
+# Prefixes of the names of families that do not train like convolutions with BatchNorm.
+_PLAIN: Final = ("alexnet", "squeezenet", "vgg", "small_cnn")
+_TRANSFORMERS: Final = ("convnext", "maxvit", "swin", "vit")
+
+
 @dataclass(frozen=True, slots=True)
 class BackboneInfo:
     """Facts about a backbone that need no network. `input_size` is in pixels."""
@@ -59,6 +66,18 @@ class BackboneInfo:
     name: str
     input_size: int
     origin: str
+
+    @property
+    def family(self) -> Family:
+        """How the backbone trains: it decides the default learning rates.
+
+        `batchnorm`: convolutions with BatchNorm. `plain`: convolutions without normalisation.
+        `transformer`: transformers and ConvNeXt, which trains like them.
+        """
+        if self.name.startswith(_TRANSFORMERS):
+            return "transformer"
+        is_plain = self.name.startswith(_PLAIN) and not self.name.endswith("_bn")
+        return "plain" if is_plain else "batchnorm"
 
 
 CATALOGUE: Final[dict[str, BackboneInfo]] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from torch import fx
+from torch import Tensor, fx
 
 from afinar.errors import RequestError
 from afinar.models.networks.network import Network
@@ -202,42 +202,54 @@ def set_training(network: Network) -> None:
 
 
 def parameter_groups(
-    network: Network, weight_decay: float, layer_decay: float
+    network: Network, weight_decay: float, layer_decay: float, head_rate: float = 1.0
 ) -> list[dict[str, Any]]:
     """Return the trainable parameters as groups for an optimizer.
 
     Each group has `params`, `weight_decay`, `lr_scale` (its share of the learning rate) and `name`.
     Layers near the input are the most general and should change least, so the scale falls with the
     distance from the classifier (Howard and Ruder 2018, arXiv 1801.06146; Bao et al. 2021, arXiv
-    2106.08254). With `layer_decay` 0.5:
+    2106.08254). With `layer_decay` 0.5 and `head_rate` 10:
 
-        classifier 1, last stage 0.5, the stage before it 0.25, …
+        classifier 10, last stage 0.5, the stage before it 0.25, …
 
-    With `layer_decay` 1 the whole network is one part. Biases and the parameters of normalisation,
-    which are vectors, form groups without weight decay. The order of groups is the network's, so an
-    optimizer's saved state fits the groups of the same request again.
+    With `layer_decay` 1 the backbone is one part. Biases, the parameters of normalisation, class
+    tokens and position embeddings form groups without weight decay. The order of groups is the
+    network's, so an optimizer's saved state fits the groups of the same request again.
     """
-    backbone = network.backbone
+    backbone, head = network.backbone, network.classifier.named_parameters()
     parts = [
-        (stage.name, [backbone.get_parameter(name) for name in stage.parameters])
+        (stage.name, [(name, backbone.get_parameter(name)) for name in stage.parameters])
         for stage in find_stages(backbone)
     ]
-    parts.append(("classifier", list(network.classifier.parameters())))
     if layer_decay == 1:
-        parts = [("network", [parameter for _, parameters in parts for parameter in parameters])]
+        parts = [("backbone", [parameter for _, parameters in parts for parameter in parameters])]
+    parts.append(("classifier", list(head)))
 
     groups: list[dict[str, Any]] = []
-    for position, (name, parameters) in enumerate(parts):
+    for position, (part, parameters) in enumerate(parts):
         distance = len(parts) - 1 - position  # from the classifier
-        trainable = [parameter for parameter in parameters if parameter.requires_grad]
         for decays in (True, False):
-            chosen = [parameter for parameter in trainable if (parameter.ndim > 1) == decays]
+            chosen = [
+                parameter
+                for name, parameter in parameters
+                if parameter.requires_grad and _decays(name, parameter) == decays
+            ]
             if chosen:
                 group = {
                     "params": chosen,
                     "weight_decay": weight_decay if decays else 0.0,
-                    "lr_scale": float(layer_decay**distance),
-                    "name": name if decays else f"{name} (no decay)",
+                    "lr_scale": float(layer_decay**distance if distance else head_rate),
+                    "name": part if decays else f"{part} (no decay)",
                 }
                 groups.append(group)
     return groups
+
+
+def _decays(name: str, parameter: Tensor) -> bool:
+    """Return True for matrices of layers, which torch calls weights.
+
+    A `class_token` or `pos_embedding` of a vision transformer, a `relative_position_bias_table` of
+    Swin and a `layer_scale` of ConvNeXt have several axes too, and other names.
+    """
+    return parameter.ndim > 1 and name.endswith("weight")

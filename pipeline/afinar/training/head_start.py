@@ -1,0 +1,137 @@
+"""Solution of a linear head on the features of a pretrained backbone, before any epoch.
+
+A random head sends large, random gradients into a pretrained backbone (Kumar et al. 2022, arXiv
+2202.10054). A solved head is the best that the features allow, so training starts from there.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from afinar.models.networks.heads import BinaryLogits
+from afinar.models.networks.network import Network
+from afinar.training.batches import Samples
+from afinar.training.distributed import Group
+from afinar.training.evaluator import Evaluator
+from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
+from afinar.training.linear_probe import Features, LinearHead, Objective, solve_head
+from afinar.training.rng import generator
+from afinar.training.sampler import RowNumbers
+from afinar.training.task import LabelledSamples
+from afinar.training.timing import EpochTimer
+
+logger = logging.getLogger(__name__)
+
+# Multiplications per evaluation of the objective: about a second on a few cores, and on a GPU.
+_MAX_PRODUCTS: Final = {"cpu": 2e10, "cuda": 4e11}
+
+
+def solver_samples(samples: int, width: int, classes: int, feature_bytes: int, device: str) -> int:
+    """Return how many training samples a head is solved on.
+
+    All of them, unless their features exceed `feature_bytes` or the time of the solver its bound.
+    """
+    in_memory = feature_bytes // (4 * width)
+    in_time = int(_MAX_PRODUCTS.get(device, 2e10) / (width * max(2, classes)))
+    return min(samples, max(2, in_memory), max(2, in_time))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSolver:
+    """Solves the head of `network` and evaluates `module`, which is the network or its classifier.
+
+    `inputs` are those of the module. `count` is the number of training samples to solve on.
+    """
+
+    network: Network
+    module: nn.Module
+    inputs: PixelInputs | FeatureInputs
+    samples: LabelledSamples
+    objective: Objective
+    evaluator: Evaluator
+    group: Group
+    count: int
+    seed: int
+    threads: int
+    precision: torch.dtype
+
+    def solve(self) -> dict[str, Any]:
+        """Set the head's weights on all workers. Return the row of epoch 0 of the history."""
+        started = time.monotonic()
+        timer = EpochTimer(self.group.device)
+        train = self._chosen(self.samples.train)
+        features = self._features(np.concatenate([train.rows, self.samples.validation.rows]), timer)
+        on_train = Features(features[: len(train)], self._targets(train))
+        on_validation = Features(features[len(train) :], self._targets(self.samples.validation))
+
+        # One worker solves: rounding must not make the heads differ.
+        measured = torch.zeros(3, dtype=torch.float64, device=self.group.device)
+        if self.group.is_rank_zero:
+            head = solve_head(on_train, on_validation, self.objective)
+            _load(self.network.classifier, head)
+            measured += torch.stack([*_loss_and_top1(head, on_train), torch.tensor(head.c)]).to(
+                measured
+            )
+        self.group.broadcast_parameters(self.network.classifier)
+        loss, top1, c = self.group.all_reduce_sum(measured).tolist()
+        timings = timer.close()
+
+        validation = self.evaluator.evaluate(self.module, self.samples.validation)
+        return {
+            "epoch": 0,
+            "c": c,
+            "train": {"loss": loss, "top1": top1},
+            "val": asdict(validation),
+            "ledger": timings.as_dict(),
+            "seconds": round(time.monotonic() - started, 3),
+        }
+
+    def _chosen(self, samples: Samples) -> Samples:
+        """Return `count` of the samples, drawn at random and in their order."""
+        if self.count >= len(samples):
+            return samples
+        if self.group.is_rank_zero:
+            logger.info(
+                f"note: the head is solved on {self.count} of {len(samples)} training pictures"
+            )
+        drawn = generator(self.seed, 0, "head").permutation(len(samples))[: self.count]
+        chosen = np.sort(drawn)
+        return Samples(samples.rows[chosen], samples.targets[chosen])
+
+    def _features(self, rows: RowNumbers, timer: EpochTimer) -> Tensor:
+        if isinstance(self.inputs, FeatureInputs):
+            return self.inputs.to_device(self.inputs.load(rows), rows, None, timer)
+        return compute_features(
+            self.network, self.inputs, rows, self.group, self.precision, self.threads, timer=timer
+        )
+
+    def _targets(self, samples: Samples) -> Tensor:
+        return torch.from_numpy(samples.targets).to(self.group.device)
+
+
+def _load(classifier: nn.Module, head: LinearHead) -> None:
+    """Copy the solution into the linear layer of a classifier.
+
+    A sigmoid output z stands for the logits (0, z), so it gets the difference of the two classes.
+    """
+    weight, bias = head.weight, head.bias
+    if any(isinstance(layer, BinaryLogits) for layer in classifier.modules()):
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    linear = next(layer for layer in classifier.modules() if isinstance(layer, nn.Linear))
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+
+
+def _loss_and_top1(head: LinearHead, samples: Features) -> tuple[Tensor, Tensor]:
+    logits = head.logits(samples.values)
+    top1 = (logits.argmax(dim=1) == samples.targets).double().mean()
+    return F.cross_entropy(logits, samples.targets), top1

@@ -1,0 +1,114 @@
+"""Trainings that begin with a solved head: it is epoch 0, and no regime validates worse."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afinar.config.train import TrainConfig
+from afinar.training.head_start import solver_samples
+from afinar.training.publish import TrainResult, publish
+from afinar.training.task import plan_training
+from tests.conftest import Trained
+from tests.training.runs import config, interrupt_after, run, run_on
+
+
+def pretrained(trained: Trained, models: Path, **options: Any) -> TrainConfig:
+    """Return a configuration of a small network with real weights."""
+    values = {"backbone": "efficientnet_lite0", "weights": "imagenet", "epochs": 1, **options}
+    return config(trained, models, **values)
+
+
+def rank(row: dict[str, Any]) -> tuple[float, float]:
+    return -row["val"]["top1"], row["val"]["loss"]
+
+
+def test_frozen_training_is_the_solved_head(trained: Trained, tmp_path: Path) -> None:
+    configuration = pretrained(trained, tmp_path, regime="frozen", epochs="auto")
+    result = run(configuration)
+    assert [row["epoch"] for row in result.history] == [0]
+    assert result.epochs == 0
+    assert result.metrics["test"]["top1"] >= 0.9
+    assert result.metrics["val"]["loss"] == pytest.approx(
+        result.history[0]["val"]["loss"], rel=1e-5
+    )
+    version = publish(plan_training(configuration, "run"), result, 1.0)
+    assert version.metrics["epochs"] == 0
+    assert version.lineage["config"]["batch_size"] == result.settings["batch_size"] > 0
+
+
+@pytest.mark.parametrize("regime", ["last:1", "full"])
+def test_the_solved_head_competes_for_the_best_epoch(
+    trained: Trained, tmp_path: Path, regime: str
+) -> None:
+    """A rate that destroys the network cannot make the published model worse than its probe."""
+    result = run(pretrained(trained, tmp_path, regime=regime, learning_rate=0.3, clip_norm=1.0))
+    assert [row["epoch"] for row in result.history] == [0, 1]
+    assert [epoch["epoch"] for epoch in result.best] == [0]
+    assert result.metrics["val"]["loss"] == pytest.approx(
+        result.history[0]["val"]["loss"], rel=1e-4
+    )
+
+
+def test_auto_publishes_the_frozen_network_unless_training_validates_better(
+    trained: Trained, tmp_path: Path
+) -> None:
+    kept = run(pretrained(trained, tmp_path / "a", regime="auto", learning_rate=0.3, clip_norm=1.0))
+    assert kept.regime == "frozen"
+    assert kept.params_trainable < 0.01 * kept.params_total
+
+    trained_on = run(pretrained(trained, tmp_path / "b", regime="auto", learning_rate=1e-4))
+    best = min(trained_on.history, key=rank)
+    assert trained_on.regime == ("frozen" if best["epoch"] == 0 else "full")
+
+
+def test_one_sigmoid_output_is_solved_too(trained: Trained, tmp_path: Path) -> None:
+    result = run(pretrained(trained, tmp_path, regime="frozen", output="sigmoid", epochs="auto"))
+    assert result.epochs == 0
+    assert result.metrics["test"]["top1"] >= 0.9
+
+
+def test_workers_solve_the_same_head(trained: Trained, tmp_path: Path) -> None:
+    configuration = pretrained(trained, tmp_path, regime="frozen", epochs="auto")
+    one, two = (run_on(workers, configuration, tmp_path / str(workers)) for workers in (1, 2))
+    assert one.history[0]["c"] == two.history[0]["c"]
+    assert one.metrics["test"]["loss"] == pytest.approx(two.metrics["test"]["loss"], rel=1e-3)
+
+
+def test_an_interrupted_training_does_not_solve_its_head_again(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = pretrained(trained, tmp_path / "whole", regime="last:1", checkpoint_steps=2)
+    whole = run(configuration)
+    cut = dataclasses.replace(configuration, models=str(tmp_path / "cut"))
+    interrupt_after(3, cut, monkeypatch)
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("the checkpoint has the head")
+
+    monkeypatch.setattr("afinar.training.head_start.solve_head", refuse)
+    assert losses(run(cut)) == losses(whole)
+
+
+def losses(result: TrainResult) -> list[tuple[float, float]]:
+    return [(row["train"]["loss"], row["val"]["loss"]) for row in result.history]
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_step(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """Without BatchNorm and dropout only the order of additions differs."""
+    configuration = config(trained, tmp_path, backbone="squeezenet1_1", cut="features.5", epochs=2)
+    whole = run(dataclasses.replace(configuration, models=str(tmp_path / "whole")))
+    parts = run(dataclasses.replace(configuration, models=str(tmp_path / "parts"), accumulate=3))
+    for row, other in zip(whole.history, parts.history, strict=True):
+        assert row["train"]["loss"] == pytest.approx(other["train"]["loss"], rel=1e-4)
+
+
+def test_a_large_head_is_solved_on_a_part_of_the_samples() -> None:
+    assert solver_samples(2000, 1280, 10, 2**32, "cpu") == 2000
+    assert solver_samples(10**6, 2048, 1000, 2**34, "cpu") < 10_000
+    assert solver_samples(10**6, 2048, 10, 2**20, "cpu") == 2**20 // (4 * 2048)
