@@ -44,6 +44,23 @@ def test_verdicts_hold_only_if_the_interval_excludes_the_opposite(
         assert negated != verdict.holds
 
 
+def test_baseline_that_never_recognises_a_class_is_not_called_fair(trained: Trained) -> None:
+    """180 of 200 pictures are of one class: always answering it would be right for 90 %."""
+    version = dataclasses.replace(find_model(trained.champion).version, classes=["moss", "rust"])
+    labels = ["moss"] * 180 + ["rust"] * 20
+    ids = [f"{number:04d}" for number in range(200)]
+    run = EvaluatedRun(
+        dataclasses.replace(version, regime="scratch"),
+        [],
+        pa.table({"sample_id": ids, "label": labels, "predicted": ["moss"] * 200}),
+    )
+    assert run.never_right == ["rust"]
+    assert run.largest_class == ("moss", 0.9)
+    guessing = verdicts([run, evaluated(version, "full", 190)])[1]
+    assert not guessing.holds
+    assert "right for no picture of rust" in guessing.sentence
+
+
 def test_hits_follow_the_order_of_sample_ids(trained: Trained) -> None:
     run = evaluated(find_model(trained.champion).version, "full", 2, samples=3)
     reordered = EvaluatedRun(run.version, [], run.test.take([2, 0, 1]))

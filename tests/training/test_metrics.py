@@ -120,7 +120,7 @@ def numbers(metrics: dict[str, Any]) -> dict[str, Any]:
     return {
         name: -1.0 if value is None else value
         for name, value in metrics.items()
-        if name != "recall"
+        if name not in {"recall", "largest_class"}
     }
 
 
@@ -160,6 +160,10 @@ def test_metrics_equal_those_of_scikit_learn(case: str, alone: dict[str, Any]) -
     assert ours["top1"] == sk.accuracy_score(true, predicted)
     macro_f1 = sk.f1_score(true, predicted, average="macro")
     assert ours["macro_f1"] == pytest.approx(macro_f1, rel=1e-12)
+
+    counts = np.bincount(true, minlength=len(labels))
+    assert ours["largest_class"] == names(logits)[counts.argmax()]
+    assert ours["largest_share"] == counts.max() / len(true)
 
     recall = sk.recall_score(true, predicted, labels=labels, average=None, zero_division=np.nan)
     theirs = {

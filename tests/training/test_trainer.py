@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from afinar.config.train import TrainConfig
+from afinar.config.train import SelectBy, TrainConfig
 from afinar.errors import IntegrityError, ShortfallError
 from afinar.storage.open import open_store
+from afinar.training.checkpoint import RankedEpoch
 from afinar.training.distributed import Group
 from afinar.training.publish import TrainResult, cleanup_after_publish
 from afinar.training.task import plan_training
@@ -150,6 +151,28 @@ def test_patience_ends_a_training_and_the_best_epoch_is_evaluated(
     assert result.metrics["val"]["loss"] == pytest.approx(ranked[0]["val"]["loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("select_by", "best"), [("top1", [3, 1, 2]), ("loss", [2, 1, 3]), ("macro-f1", [1, 2, 3])]
+)
+def test_epochs_are_ranked_by_the_chosen_metric(select_by: SelectBy, best: list[int]) -> None:
+    """Epochs 2 and 3 have the same macro F1, so that the lower loss decides."""
+    epochs = [
+        RankedEpoch(epoch=1, top1=0.8, loss=0.6, weights=None, macro_f1=0.7),
+        RankedEpoch(epoch=2, top1=0.7, loss=0.5, weights=None, macro_f1=0.6),
+        RankedEpoch(epoch=3, top1=0.9, loss=0.7, weights=None, macro_f1=0.6),
+    ]
+    ranked = sorted(epochs, key=lambda epoch: epoch.rank(select_by))
+    assert [epoch.epoch for epoch in ranked] == best
+
+
+def test_training_publishes_the_epoch_with_the_lowest_loss(
+    trained: Trained, tmp_path: Path
+) -> None:
+    result = run(config(trained, tmp_path, epochs=6, learning_rate=3e-3, select_by="loss"))
+    losses = [row["val"]["loss"] for row in result.history]
+    assert result.metrics["val"]["loss"] == pytest.approx(min(losses), rel=1e-5)
+
+
 def test_checkpoint_of_another_training_is_refused(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,7 +197,7 @@ def test_checkpoint_keeps_the_keys_of_its_file_format(
     assert list(record) == ["format", "fingerprint", "cursor", "weights", "state"]
     cursor = record["cursor"]
     assert list(cursor) == ["epoch", "batch", "step", "sums", "history", "best"]
-    assert list(cursor["best"][0]) == ["epoch", "top1", "loss", "weights"]
+    assert list(cursor["best"][0]) == ["epoch", "top1", "loss", "weights", "macro_f1"]
     assert list(cursor["history"][0]) == ["epoch", "train", "val", "ledger", "seconds"]
 
 

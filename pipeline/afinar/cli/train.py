@@ -9,6 +9,7 @@ from afinar.cli.formatting import format_table
 from afinar.config.train import TrainConfig
 from afinar.logs import log_settings
 from afinar.models.networks.catalogue import require_backbone
+from afinar.training.hyperparameters import format_settings
 
 if TYPE_CHECKING:
     from afinar.training.task import TrainTask
@@ -65,13 +66,21 @@ def describe(summary: dict[str, Any]) -> str:
         ("network", network),
         ("weights", summary["weights"] or "random"),
         ("parameters", parameters),
+        (
+            "settings",
+            f"{summary['regime']}: {format_settings(summary['settings'], summary['epochs'])}",
+        ),
     ]
     for split, metrics in summary["metrics"].items():
         values = (
-            f"top-1 {metrics['top1']:.1%}, loss {metrics['loss']:.3f}, "
+            f"top-1 {metrics['top1']:.1%} (always “{metrics['largest_class']}”: "
+            f"{metrics['largest_share']:.1%}), loss {metrics['loss']:.3f}, "
             f"macro F1 {metrics['macro_f1']:.3f}"
         )
         rows.append((split, values))
+        never_right = [name for name, recall in metrics["recall"].items() if recall == 0]
+        if never_right:
+            rows.append(("", f"no picture of {', '.join(never_right)} was predicted right"))
 
     time = (
         f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, "

@@ -20,6 +20,7 @@ Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
 Schedule = Literal["cosine", "linear", "constant"]
 ClassWeights = Literal["none", "balanced"]
 HeadInit = Literal["solved", "random"]
+SelectBy = Literal["top1", "loss", "macro-f1"]
 
 _MINIMA: Final = {
     "patience": 0,
@@ -84,8 +85,11 @@ class TrainConfig(JobConfig):
     after it), or `random`. Other heads begin with random weights."""
     epochs: int | Literal["auto"] = "auto"
     """Passes over the training split. `auto`: 10, or as many as make 300 steps."""
+    select_by: SelectBy = "top1"
+    """Metric on the validation split that decides which epoch is published: `top1`, `loss`, or
+    `macro-f1`, in which rare classes count as much as frequent ones. Ties go to the lower loss."""
     patience: int = 0
-    """Stop after this many epochs without improvement on the validation split. 0: never."""
+    """Stop after this many epochs that are not better by --select-by. 0: never."""
     batch_size: int = 0
     """Samples per step, over all workers together. Each worker computes its share. 0: 32 per worker
     (64 per GPU), but at most a tenth of the training split."""

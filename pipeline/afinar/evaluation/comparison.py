@@ -57,6 +57,19 @@ class EvaluatedRun:
         return confusion(labels, predicted, self.version.classes)
 
     @property
+    def never_right(self) -> list[str]:
+        """Classes of which no test sample was predicted right."""
+        labels, predicted = (self.test.column(name).to_pylist() for name in ("label", "predicted"))
+        recognised = {label for label, name in zip(labels, predicted, strict=True) if label == name}
+        return sorted(set(labels) - recognised)
+
+    @property
+    def largest_class(self) -> tuple[str, float]:
+        """Most frequent class of the test split, and the accuracy of always answering it."""
+        ((name, count),) = Counter(self.test.column("label").to_pylist()).most_common(1)
+        return name, count / len(self.test)
+
+    @property
     def validation(self) -> ValidationRank:
         """Rank of the run. The test split is not used: it must not choose a model."""
         metrics = self.version.metrics["val"]
@@ -119,12 +132,18 @@ def _beats_scratch(transfer: EvaluatedRun, scratch: EvaluatedRun) -> Verdict:
 
 def _beats_guessing(run: EvaluatedRun) -> Verdict:
     """Compare a run with a model that always predicts the largest class of the test split."""
-    ((largest, count),) = Counter(run.test.column("label").to_pylist()).most_common(1)
-    share, accuracy = count / len(run.hits), run.accuracy
+    (largest, share), accuracy = run.largest_class, run.accuracy
     numbers = (
         f"{accuracy.value:.1%} (95 % interval {accuracy.low:.1%} to {accuracy.high:.1%}) against "
         f"{share:.1%}"
     )
+    if run.never_right:
+        return Verdict(
+            False,
+            f"The {run.name} baseline is right for no picture of {', '.join(run.never_right)}: it "
+            f"is no fair baseline. Over all classes it is right for {numbers} of always guessing "
+            f"“{largest}”.",
+        )
     if accuracy.low > share:
         return Verdict(
             True, f"The {run.name} baseline beats always guessing “{largest}”: {numbers}."

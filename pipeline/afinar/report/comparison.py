@@ -36,6 +36,7 @@ def comparison_page(
         title=title,
         verdicts=verdicts(runs),
         runs=[_row(run, best) for run in runs],
+        largest_class=best.largest_class,
         best=best,
         curves=data_uri(curves(runs), "png"),
         confusion=confusion_table(best.confusion, best.version.classes),
@@ -67,6 +68,7 @@ def _row(run: EvaluatedRun, best: EvaluatedRun) -> dict[str, Any]:
         "seconds": version.metrics["seconds"],
         "validation": version.metrics["val"]["top1"],
         "accuracy": run.accuracy,
+        "never_right": run.never_right,
         "loss": version.metrics["test"]["loss"],
     }
 

@@ -55,6 +55,7 @@ def summarize_training(outcome: TrainOutcome) -> dict[str, Any]:
         "params_total": result.params_total,
         "params_trainable": result.params_trainable,
         "epochs": result.epochs,
+        "regime": version.regime,
         "settings": result.settings,
         "metrics": result.metrics,
         "temperature": result.temperature,
@@ -90,6 +91,8 @@ def training_page(title: str, dataset: Dataset, run: EvaluatedRun) -> str:
         mistakes_total=int((~run.hits).sum()),
         test_total=len(run.hits),
         recalls=_recalls(run),
+        never_right=run.never_right,
+        select_by=config.get("select_by", "top1"),
         confusion=confusion_table(counts, version.classes) if has_matrix else None,
         confused=_most_confused(counts, version.classes),
         calibration_error=calibration_error(bins),
@@ -104,8 +107,10 @@ def _headline_numbers(run: EvaluatedRun) -> list[tuple[str, str]]:
     """Return names and values of the metrics that the run has."""
     metrics, accuracy = run.version.metrics, run.accuracy
     test = metrics["test"]
+    largest, share = run.largest_class
     numbers = [
         (f"test top-1 ({accuracy.low:.1%} – {accuracy.high:.1%})", f"{accuracy.value:.1%}"),
+        (f"if “{largest}” is always answered", f"{share:.1%}"),
         ("validation top-1", f"{metrics['val']['top1']:.1%}"),
     ]
 

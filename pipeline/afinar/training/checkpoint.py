@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from afinar.config.strict import Count, conforms_to
+from afinar.config.train import SelectBy
 from afinar.errors import RecordError, ShortfallError
 from afinar.storage.objects import ObjectRef, get_object, put_object
 from afinar.storage.records import as_record, read_record
@@ -36,11 +37,12 @@ class RankedEpoch:
     top1: float
     loss: float
     weights: ObjectRef | None
+    macro_f1: float = 0.0  # of records that were written before it was added
 
-    @property
-    def rank(self) -> tuple[float, float, int]:
-        """Sort key, best first: higher accuracy, then lower loss, then earlier epoch."""
-        return -self.top1, self.loss, self.epoch
+    def rank(self, select_by: SelectBy) -> tuple[float, float, int]:
+        """Return the sort key, best first: better metric, then lower loss, then earlier epoch."""
+        metric = {"top1": -self.top1, "loss": self.loss, "macro-f1": -self.macro_f1}[select_by]
+        return metric, self.loss, self.epoch
 
 
 class _Fit(TypedDict):

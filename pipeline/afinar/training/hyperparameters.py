@@ -88,6 +88,19 @@ def resolved_values(config: TrainConfig) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(Resolved)}
 
 
+def format_settings(settings: dict[str, Any], epochs: int) -> str:
+    """Return the values of `resolved_values` as text, for a training of so many epochs."""
+    if not epochs:
+        return "head solved by logistic regression on the features, no epoch"
+    rate = settings["learning_rate"]
+    text = f"{epochs} epochs, batch size {settings['batch_size']}, learning rate {rate:.2g}"
+    if settings["head_rate"] != 1:
+        text += f" ({rate * settings['head_rate']:.2g} for the head)"
+    if settings["layer_decay"] != 1:
+        text += f", layer decay {settings['layer_decay']:g}"
+    return text
+
+
 def _batch_size(samples: int, workers: int, *, on_gpu: bool) -> int:
     """Return 32 samples per worker, 64 per GPU, but at most a tenth of the samples.
 

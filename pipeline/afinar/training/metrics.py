@@ -30,9 +30,10 @@ class Metrics:
     `loss` is the mean cross-entropy in nats. `top1` and `top5` are shares of samples; `top5` is
     None for fewer than six classes. `recall` is by class name, None for a class without samples.
     `macro_f1` is the mean over classes that occur among targets or predictions, as in scikit-learn:
-    a class that is predicted but never true counts as 0. `auroc` is that of the second of two
-    classes, None if there are more classes or if one has no sample. `calibration_error` is the
-    expected calibration error: over 15 equal bins of confidence, the mean distance between
+    a class that is predicted but never true counts as 0. `largest_share` is the share of the most
+    frequent class, `largest_class`: the top-1 of always answering it. `auroc` is that of the second
+    of two classes, None if there are more classes or if one has no sample. `calibration_error` is
+    the expected calibration error: over 15 equal bins of confidence, the mean distance between
     confidence and accuracy (Guo et al. 2017, arXiv 1706.04599).
     """
 
@@ -41,6 +42,8 @@ class Metrics:
     top5: float | None
     recall: dict[str, float | None]
     macro_f1: float
+    largest_class: str
+    largest_share: float
     auroc: float | None
     calibration_error: float
     samples: int
@@ -68,6 +71,7 @@ def compute_metrics(
     loss = _require_finite(counts.loss.item() / samples)
 
     # The counts are the same on all workers, so all of them compute the AUROC or none does.
+    largest = max(range(len(classes)), key=of_class.__getitem__)
     has_auroc = len(classes) == 2 and all(of_class)
     _, confidence_sum, correct_in_bin = counts.bins
     return Metrics(
@@ -79,6 +83,8 @@ def compute_metrics(
             for name, hits, total in zip(classes, correct, of_class, strict=True)
         },
         macro_f1=_macro_f1(correct, of_class, counts.predictions.tolist()),
+        largest_class=classes[largest],
+        largest_share=of_class[largest] / samples,
         auroc=_auroc(logits, targets, group) if has_auroc else None,
         calibration_error=float((confidence_sum - correct_in_bin).abs().sum()) / samples,
         samples=samples,

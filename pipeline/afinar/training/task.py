@@ -230,6 +230,8 @@ def _fingerprint(task: TrainTask) -> str:
         del determining["head_init"]
     if not task.config.head_rate:
         del determining["head_rate"]
+    if task.config.select_by == "top1":
+        del determining["select_by"]
     determining["layer_decay"] = task.config.layer_decay or default_layer_decay(task.config)
     decided = (
         task.dataset_version,

@@ -206,9 +206,15 @@ class Trainer:
         state.history.append(row)
         weights = self._put_weights() if self.group.is_rank_zero else None
         finished = RankedEpoch(
-            epoch=state.epoch, top1=row["val"]["top1"], loss=row["val"]["loss"], weights=weights
+            epoch=state.epoch,
+            top1=row["val"]["top1"],
+            loss=row["val"]["loss"],
+            macro_f1=row["val"]["macro_f1"],
+            weights=weights,
         )
-        ranking = sorted([*state.best, finished], key=lambda epoch: epoch.rank)
+        ranking = sorted(
+            [*state.best, finished], key=lambda epoch: epoch.rank(self.config.select_by)
+        )
         state.best = ranking[: self.config.keep_best]
 
         if weights is not None:

@@ -26,7 +26,7 @@ from afinar.training.checkpoint import Checkpoints, TrainState
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator, LocalLogits
 from afinar.training.head_start import HeadSolver, solver_samples
-from afinar.training.hyperparameters import resolved_values
+from afinar.training.hyperparameters import format_settings, resolved_values
 from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
 from afinar.training.linear_probe import Objective
 from afinar.training.loading import ShardWindows, num_loader_threads
@@ -120,6 +120,7 @@ def train(task: TrainTask, group: Group) -> TrainResult:
     if group.is_rank_zero:
         options = json.dumps(as_dict(config), indent=1)
         store.put_if_absent(config_name(task.run), options.encode())
+        _log_start(config, epochs, samples.validation, task.classes, precision, group)
         _log_unbalanced_windows(trainer.windows, samples.train, config)
     state = trainer.run()
 
@@ -148,6 +149,26 @@ def train(task: TrainTask, group: Group) -> TrainResult:
         return result
     network.eval()
     return write_result(task, network, dataset, samples.test, evaluation.test, result)
+
+
+def _log_start(
+    config: TrainConfig,
+    epochs: int,
+    validation: Samples,
+    classes: list[str],
+    precision: torch.dtype,
+    group: Group,
+) -> None:
+    """Log what the training is, and the accuracy that it must exceed."""
+    counts = np.bincount(validation.targets, minlength=len(classes))
+    device = "CPU" if group.device.type == "cpu" else torch.cuda.get_device_name(group.device)
+    workers = f"{group.size} workers" if group.size > 1 else "1 worker"
+    logger.info(
+        f"{config.regime}: {format_settings(resolved_values(config), epochs)}; {workers} on "
+        f"{device} in {str(precision).removeprefix('torch.')}; always answering "
+        f"“{classes[counts.argmax()]}” is right for {counts.max() / len(validation):.1%} of "
+        "validation"
+    )
 
 
 def _log_unbalanced_windows(windows: ShardWindows, samples: Samples, config: TrainConfig) -> None:
