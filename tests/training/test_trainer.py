@@ -125,6 +125,18 @@ def test_training_resumes_with_another_number_of_workers(
     assert {step: sorted(set(rows)) for step, rows in steps.items()} == expected
 
 
+@pytest.mark.slow
+def test_sixteen_workers_train_with_the_default_batch_size(
+    trained: Trained, tmp_path: Path
+) -> None:
+    """56 pictures are fewer than 32 per worker: the batch is as large as the workers need."""
+    configuration = config(trained, tmp_path, epochs=1, batch_size=0, audit=str(tmp_path / "audit"))
+    result = run_on(16, configuration, tmp_path / "models")
+    assert result.settings["batch_size"] == 64
+    (rows,) = rows_by_step(tmp_path / "audit").values()
+    assert len(rows) == len(set(rows)) >= 2 * 16
+
+
 def test_cleanup_keeps_only_the_weights_of_the_best_epochs(
     trained: Trained, tmp_path: Path
 ) -> None:
