@@ -55,6 +55,7 @@ class Limits:
     max_side: int = 50_000
     max_aspect: float = 50.0
     max_slow_pixels: int = 2_000_000  # for codecs in Python, at 1.4 to 2.8 s per megapixel
+    max_jpeg2000_bytes: int = 35_000_000  # its codec takes 0.12 s per megabyte
     max_memory_bytes: int = 500_000_000  # by an estimate; 89 megapixels of a JPEG need 10 MB
 
 
@@ -155,7 +156,7 @@ def _decode_square(data: bytes, view: StoredView, out: Pixels, limits: Limits) -
             container.release()
         width, height = image.size
         _check_size(width, height, limits)
-        _check_codec(image, limits)
+        _check_codec(image, len(data), limits)
         _check_ending(image, container)
 
         # A JPEG can be decoded at 1/8 to 1/2 of its size for a fraction of the time. At twice the
@@ -207,12 +208,17 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
         raise PictureError(Reason.TOO_ELONGATED, f"{size}, limit {limits.max_aspect:g} to 1")
 
 
-def _check_codec(image: ImageFile.ImageFile, limits: Limits) -> None:
+def _check_codec(image: ImageFile.ImageFile, size_bytes: int, limits: Limits) -> None:
     codec = image.tile[0][0] if image.tile else ""
     if codec in _SLOW_CODECS and image.width * image.height > limits.max_slow_pixels:
         size = f"{image.width}x{image.height} pixels"
         raise PictureError(
             Reason.TOO_MANY_PIXELS, f"{size}, limit {limits.max_slow_pixels} for the codec {codec}"
+        )
+    if image.format == "JPEG2000" and size_bytes > limits.max_jpeg2000_bytes:
+        raise PictureError(
+            Reason.TOO_MANY_BYTES,
+            f"{size_bytes} bytes, limit {limits.max_jpeg2000_bytes} for JPEG 2000",
         )
 
 
