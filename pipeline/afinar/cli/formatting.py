@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from afinar.logs import escape_controls
@@ -37,6 +37,15 @@ def format_size(size_bytes: float) -> str:
             break
         size_bytes /= 1000
     return f"{size_bytes:.0f} {unit}" if unit in {"B", "kB"} else f"{size_bytes:.1f} {unit}"
+
+
+def format_columns(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return rows of texts as aligned columns, the first row being the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def format_table(rows: list[tuple[str, str]]) -> str:

@@ -32,7 +32,7 @@ class LabelConfig(UnitJobConfig):
     """Prediction folder to write or continue: a folder or s3://BUCKET/PREFIX. Without it, or with
     `-`, the classes of one picture are printed."""
     model: str
-    """MODELS@champion or MODELS@VERSION (a number, or the id of a version)."""
+    """MODELS, whose champion is used, or MODELS@VERSION (a number, or the id of a version)."""
     extensions: str = DEFAULT_EXTENSIONS
     """File name endings to read, comma-separated, or `all`. Default: those of every format that is
     decoded. Files with other endings are left out and counted."""
@@ -77,9 +77,7 @@ class LabelConfig(UnitJobConfig):
                 not (self.is_one_picture and getattr(self, name)),
                 f"{flag} needs a place for predictions: name PREDICTIONS",
             )
-        require(
-            "@" in self.model, f"--model {self.model!r}: write MODELS@champion or MODELS@VERSION"
-        )
+        require(bool(self.model), "name the --model: MODELS, whose champion is used, or MODELS@N")
         _ = self.endings  # reading the property parses the string
 
     @property

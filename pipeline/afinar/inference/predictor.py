@@ -108,7 +108,7 @@ def load_predictor(
 
 
 def open_model(uri: str) -> Predictor:
-    """Load the model that MODELS@champion or MODELS@VERSION names, on the CPU."""
+    """Load the model that MODELS (its champion) or MODELS@VERSION names, on the CPU."""
     return load_predictor(*find_model(uri))
 
 

@@ -146,11 +146,13 @@ def publish_model(store: Store, build: Callable[[int], ModelVersion]) -> ModelVe
 def find_model(spec: str) -> StoredModel:
     """Return the model that MODELS@champion, MODELS@VERSION or MODELS@VERSION-HASH names.
 
+    MODELS alone means its champion.
+
     Raises RequestError if there is none; the message lists the versions that exist.
     """
     location, at, wanted = spec.rpartition("@")
-    if not at:
-        raise RequestError(f"{spec!r} names no version: write {spec}@champion or {spec}@NUMBER")
+    if not at or "/" in wanted:  # an @ within the path
+        location, wanted = spec, "champion"
     store = open_store(location)
     try:
         number = _version_number(store, wanted)

@@ -1,0 +1,76 @@
+"""`afinar models MODELS [list | show | promote | rollback]`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from afinar.cli.arguments import parse
+from afinar.cli.formatting import format_columns, format_table
+from afinar.config.models import ModelsConfig
+
+EXAMPLE = "afinar models models/ promote 3 --why 'fewer mistakes on the new camera'"
+
+
+def configure(argv: list[str]) -> ModelsConfig:
+    """Parse the arguments."""
+    return parse(ModelsConfig, argv, "afinar models", EXAMPLE)
+
+
+def run(config: ModelsConfig) -> dict[str, Any]:
+    """List, show, promote or roll back, and return the summary."""
+    from afinar.report.models import run_models
+
+    return run_models(config)
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """Return the summary as text."""
+    return _list(summary) if "versions" in summary else _show(summary)
+
+
+def _list(summary: dict[str, Any]) -> str:
+    rows = [("", "model", "regime", "backbone", "dataset", "validation", "test", "trained")]
+    for row in summary["versions"]:
+        rows.append(
+            (
+                "*" if row["version"] == summary["champion"] else "",
+                row["id"],
+                row["regime"],
+                row["backbone"],
+                f"version {row['dataset_version']}" if row["dataset_version"] else "",
+                _share(row["val_top1"]),
+                _share(row["test_top1"]),
+                row["created"][:16].replace("T", " "),
+            )
+        )
+    why = f": {summary['why']}" if summary["why"] else ""
+    return "\n".join([format_columns(rows), "", f"* champion, version {summary['champion']}{why}"])
+
+
+def _show(summary: dict[str, Any]) -> str:
+    champion = " (champion)" if summary["champion"] else ""
+    test = _share(summary["test_top1"])
+    if summary["test_interval"]:
+        low, high = summary["test_interval"]
+        test += f" (95 % interval {low:.1%} to {high:.1%})"
+    lineage = summary["lineage"]
+    rows = [
+        ("model", f"{summary['models']}@{summary['id']}{champion}"),
+        ("network", f"{summary['backbone']} cut at {summary['cut']}, {summary['regime']}"),
+        ("classes", ", ".join(summary["class_names"])),
+        ("validation", _share(summary["val_top1"])),
+        ("test", test),
+        ("dataset", f"{summary['dataset']}, version {summary['dataset_version']}"),
+        ("weights", lineage.get("weights") or "random"),
+        ("trained", summary["created"]),
+        ("report", summary["report"]),
+    ]
+    rows += [
+        ("promoted", " ".join(filter(None, (moved["created"], moved["actor"], moved["why"]))))
+        for moved in summary["promotions"]
+    ]
+    return format_table([(name, value) for name, value in rows if value])
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
