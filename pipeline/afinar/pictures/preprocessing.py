@@ -9,7 +9,7 @@ from its shard.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from afinar.config.base import fingerprint
 from afinar.config.ingest import FitMode, StoreKind
@@ -36,6 +36,7 @@ def _known_decoder(name: str) -> str:
 
 
 Decoder = Annotated[str, _known_decoder]
+Interpolation = Literal["bilinear", "bicubic"]
 Channel = Annotated[int, between(0, 255)]
 Deviation = Annotated[float, between(1e-6, 1e6)]
 
@@ -74,8 +75,8 @@ class StoredView:
 class InputView:
     """Conversion of uint8 [n, size, size, 3] to float32 [n, 3, input_size, input_size].
 
-    The whole stored square is resized (bilinear, antialiased). Then each channel becomes
-    (x / 255 - mean) / std.
+    The whole stored square is resized with `interpolation`, antialiased. Then each channel becomes
+    (x / 255 - mean) / std. A record without `interpolation` means bilinear.
     """
 
     EXACT_KEYS = True  # see config/strict.py
@@ -83,6 +84,10 @@ class InputView:
     input_size: Annotated[int, between(1, 4096)]
     mean: tuple[float, float, float]
     std: tuple[Deviation, Deviation, Deviation]
+    interpolation: Interpolation = "bilinear"
 
     def as_dict(self) -> dict[str, Any]:
-        return {"input_size": self.input_size, "mean": list(self.mean), "std": list(self.std)}
+        record = {"input_size": self.input_size, "mean": list(self.mean), "std": list(self.std)}
+        # Left out at its default, so that older versions of afinar read the record.
+        is_default = self.interpolation == "bilinear"
+        return record if is_default else {**record, "interpolation": self.interpolation}

@@ -236,7 +236,7 @@ def _fingerprint(task: TrainTask) -> str:
     decided = (
         task.dataset_version,
         asdict(task.architecture),
-        asdict(task.input_view),
+        task.input_view.as_dict(),
         task.classes,
         task.weights_source,
     )

@@ -165,7 +165,10 @@ def make_step(request: dict[str, Any]) -> Callable[[], Tensor]:
         0, 256, (request["batch"], size, size, 3), dtype=torch.uint8, device=device
     )
     targets = torch.randint(0, 2, (request["batch"],), device=device)
-    view, dtype = InputView(input_size=size, **VIEW), _DTYPES[request["precision"]]
+    view, dtype = (
+        InputView(input_size=size, mean=VIEW["mean"], std=VIEW["std"]),
+        _DTYPES[request["precision"]],
+    )
 
     def step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)

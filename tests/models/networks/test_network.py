@@ -110,3 +110,16 @@ def test_apply_input_view_resizes_and_normalises() -> None:
     inputs = apply_input_view(images, view)
     assert inputs.shape == (2, 3, 4, 4)
     torch.testing.assert_close(inputs[0, :, 0, 0], torch.tensor([1.0, 2.0, 0.0]))
+
+
+def test_bicubic_input_view_is_clamped_and_bilinear_is_not_in_the_record() -> None:
+    images = torch.zeros(1, 8, 8, 3, dtype=torch.uint8)
+    images[:, 4:] = 255
+    bilinear = InputView(input_size=20, mean=(0, 0, 0), std=(1, 1, 1))
+    bicubic = InputView(input_size=20, mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic")
+    assert "interpolation" not in bilinear.as_dict(), "older versions of afinar read it"
+    assert bicubic.as_dict()["interpolation"] == "bicubic"
+    edges = [apply_input_view(images, view)[0, 0, :, 10] for view in (bilinear, bicubic)]
+    assert not torch.equal(*edges)
+    assert edges[1].min() >= 0
+    assert edges[1].max() <= 1 + 1e-6

@@ -88,7 +88,11 @@ def apply_input_view(images: Tensor, view: InputView) -> Tensor:
     pixels = images.permute(0, 3, 1, 2).float()
     if pixels.shape[-1] != view.input_size:
         size = (view.input_size, view.input_size)
-        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
+        pixels = F.interpolate(
+            pixels, size, mode=view.interpolation, antialias=True, align_corners=False
+        )
+        if view.interpolation == "bicubic":  # it overshoots at edges
+            pixels = pixels.clamp(0, 255)
 
     # (x / 255 - mean) / std = x * scale + offset, in one pass over the pixels. The constants are
     # computed on the CPU and copied asynchronously, so that the CPU does not wait for a GPU.
