@@ -54,13 +54,14 @@ class TrainConfig(JobConfig):
     """Do not train: print the nodes of the backbone with their shapes, stages and parameters."""
 
     backbone: str = "resnet18"
-    """Any torchvision classification network, `efficientnet_lite0`, or `small_cnn`."""
+    """Any torchvision classification network, `efficientnet_lite0`, `small_cnn`, or `timm:NAME` for
+    a network of timm (which afinar[timm] installs)."""
     weights: str = "imagenet"
     """Initial weights: `imagenet` (the first source available), `none`, `torchvision`, `package`,
     or a file or URI, with `#sha256=…` if its hash must be verified."""
     cut: str = "auto"
     """Node at which the backbone is cut (`--describe` lists the nodes). `auto`: the input of its
-    classifier."""
+    classifier, such as the pooled features of timm's networks."""
     pool: Pool = "average"
     """Reduction of the activations at the cut to one vector: spatial `average`, or `flatten`."""
     head: Head = "linear"

@@ -73,6 +73,7 @@ def _bf16_pays_on_avx512(network: Network, device: torch.device) -> bool:
 
 def _fold_batch_norm(network: Network) -> fx.GraphModule:
     """Return a copy of the backbone with each BatchNorm folded into the convolution before it."""
-    folded = fuse(network.backbone)
+    # Another trace would go into modules that are single nodes of this graph.
+    folded = fuse(network.backbone, no_trace=True)
     assert isinstance(folded, fx.GraphModule)
     return folded.to(memory_format=torch.channels_last)

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from afinar.models.networks.timm_networks import sync_batch_norm
+
 # torch 2.15 renamed the option and warns about the old name; torch 2.11 has only the old one.
 _OPTIONS = inspect.signature(DistributedDataParallel.__init__).parameters
 _KEEP_BUFFERS: Any = {
@@ -108,6 +110,5 @@ class Group:
         if self.size == 1:
             return module
         if self.device.type == "cuda":
-            convert = nn.SyncBatchNorm.convert_sync_batchnorm
-            module = convert(module)  # type: ignore[no-untyped-call]
+            module = sync_batch_norm(module)
         return DistributedDataParallel(module, gradient_as_bucket_view=True, **_KEEP_BUFFERS)

@@ -1,4 +1,7 @@
-"""Resolution of hyperparameters that are left to their defaults. Needs no torch."""
+"""Resolution of hyperparameters that are left to their defaults.
+
+Needs torch only for backbones of timm, whose family depends on their layers.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from typing import Any, Final
 from afinar.config.strict import Count
 from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
-from afinar.models.networks.catalogue import Family, require_backbone
+from afinar.models.networks.backbone_info import Family
+from afinar.models.networks.catalogue import require_backbone
 from afinar.training.sampler import steps_per_epoch
 
 # Peak learning rates for batches of 32. One rate for all of a pretrained backbone, by family:

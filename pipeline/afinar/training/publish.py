@@ -25,6 +25,7 @@ from afinar.dataset.manifest import require_not_erased
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import NotFoundError
 from afinar.models.networks.network import Network
+from afinar.models.networks.timm_networks import is_timm
 from afinar.models.registry.bundle import put_weights
 from afinar.models.registry.golden import compute_logits, pick_golden, put_golden
 from afinar.models.registry.versions import VERSIONS, ModelVersion, get_model, publish_model
@@ -204,16 +205,17 @@ def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) 
             "weights": task.weights_source,
             "run": f"runs/{task.run}",
             "config": as_dict(config) | result.settings,
-            "libraries": library_versions(),
+            "libraries": library_versions(is_timm(task.architecture.backbone)),
         },
         temperature=result.temperature,
     )
 
 
-def library_versions() -> dict[str, str]:
+def library_versions(with_timm: bool = False) -> dict[str, str]:
     """Return the versions of the libraries that can change a prediction."""
+    names = ["afinar", "torch", "torchvision", "pillow", "numpy", "pyarrow"]
     versions_by_name = {}
-    for name in ("afinar", "torch", "torchvision", "pillow", "numpy", "pyarrow"):
+    for name in [*names, "timm"] if with_timm else names:
         try:
             versions_by_name[name] = library_version(name)
         except PackageNotFoundError:  # a checkout that is not installed

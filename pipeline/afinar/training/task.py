@@ -31,6 +31,7 @@ from afinar.models.networks.stages import freeze
 from afinar.models.networks.weights import (
     WeightsSource,
     find_weights,
+    interpolation,
     normalisation,
     select_weights,
     with_sha256,
@@ -140,7 +141,9 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
             dropout=config.dropout,
             output=config.output,
         ),
-        input_view=InputView(input_size=size, mean=mean, std=std),
+        input_view=InputView(
+            input_size=size, mean=mean, std=std, interpolation=interpolation(config.backbone)
+        ),
         classes=dataset.classes,
         weights_source=source.name if source else None,
         run=run,

@@ -1,4 +1,4 @@
-"""Backbones: whole networks of the catalogue, built with random weights."""
+"""Backbones: whole networks of the catalogue or of timm, built with random weights."""
 
 from __future__ import annotations
 
@@ -8,12 +8,29 @@ import torch
 from torch import nn
 from torchvision.models import get_model
 
-from afinar.models.networks.catalogue import CATALOGUE
+from afinar.errors import RequestError
 from afinar.models.networks.custom_networks import efficientnet_lite0, small_cnn
+from afinar.models.networks.timm_networks import build_timm, is_timm
 
 
 def build_backbone(name: str, input_size: int) -> nn.Module:
-    """Return a network of the catalogue with random weights and its 1000-class classifier."""
+    """Return a network with random weights, for pictures of `input_size` pixels.
+
+    Networks of the catalogue have their 1000-class classifier; those of timm have none and return
+    pooled features. Raises RequestError if the network cannot be built for this size.
+    """
+    try:
+        return _build(name, input_size)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise RequestError(
+            f"--input-size {input_size}: {name} cannot be built for {input_size} x {input_size} "
+            f"pixels ({(str(error).splitlines() or [type(error).__name__])[0]}); give another size"
+        ) from error
+
+
+def _build(name: str, input_size: int) -> nn.Module:
+    if is_timm(name):
+        return build_timm(name, input_size)
     if name == "small_cnn":
         return small_cnn(input_size)
     if name == "efficientnet_lite0":
@@ -23,8 +40,8 @@ def build_backbone(name: str, input_size: int) -> nn.Module:
     if name in {"inception_v3", "googlenet"}:
         options = {"aux_logits": False, "init_weights": True}
     elif name.startswith("vit_"):
-        # The number of position embeddings follows from this size; pretrained weights fix it.
-        options = {"image_size": CATALOGUE[name].input_size}
+        # The number of position embeddings follows from this size.
+        options = {"image_size": input_size}
     network: nn.Module = get_model(name, weights=None, **options)
     return network
 

@@ -1,15 +1,16 @@
 """Static table of backbones. A request is checked against it without importing torch.
 
-A test compares it with torchvision's registry and with the networks.
+A test compares it with torchvision's registry and with the networks. Backbones of timm are not in
+it; they are checked against timm's own registry, which imports torch.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from afinar.errors import RequestError
+from afinar.models.networks.backbone_info import BackboneInfo, Family
 
 # fmt: off
 _TORCHVISION: Final = (
@@ -51,46 +52,39 @@ _INPUT_SIZE: Final = {
     "vit_h_14": 518,
 }
 
-
-Family = Literal["batchnorm", "plain", "transformer"]
-
 # Prefixes of the names of families that do not train like convolutions with BatchNorm.
 _PLAIN: Final = ("alexnet", "squeezenet", "vgg", "small_cnn")
 _TRANSFORMERS: Final = ("convnext", "maxvit", "swin", "vit")
 
 
-@dataclass(frozen=True, slots=True)
-class BackboneInfo:
-    """Facts about a backbone that need no network. `input_size` is in pixels."""
-
-    name: str
-    input_size: int
-    origin: str
-
-    @property
-    def family(self) -> Family:
-        """How the backbone trains: it decides the default learning rates.
-
-        `batchnorm`: convolutions with BatchNorm. `plain`: convolutions without normalisation.
-        `transformer`: transformers and ConvNeXt, which trains like them.
-        """
-        if self.name.startswith(_TRANSFORMERS):
-            return "transformer"
-        is_plain = self.name.startswith(_PLAIN) and not self.name.endswith("_bn")
-        return "plain" if is_plain else "batchnorm"
+def _family(name: str) -> Family:
+    if name.startswith(_TRANSFORMERS):
+        return "transformer"
+    is_plain = name.startswith(_PLAIN) and not name.endswith("_bn")
+    return "plain" if is_plain else "batchnorm"
 
 
 CATALOGUE: Final[dict[str, BackboneInfo]] = {
     **{
-        name: BackboneInfo(name, _INPUT_SIZE.get(name, 224), "torchvision") for name in _TORCHVISION
+        name: BackboneInfo(name, _INPUT_SIZE.get(name, 224), "torchvision", _family(name))
+        for name in _TORCHVISION
     },
-    "efficientnet_lite0": BackboneInfo("efficientnet_lite0", 224, "afinar"),
-    "small_cnn": BackboneInfo("small_cnn", 224, "afinar"),
+    "efficientnet_lite0": BackboneInfo(
+        "efficientnet_lite0", 224, "afinar", _family("efficientnet_lite0")
+    ),
+    "small_cnn": BackboneInfo("small_cnn", 224, "afinar", _family("small_cnn")),
 }
 
 
 def require_backbone(name: str) -> BackboneInfo:
-    """Return a backbone's entry. Raises RequestError for an unknown name, with similar names."""
+    """Return the facts about a backbone of the catalogue, or about `timm:NAME`.
+
+    Raises RequestError for an unknown name, with similar names.
+    """
+    if name.startswith("timm:"):
+        from afinar.models.networks.timm_networks import timm_info
+
+        return timm_info(name)
     if name not in CATALOGUE:
         similar = difflib.get_close_matches(name, CATALOGUE, n=3, cutoff=0.5)
         hint = (

@@ -15,6 +15,8 @@ The end of resnet18's graph, in forward order:
     --cut layer4.0.conv1    that node
     --cut layer3            layer3.1.relu_1: the last node inside the module
     --cut auto              flatten: the input of the last layer with weights
+
+Networks of timm are built without their classifier: there, `auto` is the output.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torchvision.ops import StochasticDepth
 
 from afinar.errors import RequestError
 from afinar.models.networks.backbones import build_backbone, meta_device_context
+from afinar.models.networks.timm_networks import TimmTracer, is_of_timm, trace_timm
 
 AUTO = "auto"
 
@@ -52,13 +55,15 @@ def trace_backbone(backbone: nn.Module) -> TracedBackbone:
 
     Node names are torchvision's: the path of the module, with `_1` for its second call. The eval
     graph also serves training: layers that behave differently in training (dropout, BatchNorm,
-    stochastic depth) are calls to modules, and modules read their own `training` flag.
+    stochastic depth) are calls to modules, and modules read their own `training` flag. Raises
+    RequestError if a network of timm cannot be traced.
     """
-    tracer = NodePathTracer(leaf_modules=[StochasticDepth])
+    is_timm = is_of_timm(backbone)
+    tracer = TimmTracer() if is_timm else NodePathTracer(leaf_modules=[StochasticDepth])
     backbone.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fx warns about each assertion that it drops
-        graph: fx.Graph = tracer.trace(backbone)
+        graph: fx.Graph = trace_timm(backbone, tracer) if is_timm else tracer.trace(backbone)
     names = tracer.node_to_qualname
     return TracedBackbone(graph, {names[node]: node for node in graph.nodes if node in names})
 
@@ -85,7 +90,7 @@ def cut_backbone(backbone: nn.Module, cut: str) -> CutBackbone:
 
 def _node_name(backbone: nn.Module, nodes: dict[str, fx.Node], cut: str) -> str:
     """Return the name of the node that `cut` means. See the examples at the top of this module."""
-    name = _classifier_input(backbone, nodes) if cut == AUTO else cut
+    name = _features(backbone, nodes) if cut == AUTO else cut
     if name not in nodes:
         name = next((node for node in reversed(nodes) if node.startswith(f"{name}.")), name)
     if name not in nodes:
@@ -98,8 +103,27 @@ def _node_name(backbone: nn.Module, nodes: dict[str, fx.Node], cut: str) -> str:
     return name
 
 
-def _classifier_input(backbone: nn.Module, nodes: dict[str, fx.Node]) -> str:
-    """Return the name of the node before the last linear or convolutional layer.
+def _features(backbone: nn.Module, nodes: dict[str, fx.Node]) -> str:
+    """Return the name of the node whose output is the input of the classifier."""
+    if is_of_timm(backbone):
+        source = _output(backbone, next(iter(nodes.values())).graph)
+    else:
+        source = _classifier_input(backbone, nodes)
+    return next(name for name, node in nodes.items() if node is source)
+
+
+def _output(backbone: nn.Module, graph: fx.Graph) -> fx.Node:
+    """Return the node whose value a graph returns, before layers that do nothing."""
+    node = graph.output_node().all_input_nodes[0]
+    while node.op == "call_module" and isinstance(
+        backbone.get_submodule(str(node.target)), nn.Identity
+    ):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _classifier_input(backbone: nn.Module, nodes: dict[str, fx.Node]) -> fx.Node:
+    """Return the node before the last linear or convolutional layer.
 
     Dropout before that layer stays in the backbone, so a new classifier replaces only the layer:
     vgg16 ends in classifier.5 (dropout), classifier.6 (linear), and is cut at classifier.5. In eval
@@ -111,13 +135,11 @@ def _classifier_input(backbone: nn.Module, nodes: dict[str, fx.Node]) -> str:
         for node in calls
         if isinstance(backbone.get_submodule(str(node.target)), nn.Linear | nn.Conv2d)
     ]
-    source = layers[-1].all_input_nodes[0]
-
-    return next(name for name, node in nodes.items() if node is source)
+    return layers[-1].all_input_nodes[0]
 
 
 def resolve_cut(backbone: str, cut: str, input_size: int) -> str:
-    """Return the name of the node that `cut` means in a backbone of the catalogue.
+    """Return the name of the node that `cut` means in a backbone.
 
     Allocates no weights. Raises RequestError for an unknown cut.
     """

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from afinar.errors import RequestError
+from afinar.models.networks.position_embeddings import fit_position_embedding
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,8 @@ def select_tensors(state: StateDict, needed: Mapping[str, Tensor], location: str
     """Return the tensors of `state` under the names of `needed`, whose values may be on any device.
 
     A prefix that all names share may be left out: `module.` of DataParallel, `model.` of Lightning,
-    or `net.encoder.`. Counters of batches (`num_batches_tracked`) may be missing. Raises
+    or `net.encoder.`. Counters of batches (`num_batches_tracked`) may be missing. Position
+    embeddings of vision transformers are interpolated to the needed number of patches. Raises
     RequestError if tensors are missing, have another shape or type, or are not finite; its message
     names some of them.
     """
@@ -168,7 +170,11 @@ def select_tensors(state: StateDict, needed: Mapping[str, Tensor], location: str
             f"--weights {location} does not fit this backbone: it lacks {_first(missing)}; it has "
             f"{_first(list(state))}"
         )
-    selected = {name: state[prefix + name] for name in needed if prefix + name in state}
+    selected = {
+        name: fit_position_embedding(name, state[prefix + name], tensor.shape)
+        for name, tensor in needed.items()
+        if prefix + name in state
+    }
 
     misshapen = [
         f"{name} is {list(tensor.shape)} instead of {list(needed[name].shape)}"

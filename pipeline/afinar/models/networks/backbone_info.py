@@ -1,0 +1,23 @@
+"""Facts about a backbone that need no network. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Family = Literal["batchnorm", "plain", "transformer"]
+"""How a backbone trains: it decides the default learning rates.
+
+`batchnorm`: convolutions with BatchNorm. `plain`: convolutions without normalisation.
+`transformer`: transformers and ConvNeXt, which trains like them.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneInfo:
+    """Usual input size in pixels, origin (torchvision, timm, afinar) and family of a backbone."""
+
+    name: str
+    input_size: int
+    origin: str
+    family: Family
