@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -74,7 +75,7 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
         ("train nowhere out", "holds no dataset"),
         ("train DATASET a-file/out", "is a file"),
         ("label GOOD out --model nowhere@champion", "holds no model"),
-        ("label GOOD out --model nowhere", "MODELS@champion"),
+        ("label GOOD out --model nowhere", "nowhere holds no model"),
         ("label nowhere out --model MODEL", "does not exist"),
         ("label GOOD - --model MODEL", "with a place for the predictions"),
         ("label GOOD DATASET --model MODEL", "holds a dataset, not predictions"),
@@ -106,7 +107,10 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
         ("status nowhere", "holds no dataset"),
         ("forget DATASET nothing.jpg", "nothing was erased"),
         ("demo .", "holds something else than a demo"),
-        ("ingets a b", "unknown command"),
+        ("ingets a b", "unknown command 'ingets': do you mean ingest?"),
+        ("frobnicate", "usage: afinar COMMAND"),
+        ("train d m --lr 1e-3", "--lr is called --learning-rate here"),
+        ("ingest a b --imgsz=64", "--imgsz is called --size here"),
     ],
 )
 def test_wrong_request_exits_2_with_its_message_before_torch_or_ray_is_imported(
@@ -168,13 +172,24 @@ def test_wrong_credentials_are_reported_and_not_printed(
 
 
 @pytest.mark.parametrize(
-    "name", ["ingest", "train", "label", "plan", "status", "forget", "demo", "submit"]
+    "name", ["ingest", "train", "label", "plan", "status", "models", "forget", "demo", "submit"]
 )
 def test_help_of_each_command_has_an_example(name: str, tmp_path: Path) -> None:
     done = run_afinar(name, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert f"afinar {name}" in done.stdout
     assert "Example" in done.stdout
+
+
+def test_version_and_help_of_a_command_are_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert re.fullmatch(r"afinar \d+\.\d+\.\d+\S*\n", capfd.readouterr().out)
+    with pytest.raises(SystemExit) as ended:
+        main(["help", "models"])
+    assert ended.value.code == 0
+    assert "usage: afinar models" in capfd.readouterr().out
+    assert main(["help"]) == 0
+    assert "usage: afinar COMMAND" in capfd.readouterr().out
 
 
 def test_overview_names_every_command(tmp_path: Path) -> None:

@@ -8,14 +8,33 @@ import dataclasses
 import inspect
 import itertools
 import typing
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 import tyro
 
 from afinar.config.base import POSITIONAL, JobConfig
 from afinar.config.recipes import load_recipe
+from afinar.errors import RequestError
 
 C = TypeVar("C", bound=JobConfig)
+
+# What other tools call a flag, if it looks unlike ours: tyro suggests names that look alike.
+_OTHER_NAMES: Final = {
+    "--lr": "--learning-rate",
+    "--wd": "--weight-decay",
+    "--bs": "--batch-size",
+    "--arch": "--backbone",
+    "--num-workers": "--workers",
+    "--image-size": "--size or --input-size",
+    "--img-size": "--size or --input-size",
+    "--imgsz": "--size or --input-size",
+    "--optim": "--optimizer",
+    "--scheduler": "--schedule",
+    "--amp": "--precision",
+    "--early-stopping": "--patience",
+    "--threshold": "--abstain-below",
+    "--checkpoint": "--weights or --model",
+}
 
 
 def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
@@ -24,6 +43,7 @@ def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
     Exits with code 2 on wrong arguments and with 0 after --help. Raises RequestError for a wrong
     recipe or a wrong value.
     """
+    _refuse_other_names(config_class, argv)
     recipe = _find_recipe_flag(argv)
     defaults = load_recipe(config_class, recipe) if recipe else {}
     description = ast.get_docstring(_definition(config_class))
@@ -37,6 +57,16 @@ def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
     fields = dataclasses.fields(config_class)
 
     return config_class(**{field.name: getattr(parsed, field.name) for field in fields})
+
+
+def _refuse_other_names(config_class: type[JobConfig], argv: list[str]) -> None:
+    """Raise RequestError for a flag that has another name here."""
+    ours = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config_class)}
+    for word in argv:
+        flag = word.partition("=")[0]
+        wanted = [name for name in _OTHER_NAMES.get(flag, "").split(" or ") if name in ours]
+        if flag not in ours and wanted:
+            raise RequestError(f"{flag} is called {' or '.join(wanted)} here")
 
 
 def _find_recipe_flag(argv: list[str]) -> str | None:

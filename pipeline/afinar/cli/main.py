@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import os
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib.metadata import version
 from typing import Any, Final, Protocol
 
 from afinar.cli import interruption
@@ -60,14 +62,26 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     # Pillow warns about odd files that it can read. See `configure_pillow`, which imports Pillow.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    if argv[:1] == ["--version"]:
+        print(f"afinar {version('afinar')}")  # noqa: T201
+        return 0
+    if argv[:1] == ["help"]:  # `help COMMAND` is `COMMAND --help`
+        argv = [*argv[1:2], "--help"]
     if not argv or argv[0] in {"-h", "--help"}:
         print(_overview())  # noqa: T201
         return 0
     if argv[0] not in COMMANDS:
-        message = f"afinar: unknown command {argv[0]!a}\n\n{_overview()}"
-        print(message, file=sys.stderr)  # noqa: T201
+        print(_unknown(argv[0]), file=sys.stderr)  # noqa: T201
         return 2
     return _run(argv[0], argv[1:])
+
+
+def _unknown(name: str) -> str:
+    """Return the message on a command that does not exist, with those of similar names."""
+    similar = difflib.get_close_matches(name, COMMANDS)
+    if similar:
+        return f"afinar: unknown command {name!a}: do you mean {' or '.join(similar)}?"
+    return f"afinar: unknown command {name!a}\n\n{_overview()}"
 
 
 def _run(name: str, argv: list[str]) -> int:
@@ -191,7 +205,7 @@ def _overview() -> str:
         [
             "afinar: distributed transfer learning for image archives, on Ray",
             "",
-            "usage: afinar COMMAND …, and afinar COMMAND --help",
+            "usage: afinar COMMAND …, afinar help COMMAND, afinar --version",
             "",
             *commands,
             "",
