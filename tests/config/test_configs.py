@@ -17,7 +17,7 @@ from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
 
 # As recorded by earlier releases: fingerprints of interrupted trainings depend on every byte.
-TRAIN_FINGERPRINT = "2a5333d4ec9c024a38bcb7e71ef632f1a22ea63a456aeb21f2f67b791074309e"
+TRAIN_FINGERPRINT = "755640efd13a57535dfc6dbf9029d57a06b9b18ec4c29bc3d74ac8365d805897"
 
 
 def ingest(**options: Any) -> IngestConfig:
@@ -58,6 +58,7 @@ def test_wrong_ingest_value_is_refused(options: dict[str, Any], message: str) ->
         ({"layer_decay": 1.5}, "a factor up to 1"),
         ({"batch_size": 1}, "at least 2, or 0"),
         ({"accumulate": 0}, "at least 1"),
+        ({"sampling": "balanced", "class_weights": "sqrt"}, "give one of them"),
         ({"min_workers": 2}, "give --workers too"),
         ({"min_workers": 1, "workers": 2}, "give --checkpoint-steps"),
         ({"regime": "last:0"}, "choose frozen, last:N"),

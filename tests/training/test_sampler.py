@@ -6,7 +6,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afinar.training.sampler import epoch_order, global_batches, rank_slice, window_balance
+from afinar.training.sampler import (
+    balanced_draws,
+    count_repeats,
+    epoch_batches,
+    epoch_length,
+    epoch_order,
+    global_batches,
+    rank_slice,
+    window_balance,
+)
 
 
 @given(
@@ -54,3 +63,40 @@ def test_window_balance_is_low_if_shards_hold_one_class_each() -> None:
     spread_shards = epoch_order(mixed, 0, 0, window=4)
     assert window_balance(sorted_shards, targets) < 0.3
     assert window_balance(spread_shards, targets) > 0.97
+
+
+@given(st.lists(st.integers(0, 4), min_size=5, max_size=120), st.integers(0, 3))
+def test_balanced_draws_use_each_class_equally_often(drawn: list[int], epoch: int) -> None:
+    targets = np.array([*drawn, 0, 1, 2, 3, 4])  # every class has a sample
+    chosen = balanced_draws(targets, 7, epoch)
+    of_class = np.bincount(targets[chosen])
+    assert len(set(of_class.tolist())) == 1
+    assert len(chosen) == epoch_length(len(targets), 5, "balanced")
+    assert 0 <= len(chosen) - len(targets) < 5
+    uses = np.bincount(chosen, minlength=len(targets))
+    for number in range(5):
+        of_number = uses[targets == number]
+        assert of_number.max() - of_number.min() <= 1, "samples of a class are used equally often"
+    np.testing.assert_array_equal(chosen, balanced_draws(targets, 7, epoch))
+
+
+def test_balanced_draws_change_with_the_epoch_and_cover_a_large_class_in_time() -> None:
+    targets = np.repeat([0, 1], [90, 10])
+    epochs = [balanced_draws(targets, 0, epoch) for epoch in range(12)]
+    assert len({tuple(chosen.tolist()) for chosen in epochs}) == 12
+    assert set(np.concatenate(epochs).tolist()) == set(range(100))
+
+
+def test_balanced_epoch_is_shuffled_within_windows_and_counts_repetitions() -> None:
+    targets, shards = np.repeat([0, 1], [90, 10]), np.arange(100) // 10
+    epoch = epoch_order(shards, 0, 0, 2, balanced_draws(targets, 0, 0))
+    assert (np.diff(epoch.windows) >= 0).all()
+    batches = epoch_batches(epoch, 16)
+    pairs = {
+        (int(position), int(repeat))
+        for batch in batches
+        for position, repeat in zip(batch.positions, batch.repeats, strict=True)
+    }
+    assert len(pairs) == len(epoch.order) == 100, "no pair of sample and repetition occurs twice"
+    assert max(repeat for _, repeat in pairs) == 4, "ten pictures are used five times each"
+    assert count_repeats(np.array([7, 2, 7, 7])).tolist() == [0, 0, 1, 2]

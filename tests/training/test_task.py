@@ -109,3 +109,18 @@ def test_class_without_training_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="no training sample of slate"):
         run(config(Trained(tmp_path, dataset, ""), tmp_path / "models"))
     assert not (tmp_path / "models" / "versions").exists()
+
+
+def test_natural_sampling_keeps_the_fingerprint_of_runs_that_were_begun_before(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Any] = []
+
+    def record(values: Any) -> str:
+        hashed.append(values)
+        return f"{len(hashed):064x}"
+
+    monkeypatch.setattr("afinar.training.task.fingerprint", record)
+    for sampling in ("natural", "balanced"):
+        plan_training(config(trained, tmp_path / sampling, sampling=sampling), "run")
+    assert ["sampling" in determining for determining, _ in hashed] == [False, True]

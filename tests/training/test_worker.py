@@ -141,6 +141,7 @@ def test_losses_and_samples_are_the_same_for_any_number_of_workers(
         batch_size=9,
         class_weights="balanced",
         label_smoothing=0.1,
+        augment="flip,crop:0.3,trivial,erase:0.3,mixup:0.4,cutmix:1",
     )
     one, *others = (
         run_on(
@@ -168,7 +169,7 @@ def test_batchnorm_network_sees_the_same_samples_on_two_workers(
         backbone="mobilenet_v3_small",
         epochs=1,
         batch_size=12,
-        class_weights="balanced",
+        sampling="balanced",
     )
     one, two = (
         run_on(

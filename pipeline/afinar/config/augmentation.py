@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from afinar.errors import RequestError
 
-_FLIPS: Final = ("flip", "flip_vertical")
+_SWITCHES: Final = ("flip", "flip_vertical", "trivial")
 _LIMITS: Final = {
     "rotate": 180.0,
     "shear": 60.0,
@@ -18,6 +18,10 @@ _LIMITS: Final = {
     "brightness": 1.0,
     "contrast": 1.0,
     "saturation": 1.0,
+    "crop": 0.99,
+    "erase": 1.0,
+    "mixup": 10.0,
+    "cutmix": 10.0,
 }
 
 
@@ -28,6 +32,13 @@ class Augmentation:
     `rotate` and `shear` are in degrees, drawn from -value to +value. `shift` is a share of the
     picture's side, drawn alike. The others draw a factor from 1 - value to 1 + value; `zoom_xy`
     draws one for each axis, and divides by it, as Keras' `zoom_range` does.
+
+    `crop` is the least share of the picture's area that a random crop has; its aspect ratio is from
+    3/4 to 4/3. `trivial` is TrivialAugmentWide (Müller and Hutter 2021, arXiv 2103.10158). `erase`
+    is the probability of random erasing (Zhong et al. 2017, arXiv 1708.04896). `mixup` (Zhang et
+    al. 2017, arXiv 1710.09412) and `cutmix` (Yun et al. 2019, arXiv 1905.04899) are the parameter
+    of the symmetric beta distribution from which the share of a picture in its mix is drawn; with
+    both of them each picture is mixed in one of the two ways, with equal probability.
     """
 
     flip: bool = False
@@ -40,11 +51,21 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    crop: float = 0.0
+    trivial: bool = False
+    erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     @property
     def any(self) -> bool:
         """True if there is at least one change."""
         return self != Augmentation()
+
+    @property
+    def mixes(self) -> bool:
+        """True if pictures are mixed with others."""
+        return self.mixup > 0 or self.cutmix > 0
 
 
 def parse_augment(spec: str, regime: str) -> Augmentation:
@@ -59,11 +80,19 @@ def parse_augment(spec: str, regime: str) -> Augmentation:
     for part in [] if spec == "none" else spec.split(","):
         name, _, amount = (piece.strip() for piece in part.partition(":"))
         field = name.replace("-", "_")
-        if field in _FLIPS and not amount:
+        if field in _SWITCHES and not amount:
             changes[field] = True
         else:
             changes[field] = _parse_amount(field, amount, part)
-    return Augmentation(**changes)
+
+    augmentation = Augmentation(**changes)
+    if augmentation.mixes and regime == "frozen":
+        raise RequestError(
+            f"--augment {spec}: mixed pictures train a backbone, and --regime frozen trains only "
+            "the head, on features of whole pictures: leave out mixup and cutmix, or give "
+            "--regime last:1 or full"
+        )
+    return augmentation
 
 
 def _parse_amount(field: str, amount: str, part: str) -> float:
@@ -78,6 +107,6 @@ def _parse_amount(field: str, amount: str, part: str) -> float:
             f"{name.replace('_', '-')}:0-{limit:g}" for name, limit in _LIMITS.items()
         )
         raise RequestError(
-            f"--augment {part!r}: choose from flip, flip-vertical, {ranges}, or `none`"
+            f"--augment {part!r}: choose from flip, flip-vertical, trivial, {ranges}, or `none`"
         )
     return value

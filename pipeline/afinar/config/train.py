@@ -18,7 +18,8 @@ Pool = Literal["average", "flatten"]
 Output = Literal["softmax", "sigmoid"]
 Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
 Schedule = Literal["cosine", "linear", "constant"]
-ClassWeights = Literal["none", "balanced"]
+ClassWeights = Literal["none", "balanced", "sqrt", "capped"]
+Sampling = Literal["natural", "balanced"]
 HeadInit = Literal["solved", "random"]
 SelectBy = Literal["top1", "loss", "macro-f1"]
 
@@ -117,7 +118,13 @@ class TrainConfig(JobConfig):
     label_smoothing: float = 0.0
     """Share of the target probability that is spread over all classes."""
     class_weights: ClassWeights = "none"
-    """`balanced`: weight the loss of a class by the inverse of its share of the training split."""
+    """Weights of the classes in the loss: `balanced` is the inverse of a class's share of the
+    training split, `sqrt` the square root of that, `capped` the balanced weight, but at most 10
+    times the smallest one."""
+    sampling: Sampling = "natural"
+    """`natural`: an epoch uses each training picture once. `balanced`: it uses as many pictures of
+    each class, together as many as the training split has, rounded up to a multiple of the number
+    of classes; those of small classes several times, each time augmented anew."""
     clip_norm: float = 0.0
     """Clip the norm of the gradient to this value. 0: do not clip."""
     ema: float = 0.0
@@ -126,8 +133,9 @@ class TrainConfig(JobConfig):
     augment: str = "auto"
     """Comma-separated: flip, flip-vertical, rotate:DEGREES, shift:SHARE, zoom:SHARE, zoom-xy:SHARE
     (each axis on its own, as in Keras), shear:DEGREES, brightness:SHARE, contrast:SHARE,
-    saturation:SHARE; or `none`. `auto`: flip, but none for the frozen regime, whose features are
-    computed once."""
+    saturation:SHARE, crop:AREA (random resized crop of at least this share of the picture), trivial
+    (TrivialAugmentWide), erase:PROBABILITY (random erasing), mixup:ALPHA, cutmix:ALPHA; or `none`.
+    `auto`: flip, but none for the frozen regime, whose features are computed once."""
     precision: Precision = "auto"
     """`float32`, `bfloat16`, or `auto`: bfloat16 if the hardware multiplies it (Tensor Cores,
     AMX)."""
@@ -175,6 +183,11 @@ class TrainConfig(JobConfig):
             self.regime in {"scratch", "full"} or self.weights != "none",
             f"--regime {self.regime} with --weights none would train a head on random features; "
             "give weights, or use --regime scratch",
+        )
+        require(
+            self.sampling == "natural" or self.class_weights == "none",
+            f"--sampling {self.sampling} with --class-weights {self.class_weights} would make up "
+            "for the sizes of the classes twice: give one of them",
         )
 
     def _check_ranges(self) -> None:

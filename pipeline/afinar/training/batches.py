@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from afinar.training.distributed import Group
 from afinar.training.inputs import Inputs
 from afinar.training.loading import load_batches
-from afinar.training.sampler import RowNumbers, rank_slice
+from afinar.training.mixing import with_partners
+from afinar.training.sampler import GlobalBatch, RowNumbers, rank_slice
 from afinar.training.timing import EpochTimer
 
 
@@ -33,29 +35,46 @@ class Samples:
 
 @dataclass(frozen=True)
 class Batch:
-    """A global batch. Positions count within the samples of the split.
+    """A global batch as one worker holds it.
 
-    `positions` are those of the whole batch, `local` those of this worker's slice, and `loaded` is
-    what `Inputs.load` returned for the slice.
+    `numbers` int64 [m] are the numbers within the batch of the samples that this worker computes,
+    and `held` those of the samples that it has loaded, in ascending order: the same, or also the
+    partners that they are mixed with. `loaded` is what `Inputs.load` returned for the held ones.
     """
 
-    positions: RowNumbers
-    local: RowNumbers
+    whole: GlobalBatch
+    numbers: RowNumbers
+    held: RowNumbers
     loaded: Tensor
+
+    @property
+    def local(self) -> RowNumbers:
+        """Positions in the split of the samples that this worker computes."""
+        return self.whole.positions[self.numbers]
+
+    def loaded_of(self, numbers: RowNumbers) -> Tensor:
+        """Return what is loaded for the samples with these numbers, all of which are held."""
+        if len(numbers) == len(self.held):
+            return self.loaded  # without a copy, which would not be pinned
+        return self.loaded[torch.from_numpy(np.searchsorted(self.held, numbers))]
 
 
 @dataclass(frozen=True)
 class BatchLoader:
-    """Loads this worker's slices of batches with `threads` threads."""
+    """Loads this worker's slices of batches with `threads` threads.
+
+    With `partners` it also loads the pictures that those of the slice are mixed with.
+    """
 
     inputs: Inputs
     samples: Samples
     group: Group
     threads: int
+    partners: bool = False
 
     def load(
         self,
-        batches: Sequence[RowNumbers],
+        batches: Sequence[GlobalBatch],
         first: int,
         timer: EpochTimer,
         on_batch: Callable[[int], None],
@@ -65,16 +84,20 @@ class BatchLoader:
         `on_batch` is called with the number of a batch before it is loaded. The wait for a loaded
         batch is measured as `data_wait`.
         """
-        slices = [rank_slice(batch, self.group.rank, self.group.size) for batch in batches]
 
-        def load(number: int) -> Tensor:
+        def load(number: int) -> Batch:
             on_batch(number)
-            return self.inputs.load(self.samples.rows[slices[number]])
+            whole = batches[number]
+            size = len(whole.positions)
+            numbers = rank_slice(np.arange(size), self.group.rank, self.group.size)
+            held = with_partners(numbers, size) if self.partners else numbers
+            loaded = self.inputs.load(self.samples.rows[whole.positions[held]])
+            return Batch(whole, numbers, held, loaded)
 
         numbers = range(first, len(batches))
         with contextlib.closing(load_batches(load, numbers, self.threads)) as loading:
-            for number in numbers:
+            for _ in numbers:
                 with timer.measure("data_wait"):
-                    _, loaded = next(loading)
+                    _, batch = next(loading)
                 timer.batch_arrived()
-                yield Batch(batches[number], slices[number], loaded)
+                yield batch

@@ -55,8 +55,8 @@ class Resolved:
 def resolve(config: TrainConfig, samples: int, workers: int, *, on_gpu: bool) -> TrainConfig:
     """Return the configuration with a value for each field of `Resolved` that is left open.
 
-    `samples` is the size of the training split. Raises RequestError if a step has fewer than two
-    samples per worker.
+    `samples` is the number of training samples in an epoch. Raises RequestError if a step has fewer
+    than two samples per worker.
     """
     family = require_backbone(config.backbone).family
     batch_size = config.batch_size or _batch_size(samples, workers, on_gpu=on_gpu)

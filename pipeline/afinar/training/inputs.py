@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -14,10 +15,10 @@ from afinar.dataset.reader import Dataset
 from afinar.models.networks.network import Network, apply_input_view, default_batch_size
 from afinar.models.networks.precision import autocast
 from afinar.pictures.preprocessing import InputView
-from afinar.training.augment import geometric, needs_geometric, photometric
+from afinar.training.augment import erase, geometric, needs_geometric, photometric
 from afinar.training.distributed import Group
 from afinar.training.loading import load_batches
-from afinar.training.rng import sample_keys, uniform
+from afinar.training.rng import repeat_keys, sample_keys, uniform
 from afinar.training.sampler import RowNumbers, rank_slice
 from afinar.training.timing import EpochTimer
 
@@ -33,9 +34,18 @@ class Inputs(Protocol):
         ...
 
     def to_device(
-        self, loaded: Tensor, rows: RowNumbers, epoch: int | None, timer: EpochTimer
+        self,
+        loaded: Tensor,
+        rows: RowNumbers,
+        epoch: int | None,
+        timer: EpochTimer,
+        repeats: RowNumbers | None = None,
     ) -> Tensor:
-        """Return the module's input on the device. `epoch` seeds augmentation; None disables it."""
+        """Return the module's input on the device.
+
+        `epoch` seeds augmentation; None disables it. `repeats` int64 [n] counts how often the epoch
+        has used each row before; None if it uses every row once.
+        """
         ...
 
 
@@ -54,7 +64,7 @@ class PixelInputs:
     ) -> None:
         self._dataset, self._view, self._device = dataset, view, device
         self._augmentation, self._seed = augmentation, seed
-        self._keys = sample_keys(dataset.index.column("sample_id"))
+        self.keys = sample_keys(dataset.index.column("sample_id"))
 
     def load(self, rows: RowNumbers) -> Tensor:
         """Return uint8 [n, s, s, 3]; pinned for a GPU, so that the copy is asynchronous."""
@@ -62,27 +72,47 @@ class PixelInputs:
         return images.pin_memory() if self._device.type == "cuda" else images
 
     def to_device(
-        self, loaded: Tensor, rows: RowNumbers, epoch: int | None, timer: EpochTimer
+        self,
+        loaded: Tensor,
+        rows: RowNumbers,
+        epoch: int | None,
+        timer: EpochTimer,
+        repeats: RowNumbers | None = None,
     ) -> Tensor:
         """Return float32 [n, 3, input_size, input_size]."""
+        augmentation, side = self._augmentation, self._view.input_size
         with timer.measure("copy"):
             images = loaded.to(self._device, non_blocking=True)
-        if epoch is None or not self._augmentation.any:
+        if epoch is None or not augmentation.any:
             with timer.measure("prepare"):
                 return apply_input_view(images, self._view)
 
+        keys = self.keys[rows] if repeats is None else repeat_keys(self.keys[rows], repeats)
+
         def rng(name: str) -> Tensor:
-            drawn = uniform(self._keys[rows], self._seed, epoch, name)
-            return torch.from_numpy(drawn.astype(np.float32)).to(self._device, non_blocking=True)
+            return torch.from_numpy(uniform(keys, self._seed, epoch, name).astype(np.float32))
 
         with timer.measure("augment"):
-            images = photometric(images, self._augmentation, rng)
+            images = photometric(images, augmentation, rng)
         with timer.measure("prepare"):
-            inputs = apply_input_view(images, self._view)
-        if not needs_geometric(self._augmentation):
-            return inputs
+            inputs = apply_input_view(images, self._augmented_view(images.shape[1]))
         with timer.measure("augment"):
-            return geometric(inputs, self._augmentation, rng)
+            if needs_geometric(augmentation):
+                inputs = geometric(inputs, augmentation, rng, side)
+            if augmentation.erase:
+                inputs = erase(inputs, augmentation, rng)
+        return inputs
+
+    def _augmented_view(self, stored_size: int) -> InputView:
+        """Return the view from which pictures are resampled.
+
+        A crop is read from the stored pixels, so that it is not blurred by two resizes. They are
+        first reduced to twice the input at most, which is as far as bilinear sampling uses all
+        pixels.
+        """
+        if not self._augmentation.crop:
+            return self._view
+        return replace(self._view, input_size=min(stored_size, 2 * self._view.input_size))
 
 
 class FeatureInputs:
@@ -101,7 +131,12 @@ class FeatureInputs:
         return torch.from_numpy(self._position[rows])
 
     def to_device(
-        self, loaded: Tensor, rows: RowNumbers, epoch: int | None, timer: EpochTimer
+        self,
+        loaded: Tensor,
+        rows: RowNumbers,
+        epoch: int | None,
+        timer: EpochTimer,
+        repeats: RowNumbers | None = None,
     ) -> Tensor:
         """Return float32 [n, width]."""
         return self._features[loaded.to(self._features.device)]

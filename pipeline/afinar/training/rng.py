@@ -50,6 +50,15 @@ def uniform(keys: Keys, seed: int, epoch: int, name: str) -> NDArray[np.float64]
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
+def repeat_keys(keys: Keys, repeats: NDArray[np.int64]) -> Keys:
+    """Return the keys of samples that an epoch uses for the `repeats`-th time, counted from 0.
+
+    The first use has the sample's own key. Others add a multiple of 2^64 / golden ratio, modulo
+    2^64, as SplitMix64 does.
+    """
+    return keys + repeats.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+
 def _mix(keys: Keys) -> Keys:
     """Apply the finalizer of SplitMix64: each input bit changes about half of the output bits."""
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -44,6 +44,7 @@ from afinar.storage.store import Store
 from afinar.storage.versions import probe_conditional_put
 from afinar.training.batches import Samples
 from afinar.training.hyperparameters import Resolved, default_layer_decay, is_resolved, resolve
+from afinar.training.sampler import epoch_length
 from afinar.training.unfinished import UNFINISHED, Marker, delete_run, read_marker, unfinished_runs
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class TrainTask:
     """Input of a training worker; the same for all workers of a run.
 
     `fingerprint` is a hash of everything that determines the weights. `resumed` is true if an
-    earlier job began the run. `train_samples` is the size of the training split.
+    earlier job began the run. `epoch_samples` is the number of training samples in an epoch.
     """
 
     config: TrainConfig
@@ -84,7 +85,7 @@ class TrainTask:
     classes: list[str]
     weights_source: str | None
     run: str
-    train_samples: int
+    epoch_samples: int
     resumed: bool = False
     fingerprint: str = ""
 
@@ -117,7 +118,8 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
 
     samples = labelled_samples(dataset, config, dataset.classes)
     # The batch size is resolved when the number of workers is known.
-    resolve(config, len(samples.train), max(1, config.workers), on_gpu=False)
+    epoch_samples = epoch_length(len(samples.train), len(dataset.classes), config.sampling)
+    resolve(config, epoch_samples, max(1, config.workers), on_gpu=False)
 
     cut = resolve_cut(config.backbone, config.cut, size)
     weights = "none" if config.regime == "scratch" else with_sha256(config.weights)
@@ -147,7 +149,7 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
         classes=dataset.classes,
         weights_source=source.name if source else None,
         run=run,
-        train_samples=len(samples.train),
+        epoch_samples=epoch_samples,
     )
 
     # Errors that a worker would meet are raised here, before any is started.
@@ -215,7 +217,7 @@ def resolve_task(task: TrainTask, workers: int, *, on_gpu: bool) -> TrainTask:
         pass
     else:
         config = replace(config, **asdict(begun))
-    return replace(task, config=resolve(config, task.train_samples, workers, on_gpu=on_gpu))
+    return replace(task, config=resolve(config, task.epoch_samples, workers, on_gpu=on_gpu))
 
 
 def config_name(run: str) -> str:
@@ -236,6 +238,8 @@ def _fingerprint(task: TrainTask) -> str:
     if task.config.select_by == "top1":
         del determining["select_by"]
     determining["layer_decay"] = task.config.layer_decay or default_layer_decay(task.config)
+    if task.config.sampling == "natural":
+        del determining["sampling"]
     decided = (
         task.dataset_version,
         asdict(task.architecture),

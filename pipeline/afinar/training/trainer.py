@@ -24,7 +24,13 @@ from afinar.training.evaluator import Evaluator
 from afinar.training.loading import ShardWindows
 from afinar.training.optim import Optimizer
 from afinar.training.sample_log import SampleLog
-from afinar.training.sampler import RowNumbers, epoch_order, global_batches
+from afinar.training.sampler import (
+    EpochOrder,
+    GlobalBatch,
+    balanced_draws,
+    epoch_batches,
+    epoch_order,
+)
 from afinar.training.steps import TrainStep
 from afinar.training.timing import EpochTimer
 from afinar.units.progress import format_duration
@@ -108,8 +114,8 @@ class Trainer:
     def _run_epoch(self, state: TrainState) -> dict[str, Any]:
         """Train the rest of the epoch and validate. Return the epoch's row of the history."""
         config, group = self.config, self.group
-        epoch = epoch_order(self.windows.shards, config.seed, state.epoch, self.windows.size)
-        batches = global_batches(epoch.order, config.batch_size)
+        epoch = self._epoch_order(state.epoch)
+        batches = epoch_batches(epoch, config.batch_size)
 
         # The sums of a checkpoint are those of all workers: one worker continues them.
         sums = torch.tensor(
@@ -121,7 +127,7 @@ class Trainer:
         timer = EpochTimer(group.device)
 
         prefetching: AbstractContextManager[Callable[[int], None]] = (
-            self.windows.prefetch_windows(epoch, batches)
+            self.windows.prefetch_windows(epoch, [batch.positions for batch in batches])
             if self.loader.inputs.reads_shards
             else contextlib.nullcontext(lambda _: None)
         )
@@ -131,7 +137,7 @@ class Trainer:
         timings = timer.close()
         group.average_buffers(self.module, self.optimizer.eval_model)
         loss, correct = group.all_reduce_sum(sums).tolist()
-        samples = len(self.loader.samples)
+        samples = len(epoch.order)
 
         return {
             "epoch": state.epoch + 1,
@@ -140,9 +146,15 @@ class Trainer:
             "ledger": timings.as_dict(),
         }
 
+    def _epoch_order(self, epoch: int) -> EpochOrder:
+        windows, seed, chosen = self.windows, self.config.seed, None
+        if self.config.sampling == "balanced":
+            chosen = balanced_draws(self.loader.samples.targets, seed, epoch)
+        return epoch_order(windows.shards, seed, epoch, windows.size, chosen)
+
     def _train_batches(
         self,
-        batches: list[RowNumbers],
+        batches: list[GlobalBatch],
         state: TrainState,
         sums: Tensor,
         timer: EpochTimer,

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from afinar.config.base import as_dict
 from afinar.config.train import TrainConfig
@@ -31,11 +31,12 @@ from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
 from afinar.training.linear_probe import Objective
 from afinar.training.loading import ShardWindows, num_loader_threads
 from afinar.training.metrics import compute_metrics, fit_temperature
+from afinar.training.mixing import Mixing
 from afinar.training.optim import Optimizer
 from afinar.training.publish import TestPredictions, TrainResult, read_result, write_result
 from afinar.training.sample_log import SampleLog
 from afinar.training.sampler import epoch_order, steps_per_epoch, window_balance
-from afinar.training.steps import Loss, TrainStep
+from afinar.training.steps import Loss, TrainStep, class_weights
 from afinar.training.task import (
     LabelledSamples,
     TrainTask,
@@ -98,14 +99,16 @@ def train(task: TrainTask, group: Group) -> TrainResult:
         part.module,
         parameter_groups(network, config.weight_decay, config.layer_decay, config.head_rate),
         config,
-        steps=epochs * steps_per_epoch(len(samples.train), config.batch_size),
+        steps=epochs * steps_per_epoch(task.epoch_samples, config.batch_size),
     )
     trainer = Trainer(
         config=config,
         group=group,
         module=part.module,
         set_training=functools.partial(set_training, network),
-        loader=BatchLoader(part.inputs, samples.train, group, threads),
+        loader=BatchLoader(
+            part.inputs, samples.train, group, threads, partners=config.augmentation.mixes
+        ),
         windows=ShardWindows.of(dataset, samples.train.rows, window_bytes),
         train_step=_train_step(task, part, samples.train, optimizer, group, precision),
         optimizer=optimizer,
@@ -273,7 +276,15 @@ def _head_solver(
         inputs=part.inputs,
         samples=samples,
         objective=Objective(
-            len(task.classes), config.label_smoothing, _class_weights(task, samples.train, group)
+            len(task.classes),
+            config.label_smoothing,
+            # The mean over balanced draws is a mean over samples with balanced weights.
+            class_weights(
+                samples.train,
+                len(task.classes),
+                "balanced" if config.sampling == "balanced" else config.class_weights,
+                group.device,
+            ),
         ),
         evaluator=evaluator,
         group=group,
@@ -300,13 +311,28 @@ def _train_step(
         optimizer=optimizer,
         loss=Loss(
             smoothing=config.label_smoothing,
-            class_weights=_class_weights(task, samples, group),
+            class_weights=class_weights(
+                samples, len(task.classes), config.class_weights, group.device
+            ),
         ),
         group=group,
         seed=config.seed,
         precision=precision,
         accumulate=config.accumulate,
+        mixing=_mixing(task, part.inputs, samples),
     )
+
+
+def _mixing(
+    task: TrainTask, inputs: PixelInputs | FeatureInputs, samples: Samples
+) -> Mixing | None:
+    """Return how training pictures are mixed, None if they are not."""
+    augmentation = task.config.augmentation
+    if not augmentation.mixes:
+        return None
+    assert isinstance(inputs, PixelInputs), "augmented features are not computed once"
+    keys, side = inputs.keys[samples.rows], task.input_view.input_size
+    return Mixing(augmentation=augmentation, keys=keys, seed=task.config.seed, side=side)
 
 
 def _wrap(module: nn.Module, config: TrainConfig, group: Group) -> nn.Module:
@@ -315,19 +341,6 @@ def _wrap(module: nn.Module, config: TrainConfig, group: Group) -> nn.Module:
         require_compiler(group.device)
         model.compile()
     return model
-
-
-def _class_weights(task: TrainTask, samples: Samples, group: Group) -> Tensor | None:
-    """Return samples / (classes * samples of the class), or None for `--class-weights none`.
-
-    The sum over a class is then the same for all classes, and the mean over samples is 1. Example:
-    30 and 10 samples of two classes give the weights 0.67 and 2.
-    """
-    if task.config.class_weights == "none":
-        return None
-    counts = np.bincount(samples.targets, minlength=len(task.classes))
-    weights = len(samples) / (len(counts) * counts)
-    return torch.from_numpy(weights.astype(np.float32)).to(group.device)
 
 
 @dataclass(frozen=True)
