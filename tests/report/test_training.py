@@ -115,10 +115,63 @@ def test_parts_that_an_older_run_did_not_record_are_left_out(compared: Compared)
     ]
     older = replace(run, version=replace(run.version, metrics=metrics), history=history)
     text = Reader(training_page("An older run", compared.dataset, older)).text
-    for heading in ("Recall by class", "Time by phase", "macro F1", "AUROC"):
+    for heading in ("Recall by class", "Time by phase", "macro F1", "AUROC", "Operating points"):
         assert heading not in text
     for heading in ("Confusion matrix", "Configuration", "calibration error"):
         assert heading in text
+
+
+def test_operating_points_have_a_row_each_with_intervals_on_test(
+    compared: Compared, rich: EvaluatedRun
+) -> None:
+    counts = {
+        "true_positives": 9,
+        "false_positives": 1,
+        "false_negatives": 3,
+        "true_negatives": 12,
+        "precision": 0.9,
+        "recall": 0.75,
+    }
+    binary = {
+        "positive": CLASS,
+        "average_precision": 0.8765,
+        "points": [
+            {
+                "measure": "precision",
+                "target": 0.95,
+                "threshold": 0.625,
+                "val": counts,
+                "test": counts,
+            },
+            {"measure": "recall", "target": 0.99, "threshold": None, "val": None, "test": None},
+        ],
+        "curve": {
+            "threshold": [0.9, 0.1],
+            "precision": [1.0, 0.5],
+            "recall": [0.5, 1.0],
+            "false_positive_rate": [0.0, 1.0],
+        },
+    }
+    metrics = copy.deepcopy(rich.version.metrics)
+    metrics["test"]["binary"] = binary
+    run = replace(rich, version=replace(rich.version, metrics=metrics))
+    page = training_page("Two classes", compared.dataset, run)
+    section = page.partition("Operating points</h2>")[2].partition("</section>")[0]
+    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in section.split("<tr>")[2:]]
+    assert rows == [
+        [
+            "precision at least 95.0%",
+            "0.625",
+            "90.0%",
+            "75.0%",
+            "90.0% (59.6% – 98.2%)",
+            "75.0% (46.8% – 91.1%)",
+        ],
+        ["recall at least 99.0%", "not reached", "", "", "", ""],
+    ]
+    assert "Average precision on test: 0.87" in section
+    assert section.count("data:image/png") == 1
+    assert CLASS in Reader(section).text
 
 
 def test_page_of_many_classes_lists_the_most_confused_pairs(compared: Compared) -> None:

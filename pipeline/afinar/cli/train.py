@@ -82,12 +82,35 @@ def describe(summary: dict[str, Any]) -> str:
         if never_right:
             rows.append(("", f"no picture of {', '.join(never_right)} was predicted right"))
 
+    rows += _operating_points(summary["metrics"]["test"].get("binary"))
     time = (
         f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, "
         f"{summary['stall_fraction']:.1%} waiting for data"
     )
     rows += [("report", summary["report"]), ("time", time), ("limit", summary["limit"])]
     return format_table(rows)
+
+
+def _operating_points(binary: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return a row for each operating point of two classes."""
+    if binary is None:
+        return []
+    rows = []
+    for point in binary["points"]:
+        name = f"{point['measure']} {point['target']:g}"
+        if point["threshold"] is None:
+            rows.append((name, "not reached on validation"))
+            continue
+        precision, recall = (point["test"][key] for key in ("precision", "recall"))
+        on_test = f"precision {'none' if precision is None else f'{precision:.1%}'}"
+        rows.append(
+            (
+                name,
+                f"{binary['positive']} from a probability of {point['threshold']:.4g}: "
+                f"{on_test}, recall {recall:.1%} on test",
+            )
+        )
+    return rows
 
 
 def _describe_network(config: TrainConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 
 from afinar.config.augmentation import Augmentation, parse_augment
 from afinar.config.base import POSITIONAL, JobConfig, Precision, require
+from afinar.config.operating_points import OperatingTarget, parse_operating_points
 from afinar.errors import RequestError
 
 NAMED_WEIGHTS: Final = frozenset({"imagenet", "package", "torchvision", "none"})
@@ -125,6 +126,10 @@ class TrainConfig(JobConfig):
     """`natural`: an epoch uses each training picture once. `balanced`: it uses as many pictures of
     each class, together as many as the training split has, rounded up to a multiple of the number
     of classes; those of small classes several times, each time augmented anew."""
+    operating_points: str = "precision:0.95,recall:0.95"
+    """For two classes: comma-separated precision:SHARE and recall:SHARE of the second class. For
+    each, the threshold of its probability that reaches it on the validation split is reported, with
+    precision and recall on test; or `none`."""
     clip_norm: float = 0.0
     """Clip the norm of the gradient to this value. 0: do not clip."""
     ema: float = 0.0
@@ -169,7 +174,7 @@ class TrainConfig(JobConfig):
         super().__post_init__()
         self._check_ranges()
         # Reading the properties parses the strings.
-        _ = self.trainable_stages, self.augmentation
+        _ = self.trainable_stages, self.augmentation, self.operating_targets
 
         require(
             self.describe or bool(self.dataset and self.models),
@@ -251,6 +256,11 @@ class TrainConfig(JobConfig):
     def augmentation(self) -> Augmentation:
         """Random changes to training pictures."""
         return parse_augment(self.augment, self.regime)
+
+    @cached_property
+    def operating_targets(self) -> list[OperatingTarget]:
+        """Precisions and recalls for which thresholds are reported."""
+        return parse_operating_points(self.operating_points)
 
     @property
     def paths(self) -> tuple[str, ...]:

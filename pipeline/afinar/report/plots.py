@@ -6,6 +6,7 @@ the page (`pieces.confusion_table`), for which a browser finds a font."""
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,43 @@ def reliability_diagram(bins: list[ConfidenceBin]) -> bytes:
         count.yaxis.get_major_locator().set_params(integer=True)
         for axes in (right, count):
             axes.grid(alpha=0.25)
+        return _png(figure)
+
+
+def binary_curves(binary: dict[str, Any]) -> bytes:
+    """Plot ROC and precision-recall curves of the test split, with the operating points on them.
+
+    `binary` is what `training.operating_points.operating_points` returned.
+    """
+    curve = binary["curve"]
+    marks = itertools.cycle(zip("os^Dv", _COLOURS[1:], strict=True))
+    with _figure(9.6, 4.2, 2) as (figure, (roc, precision)):
+        roc.plot([0, 1], [0, 1], "--", color="#999999", label="chance")
+        roc.plot(
+            [0, *curve["false_positive_rate"]],
+            [0, *curve["recall"]],
+            color=_COLOURS[0],
+            label="test",
+        )
+        precision.plot(curve["recall"], curve["precision"], color=_COLOURS[0])
+        for point, (shape, colour) in zip(binary["points"], marks, strict=False):
+            test = point["test"]
+            if test is None or test["precision"] is None:
+                continue
+            negatives = test["false_positives"] + test["true_negatives"]
+            mark: Any = {"marker": shape, "color": colour, "linestyle": "none"}
+            label = f"{point['measure']} {point['target']:g} on validation"
+            roc.plot(test["false_positives"] / negatives, test["recall"], label=label, **mark)
+            precision.plot(test["recall"], test["precision"], **mark)
+
+        roc.set(title="ROC curve", xlabel="false positive rate", ylabel="true positive rate")
+        precision.set(title="Precision and recall", xlabel="recall", ylabel="precision")
+        for axes in (roc, precision):
+            axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.05))
+            axes.grid(alpha=0.25)
+        figure.legend(
+            *roc.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
+        )
         return _png(figure)
 
 

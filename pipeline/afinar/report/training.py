@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.evaluation.comparison import EvaluatedRun, read_run
-from afinar.evaluation.intervals import calibration_error, reliability
+from afinar.evaluation.intervals import calibration_error, reliability, wilson
 from afinar.report.pieces import confusion_table, data_uri, mistake_tiles
-from afinar.report.plots import curves, reliability_diagram
+from afinar.report.plots import binary_curves, curves, reliability_diagram
 from afinar.report.rendering import template
 from afinar.storage.open import open_store
 from afinar.units.progress import format_duration
@@ -95,6 +95,7 @@ def training_page(title: str, dataset: Dataset, run: EvaluatedRun) -> str:
         select_by=config.get("select_by", "top1"),
         confusion=confusion_table(counts, version.classes) if has_matrix else None,
         confused=_most_confused(counts, version.classes),
+        binary=_binary(run),
         calibration_error=calibration_error(bins),
         reliability=data_uri(reliability_diagram(bins), "png"),
         times=_epoch_times(run.history),
@@ -140,6 +141,40 @@ def _recalls(run: EvaluatedRun) -> list[dict[str, Any]]:
     ]
 
     return sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])
+
+
+def _binary(run: EvaluatedRun) -> dict[str, Any] | None:
+    """Return operating points and curves of two classes, None if the run has none."""
+    binary = run.version.metrics["test"].get("binary")
+    if binary is None:
+        return None
+    rows = [
+        {
+            "target": f"{point['measure']} at least {point['target']:.1%}",
+            "threshold": point["threshold"],
+            "validation": [_share(point["val"], name) for name in ("precision", "recall")],
+            "test": [
+                _share(point["test"], name, interval=True) for name in ("precision", "recall")
+            ],
+        }
+        for point in binary["points"]
+    ]
+    return {
+        "positive": binary["positive"],
+        "average_precision": binary["average_precision"],
+        "rows": rows,
+        "plot": data_uri(binary_curves(binary), "png"),
+    }
+
+
+def _share(counts: dict[str, Any] | None, name: str, *, interval: bool = False) -> str:
+    """Return precision or recall at an operating point as text, empty if it is not defined."""
+    if counts is None or counts[name] is None:
+        return ""
+    others = counts["false_positives" if name == "precision" else "false_negatives"]
+    share = wilson(counts["true_positives"], counts["true_positives"] + others)
+    text = f"{share.value:.1%}"
+    return f"{text} ({share.low:.1%} – {share.high:.1%})" if interval else text
 
 
 def _most_confused(counts: NDArray[np.int64], classes: list[str]) -> list[tuple[str, str, int]]:

@@ -66,6 +66,7 @@ NON_DETERMINING_FIELDS: Final = frozenset(
         "checkpoint_steps",
         "keep_best",
         "accumulate",
+        "operating_points",
     }
 )
 
@@ -117,8 +118,8 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
         )
 
     samples = labelled_samples(dataset, config, dataset.classes)
-    # The batch size is resolved when the number of workers is known.
     epoch_samples = epoch_length(len(samples.train), len(dataset.classes), config.sampling)
+    # The batch size is resolved when the number of workers is known.
     resolve(config, epoch_samples, max(1, config.workers), on_gpu=False)
 
     cut = resolve_cut(config.backbone, config.cut, size)
@@ -237,9 +238,9 @@ def _fingerprint(task: TrainTask) -> str:
         del determining["head_rate"]
     if task.config.select_by == "top1":
         del determining["select_by"]
-    determining["layer_decay"] = task.config.layer_decay or default_layer_decay(task.config)
     if task.config.sampling == "natural":
         del determining["sampling"]
+    determining["layer_decay"] = task.config.layer_decay or default_layer_decay(task.config)
     decided = (
         task.dataset_version,
         asdict(task.architecture),

@@ -32,6 +32,7 @@ from afinar.training.linear_probe import Objective
 from afinar.training.loading import ShardWindows, num_loader_threads
 from afinar.training.metrics import compute_metrics, fit_temperature
 from afinar.training.mixing import Mixing
+from afinar.training.operating_points import BinaryScores, operating_points
 from afinar.training.optim import Optimizer
 from afinar.training.publish import TestPredictions, TrainResult, read_result, write_result
 from afinar.training.sample_log import SampleLog
@@ -128,7 +129,7 @@ def train(task: TrainTask, group: Group) -> TrainResult:
     state = trainer.run()
 
     part.module.load_state_dict(optimizer.eval_model.state_dict())
-    evaluation = _evaluate(evaluator, part.module, samples, task.classes, group)
+    evaluation = _evaluate(evaluator, part.module, samples, task, group)
     regime = _final_regime(config, state)
     freeze(network, 0 if regime == "frozen" else config.trainable_stages)
     parameters = list(network.parameters())
@@ -356,10 +357,11 @@ def _evaluate(
     evaluator: Evaluator,
     module: nn.Module,
     samples: LabelledSamples,
-    classes: list[str],
+    task: TrainTask,
     group: Group,
 ) -> _Evaluation:
     """Fit the temperature on validation, then evaluate validation and test."""
+    classes = task.classes
     validation = evaluator.compute_logits(module, samples.validation)
     temperature = fit_temperature(validation.logits, validation.targets, group)
     val_metrics = _metrics(validation, classes, group, temperature)
@@ -367,6 +369,13 @@ def _evaluate(
     # The only use of the test split: nothing is chosen by it.
     test = evaluator.compute_logits(module, samples.test)
     test_metrics = _metrics(test, classes, group, temperature)
+    if len(classes) == 2:
+        splits = [_binary_scores(split, temperature, group) for split in (validation, test)]
+        if all(split.has_both_classes for split in splits):
+            test_metrics["binary"] = {
+                "positive": classes[1],
+                **operating_points(task.config.operating_targets, *splits),
+            }
 
     # Each worker fills in its own positions; the sum with the zeros of the others is exact.
     probabilities = (test.logits.double() / temperature).softmax(dim=1)
@@ -379,6 +388,13 @@ def _evaluate(
         metrics={"val": val_metrics, "test": test_metrics},
         test=TestPredictions(predicted.long(), scores),
     )
+
+
+def _binary_scores(local: LocalLogits, temperature: float, group: Group) -> BinaryScores:
+    """Return the probabilities of the second of two classes, from all workers."""
+    probabilities = (local.logits.double() / temperature).softmax(dim=1)[:, 1]
+    scores, targets = group.all_gather(torch.stack([probabilities, local.targets.double()])).cpu()
+    return BinaryScores(scores.numpy(), targets.numpy() == 1)
 
 
 def _metrics(
