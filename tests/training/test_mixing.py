@@ -100,6 +100,21 @@ def test_soft_targets_give_the_loss_of_class_numbers() -> None:
     assert loss(logits, mixed) == pytest.approx(float(mean), rel=1e-6)
 
 
+def test_divisor_of_a_mixed_batch_is_the_weight_of_its_soft_targets() -> None:
+    samples = Samples(np.arange(9), np.array([0, 0, 1, 2, 2, 2, 1, 0, 0]))
+    weights = torch.tensor([0.5, 1.0, 3.0])
+    mixes = mixing(mixup=1.0).draw(whole(9), 0)
+    shares = torch.from_numpy(mixes.shares)[:, None]
+    own = F.one_hot(torch.from_numpy(samples.targets), CLASSES)
+    soft = shares * own + (1 - shares) * own[[*range(1, 9), 0]]
+    loss = Loss(class_weights=weights)
+    assert float(loss.weight(samples, np.arange(9), mixes)) == pytest.approx(
+        float((soft.float() @ weights).sum()), rel=1e-6
+    )
+    assert float(loss.weight(samples, np.arange(9))) == pytest.approx(13.0)
+    assert Loss().weight(samples, np.arange(9), mixes) == 9
+
+
 def test_soft_targets_of_one_sigmoid_are_those_of_binary_cross_entropy() -> None:
     outputs, share = torch.randn(20, 1), torch.rand(20)
     loss = Loss()(BinaryLogits()(outputs), torch.stack([1 - share, share], dim=1))

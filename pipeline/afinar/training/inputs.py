@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from afinar.training.loading import load_batches
 from afinar.training.rng import repeat_keys, sample_keys, uniform
 from afinar.training.sampler import RowNumbers, rank_slice
 from afinar.training.timing import EpochTimer
+
+_BELOW_ONE: Final = np.float32(1 - 2**-24)  # the largest float32 below 1: a cast may round to 1
 
 
 class Inputs(Protocol):
@@ -90,7 +92,8 @@ class PixelInputs:
         keys = self.keys[rows] if repeats is None else repeat_keys(self.keys[rows], repeats)
 
         def rng(name: str) -> Tensor:
-            return torch.from_numpy(uniform(keys, self._seed, epoch, name).astype(np.float32))
+            drawn = uniform(keys, self._seed, epoch, name).astype(np.float32)
+            return torch.from_numpy(np.minimum(drawn, _BELOW_ONE))
 
         with timer.measure("augment"):
             images = photometric(images, augmentation, rng)
