@@ -13,6 +13,7 @@ from afinar import open_dataset
 from afinar.config.forget import ForgetConfig
 from afinar.errors import (
     DivergedError,
+    NoSpaceError,
     NotFoundError,
     RequestError,
     ShortfallError,
@@ -21,11 +22,19 @@ from afinar.errors import (
 from afinar.ingest.forget import run_forget
 from afinar.storage.open import open_store
 from afinar.training import worker as module
+from afinar.training.checkpoint import Checkpoints, TrainState
 from afinar.training.distributed import Group
-from afinar.training.driver import TrainOutcome, run_training
+from afinar.training.driver import (
+    TrainOutcome,
+    discard_trial,
+    publish_trial,
+    run_training,
+    run_trial,
+)
+from afinar.training.hooks import Metrics, TrainHooks
 from afinar.training.publish import TrainResult, read_result, write_result
 from afinar.training.task import TrainTask, plan_training
-from afinar.training.worker import train
+from afinar.training.worker import run_worker, train
 from afinar.units.executor import InlineExecutor
 from tests.conftest import Trained
 from tests.training.runs import config, interrupt_after
@@ -34,12 +43,12 @@ from tests.training.runs import config, interrupt_after
 class Launches:
     """Launcher that trains in this process and counts its calls."""
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, hooks: TrainHooks | None = None) -> None:
+        self.count, self.hooks = 0, hooks or TrainHooks()
 
     def __call__(self, task: TrainTask) -> None:
         self.count += 1
-        train(task, Group())
+        run_worker(task, Group(), self.hooks)
 
 
 class KilledError(Exception):
@@ -121,7 +130,9 @@ def left_behind(models: Path) -> list[str]:
     return [str(path.relative_to(models)) for path in models.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("error", [RequestError("4 workers"), DivergedError("not finite")])
+@pytest.mark.parametrize(
+    "error", [RequestError("4 workers"), NoSpaceError("full"), DivergedError("not finite")]
+)
 def test_request_that_cannot_succeed_leaves_nothing(
     error: Exception, trained: Trained, tmp_path: Path
 ) -> None:
@@ -148,6 +159,73 @@ def test_training_that_another_attempt_may_complete_stays_resumable(
         run_training(configuration, fail, "first")
     task = plan_training(configuration, "second")
     assert (task.run, task.resumed) == ("first", True)
+
+
+def test_memory_that_runs_out_after_the_solved_head_leaves_nothing(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint without a step is not worth keeping; later ones are, for --accumulate."""
+    configuration = config(trained, tmp_path, checkpoint_steps=2)
+
+    def run_out(task: TrainTask) -> None:
+        checkpoints = Checkpoints(open_store(str(tmp_path)), task.run, task.fingerprint)
+        checkpoints.save(TrainState(), checkpoints.put({}), {})
+        raise RequestError("out of memory: give --accumulate 2")
+
+    with pytest.raises(RequestError):
+        run_training(configuration, run_out, "first")
+    assert left_behind(tmp_path) == []
+
+    def run_out_later(task: TrainTask) -> None:
+        interrupt_after(3, configuration, monkeypatch)
+        raise RequestError("out of memory: give --accumulate 2")
+
+    with pytest.raises(RequestError):
+        run_training(configuration, run_out_later, "run")
+    assert plan_training(configuration, "second").resumed
+
+
+def test_trial_uses_no_test_split_and_is_published_later(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = config(trained, tmp_path / "trial", epochs=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_evaluate_test", lambda _: pytest.fail("looks at the test split"))
+        trial = run_trial(configuration, Launches(), "first")
+        again = Launches()
+        assert run_trial(configuration, again, "second").result == trial.result
+        assert again.count == 0, "a complete trial is not trained again"
+    assert list(trial.result.metrics) == ["val"]
+    assert trial.result.epochs == 2
+    assert not list((tmp_path / "trial").glob("versions/*"))
+    assert not list((tmp_path / "trial").glob("golden/*"))
+
+    published = publish_trial(trial, Launches())
+    plain = run_training(config(trained, tmp_path / "plain", epochs=2), Launches(), "first")
+    assert published.run == "runs/first"
+    assert published.result.weights == plain.result.weights
+    assert published.result.metrics == plain.result.metrics
+    assert published.seconds > trial.seconds
+    assert not list((tmp_path / "trial").glob("unfinished/*"))
+    assert not (tmp_path / "trial" / "runs" / "first" / "trial.json").exists()
+
+
+def test_trial_that_was_stopped_early_is_published_as_it_was(
+    trained: Trained, tmp_path: Path
+) -> None:
+    def stop_after_one(metrics: Metrics) -> bool:
+        return True
+
+    launch = Launches(TrainHooks(on_epoch_end=stop_after_one))
+    trial = run_trial(config(trained, tmp_path, epochs=3), launch, "first")
+    published = publish_trial(trial, Launches())
+    assert (trial.result.epochs, published.result.epochs) == (1, 1)
+    assert published.result.metrics["val"] == trial.result.metrics["val"]
+
+
+def test_discarded_trial_leaves_nothing(trained: Trained, tmp_path: Path) -> None:
+    discard_trial(run_trial(config(trained, tmp_path, epochs=1), Launches()))
+    assert left_behind(tmp_path) == []
 
 
 def test_wrong_request_of_a_resumed_run_keeps_its_checkpoints(

@@ -212,7 +212,7 @@ def test_checkpoint_keeps_the_keys_of_its_file_format(
     interrupt_after(10, configuration, monkeypatch)  # in the second epoch
     path = max((tmp_path / "runs" / "run" / "checkpoints").glob("*.json"))
     record = json.loads(path.read_text())
-    assert list(record) == ["format", "fingerprint", "cursor", "weights", "state"]
+    assert list(record) == ["format", "fingerprint", "cursor", "weights", "state", "fixed"]
     cursor = record["cursor"]
     assert list(cursor) == ["epoch", "batch", "step", "sums", "history", "best"]
     assert list(cursor["best"][0]) == ["epoch", "top1", "loss", "weights", "macro_f1"]

@@ -34,6 +34,7 @@ _MINIMA: Final = {
     "weight_decay": 0,
     "clip_norm": 0,
     "window_mb": 1,
+    "checkpoint_minutes": 0,
     "checkpoint_steps": 0,
     "keep_best": 1,
     "min_workers": 0,
@@ -150,19 +151,25 @@ class TrainConfig(JobConfig):
     window_mb: int = 4096
     """Size of the window of shards within which samples are shuffled. Up to twice this much of
     remote shards is cached."""
+    checkpoint_minutes: float = 10.0
+    """Minutes after which a checkpoint is written within an epoch. There is one after every epoch,
+    too, and one when a machine is about to be preempted. 0: none by time."""
     checkpoint_steps: int = 0
-    """Steps between checkpoints, in addition to one after every epoch. 0: only after epochs."""
+    """Steps between further checkpoints. 0: none by steps."""
     keep_best: int = 1
     """Number of epochs, the best on the validation split, whose weights stay in the run folder."""
     min_workers: int = 0
     """Continue with as few as this many workers when the cluster shrinks, and with up to --workers
     when it grows. 0: always use all workers."""
     cores_per_worker: int = 0
-    """CPU cores of each worker. 0: an equal share of the machine (one core beside a GPU)."""
+    """CPU cores of each worker. 0: an equal share of the machine, on a cluster of half of the cores
+    that are free (one core beside a GPU)."""
     max_failures: int = 3
-    """Number of failures of workers or machines to recover from. The next one ends the job."""
+    """Number of failures of workers, machines or the store to recover from. The next one ends the
+    job, as does every other error at once."""
     start_timeout_s: float = 600.0
-    """Seconds to wait for the cluster to provide the resources of the workers."""
+    """Seconds to wait for a cluster that is too small for the workers to grow. A cluster that is
+    large enough and busy is waited for without limit."""
     audit: str = ""
     """Folder, not s3://, to which each worker appends the dataset rows of each of its steps, as
     evidence that every sample was used once."""
@@ -226,9 +233,9 @@ class TrainConfig(JobConfig):
                 f"--min-workers {self.min_workers}: give --workers too, at least as many",
             )
             require(
-                self.checkpoint_steps > 0,
+                self.checkpoint_steps > 0 or self.checkpoint_minutes > 0,
                 "--min-workers: when the cluster changes, training goes on from its newest "
-                "checkpoint: give --checkpoint-steps",
+                "checkpoint: give --checkpoint-minutes or --checkpoint-steps",
             )
 
     @property

@@ -1,7 +1,7 @@
 """Checkpoints of a run, from which a training resumes on any machine, with any number of workers.
 
     runs/<run>/checkpoints/00000014.json               written last; names the two objects below
-    runs/<run>/checkpoints/<hash>.safetensors          weights
+    runs/<run>/checkpoints/<hash>.safetensors          weights that the training changes
     runs/<run>/checkpoints/<hash>.safetensors          state of the optimizer
 
 The highest step is current. A new checkpoint deletes the objects that it does not need.
@@ -25,13 +25,17 @@ from afinar.storage.records import as_record, read_record
 from afinar.storage.store import Store
 from afinar.storage.versions import latest, record_name, versions
 
-FORMAT: Final = "afinar-checkpoint/1"
+FORMAT: Final = "afinar-checkpoint/2"
+_READABLE: Final = {"afinar-checkpoint/1", FORMAT}  # 1 has the fixed tensors among the weights
 Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankedEpoch:
-    """An epoch with its metrics on validation. Only rank 0 knows the object of its `weights`."""
+    """An epoch with its metrics on validation. `weights` is None until its checkpoint is written.
+
+    Only rank 0 knows the objects of epochs since the workers started.
+    """
 
     epoch: Count
     top1: float
@@ -94,26 +98,37 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """Record of a checkpoint: `weights` of the evaluated model, `state` of the optimizer."""
+    """Record of a checkpoint: `weights` of the evaluated model, `state` of the optimizer.
+
+    `fixed` is the hash of the tensors that the training does not change, see `Optimizer`.
+    """
 
     format: str
     fingerprint: str
     cursor: TrainState
     weights: ObjectRef
     state: ObjectRef
+    fixed: str = ""
 
 
 class Checkpoint(NamedTuple):
-    """A checkpoint as read back: `weights` of the evaluated model, `optimizer` state tensors."""
+    """A checkpoint as read back: `weights` of the evaluated model, `optimizer` state tensors.
+
+    `fixed` is the hash of the tensors that the training does not change; "" in old checkpoints.
+    """
 
     state: TrainState
     weights: Tensors
     optimizer: Tensors
+    fixed: str
 
 
-def has_checkpoint(store: Store, run: str) -> bool:
-    """Return True if the run has a checkpoint from which it would resume."""
-    return bool(versions(store, f"runs/{run}/checkpoints"))
+def has_steps(store: Store, run: str) -> bool:
+    """Return True if the run has a checkpoint of steps, from which it would resume.
+
+    That of a solved head has none.
+    """
+    return any(versions(store, f"runs/{run}/checkpoints"))
 
 
 class Checkpoints:
@@ -123,7 +138,9 @@ class Checkpoints:
         self._store, self._folder, self._fingerprint = store, f"runs/{run}/checkpoints", fingerprint
         self._remedy = f"remove {store.uri(self._folder)} to begin anew"
 
-    def save(self, state: TrainState, weights: ObjectRef, optimizer: Tensors) -> None:
+    def save(
+        self, state: TrainState, weights: ObjectRef, optimizer: Tensors, fixed: str = ""
+    ) -> None:
         """Write a checkpoint, then delete the objects that neither it nor the best epochs need."""
         record = _Record(
             format=FORMAT,
@@ -131,6 +148,7 @@ class Checkpoints:
             cursor=state,
             weights=weights,
             state=self.put(optimizer),
+            fixed=fixed,
         )
         name = record_name(self._folder, state.step)
         if not self._store.put_if_absent(name, json.dumps(asdict(record), indent=1).encode()):
@@ -178,7 +196,7 @@ class Checkpoints:
 
         step, fields = version
         uri = self._store.uri(record_name(self._folder, step))
-        if fields.get("format") != FORMAT:
+        if fields.get("format") not in _READABLE:
             raise RecordError(f"{uri} is no checkpoint of this version of afinar; {self._remedy}")
         record = as_record(fields, _Record, uri, self._remedy)
         if record.cursor.step != step:
@@ -188,7 +206,8 @@ class Checkpoints:
                 f"{uri} is a checkpoint of another training (another dataset version, "
                 f"configuration or initial weights); {self._remedy}"
             )
-        return Checkpoint(record.cursor, self.get(record.weights), self.get(record.state))
+        weights, optimizer = self.get(record.weights), self.get(record.state)
+        return Checkpoint(record.cursor, weights, optimizer, record.fixed)
 
     def delete_except(self, needed: set[str]) -> None:
         """Delete all objects of the run's checkpoints whose path is not in `needed`."""

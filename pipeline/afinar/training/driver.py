@@ -5,21 +5,37 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from afinar.config.train import TrainConfig
-from afinar.errors import AfinarError, DivergedError, RequestError, ShortfallError
+from afinar.errors import (
+    AfinarError,
+    DivergedError,
+    NoSpaceError,
+    RequestError,
+    ShortfallError,
+)
 from afinar.models.registry.versions import ModelVersion
 from afinar.storage.names import new_run
 from afinar.storage.open import open_store
-from afinar.training.checkpoint import has_checkpoint
-from afinar.training.publish import TrainResult, cleanup_after_publish, publish, read_result
+from afinar.training.checkpoint import has_steps
+from afinar.training.publish import (
+    TrainResult,
+    TrialResult,
+    cleanup_after_publish,
+    publish,
+    read_result,
+    read_trial,
+)
 from afinar.training.task import TrainTask, give_up, plan_training
 
 logger = logging.getLogger(__name__)
 
 Launcher = Callable[[TrainTask], None]
-"""Runs `training.worker.train` in all workers of a task and returns when they have ended."""
+"""Runs `training.worker.run_worker` in all workers of a task and returns when they have ended."""
+
+Result = TypeVar("Result", bound=TrialResult)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +50,19 @@ class TrainOutcome:
     run: str
     version: ModelVersion
     result: TrainResult
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Outcome of a trial: a training that is not published and has not used the test split.
+
+    `result` has metrics on validation alone. The weights stay in the run's folder until
+    `publish_trial` or `discard_trial`. `seconds` is the time from launch to the result.
+    """
+
+    task: TrainTask
+    result: TrialResult
     seconds: float
 
 
@@ -52,20 +81,50 @@ def run_training(
 
     Raises RequestError for a request that cannot be carried out, and what `launch` raises.
     """
-    task = plan_training(config, run or new_run())
+    return _complete(plan_training(config, run or new_run()), launch, on_published)
+
+
+def run_trial(config: TrainConfig, launch: Launcher, run: str | None = None) -> Trial:
+    """Train a classifier without publishing it and without using the test split.
+
+    An interrupted trial of the same request is resumed; the result of a complete one is returned.
+    Several trials can run at once, in threads or processes. Raises what `run_training` raises.
+    """
+    task = plan_training(config, run or new_run(), is_trial=True)
     started = time.monotonic()
+    result = _launch(task, launch, read_trial)
+    return Trial(task=task, result=result, seconds=time.monotonic() - started)
 
-    # There is a result already if an earlier driver died after its workers had ended.
-    result = read_result(task)
-    if result is None:
-        _launch(task, launch)
-        result = read_result(task)
-    if result is None:
-        raise ShortfallError(
-            f"the workers of run {task.run} ended without a result: look into Ray's logs"
-        )
 
-    seconds = time.monotonic() - started
+def publish_trial(
+    trial: Trial,
+    launch: Launcher,
+    on_published: Callable[[TrainOutcome], None] = lambda _: None,
+) -> TrainOutcome:
+    """Evaluate a trial on the test split, without training on, and publish it.
+
+    `launch` and `on_published` are those of `run_training`.
+    """
+    task = replace(trial.task, is_trial=False, last_epoch=trial.result.epochs)
+    return _complete(task, launch, on_published, trial.seconds)
+
+
+def discard_trial(trial: Trial) -> None:
+    """Delete a trial with its weights."""
+    give_up(open_store(trial.task.config.models), trial.task)
+
+
+def _complete(
+    task: TrainTask,
+    launch: Launcher,
+    on_published: Callable[[TrainOutcome], None],
+    seconds_before: float = 0.0,
+) -> TrainOutcome:
+    """Train what is left of a run, publish it and clean up."""
+    started = time.monotonic()
+    result = _launch(task, launch, read_result)
+
+    seconds = seconds_before + time.monotonic() - started
     version = publish(task, result, seconds)
     outcome = TrainOutcome(
         models=task.config.models,
@@ -79,20 +138,37 @@ def run_training(
     return outcome
 
 
-def _launch(task: TrainTask, launch: Launcher) -> None:
-    """Run the workers. A request that fails again in every attempt leaves no unfinished run.
+def _launch(
+    task: TrainTask, launch: Launcher, read: Callable[[TrainTask], Result | None]
+) -> Result:
+    """Run the workers unless they have ended already, and return the result that they wrote.
+
+    There is a result already if an earlier driver died after its workers had ended. A request that
+    fails again in every attempt leaves no unfinished run, unless steps of it are saved: a full disk
+    or memory does not make them useless.
 
     Another job may train the same run. If it completes the run first, it deletes checkpoints that
     these workers may still need; then their error says nothing.
     """
+    result = read(task)
+    if result is not None:
+        return result
     try:
         launch(task)
     except AfinarError as error:
-        if read_result(task) is not None:
+        result = read(task)
+        if result is not None:
             logger.info(f"run {task.run} was completed by another job ({error})")
-            return
+            return result
         store = open_store(task.config.models)
-        is_refused = isinstance(error, RequestError) and not task.resumed
-        if isinstance(error, DivergedError) or (is_refused and not has_checkpoint(store, task.run)):
+        is_refused = isinstance(error, RequestError | NoSpaceError) and not task.resumed
+        if isinstance(error, DivergedError) or (is_refused and not has_steps(store, task.run)):
             give_up(store, task)
         raise
+
+    result = read(task)
+    if result is None:
+        raise ShortfallError(
+            f"the workers of run {task.run} ended without a result: look into Ray's logs"
+        )
+    return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from afinar.config.train import Schedule, TrainConfig
+from afinar.errors import IntegrityError
 
 _MOMENTUM: Final = 0.9
 # Those of Keras, which courses use. torch's alpha of 0.99 makes the first step three times as long.
@@ -49,6 +51,10 @@ class Optimizer:
     With `--ema` an average of the weights is kept; its decay in a step is min(--ema, (1 + step) /
     (10 + step)), so that the random first weights are soon forgotten: 0.1 in step 0, 0.85 in step
     50, 0.99 in step 890.
+
+    `module` is in training mode. What training does not change is not saved: parameters without
+    gradient and buffers of layers in evaluation mode. Each attempt has them from the initial
+    weights, and `fixed_hash` proves that they are the same.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Optimizer:
         self._module, self._config, self._steps = module, config, steps
         self._optimizer = _torch_optimizer(config, groups)
         self._average = copy.deepcopy(module).requires_grad_(False) if config.ema else None
+        self._changing = _changing_names(module)
 
     def zero_grad(self) -> None:
         """Forget the gradients of the step before."""
@@ -81,6 +88,33 @@ class Optimizer:
         """Module to evaluate and publish: the average if there is one, else the trained module."""
         return self._module if self._average is None else self._average
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return the tensors of `eval_model` that training changes."""
+        return self._changing_of(self.eval_model)
+
+    def load_weights(self, weights: dict[str, Tensor]) -> None:
+        """Restore `weights` of `eval_model`; those that training does not change may be missing.
+
+        Raises IntegrityError for the weights of another network.
+        """
+        _load_changing(self.eval_model, weights, self._changing)
+
+    def fixed_hash(self) -> str:
+        """Return the SHA-256 of the tensors that training does not change, "" if there are none."""
+        tensors = self._module.state_dict()
+        names = sorted(tensors.keys() - self._changing)
+        if not names:
+            return ""
+        digest = hashlib.sha256()
+        for name in names:
+            digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}\n".encode())
+            digest.update(_bytes_of(tensors[name]))
+        return digest.hexdigest()
+
+    def _changing_of(self, module: nn.Module) -> dict[str, Tensor]:
+        tensors = module.state_dict()
+        return {name: tensor for name, tensor in tensors.items() if name in self._changing}
+
     def state(self) -> dict[str, Tensor]:
         """Return the tensors, besides those of `eval_model`, on which the next step depends.
 
@@ -94,15 +128,15 @@ class Optimizer:
             if isinstance(value, Tensor)
         }
         if self._average is not None:
-            weights = self._module.state_dict()
+            weights = self._changing_of(self._module)
             tensors |= {f"module.{name}": tensor for name, tensor in weights.items()}
         return tensors
 
     def load(self, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         """Restore `weights` of `eval_model` and `state` as saved from `state()`."""
-        self.eval_model.load_state_dict(weights)
+        self.load_weights(weights)
         if self._average is not None:
-            self._module.load_state_dict(_with_prefix("module.", state))
+            _load_changing(self._module, _with_prefix("module.", state), self._changing)
 
         parameters = self._parameters()
         by_parameter: dict[int, dict[str, Tensor]] = {}
@@ -132,6 +166,30 @@ def update_ema(average: nn.Module, module: nn.Module, decay: float) -> None:
     for mean, new in pairs:
         if not mean.is_floating_point():
             mean.copy_(new)
+
+
+def _changing_names(module: nn.Module) -> frozenset[str]:
+    """Return the names of the tensors in the module's state that training changes."""
+    names = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+    for path, layer in module.named_modules():
+        if layer.training:
+            prefix = f"{path}." if path else ""
+            names |= {f"{prefix}{name}" for name, _ in layer.named_buffers(recurse=False)}
+    return frozenset(names & module.state_dict().keys())
+
+
+def _load_changing(module: nn.Module, tensors: dict[str, Tensor], changing: frozenset[str]) -> None:
+    try:
+        wrong = module.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise IntegrityError(f"a checkpoint has tensors of other shapes: {error}") from error
+    if wrong.unexpected_keys or changing.intersection(wrong.missing_keys):
+        raise IntegrityError("a checkpoint does not have the tensors of the network")
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    flat = tensor.detach().cpu().contiguous().flatten()
+    return flat.view(torch.uint8).numpy()
 
 
 def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
     runs/<run>/history.jsonl     one row per epoch
     runs/<run>/test.parquet      predictions for the test split
     runs/<run>/outcome.json      written last
+    runs/<run>/trial.json        the result of a trial, which does not use the test split
 
 A run that has outcome.json is complete: its workers have nothing left to do.
 """
@@ -41,18 +42,16 @@ from afinar.training.task import TrainTask, delete_unfinished_marker
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """Result of a run's workers; the content of outcome.json.
+class TrialResult:
+    """Result of a trial's workers; the content of trial.json.
 
-    `weights` and `golden` are the objects that rank 0 wrote. `best` lists the objects of the best
-    epochs' weights in the run's checkpoints, best first. `settings` are the hyperparameters that
-    were resolved, and `regime` is the one that made the weights, if `auto` chose it.
+    `metrics` has those of validation alone. `best` lists the objects of the best epochs' weights in
+    the run's checkpoints, best first. `settings` are the hyperparameters that were resolved, and
+    `regime` is the one that made the weights, if `auto` chose it.
     """
 
     ALL_KEYS = True  # see config/strict.py
 
-    weights: Annotated[dict[str, Any], conforms_to(ObjectRef)] = field(default_factory=dict)
-    golden: Annotated[dict[str, Any], conforms_to(ObjectRef)] = field(default_factory=dict)
     history: list[HistoryRow] = field(default_factory=list)
     best: list[Annotated[dict[str, Any], conforms_to(ObjectRef)]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -73,6 +72,18 @@ class TrainResult:
         timings = [row["ledger"] for row in self.history]
         seconds = sum(epoch["seconds"] for epoch in timings)
         return float(sum(epoch["waiting_s"] for epoch in timings) / seconds) if seconds else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult(TrialResult):
+    """Result of a run's workers; the content of outcome.json.
+
+    `metrics` has those of validation and test. `weights` and `golden` are the objects that rank 0
+    wrote.
+    """
+
+    weights: Annotated[dict[str, Any], conforms_to(ObjectRef)] = field(default_factory=dict)
+    golden: Annotated[dict[str, Any], conforms_to(ObjectRef)] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,24 @@ def read_result(task: TrainTask) -> TrainResult | None:
         return None
 
 
+def write_trial(task: TrainTask, result: TrialResult) -> None:
+    """Write the result of a trial. The weights of its best epochs are in its checkpoints."""
+    data = json.dumps(asdict(result), indent=1).encode()
+    open_store(task.config.models).put_if_absent(_trial_name(task), data)
+
+
+def read_trial(task: TrainTask) -> TrialResult | None:
+    """Return the result of a trial that rank 0 wrote, None if the trial is not complete."""
+    try:
+        return read_record(open_store(task.config.models), _trial_name(task), TrialResult)
+    except NotFoundError:
+        return None
+
+
+def _trial_name(task: TrainTask) -> str:
+    return f"runs/{task.run}/trial.json"
+
+
 def _result_name(task: TrainTask) -> str:
     return f"runs/{task.run}/outcome.json"
 
@@ -166,8 +195,12 @@ class _PublishedError(Exception):
 
 
 def cleanup_after_publish(task: TrainTask, result: TrainResult) -> None:
-    """Delete the resume marker and all checkpoint objects but the weights of the best epochs."""
+    """Delete the resume marker, the result as a trial, and all checkpoints.
+
+    The weights of the best epochs stay.
+    """
     store = open_store(task.config.models)
+    store.delete(_trial_name(task))
     delete_unfinished_marker(store, task)
     checkpoints = Checkpoints(store, task.run, task.fingerprint)
     checkpoints.delete_except({epoch["path"] for epoch in result.best})

@@ -63,6 +63,7 @@ NON_DETERMINING_FIELDS: Final = frozenset(
         "start_timeout_s",
         "cores_per_worker",
         "audit",
+        "checkpoint_minutes",
         "checkpoint_steps",
         "keep_best",
         "accumulate",
@@ -76,7 +77,9 @@ class TrainTask:
     """Input of a training worker; the same for all workers of a run.
 
     `fingerprint` is a hash of everything that determines the weights. `resumed` is true if an
-    earlier job began the run. `epoch_samples` is the number of training samples in an epoch.
+    earlier job began the run. `epoch_samples` is the number of training samples in an epoch. A
+    trial (`is_trial`) does not use the test split and is not published. `last_epoch` is the epoch
+    after which a trial was stopped that is to be published; None for the configured number.
     """
 
     config: TrainConfig
@@ -89,6 +92,8 @@ class TrainTask:
     epoch_samples: int
     resumed: bool = False
     fingerprint: str = ""
+    is_trial: bool = False
+    last_epoch: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +105,7 @@ class LabelledSamples:
     test: Samples
 
 
-def plan_training(config: TrainConfig, run: str) -> TrainTask:
+def plan_training(config: TrainConfig, run: str, *, is_trial: bool = False) -> TrainTask:
     """Check a request against its dataset and backbone, and register the run.
 
     The run is `run`, or the interrupted run of the same request on the same dataset version. Raises
@@ -151,6 +156,7 @@ def plan_training(config: TrainConfig, run: str) -> TrainTask:
         weights_source=source.name if source else None,
         run=run,
         epoch_samples=epoch_samples,
+        is_trial=is_trial,
     )
 
     # Errors that a worker would meet are raised here, before any is started.
@@ -261,7 +267,8 @@ def resume_or_register(store: Store, task: TrainTask) -> TrainTask:
     name = _marker_name(task)
     marker = Marker(run=task.run, dataset=task.config.dataset, dataset_version=task.dataset_version)
     if store.put_if_absent(name, json.dumps(asdict(marker)).encode()):
-        _log_other_unfinished_runs(store, task)
+        if not task.is_trial:  # other trials are not interrupted trainings
+            _log_other_unfinished_runs(store, task)
         return task
 
     run = read_marker(store, name).run

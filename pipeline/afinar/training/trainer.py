@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 
 from afinar.config.train import TrainConfig
 from afinar.errors import DivergedError, IntegrityError
-from afinar.storage.objects import ObjectRef
 from afinar.training.batches import BatchLoader, Samples
 from afinar.training.checkpoint import Checkpoints, RankedEpoch, TrainState
+from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWriter
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator
+from afinar.training.hooks import TrainHooks
 from afinar.training.loading import ShardWindows
 from afinar.training.optim import Optimizer
 from afinar.training.sample_log import SampleLog
@@ -48,7 +50,7 @@ class Trainer:
     `module` is the trained module and `set_training` switches it to training mode. `loader` and
     `windows` belong to the training samples. Rank 0 calls `on_epoch_end` with the epoch's row of
     the history. `start` is the row of epoch 0, the metrics of a module whose head was solved; that
-    epoch competes for the best one.
+    epoch competes for the best one. `writer` writes `checkpoints`, at the times of `schedule`.
     """
 
     config: TrainConfig
@@ -62,6 +64,9 @@ class Trainer:
     evaluator: Evaluator
     validation: Samples
     checkpoints: Checkpoints
+    writer: CheckpointWriter
+    schedule: CheckpointSchedule
+    hooks: TrainHooks
     sample_log: SampleLog
     on_epoch_end: Callable[[dict[str, Any]], None]
     epochs: int
@@ -72,21 +77,29 @@ class Trainer:
 
         Raises DivergedError on all workers if the loss becomes infinite or NaN.
         """
-        state = self._resume()
-        if self.start is not None and not state.history and not state.step:
-            self._record(state, self.start)
-        while state.epoch < self.epochs and not self._is_patience_over(state):
-            started = time.monotonic()
-            row = self._run_epoch(state)
-            row["seconds"] = round(time.monotonic() - started, 3)
-            self._finish_epoch(state, row)
+        with self.writer:
+            state = self._resume()
+            self._train_epochs(state)
+        state.best = self.writer.with_weights(state.best)
 
         best = state.best[0].weights
         if self.group.is_rank_zero:
             assert best is not None, "rank 0 knows the weights of each epoch"
-            self.optimizer.eval_model.load_state_dict(self.checkpoints.get(best))
+            self.optimizer.load_weights(self.checkpoints.get(best))
         self.group.broadcast_parameters(self.optimizer.eval_model)
         return state
+
+    def _train_epochs(self, state: TrainState) -> None:
+        is_stopped = False
+        if self.start is not None and not state.history and not state.step:
+            self._record(state, self.start)
+            is_stopped = self._is_asked_to_stop(self.start)
+        while state.epoch < self.epochs and not is_stopped and not self._is_patience_over(state):
+            started = time.monotonic()
+            row = self._run_epoch(state)
+            row["seconds"] = round(time.monotonic() - started, 3)
+            self._finish_epoch(state, row)
+            is_stopped = self._is_asked_to_stop(row)
 
     def _resume(self) -> TrainState:
         """Restore the newest checkpoint; without one return the state of a new training."""
@@ -99,6 +112,11 @@ class Trainer:
         if checkpoint is None:
             return TrainState()
 
+        if checkpoint.fixed and checkpoint.fixed != self.optimizer.fixed_hash():
+            raise IntegrityError(
+                "the initial weights of the frozen layers are not those that this training began "
+                "with: give the same --weights, or another MODELS folder"
+            )
         self.optimizer.load(checkpoint.weights, checkpoint.optimizer)
         state = checkpoint.state
         if self.group.is_rank_zero:
@@ -106,6 +124,19 @@ class Trainer:
                 f"resuming from step {state.step}: epoch {state.epoch + 1}, batch {state.batch + 1}"
             )
         return state
+
+    def _is_asked_to_stop(self, row: dict[str, Any]) -> bool:
+        """Pass the metrics of an epoch on. Return True, on all workers, if any is asked to stop."""
+        train, val = row["train"], row["val"]
+        metrics = {
+            "epoch": row["epoch"],
+            "train_loss": train["loss"],
+            "train_top1": train["top1"],
+            "val_loss": val["loss"],
+            "val_top1": val["top1"],
+            "val_macro_f1": val["macro_f1"],
+        }
+        return not self.group.all_true(not self.hooks.on_epoch_end(metrics))
 
     def _is_patience_over(self, state: TrainState) -> bool:
         patience = self.config.patience
@@ -169,8 +200,9 @@ class Trainer:
                 state.batch, state.step = state.batch + 1, state.step + 1
 
                 is_last, saves = state.batch == len(batches), self._saves_after(state.step)
-                if is_last or saves or state.step % _LOSS_CHECK_STEPS == 0:
-                    self._require_finite_loss(sums, state)
+                is_agreed = state.step >= self.schedule.next_step
+                if is_last or saves or is_agreed or state.step % _LOSS_CHECK_STEPS == 0:
+                    saves = self._agree(sums, state) or saves
                 self.sample_log.write(state, self.loader.samples.rows[batch.local])
 
                 # After the last batch the checkpoint of the epoch follows, with its validation.
@@ -189,24 +221,32 @@ class Trainer:
         interval = self.config.checkpoint_steps
         return bool(interval and step % interval == 0)
 
-    def _require_finite_loss(self, sums: Tensor, state: TrainState) -> None:
-        """Raise DivergedError on all workers if the loss is not finite.
+    def _agree(self, sums: Tensor, state: TrainState) -> bool:
+        """Return True, on all workers, if rank 0 finds that a checkpoint is due.
 
-        It waits for the device and for all workers. It is called before every checkpoint, so that
-        no checkpoint holds NaN.
+        Raises DivergedError on all workers if the loss is not finite. It is called before every
+        checkpoint, so that no checkpoint holds NaN. It waits for the device and for all workers.
         """
-        loss = float(self.group.all_reduce_sum(sums[:1].clone()))
+        is_preempted = self.hooks.is_preempted()
+        message = torch.zeros(3, dtype=torch.float64, device=self.group.device)
+        message[0] = sums[0]
+        if self.group.is_rank_zero:
+            message[1] = float(self.schedule.is_due(is_preempted))
+            message[2] = self.schedule.steps_ahead(state.step)
+        loss, is_due, steps = self.group.all_reduce_sum(message).tolist()
+
         if not math.isfinite(loss):
             raise DivergedError(
                 f"the loss is not finite at step {state.step}, in epoch {state.epoch + 1}: give a "
                 "smaller --learning-rate, or --clip-norm 1"
             )
+        self.schedule.next_step = state.step + int(steps)
+        return bool(is_due)
 
     def _save_within_epoch(self, state: TrainState, sums: Tensor) -> None:
         self.group.average_buffers(self.module, self.optimizer.eval_model)
         state.sums = self.group.all_reduce_sum(sums.clone()).tolist()
-        if self.group.is_rank_zero:
-            self._save(state, self._put_weights())
+        self._save(state)
 
     def _finish_epoch(self, state: TrainState, row: dict[str, Any]) -> None:
         """Advance `state` to the next epoch, and record the finished one."""
@@ -216,22 +256,21 @@ class Trainer:
     def _record(self, state: TrainState, row: dict[str, Any]) -> None:
         """Append the row to the history, rank its epoch, save and log it."""
         state.history.append(row)
-        weights = self._put_weights() if self.group.is_rank_zero else None
         finished = RankedEpoch(
             epoch=state.epoch,
             top1=row["val"]["top1"],
             loss=row["val"]["loss"],
             macro_f1=row["val"]["macro_f1"],
-            weights=weights,
+            weights=None,
         )
         ranking = sorted(
             [*state.best, finished], key=lambda epoch: epoch.rank(self.config.select_by)
         )
         state.best = ranking[: self.config.keep_best]
 
-        if weights is not None:
+        self._save(state)
+        if self.group.is_rank_zero:
             self.on_epoch_end(row)
-            self._save(state, weights)
             logger.info(self._progress_line(row))
 
     def _progress_line(self, row: dict[str, Any]) -> str:
@@ -250,8 +289,16 @@ class Trainer:
             f"top-1 {row['val']['top1']:.1%}"
         )
 
-    def _put_weights(self) -> ObjectRef:
-        return self.checkpoints.put(self.optimizer.eval_model.state_dict())
+    def _save(self, state: TrainState) -> None:
+        """Begin to write a checkpoint; before the end of a machine, wait until it is written."""
+        if self.group.is_rank_zero:
+            optimizer = self.optimizer
+            self.writer.save(state, optimizer.weights(), optimizer.state(), self.fixed_hash)
+            if self.schedule.is_preempted:
+                self.writer.wait()
+        self.schedule.saved()
 
-    def _save(self, state: TrainState, weights: ObjectRef) -> None:
-        self.checkpoints.save(state, weights, self.optimizer.state())
+    @cached_property
+    def fixed_hash(self) -> str:
+        """Hash of what the training does not change, for its checkpoints."""
+        return self.optimizer.fixed_hash()

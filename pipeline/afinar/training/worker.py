@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -23,9 +23,11 @@ from afinar.models.networks.weights import find_weights, load_weights
 from afinar.storage.open import open_store
 from afinar.training.batches import BatchLoader, Samples
 from afinar.training.checkpoint import Checkpoints, TrainState
+from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWriter
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator, LocalLogits
 from afinar.training.head_start import HeadSolver, solver_samples
+from afinar.training.hooks import NO_HOOKS, TrainHooks
 from afinar.training.hyperparameters import format_settings, resolved_values
 from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
 from afinar.training.linear_probe import Objective
@@ -34,7 +36,15 @@ from afinar.training.metrics import compute_metrics, fit_temperature
 from afinar.training.mixing import Mixing
 from afinar.training.operating_points import BinaryScores, operating_points
 from afinar.training.optim import Optimizer
-from afinar.training.publish import TestPredictions, TrainResult, read_result, write_result
+from afinar.training.publish import (
+    TestPredictions,
+    TrainResult,
+    TrialResult,
+    read_result,
+    read_trial,
+    write_result,
+    write_trial,
+)
 from afinar.training.sample_log import SampleLog
 from afinar.training.sampler import epoch_order, steps_per_epoch, window_balance
 from afinar.training.steps import Loss, TrainStep, class_weights
@@ -53,7 +63,26 @@ logger = logging.getLogger(__name__)
 _MIN_BALANCE: Final = 0.8  # of the classes in a window
 
 
-def train(task: TrainTask, group: Group) -> TrainResult:
+class _Training(NamedTuple):
+    """A training that has ended, with the weights of its best epoch in `network`.
+
+    `validation` and what follows are its final evaluation, `module` is the trained part.
+    """
+
+    task: TrainTask
+    network: Network
+    module: nn.Module
+    dataset: Dataset
+    samples: LabelledSamples
+    evaluator: Evaluator
+    group: Group
+    state: TrainState
+    validation: LocalLogits
+    temperature: float
+    validation_metrics: dict[str, Any]
+
+
+def train(task: TrainTask, group: Group, hooks: TrainHooks = NO_HOOKS) -> TrainResult:
     """Train, evaluate the best epoch on the test split once, and write the result.
 
     Every worker of the group calls this; only rank 0 writes, and only its return value names the
@@ -64,6 +93,51 @@ def train(task: TrainTask, group: Group) -> TrainResult:
     if finished is not None:
         return finished
 
+    training = _train(task, group, hooks)
+    # The only use of the test split: nothing is chosen by it.
+    evaluation = _evaluate_test(training)
+    values = vars(_result(training)) | {
+        "metrics": {"val": training.validation_metrics, "test": evaluation.metrics}
+    }
+    result = TrainResult(**values)
+    if not group.is_rank_zero:
+        return result
+    network = training.network.eval()
+    return write_result(
+        training.task,
+        network,
+        training.dataset,
+        training.samples.test,
+        evaluation.predictions,
+        result,
+    )
+
+
+def train_trial(task: TrainTask, group: Group, hooks: TrainHooks = NO_HOOKS) -> TrialResult:
+    """Train and write the result on validation; the test split is not read.
+
+    Otherwise like `train`, which later continues from the trial's last checkpoint.
+    """
+    finished = read_trial(task)
+    if finished is not None:
+        return finished
+
+    result = _result(_train(task, group, hooks))
+    if group.is_rank_zero:
+        write_trial(task, result)
+    return result
+
+
+def run_worker(task: TrainTask, group: Group, hooks: TrainHooks = NO_HOOKS) -> None:
+    """Do the work of one worker of a task."""
+    if task.is_trial:
+        train_trial(task, group, hooks)
+    else:
+        train(task, group, hooks)
+
+
+def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
+    """Train from the newest checkpoint to the last epoch, and evaluate the best on validation."""
     task = resolve_task(task, group.size, on_gpu=group.device.type == "cuda")
     config = task.config
     torch.manual_seed(config.seed)
@@ -96,6 +170,8 @@ def train(task: TrainTask, group: Group) -> TrainResult:
         if part.is_solved_at_once:
             epochs = 0
 
+    # Frozen layers stay in evaluation mode: the optimizer must know what changes.
+    set_training(network)
     optimizer = Optimizer(
         part.module,
         parameter_groups(network, config.weight_decay, config.layer_decay, config.head_rate),
@@ -116,9 +192,12 @@ def train(task: TrainTask, group: Group) -> TrainResult:
         evaluator=evaluator,
         validation=samples.validation,
         checkpoints=checkpoints,
+        writer=CheckpointWriter(checkpoints),
+        schedule=CheckpointSchedule(config.checkpoint_minutes),
+        hooks=hooks,
         sample_log=SampleLog(config.audit, task.run, group),
         on_epoch_end=functools.partial(put_event_file, store, task.run),
-        epochs=epochs,
+        epochs=epochs if task.last_epoch is None else task.last_epoch,
         start=start,
     )
     if group.is_rank_zero:
@@ -129,11 +208,28 @@ def train(task: TrainTask, group: Group) -> TrainResult:
     state = trainer.run()
 
     part.module.load_state_dict(optimizer.eval_model.state_dict())
-    evaluation = _evaluate(evaluator, part.module, samples, task, group)
-    regime = _final_regime(config, state)
-    freeze(network, 0 if regime == "frozen" else config.trainable_stages)
-    parameters = list(network.parameters())
-    result = TrainResult(
+    freeze(network, 0 if _final_regime(config, state) == "frozen" else config.trainable_stages)
+    validation = evaluator.compute_logits(part.module, samples.validation)
+    temperature = fit_temperature(validation.logits, validation.targets, group)
+    return _Training(
+        task=task,
+        network=network,
+        module=part.module,
+        dataset=dataset,
+        samples=samples,
+        evaluator=evaluator,
+        group=group,
+        state=state,
+        validation=validation,
+        temperature=temperature,
+        validation_metrics=_metrics(validation, task.classes, group, temperature),
+    )
+
+
+def _result(training: _Training) -> TrialResult:
+    config, state = training.task.config, training.state
+    parameters = list(training.network.parameters())
+    return TrialResult(
         history=state.history,
         best=[
             {"epoch": epoch.epoch, **epoch.weights.as_dict()}
@@ -141,18 +237,14 @@ def train(task: TrainTask, group: Group) -> TrainResult:
             if epoch.weights
         ],
         settings=resolved_values(config),
-        regime=regime,
-        metrics=evaluation.metrics,
-        temperature=evaluation.temperature,
+        regime=_final_regime(config, state),
+        metrics={"val": training.validation_metrics},
+        temperature=training.temperature,
         params_total=sum(parameter.numel() for parameter in parameters),
         params_trainable=sum(
             parameter.numel() for parameter in parameters if parameter.requires_grad
         ),
     )
-    if not group.is_rank_zero:
-        return result
-    network.eval()
-    return write_result(task, network, dataset, samples.test, evaluation.test, result)
 
 
 def _log_start(
@@ -344,50 +436,35 @@ def _wrap(module: nn.Module, config: TrainConfig, group: Group) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
-class _Evaluation:
-    """Final evaluation: `metrics` by split (`val`, `test`), and predictions for the test split."""
+class _TestEvaluation(NamedTuple):
+    """Metrics of the test split, and predictions for it."""
 
-    temperature: float
     metrics: dict[str, Any]
-    test: TestPredictions
+    predictions: TestPredictions
 
 
-def _evaluate(
-    evaluator: Evaluator,
-    module: nn.Module,
-    samples: LabelledSamples,
-    task: TrainTask,
-    group: Group,
-) -> _Evaluation:
-    """Fit the temperature on validation, then evaluate validation and test."""
-    classes = task.classes
-    validation = evaluator.compute_logits(module, samples.validation)
-    temperature = fit_temperature(validation.logits, validation.targets, group)
-    val_metrics = _metrics(validation, classes, group, temperature)
-
-    # The only use of the test split: nothing is chosen by it.
-    test = evaluator.compute_logits(module, samples.test)
-    test_metrics = _metrics(test, classes, group, temperature)
-    if len(classes) == 2:
-        splits = [_binary_scores(split, temperature, group) for split in (validation, test)]
+def _evaluate_test(training: _Training) -> _TestEvaluation:
+    group, samples, task = training.group, training.samples.test, training.task
+    temperature = training.temperature
+    test = training.evaluator.compute_logits(training.module, samples)
+    metrics = _metrics(test, task.classes, group, temperature)
+    if len(task.classes) == 2:
+        splits = [
+            _binary_scores(split, temperature, group) for split in (training.validation, test)
+        ]
         if all(split.has_both_classes for split in splits):
-            test_metrics["binary"] = {
-                "positive": classes[1],
+            metrics["binary"] = {
+                "positive": task.classes[1],
                 **operating_points(task.config.operating_targets, *splits),
             }
 
     # Each worker fills in its own positions; the sum with the zeros of the others is exact.
     probabilities = (test.logits.double() / temperature).softmax(dim=1)
     local = torch.stack([probabilities.argmax(dim=1).double(), probabilities.amax(dim=1)])
-    gathered = torch.zeros(2, len(samples.test), dtype=torch.float64, device=group.device)
+    gathered = torch.zeros(2, len(samples), dtype=torch.float64, device=group.device)
     gathered[:, torch.from_numpy(test.positions).to(group.device)] = local
     predicted, scores = group.all_reduce_sum(gathered)
-    return _Evaluation(
-        temperature=temperature,
-        metrics={"val": val_metrics, "test": test_metrics},
-        test=TestPredictions(predicted.long(), scores),
-    )
+    return _TestEvaluation(metrics, TestPredictions(predicted.long(), scores))
 
 
 def _binary_scores(local: LocalLogits, temperature: float, group: Group) -> BinaryScores:
