@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +19,11 @@ from typing import Any
 import pytest
 
 from afinar.config.train import TrainConfig
-from afinar.errors import ShortfallError
+from afinar.errors import RequestError, ShortfallError
 from afinar.execution import train_launcher
 from afinar.models.registry.versions import find_model
-from afinar.training.driver import run_training
+from afinar.training.driver import run_training, run_trial
+from afinar.training.hooks import Metrics
 from afinar.training.publish import TrainResult
 from tests.cluster.faults import REPOSITORY
 from tests.conftest import SCRIPTS, Trained, run_afinar
@@ -214,3 +218,50 @@ def test_cluster_without_room_for_the_workers_aborts_the_training(
         run_training(configuration, train_launcher.launch_on_ray, "run")
     assert signal.getsignal(signal.SIGINT) is handler
     assert not (tmp_path / "versions").exists()
+
+
+def stop_after_two(metrics: Metrics) -> bool:
+    return metrics["epoch"] == 2
+
+
+def test_trainings_at_once_wait_for_room_and_stop_when_they_are_asked_to(
+    local_ray: None,
+    trained: Trained,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Two have room at once, on a Ray of two cores; the third waits, longer than its timeout."""
+    monkeypatch.setattr(train_launcher, "_WAIT_LOG_S", 0.5)
+    caplog.set_level(logging.INFO)
+    launch = functools.partial(train_launcher.launch_on_ray, should_stop=stop_after_two)
+    options = [{"workers": 1}, {"workers": 1}, {"workers": 2, "batch_size": 9}]
+    configurations = [
+        config(trained, tmp_path / "models", seed=seed, start_timeout_s=1, epochs=4, **more)
+        for seed, more in enumerate(options)
+    ]
+    with ThreadPoolExecutor() as threads:
+        trials = list(threads.map(lambda each: run_trial(each, launch), configurations))
+
+    assert [trial.result.epochs for trial in trials] == [2, 2, 2]
+    assert len({trial.task.run for trial in trials}) == 3
+    assert not (tmp_path / "models" / "versions").exists()
+    assert "cores that other work occupies" in caplog.text
+
+
+def test_memory_that_runs_out_ends_the_training_after_one_attempt(
+    local_ray: None, trained: Trained, tmp_path: Path
+) -> None:
+    attempts = tmp_path / "attempts"
+
+    def run_out(metrics: Metrics) -> bool:
+        with attempts.open("a") as log:
+            log.write("attempt\n")
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+    launch = functools.partial(train_launcher.launch_on_ray, should_stop=run_out)
+    configuration = config(trained, tmp_path / "models", workers=2, max_failures=3)
+    with pytest.raises(RequestError, match="give a smaller --batch-size, or --accumulate 2"):
+        run_training(configuration, launch, "run")
+    assert attempts.read_text() == "attempt\n"
+    assert not (tmp_path / "models" / "versions").exists()

@@ -328,6 +328,18 @@ def cluster_cores() -> int:
     return max(1, int(_resources().get("CPU", 1)))
 
 
+def node_cores() -> list[int]:
+    """Return the number of cores of each node of the connected cluster."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]]
+
+
+def free_share() -> float:
+    """Return the share of the connected cluster's cores that no work occupies."""
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return free.get("CPU", 0.0) / cluster_cores()
+
+
 def cluster_gpus() -> int:
     """Return the number of GPUs of the connected cluster."""
     return int(_resources().get("GPU", 0))

@@ -1,36 +1,75 @@
-"""Error of a training that would recur in every attempt, kept by Ray's control service.
+"""Which errors of a training recur in every attempt, and what Ray Train does about a failure.
 
-A worker records it. Ray Train then needs no further attempt: the driver raises the error. It is not
-kept in the model's store, which may be what failed.
+Only errors that may pass are tried again: a dead worker, an unreachable store, and failures of
+collective operations, which follow from them. A worker records any other error, Ray Train ends the
+training, and the driver raises the recorded error. The record is kept by Ray's control service, not
+in the model's store, which may be what failed.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import traceback
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Final
 
+import torch
+import torch.distributed as dist
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import (
     _internal_kv_del,
     _internal_kv_get,
     _internal_kv_put,
 )
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy
+from ray.train.v2._internal.execution.failure_handling.failure_policy import FailureDecision
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.api.exceptions import TrainingFailedError
 
-from afinar.errors import AfinarError, NoSpaceError, StorageError
+from afinar.errors import AfinarError, NoSpaceError, RequestError, StorageError
 from afinar.storage.records import as_record, parse_object
 
 _NAMESPACE: Final = "afinar"
 
 
+# A disk of another machine, or the way to it, fails like this when it is out of reach.
+_UNREACHABLE: Final = {
+    errno.EIO,
+    errno.ESTALE,
+    errno.ENOTCONN,
+    errno.ENETDOWN,
+    errno.ENETUNREACH,
+    errno.EHOSTDOWN,
+    errno.EHOSTUNREACH,
+}
+# gloo raises RuntimeError: "[…/gloo/transport/tcp/pair.cc:561] Connection closed by peer […]".
+_COLLECTIVE_MESSAGES: Final = ("/gloo/", "Connection closed by peer", "Connection reset by peer")
+# torch raises RuntimeError for host memory and for the memory of cuBLAS and cuDNN.
+_MEMORY_MESSAGES: Final = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+_COMPILER_MODULES: Final = ("torch._inductor", "torch._dynamo", "triton")
+_MAX_CAUSES: Final = 10
+
+
+class WorkerError(Exception):
+    """A worker raised an exception that is a bug. A note holds the worker's traceback."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Failure:
-    """Record of an error: the name of its class, and its message."""
+    """Record of an error: its class and message, and, if it is a bug, its traceback."""
 
     kind: str
     message: str
+    traceback: str = ""
 
 
 def new_failure_key() -> str:
@@ -38,36 +77,113 @@ def new_failure_key() -> str:
     return f"train-failure-{uuid.uuid4().hex}"
 
 
-def recurring_error(error: BaseException) -> AfinarError | None:
-    """Return the error if it would recur in every attempt of the training, None otherwise.
+def is_transient(error: BaseException) -> bool:
+    """Return True for errors after which another attempt may succeed.
 
-    A plain StorageError is an unreachable store: another attempt may succeed. A full disk recurs,
+    They are an unreachable store, which is a plain StorageError or an error of a connection, and a
+    failure of a collective operation, which follows from another worker's death.
+    """
+    if isinstance(error, AfinarError):
+        return type(error) is StorageError
+    if isinstance(error, ConnectionError | TimeoutError | RayError | dist.DistError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in _UNREACHABLE
+    return isinstance(error, RuntimeError) and _mentions(error, _COLLECTIVE_MESSAGES)
+
+
+def recurring_error(error: BaseException) -> AfinarError | None:
+    """Return the error as one sentence with its remedy if every attempt would end with it.
+
+    None for errors that may pass (`is_transient`), and for bugs. A full disk or memory is known
     also where a library met it.
     """
     if isinstance(error, AfinarError):
-        return None if type(error) is StorageError else error
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        place = error.filename or "the disk of a worker"
-        return NoSpaceError(f"{place}: no space left there. Free some and run again.")
+        return None if is_transient(error) else error
+
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in {errno.ENOSPC, errno.EDQUOT}:
+            place = cause.filename or "the disk of a worker"
+            return NoSpaceError(f"{place}: no space left there. Free some and run again.")
+    for cause in causes:
+        if _is_out_of_memory(cause):
+            where = "GPU memory" if _is_of_gpu(cause) else "memory"
+            return RequestError(
+                f"a worker ran out of {where}: give a smaller --batch-size, or --accumulate 2 or "
+                "more, which computes a step in so many parts"
+            )
+    if any(kind.__module__.startswith(_COMPILER_MODULES) for kind in type(error).__mro__):
+        return RequestError(
+            f"--compile does not work for this training ({_first_line(error)}): install a C++ "
+            "compiler such as g++ and the headers of Python, or leave out --compile"
+        )
     return None
 
 
-def record_failure(key: str, error: AfinarError) -> None:
-    """Record the error unless another worker has recorded one."""
-    failure = _Failure(kind=type(error).__name__, message=str(error))
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and the errors that caused it."""
+    cause: BaseException | None = error
+    for _ in range(_MAX_CAUSES):
+        if cause is None:
+            return
+        yield cause
+        # torch.compile wraps whatever fails while it compiles.
+        cause = getattr(cause, "inner_exception", None) or cause.__cause__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and _mentions(error, _MEMORY_MESSAGES)
+
+
+def _is_of_gpu(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or _mentions(
+        error, ("CUDA", "CUBLAS", "CUDNN")
+    )
+
+
+def _mentions(error: BaseException, words: tuple[str, ...]) -> bool:
+    text = str(error)
+    return any(word in text for word in words)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__
+
+
+def record_failure(key: str, error: Exception) -> None:
+    """Record an error that is not transient, unless another worker has recorded one.
+
+    It is recorded as `recurring_error` returns it; a bug with its traceback.
+    """
+    recurring = recurring_error(error)
+    failure = _Failure(
+        kind=type(recurring or error).__name__,
+        message=str(recurring or error),
+        traceback="" if recurring else "".join(traceback.format_exception(error)),
+    )
     _internal_kv_put(key, json.dumps(asdict(failure)).encode(), False, namespace=_NAMESPACE)
 
 
-def read_failure(key: str) -> AfinarError | None:
+def read_failure(key: str) -> AfinarError | WorkerError | None:
     """Return the recorded error, None if there is none.
 
-    An error of a class that is not in `afinar.errors` becomes an AfinarError.
+    An error of a class that is not in `afinar.errors` becomes an AfinarError, a bug a WorkerError.
     """
     record = _internal_kv_get(key, namespace=_NAMESPACE)
     if not record:
         return None
     uri = "the failure of a training"
     failure = as_record(parse_object(record, uri), _Failure, uri)
+    if failure.traceback:
+        bug = WorkerError(f"{failure.kind}: {failure.message}")
+        bug.add_note(failure.traceback)
+        return bug
     classes = {kind.__name__: kind for kind in _subclasses(AfinarError)}
     return classes.get(failure.kind, AfinarError)(failure.message)
 
@@ -79,6 +195,38 @@ def _subclasses(kind: type[AfinarError]) -> Iterator[type[AfinarError]]:
             yield from _subclasses(subclass)
 
 
+def record_start(key: str) -> None:
+    """Record that the workers of a launch have found room and run."""
+    _internal_kv_put(f"{key}-started", b"1", False, namespace=_NAMESPACE)
+
+
+def has_started(key: str) -> bool:
+    """Return True if the workers of a launch have run."""
+    return bool(_internal_kv_get(f"{key}-started", namespace=_NAMESPACE))
+
+
 def delete_failure(key: str) -> None:
-    """Delete the record of a launch that has ended."""
-    _internal_kv_del(key, namespace=_NAMESPACE)
+    """Delete the records of a launch that has ended."""
+    for name in (key, f"{key}-started"):
+        _internal_kv_del(name, namespace=_NAMESPACE)
+
+
+class TrainFailurePolicy(DefaultFailurePolicy):
+    """Failure policy of Ray Train that tries only transient errors again.
+
+    Workers that find no room are started again without limit: the driver decides how long a
+    training waits. Other failures are retried as often as `config` says.
+    """
+
+    def __init__(self, config: FailureConfig, failure_key: str) -> None:
+        super().__init__(config)
+        self._failure_key = failure_key
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Return whether the workers are started again."""
+        cause = getattr(training_failed_error, "controller_failure", None)
+        if isinstance(cause, WorkerGroupStartupTimeoutError):
+            return FailureDecision.RETRY
+        if read_failure(self._failure_key) is not None:
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)

@@ -1,4 +1,4 @@
-"""Launcher of training workers: Ray Train runs `training.worker.train` in each of them."""
+"""Launcher of training workers: Ray Train runs `training.worker.run_worker` in each of them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 import ray.train
+from ray._raylet import RAY_NODE_ID_KEY  # type: ignore[attr-defined]
 from ray.exceptions import RayError
 from ray.train import RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 
 # The classes that ray.train exports at run time; under these names mypy knows their types.
 from ray.train.v2.api.config import FailureConfig, ScalingConfig
@@ -31,25 +34,39 @@ from afinar.execution.session import (
     cluster_cores,
     cluster_gpus,
     fits,
+    free_share,
+    node_cores,
     ray_session,
     session_folder,
     wait_for_resources,
 )
 from afinar.execution.train_failure import (
+    TrainFailurePolicy,
+    WorkerError,
     delete_failure,
+    has_started,
+    is_transient,
     new_failure_key,
     read_failure,
     record_failure,
+    record_start,
     recurring_error,
 )
 from afinar.logs import LogSettings, configure_worker_logging, log_settings
 from afinar.training.distributed import Group
+from afinar.training.hooks import Metrics, TrainHooks
 from afinar.training.task import TrainTask, resolve_task
-from afinar.training.worker import train
+from afinar.training.worker import run_worker
 
 logger = logging.getLogger(__name__)
 
-_GROUP_START_S: Final = 60.0  # Ray Train's timeout of one attempt to start the workers
+# Ray Train's timeout of one attempt to reserve the workers' resources. Its controller answers no
+# request, such as to abort, while it waits for them.
+_GROUP_START_S: Final = 30.0
+_MAX_START_FAILURES: Final = 3
+_WAIT_LOG_S: Final = 30.0
+# The controller, an async actor, waits for remote calls on purpose: no warning.
+_CONTROLLER_ENVIRONMENT: Final = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0"}
 _RESOURCE_POLL_S: Final = 1.0
 _FAILURE_POLL_S: Final = 1.0
 _CAPACITY_POLL_S: Final = 5.0
@@ -57,28 +74,42 @@ _ABORT_S: Final = 10.0
 _JOIN_S: Final = 2.0
 
 
-def launch_on_ray(task: TrainTask) -> None:
+def launch_on_ray(
+    task: TrainTask, should_stop: Callable[[Metrics], bool] = lambda _: False
+) -> None:
     """Run the workers of a training until all have ended; a `training.driver.Launcher`.
 
     A worker or a machine that dies is replaced, and the training resumes from its newest
-    checkpoint. Raises the error of the worker that failed first, RequestError or ShortfallError if
-    the cluster lacks resources.
+    checkpoint. Workers wait for room on a busy cluster as long as it takes. Several trainings can
+    run at once, in threads or processes; threads share the connection of an enclosing
+    `ray_session`. `should_stop` is called with the metrics of each epoch in the process of rank 0;
+    True ends the training.
+
+    Raises the error of the worker that failed first, RequestError or ShortfallError if the cluster,
+    busy or idle, cannot hold the workers.
     """
     config = task.config
     cores = config.workers * config.cores_per_worker
     stays_connected = ray.is_initialized()
+    is_shared = stays_connected or cluster_address(config.address) is not None
     with ray_session(config.address, cores, dashboard=True):
-        resources = _worker_resources(config)
+        resources = _worker_resources(config, is_shared)
         task = resolve_task(task, resources.workers, on_gpu=resources.has_gpu)
-        _set_ray_train_options(config)
+        _set_ray_train_options()
         failure_key = new_failure_key()
         trainer = _Trainer(
             _run_worker,
-            train_loop_config={"task": task, "log": log_settings(), "failure_key": failure_key},
+            train_loop_config={
+                "task": task,
+                "log": log_settings(),
+                "failure_key": failure_key,
+                "should_stop": should_stop,
+            },
             scaling_config=resources.scaling_config(),
             torch_config=TorchConfig(backend="nccl" if resources.has_gpu else "gloo"),
             run_config=_run_config(task),
         )
+        trainer.failure_policy = TrainFailurePolicy(_failure_config(config), failure_key)
         watch = _Watch(trainer, failure_key, resources, config.start_timeout_s)
         try:
             _fit(trainer, watch)
@@ -92,12 +123,29 @@ def launch_on_ray(task: TrainTask) -> None:
 
 
 class _Trainer(TorchTrainer):
-    """TorchTrainer that the driver can abort, and that leaves the handler of SIGINT alone."""
+    """TorchTrainer that any thread can run and abort, and that tries only transient errors again.
+
+    It leaves the handler of SIGINT alone. `controller` is the actor that runs the training.
+    """
 
     controller: Any = None
+    failure_policy: TrainFailurePolicy
 
-    def _register_sigint_handler(self, controller: Any) -> None:
-        self.controller = controller
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        """Do what the base class does, with our failure policy, and keep the controller's handle.
+
+        The base class hands out the handle in the main thread only.
+        """
+        options["failure_policy"] = self.failure_policy
+        here = ray.get_runtime_context().get_node_id()
+        controller_class: Any = ray.remote(
+            num_cpus=0,
+            label_selector={RAY_NODE_ID_KEY: here},
+            runtime_env={"env_vars": get_env_vars_to_propagate() | _CONTROLLER_ENVIRONMENT},
+        )(TrainController)
+        self.controller = controller_class.remote(**options)
+        ray.get(self.controller.run.remote())
+        return ray.get(self.controller.get_result.remote())
 
     def abort(self) -> None:
         """End the workers; `fit` then raises an error of Ray."""
@@ -106,13 +154,15 @@ class _Trainer(TorchTrainer):
                 ray.get(self.controller.abort.remote(), timeout=_ABORT_S)
 
 
-def _set_ray_train_options(config: TrainConfig) -> None:
+def _set_ray_train_options() -> None:
     # Ray Train's patched print() would show every line twice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    # By default a dead worker is noticed only after 2 s.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
-    start_timeout_s = min(_GROUP_START_S, config.start_timeout_s)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(start_timeout_s))
+    # By default a dead worker is noticed only after 2 s, and a report holds the workers as long if
+    # the one before has not been fetched.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_GROUP_START_S))
+    # Ray's dashboard lists the training.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +177,11 @@ class _WorkerResources:
     def has_gpu(self) -> bool:
         return "GPU" in self.bundle
 
+    def describe(self) -> str:
+        """Return the resources of the fewest workers in words."""
+        gpu = " and a GPU" if self.has_gpu else ""
+        return f"{self.min_workers} x {self.bundle['CPU']:g} cores{gpu}"
+
     def scaling_config(self) -> ScalingConfig:
         """Return Ray Train's form; elastic if fewer workers may train."""
         elastic = self.min_workers < self.workers
@@ -138,16 +193,19 @@ class _WorkerResources:
         )
 
 
-def _worker_resources(config: TrainConfig) -> _WorkerResources:
-    """Return the workers' resources once the cluster can hold the fewest workers.
+def _worker_resources(config: TrainConfig, is_shared: bool) -> _WorkerResources:
+    """Return the workers' resources once the cluster, busy or idle, can hold the fewest workers.
 
-    Raises RequestError if a cluster that cannot grow lacks them, ShortfallError if a cluster that
-    can does not provide them in time.
+    `is_shared` is true if other jobs may run on the same Ray. Raises RequestError if a cluster that
+    cannot grow is too small, ShortfallError if a cluster that can does not grow in time.
     """
     gpus, cores = cluster_gpus(), cluster_cores()
     workers = config.workers or gpus or min(2, cores)
     min_workers = config.min_workers or workers
-    cpus = config.cores_per_worker or (1 if gpus else _cpus_per_worker(workers, cores))
+    # Half of what is free on a shared Ray, so that the next job finds room too.
+    share = free_share() / 2 if is_shared else 1.0
+    nodes = [share * node for node in node_cores()]
+    cpus = config.cores_per_worker or (1 if gpus else _cpus_per_worker(workers, nodes))
     bundle: dict[str, float] = {"CPU": cpus, "GPU": 1} if gpus else {"CPU": cpus}
 
     if not wait_for_resources(
@@ -166,13 +224,19 @@ def _worker_resources(config: TrainConfig) -> _WorkerResources:
     return _WorkerResources(workers=workers, min_workers=min_workers, bundle=bundle)
 
 
-def _cpus_per_worker(workers: int, cores: int) -> int:
-    """Return the largest number of cores that each worker can have on the cluster's nodes.
+def _cpus_per_worker(workers: int, nodes: Sequence[float]) -> int:
+    """Return the largest number of cores that each worker can have on nodes of so many, at least 1.
 
     Example: 2 workers on nodes of 3 and 5 cores can have 3 each; 4 each would need two nodes of 4.
     """
-    candidates = range(cores // workers, 1, -1)
-    return next((cpus for cpus in candidates if fits({"CPU": cpus}, workers)), 1)
+    candidates = range(int(sum(nodes)) // workers, 1, -1)
+    return next((cpus for cpus in candidates if sum(n // cpus for n in nodes) >= workers), 1)
+
+
+def _failure_config(config: TrainConfig) -> FailureConfig:
+    return FailureConfig(
+        max_failures=config.max_failures, controller_failure_limit=_MAX_START_FAILURES
+    )
 
 
 def _run_config(task: TrainTask) -> RunConfig:
@@ -185,10 +249,7 @@ def _run_config(task: TrainTask) -> RunConfig:
     options: dict[str, Any] = {
         # A new name for each launch: Ray Train must not resume, the training does so itself.
         "name": f"ray-train-{uuid.uuid4().hex[:12]}",
-        "failure_config": FailureConfig(
-            max_failures=config.max_failures,
-            controller_failure_limit=max(1, math.ceil(config.start_timeout_s / _GROUP_START_S)),
-        ),
+        "failure_config": _failure_config(config),
     }
     if cluster_address(config.address) is None:
         # All workers are on this machine.
@@ -221,14 +282,15 @@ def _delete_ray_files(config: RunConfig) -> None:
 class _Watch:
     """Thread that aborts a training which cannot succeed: Ray Train itself would try on.
 
-    Aborted are a training with a recorded failure, and one for whose fewest workers the cluster has
-    had no room for `timeout_s`. `failure` is the reason.
+    Aborted are a training with a recorded failure, and one whose fewest workers the cluster, busy
+    or idle, has not been able to hold for `timeout_s`. `failure` is the reason. While the workers
+    wait for room that other work occupies, the thread logs what they wait for.
     """
 
     def __init__(
         self, trainer: _Trainer, failure_key: str, resources: _WorkerResources, timeout_s: float
     ) -> None:
-        self.failure: AfinarError | None = None
+        self.failure: AfinarError | WorkerError | None = None
         self._trainer, self._failure_key = trainer, failure_key
         self._resources, self._timeout_s = resources, timeout_s
         self._ended = threading.Event()
@@ -243,16 +305,17 @@ class _Watch:
         # After an interruption of all of Ray's processes the thread would wait for an answer.
         self._thread.join(_JOIN_S)
 
-    def read_failure(self) -> AfinarError | None:
+    def read_failure(self) -> AfinarError | WorkerError | None:
         """Return the error for which the training was or would be aborted, None if none."""
         return self.failure or read_failure(self._failure_key)
 
-    def delete_failure(self) -> None:
-        """Delete the record of the error from Ray's control service."""
+    def delete_records(self) -> None:
+        """Delete what the launch has recorded in Ray's control service."""
         delete_failure(self._failure_key)
 
     def _run(self) -> None:
-        fitted_at = checked_at = time.monotonic()
+        fitted_at = checked_at = logged_at = time.monotonic()
+        started = False
         while not self._ended.wait(_FAILURE_POLL_S):
             self.failure = read_failure(self._failure_key)
             now = time.monotonic()
@@ -269,6 +332,11 @@ class _Watch:
                 self._trainer.abort()
                 return
 
+            started = started or has_started(self._failure_key)
+            if not started and now - logged_at >= _WAIT_LOG_S:
+                logged_at = now
+                logger.info(f"waiting for {self._resources.describe()} that other work occupies")
+
 
 def _fit(trainer: _Trainer, watch: _Watch) -> None:
     """Run the trainer until its workers have ended. Raises the error that made it fail."""
@@ -282,7 +350,7 @@ def _fit(trainer: _Trainer, watch: _Watch) -> None:
         cause = _first_failure(error)
 
     failure = watch.read_failure() or cause
-    watch.delete_failure()
+    watch.delete_records()
     if failure is not None:
         raise failure
 
@@ -307,33 +375,40 @@ def _first_failure(error: Exception) -> Exception:
 def _run_worker(options: dict[str, Any]) -> None:
     """Train in one worker process.
 
-    An error that would recur is recorded: later attempts then end at once, and the driver raises
-    it. Nothing is reported to Ray Train: a report costs 2 s, and the run's folder has everything.
+    An error that is not transient is recorded: Ray Train then ends the training, and the driver
+    raises the recorded error.
     """
     task: TrainTask = options["task"]
     log: LogSettings = options["log"]
     failure_key: str = options["failure_key"]
-    if read_failure(failure_key) is not None:
-        return
 
     _use_assigned_cores()
     group = Group(get_device())
     configure_worker_logging(log, run=task.run, rank=group.rank)
+    if group.is_rank_zero:
+        record_start(failure_key)
     try:
-        train(task, group)
+        run_worker(task, group, _hooks(group, options["should_stop"]))
     except Exception as error:
-        recurring = recurring_error(error)
-        if recurring is not None:
-            record_failure(failure_key, recurring)
-            # All workers raise a shortfall together, and a single worker needs no end by Ray.
-            # Another error may be this worker's alone: raising it makes Ray Train end the others.
-            if group.size == 1 or isinstance(error, ShortfallError):
-                return
-        elif not isinstance(error, AfinarError):
+        if not is_transient(error):
+            record_failure(failure_key, error)
+        if not isinstance(error, AfinarError):
             # Ray Train keeps only a thousand characters of the message; the note has the traceback.
             error.add_note(f"on rank {group.rank}\n{traceback.format_exc()}")
             error.failed_at = time.time()  # type: ignore[attr-defined]  # for `_first_failure`
         raise
+
+
+def _hooks(group: Group, should_stop: Callable[[Metrics], bool]) -> TrainHooks:
+    def on_epoch_end(metrics: Metrics) -> bool:
+        """Report to Ray Train without a checkpoint: afinar keeps its own."""
+        ray.train.report(dict(metrics))
+        return group.is_rank_zero and should_stop(metrics)
+
+    return TrainHooks(
+        on_epoch_end=on_epoch_end,
+        is_preempted=lambda: ray.train.get_preemption_info() is not None,
+    )
 
 
 def _use_assigned_cores() -> None:
