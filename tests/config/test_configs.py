@@ -57,7 +57,7 @@ def test_wrong_ingest_value_is_refused(options: dict[str, Any], message: str) ->
         ({"accumulate": 0}, "at least 1"),
         ({"sampling": "balanced", "class_weights": "sqrt"}, "give one of them"),
         ({"min_workers": 2}, "give --workers too"),
-        ({"min_workers": 1, "workers": 2}, "give --checkpoint-steps"),
+        ({"min_workers": 1, "workers": 2, "checkpoint_minutes": 0}, "give --checkpoint-minutes"),
         ({"regime": "last:0"}, "choose frozen, last:N"),
         ({"augment": "turn:40"}, "--augment"),
         ({"models": ""}, "give --describe"),
