@@ -23,6 +23,7 @@ ClassWeights = Literal["none", "balanced", "sqrt", "capped"]
 Sampling = Literal["natural", "balanced"]
 HeadInit = Literal["solved", "random"]
 SelectBy = Literal["top1", "loss", "macro-f1"]
+TrainPrecision = Precision | Literal["float16"]
 
 _MINIMA: Final = {
     "patience": 0,
@@ -142,9 +143,11 @@ class TrainConfig(JobConfig):
     saturation:SHARE, crop:AREA (random resized crop of at least this share of the picture), trivial
     (TrivialAugmentWide), erase:PROBABILITY (random erasing), mixup:ALPHA, cutmix:ALPHA; or `none`.
     `auto`: flip, but none for the frozen regime, whose features are computed once."""
-    precision: Precision = "auto"
-    """`float32`, `bfloat16`, or `auto`: bfloat16 if the hardware multiplies it (Tensor Cores,
-    AMX)."""
+    precision: TrainPrecision = "auto"
+    """`float32`, `bfloat16`, `float16` (with a scaled loss), or `auto`: bfloat16 if all workers'
+    hardware multiplies it (Tensor Cores since Ampere, AMX), else float16 on GPUs with Tensor Cores
+    (V100, T4), else float32. It is that of features, training and the validation of each epoch;
+    the final evaluation is in float32."""
     compile: bool = False
     """Compile the network with torch.compile; worthwhile for long runs."""
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from afinar.models.networks.network import default_batch_size
+from afinar.models.networks.precision import autocast
 from afinar.training.batches import Samples
 from afinar.training.distributed import Group
 from afinar.training.inputs import Inputs
@@ -33,14 +34,20 @@ class LocalLogits:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Computes logits and metrics from `inputs` without augmentation, in float32."""
+    """Computes logits and metrics from `inputs` without augmentation.
+
+    `precision` is that of `evaluate`, which compares epochs.
+    """
 
     inputs: Inputs
     classes: list[str]
     group: Group
     num_loader_threads: int
+    precision: torch.dtype = torch.float32
 
-    def compute_logits(self, model: nn.Module, samples: Samples) -> LocalLogits:
+    def compute_logits(
+        self, model: nn.Module, samples: Samples, precision: torch.dtype = torch.float32
+    ) -> LocalLogits:
         """Return the logits of this worker's slice of `samples`. Switches the model to eval mode.
 
         No sample is padded or repeated, so slices may differ in length by one and be empty.
@@ -59,10 +66,12 @@ class Evaluator:
         with contextlib.closing(loading), torch.no_grad():
             for batch, loaded in loading:
                 inputs = self.inputs.to_device(loaded, batch, None, timer)
-                logits.append(model(inputs).float())
+                with autocast(device, precision):
+                    outputs = model(inputs)
+                logits.append(outputs.float())
         return LocalLogits(positions, torch.cat(logits), samples.targets_on(device, positions))
 
     def evaluate(self, model: nn.Module, samples: Samples) -> Metrics:
         """Return the metrics of all workers' samples; a collective operation."""
-        local = self.compute_logits(model, samples)
+        local = self.compute_logits(model, samples, self.precision)
         return compute_metrics(local.logits, local.targets, self.classes, self.group)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from afinar.config.augmentation import Augmentation
 from afinar.dataset.reader import Dataset
+from afinar.errors import RequestError
 from afinar.models.networks.network import Network, apply_input_view, default_batch_size
 from afinar.models.networks.precision import autocast
 from afinar.pictures.preprocessing import InputView
@@ -159,7 +160,7 @@ def compute_features(
 
     Each worker computes its slice of `rows`; the sum over workers fills in the others. The network
     is in eval mode and computes in `precision`; `threads` load pictures ahead. There must be at
-    least one row per worker.
+    least one row per worker. Raises RequestError on all workers if float16 is too narrow.
     """
     network.eval()
     features: Tensor | None = None
@@ -179,4 +180,10 @@ def compute_features(
             features[torch.from_numpy(positions).to(group.device)] = values
 
     assert features is not None, "there is at least one row per worker"
-    return group.all_reduce_sum(features)
+    features = group.all_reduce_sum(features)
+    if precision == torch.float16 and not features.isfinite().all():
+        raise RequestError(
+            "activations of this backbone exceed float16, whose largest number is 65,504: give "
+            "--precision float32"
+        )
+    return features

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.nn.utils import clip_grad_norm_
 
 from afinar.config.train import Schedule, TrainConfig
@@ -18,6 +19,8 @@ _MOMENTUM: Final = 0.9
 # Those of Keras, which courses use. torch's alpha of 0.99 makes the first step three times as long.
 _RMSPROP_RHO: Final = 0.9
 _RMSPROP_EPS: Final = 1e-7
+
+_SCALER_STATE: Final = ("scale", "_growth_tracker")  # what changes in a GradScaler
 
 
 def lr_at_step(schedule: Schedule, warmup: float, step: int, steps: int) -> float:
@@ -55,30 +58,52 @@ class Optimizer:
     `module` is in training mode. What training does not change is not saved: parameters without
     gradient and buffers of layers in evaluation mode. Each attempt has them from the initial
     weights, and `fixed_hash` proves that they are the same.
+
+    With the precision float16 the loss is multiplied by a scale, so that small gradients do not
+    become 0 (Micikevicius et al. 2018, arXiv 1710.03740). If a gradient overflows, the step changes
+    no weights and the scale is halved; after 2,000 steps without an overflow it is doubled. Workers
+    have the same gradients, so they keep the same scale.
     """
 
     def __init__(
-        self, module: nn.Module, groups: list[dict[str, Any]], config: TrainConfig, steps: int
+        self,
+        module: nn.Module,
+        groups: list[dict[str, Any]],
+        config: TrainConfig,
+        steps: int,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         self._module, self._config, self._steps = module, config, steps
-        self._optimizer = _torch_optimizer(config, groups)
+        is_scaled = precision == torch.float16
+        self._optimizer = _torch_optimizer(config, groups, is_scaled=is_scaled)
         self._average = copy.deepcopy(module).requires_grad_(False) if config.ema else None
         self._changing = _changing_names(module)
+        device = next(module.parameters()).device
+        self._scaler = GradScaler(device.type, enabled=is_scaled)
 
     def zero_grad(self) -> None:
         """Forget the gradients of the step before."""
         self._optimizer.zero_grad(set_to_none=True)
 
+    def scale(self, loss: Tensor) -> Tensor:
+        """Return the loss to derive: scaled if the precision is float16."""
+        return self._scaler.scale(loss)
+
     def step(self, step: int) -> None:
-        """Update the weights by their gradients at the learning rate of `step`."""
+        """Update the weights by their gradients at the learning rate of `step`.
+
+        The gradients are those of the scaled loss, and the same on all workers.
+        """
         config = self._config
         lr = config.learning_rate * lr_at_step(config.schedule, config.warmup, step, self._steps)
         for group in self._optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
 
+        self._scaler.unscale_(self._optimizer)
         if config.clip_norm:
             clip_grad_norm_(self._parameters(), config.clip_norm)
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
 
         if self._average is not None:
             update_ema(self._average, self._module, min(config.ema, (1 + step) / (10 + step)))
@@ -119,7 +144,7 @@ class Optimizer:
         """Return the tensors, besides those of `eval_model`, on which the next step depends.
 
         `optimizer.<parameter number>.<name>` is the state of a parameter; `module.<name>` are the
-        trained weights, if `eval_model` is their average.
+        trained weights, if `eval_model` is their average. `scaler.<name>` is the scale of the loss.
         """
         tensors = {
             f"optimizer.{number}.{name}": value
@@ -130,6 +155,9 @@ class Optimizer:
         if self._average is not None:
             weights = self._changing_of(self._module)
             tensors |= {f"module.{name}": tensor for name, tensor in weights.items()}
+        if self._scaler.is_enabled():
+            scaler = self._scaler.state_dict()
+            tensors |= {f"scaler.{name}": torch.tensor(scaler[name]) for name in _SCALER_STATE}
         return tensors
 
     def load(self, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
@@ -146,6 +174,11 @@ class Optimizer:
             by_parameter.setdefault(int(number), {})[key] = restored
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": by_parameter, "param_groups": groups})
+
+        # A checkpoint of a GPU with bfloat16 has no scale.
+        scaler = {name: value.item() for name, value in _with_prefix("scaler.", state).items()}
+        if scaler:
+            self._scaler.load_state_dict(self._scaler.state_dict() | scaler)
 
     def _parameters(self) -> list[Tensor]:
         groups = self._optimizer.param_groups
@@ -198,10 +231,15 @@ def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensors[name] for name in chosen}
 
 
-def _torch_optimizer(config: TrainConfig, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+def _torch_optimizer(
+    config: TrainConfig, groups: list[dict[str, Any]], *, is_scaled: bool
+) -> torch.optim.Optimizer:
     lr = config.learning_rate
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=_MOMENTUM, nesterov=True, fused=True)
+        # If the first step of a scaled loss overflows, fused SGD leaves its momentum uninitialised.
+        return torch.optim.SGD(
+            groups, lr=lr, momentum=_MOMENTUM, nesterov=True, fused=not is_scaled
+        )
     if config.optimizer == "rmsprop":
         return torch.optim.RMSprop(groups, lr=lr, alpha=_RMSPROP_RHO, eps=_RMSPROP_EPS)
     adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam

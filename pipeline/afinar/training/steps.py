@@ -160,7 +160,7 @@ class TrainStep:
             if mixes is not None:
                 targets = self._mixed_targets(batch, numbers, mixes, logits.shape[1])
             loss = self.loss(logits.float(), targets)
-            (loss * factor).backward()  # type: ignore[no-untyped-call]
+            self.optimizer.scale(loss * factor).backward()  # type: ignore[no-untyped-call]
             classes = targets if targets.ndim == 1 else targets.argmax(dim=1)
             correct = (logits.argmax(dim=1) == classes).sum()
             return torch.stack([loss.detach().double(), correct.double()])

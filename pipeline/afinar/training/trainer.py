@@ -236,9 +236,11 @@ class Trainer:
         loss, is_due, steps = self.group.all_reduce_sum(message).tolist()
 
         if not math.isfinite(loss):
+            is_narrow = self.train_step.precision == torch.float16
             raise DivergedError(
                 f"the loss is not finite at step {state.step}, in epoch {state.epoch + 1}: give a "
                 "smaller --learning-rate, or --clip-norm 1"
+                f"{', or --precision float32' if is_narrow else ''}"
             )
         self.schedule.next_step = state.step + int(steps)
         return bool(is_due)

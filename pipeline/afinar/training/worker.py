@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.models.networks.compiler import require_compiler
 from afinar.models.networks.network import Network, build_network
-from afinar.models.networks.precision import use_bfloat16
+from afinar.models.networks.precision import use_bfloat16, use_float16
 from afinar.models.networks.stages import freeze, parameter_groups, set_training
 from afinar.models.networks.weights import find_weights, load_weights
 from afinar.storage.open import open_store
@@ -72,6 +72,7 @@ class _Training(NamedTuple):
     task: TrainTask
     network: Network
     module: nn.Module
+    precision: torch.dtype
     dataset: Dataset
     samples: LabelledSamples
     evaluator: Evaluator
@@ -152,12 +153,10 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
 
     network = _initial_network(task, group)
     freeze(network, config.trainable_stages)
-    # bfloat16 only if every worker's hardware multiplies it: all must compute alike.
-    half = group.all_true(use_bfloat16(config.precision, group.device))
-    precision = torch.bfloat16 if half else torch.float32
+    precision = _common_precision(config, group)
     threads = num_loader_threads(group.device.type, dataset.view.store == "jpeg")
     part = _trained_part(task, network, dataset, samples, group, precision, threads)
-    evaluator = Evaluator(part.inputs, task.classes, group, threads)
+    evaluator = Evaluator(part.inputs, task.classes, group, threads, precision)
 
     store = open_store(config.models)
     checkpoints = Checkpoints(store, task.run, task.fingerprint)
@@ -177,6 +176,7 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
         parameter_groups(network, config.weight_decay, config.layer_decay, config.head_rate),
         config,
         steps=epochs * steps_per_epoch(task.epoch_samples, config.batch_size),
+        precision=precision,
     )
     trainer = Trainer(
         config=config,
@@ -209,12 +209,17 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
 
     part.module.load_state_dict(optimizer.eval_model.state_dict())
     freeze(network, 0 if _final_regime(config, state) == "frozen" else config.trainable_stages)
-    validation = evaluator.compute_logits(part.module, samples.validation)
+    module = part.module
+    if precision != torch.float32:
+        # Features of reduced precision do not give the logits of the published network.
+        evaluator, module = replace(evaluator, inputs=part.pixels), network
+    validation = evaluator.compute_logits(module, samples.validation)
     temperature = fit_temperature(validation.logits, validation.targets, group)
     return _Training(
         task=task,
         network=network,
-        module=part.module,
+        module=module,
+        precision=precision,
         dataset=dataset,
         samples=samples,
         evaluator=evaluator,
@@ -236,7 +241,8 @@ def _result(training: _Training) -> TrialResult:
             for epoch in state.best
             if epoch.weights
         ],
-        settings=resolved_values(config),
+        settings=resolved_values(config)
+        | {"precision": str(training.precision).removeprefix("torch.")},
         regime=_final_regime(config, state),
         metrics={"val": training.validation_metrics},
         temperature=training.temperature,
@@ -265,6 +271,17 @@ def _log_start(
         f"“{classes[counts.argmax()]}” is right for {counts.max() / len(validation):.1%} of "
         "validation"
     )
+
+
+def _common_precision(config: TrainConfig, group: Group) -> torch.dtype:
+    """Return the precision that the hardware of every worker is fast at: all must compute alike."""
+    if group.all_true(use_bfloat16(config.precision, group.device)):
+        return torch.bfloat16
+    if not group.all_true(use_float16(config.precision, group.device)):
+        return torch.float32
+    if group.device.type == "cpu" and group.is_rank_zero:
+        logger.info("note: CPUs emulate float16, which is slower than float32")
+    return torch.float16
 
 
 def _log_unbalanced_windows(windows: ShardWindows, samples: Samples, config: TrainConfig) -> None:
@@ -304,7 +321,7 @@ def _initial_network(task: TrainTask, group: Group) -> Network:
 
 
 class _TrainedPart(NamedTuple):
-    """The trained module and its inputs.
+    """The trained module and its inputs, and `pixels`, the inputs of the whole network.
 
     `solver_samples` is the number of training samples that its head can be solved on.
     `is_solved_at_once` is true if no epoch can improve that solution.
@@ -312,6 +329,7 @@ class _TrainedPart(NamedTuple):
 
     module: nn.Module
     inputs: PixelInputs | FeatureInputs
+    pixels: PixelInputs
     solver_samples: int
     is_solved_at_once: bool = False
 
@@ -337,19 +355,25 @@ def _trained_part(
     feature_bytes = config.window_mb * 2**20
     count = solver_samples(len(samples.train), width, classes, feature_bytes, group.device.type)
     if config.regime != "frozen" or config.augmentation.any:
-        return _TrainedPart(network, pixels, count)
+        return _TrainedPart(network, pixels, pixels, count)
 
-    splits = (samples.train, samples.validation, samples.test)
+    splits = [samples.train, samples.validation]
+    if precision == torch.float32:
+        splits.append(samples.test)
     rows = np.concatenate([split.rows for split in splits])
     if 4 * width * len(rows) > feature_bytes:
         logger.info(
             f"note: {len(rows)} x {width} features do not fit --window-mb {config.window_mb}: "
             "computed in every epoch"
         )
-        return _TrainedPart(network, pixels, count)
+        return _TrainedPart(network, pixels, pixels, count)
     features = compute_features(network, pixels, rows, group, precision, threads)
     return _TrainedPart(
-        network.classifier, FeatureInputs(features, rows), count, count == len(samples.train)
+        network.classifier,
+        FeatureInputs(features, rows),
+        pixels,
+        count,
+        count == len(samples.train),
     )
 
 

@@ -1,16 +1,17 @@
-"""Floating-point arithmetic: bfloat16 where a device is fast at it, and float32 without TF32."""
+"""Floating-point arithmetic: 16 bits where a device is fast at them, and float32 without TF32."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Literal
 
 import torch
 
 from afinar.config.base import Precision
 
 
-def use_bfloat16(precision: Precision, device: torch.device) -> bool:
+def use_bfloat16(precision: Precision | Literal["float16"], device: torch.device) -> bool:
     """Return True if a network is to compute in bfloat16.
 
     With `auto` it does if the hardware multiplies bfloat16 matrices: GPUs since Ampere (Tensor
@@ -21,6 +22,17 @@ def use_bfloat16(precision: Precision, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     return torch.cpu._is_amx_tile_supported()
+
+
+def use_float16(precision: Precision | Literal["float16"], device: torch.device) -> bool:
+    """Return True if a network may train in float16, with a scaled loss.
+
+    With `auto` it may on GPUs whose Tensor Cores multiply float16 matrices (Volta, Turing, and
+    later ones, for which `use_bfloat16` is also true). CPUs emulate float16.
+    """
+    if precision != "auto":
+        return precision == "float16"
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 @contextmanager
