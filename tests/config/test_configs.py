@@ -62,6 +62,15 @@ def test_wrong_ingest_value_is_refused(options: dict[str, Any], message: str) ->
         ({"augment": "turn:40"}, "--augment"),
         ({"models": ""}, "give --describe"),
         ({"regime": "frozen", "weights": "none"}, "random features"),
+        ({"regime": "scratch", "weights": "models@1"}, "give --regime full"),
+        ({"mean": "0,0,0", "std": "1,1,1"}, "of a file of weights"),
+        ({"weights": "models@1", "mean": "0,0,0", "std": "1,1,1"}, "of a file of weights"),
+        ({"weights": "own.pth", "mean": "0,0,0"}, "--mean and --std together"),
+        ({"weights": "own.pth", "mean": "0,0", "std": "1,1,1"}, "--mean '0,0': give three numbers"),
+        ({"weights": "own.pth", "mean": "a,0,0", "std": "1,1,1"}, "give three numbers"),
+        ({"weights": "own.pth", "mean": "0,0,nan", "std": "1,1,1"}, "from 0 to 1"),
+        ({"weights": "own.pth", "mean": "124,116,104", "std": "1,1,1"}, "divided by 255"),
+        ({"weights": "own.pth", "mean": "0,0,0", "std": "0,1,1"}, "--std 0,1,1: .* above 0 to 1"),
     ],
 )
 def test_wrong_train_value_is_refused(options: dict[str, Any], message: str) -> None:
@@ -102,6 +111,12 @@ def test_strings_are_parsed_to_values() -> None:
     assert train(regime="last:2").regime_kind == "last"
     assert train(weights="own.pth").has_weights_file
     assert not train().has_weights_file
+    assert train(weights="s3://bucket/models@champion").has_weights_model
+    assert train(weights="models@3-1a2b3c4d").has_weights_model
+    assert train(weights="models@3").paths[-1] == "models@3"
+    assert train(weights="crops@2x.pth").has_weights_file
+    normalised = train(weights="own.pth", mean="0,0.5,1", std="1,1,0.25").normalisation
+    assert normalised == ((0, 0.5, 1), (1, 1, 0.25))
 
 
 def test_copies_have_their_own_parsed_values() -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, NamedTuple
 
 from afinar.config.augmentation import Augmentation, parse_augment
 from afinar.config.base import POSITIONAL, JobConfig, Precision, require
@@ -24,6 +25,10 @@ Sampling = Literal["natural", "balanced"]
 HeadInit = Literal["solved", "random"]
 SelectBy = Literal["top1", "loss", "macro-f1"]
 TrainPrecision = Precision | Literal["float16"]
+
+_MODEL: Final = re.compile(r"(.+)@[\w-]+")  # a file has a name with a dot
+
+Channels = tuple[float, float, float]
 
 _MINIMA: Final = {
     "patience": 0,
@@ -46,6 +51,13 @@ _MINIMA: Final = {
 _SHARES_BELOW_1: Final = ("dropout", "warmup", "label_smoothing", "ema")
 
 
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of each RGB channel, on a scale from 0 to 1."""
+
+    mean: Channels
+    std: Channels
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(JobConfig):
     """Train a classifier on an ingested dataset and publish it as the next model version."""
@@ -62,10 +74,19 @@ class TrainConfig(JobConfig):
     a network of timm (which afinar[timm] installs)."""
     weights: str = "imagenet"
     """Initial weights: `imagenet` (the first source available), `none`, `torchvision`, `package`,
-    or a file or URI, with `#sha256=…` if its hash must be verified."""
+    a file or URI, with `#sha256=…` if its hash must be verified, or a published model, as
+    MODELS@champion, MODELS@latest or MODELS@VERSION. A model gives its backbone, its normalisation,
+    and the rows of its head for the classes that the dataset has too. Such a training publishes no
+    network that validates worse than the one it began with."""
+    mean: str = ""
+    """R,G,B: mean of the inputs that a file of weights was trained with, on a scale from 0 to 1.
+    Default: that of the known weights of the backbone."""
+    std: str = ""
+    """R,G,B: their standard deviation; with --mean."""
     cut: str = "auto"
-    """Node at which the backbone is cut (`--describe` lists the nodes). `auto`: the input of its
-    classifier, such as the pooled features of timm's networks."""
+    """Node at which the backbone is cut (`--describe` lists the nodes). `auto`: as the model in
+    --weights is, else the input of its classifier, such as the pooled features of timm's
+    networks."""
     pool: Pool = "average"
     """Reduction of the activations at the cut to one vector: spatial `average`, or `flatten`."""
     head: Head = "linear"
@@ -78,7 +99,8 @@ class TrainConfig(JobConfig):
     """`softmax` over all classes (cross-entropy), or one `sigmoid` for two classes (binary
     cross-entropy)."""
     input_size: int = 0
-    """Side of the network's input in pixels. 0: the usual size of the backbone."""
+    """Side of the network's input in pixels. 0: that of the model in --weights, else the usual size
+    of the backbone."""
 
     regime: str = "full"
     """Weights to train: `frozen` (the head), `last:N` (the head and the last N stages), `full` (all
@@ -87,9 +109,14 @@ class TrainConfig(JobConfig):
     head_init: HeadInit = "solved"
     """First weights of a linear head on a pretrained backbone: `solved` by logistic regression on
     the features of the training pictures (the frozen regime without augmentation needs no epoch
-    after it), or `random`. Other heads begin with random weights."""
+    after it), or `random`. Other heads begin with random weights. The head of a model in --weights
+    is kept for its classes: with `solved` if it validates no worse than the solved head; rows of
+    new classes are solved or random."""
     epochs: int | Literal["auto"] = "auto"
-    """Passes over the training split. `auto`: 10, or as many as make 300 steps."""
+    """Passes over the training split. `auto`: 10, or as many as make 300 steps. To train a
+    published model further, give the same command with `--weights MODELS@VERSION` and the number of
+    further epochs: they begin with the weights of its best epoch, a new optimizer and a new
+    schedule."""
     select_by: SelectBy = "top1"
     """Metric on the validation split that decides which epoch is published: `top1`, `loss`, or
     `macro-f1`, in which rare classes count as much as frequent ones. Ties go to the lower loss."""
@@ -107,7 +134,7 @@ class TrainConfig(JobConfig):
     times the square root of batch size / 32 (sgd: times batch size / 32)."""
     head_rate: float = 0.0
     """Learning rate of the head, as a multiple of that of the backbone. 0: 10 for a random head on
-    a pretrained backbone, else 1."""
+    a pretrained backbone, else 1, also for the head of a model in --weights."""
     schedule: Schedule = "cosine"
     """Learning rate after warm-up: `cosine` or `linear` decay to zero, or `constant`."""
     warmup: float = 0.1
@@ -184,7 +211,7 @@ class TrainConfig(JobConfig):
         super().__post_init__()
         self._check_ranges()
         # Reading the properties parses the strings.
-        _ = self.trainable_stages, self.augmentation, self.operating_targets
+        _ = self.trainable_stages, self.augmentation, self.operating_targets, self.normalisation
 
         require(
             self.describe or bool(self.dataset and self.models),
@@ -203,6 +230,11 @@ class TrainConfig(JobConfig):
             self.sampling == "natural" or self.class_weights == "none",
             f"--sampling {self.sampling} with --class-weights {self.class_weights} would make up "
             "for the sizes of the classes twice: give one of them",
+        )
+        require(
+            self.regime != "scratch" or not self.has_weights_model,
+            f"--regime scratch begins with random values, and --weights {self.weights} is a model: "
+            "give --regime full, or no --weights",
         )
 
     def _check_ranges(self) -> None:
@@ -272,10 +304,23 @@ class TrainConfig(JobConfig):
         """Precisions and recalls for which thresholds are reported."""
         return parse_operating_points(self.operating_points)
 
+    @cached_property
+    def normalisation(self) -> Normalisation | None:
+        """Normalisation of the inputs of a file of weights; None if it is not given."""
+        if not self.mean and not self.std:
+            return None
+        require(
+            self.has_weights_file and self.regime != "scratch",
+            "--mean and --std are those of a file of weights: give --weights FILE, or leave them "
+            "out, because the normalisation of other weights is known",
+        )
+        require(bool(self.mean and self.std), "give --mean and --std together, each as R,G,B")
+        return Normalisation(_channels("--mean", self.mean, 0), _channels("--std", self.std, 1e-6))
+
     @property
     def paths(self) -> tuple[str, ...]:
         """Locations that the job reads and writes."""
-        weights = self.weights if self.has_weights_file else ""
+        weights = "" if self.weights in NAMED_WEIGHTS else self.weights
         return tuple(filter(None, (self.dataset, self.models, weights, self.audit)))
 
     @property
@@ -291,4 +336,26 @@ class TrainConfig(JobConfig):
     @property
     def has_weights_file(self) -> bool:
         """True if `weights` is a file or a URI."""
-        return self.weights not in NAMED_WEIGHTS
+        return self.weights not in NAMED_WEIGHTS and not self.has_weights_model
+
+    @property
+    def has_weights_model(self) -> bool:
+        """True if `weights` is a published model, such as MODELS@champion."""
+        return _MODEL.fullmatch(self.weights) is not None
+
+
+def _channels(flag: str, text: str, minimum: float) -> Channels:
+    """Parse three numbers, such as 0.485,0.456,0.406. Raise RequestError for anything else."""
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError:
+        raise RequestError(
+            f"{flag} {text!r}: give three numbers, R,G,B, such as 0.5,0.5,0.5"
+        ) from None
+    channels = red, green, blue
+    require(
+        all(minimum <= value <= 1 for value in channels),
+        f"{flag} {text}: give numbers {'from 0' if minimum == 0 else 'above 0'} to 1, as of pixels "
+        "divided by 255",
+    )
+    return channels

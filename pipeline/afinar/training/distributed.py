@@ -22,12 +22,14 @@ _KEEP_BUFFERS: Any = {
 class Group:
     """The default process group as one worker sees it; a group of one without torch.distributed.
 
+    With `alone` it is a group of one in any case.
+
     Every method but `wrap` is a collective operation: all workers must call it in the same order.
     """
 
-    def __init__(self, device: str | torch.device = "cpu") -> None:
+    def __init__(self, device: str | torch.device = "cpu", *, alone: bool = False) -> None:
         self.device = torch.device(device)
-        initialized = dist.is_available() and dist.is_initialized()
+        initialized = not alone and dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if initialized else 0
         self.size = dist.get_world_size() if initialized else 1
 

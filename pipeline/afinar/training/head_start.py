@@ -1,28 +1,33 @@
 """Solution of a linear head on the features of a pretrained backbone, before any epoch.
 
 A random head sends large, random gradients into a pretrained backbone (Kumar et al. 2022, arXiv
-2202.10054). A solved head is the best that the features allow, so training starts from there.
+2202.10054). A solved head is the best that the features allow, so training starts from there. A
+training that starts from a published model may have a better one: that of the model.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from afinar.models.networks.heads import BinaryLogits
+from afinar.config.train import SelectBy
+from afinar.models.networks.heads import class_rows, set_class_rows
 from afinar.models.networks.network import Network
 from afinar.training.batches import Samples
+from afinar.training.checkpoint import RankedEpoch
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator
 from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
 from afinar.training.linear_probe import Features, LinearHead, Objective, solve_head
+from afinar.training.metrics import compute_metrics
 from afinar.training.rng import generator
 from afinar.training.sampler import RowNumbers
 from afinar.training.task import LabelledSamples
@@ -48,7 +53,9 @@ def solver_samples(samples: int, width: int, classes: int, feature_bytes: int, d
 class HeadSolver:
     """Solves the head of `network` and evaluates `module`, which is the network or its classifier.
 
-    `inputs` are those of the module. `count` is the number of training samples to solve on.
+    `inputs` are those of the module. `count` is the number of training samples to solve on. `kept`
+    bool [classes] marks the classes whose rows of the head come from a published model; whether
+    they stay is decided by the metric `select_by`.
     """
 
     network: Network
@@ -62,9 +69,15 @@ class HeadSolver:
     seed: int
     threads: int
     precision: torch.dtype
+    kept: NDArray[np.bool_]
+    select_by: SelectBy
 
     def solve(self) -> dict[str, Any]:
-        """Set the head's weights on all workers. Return the row of epoch 0 of the history."""
+        """Set the head's weights on all workers. Return the row of epoch 0 of the history.
+
+        The head of a published model is kept if it validates no worse than the solved one. Its new
+        classes have the solved rows.
+        """
         started = time.monotonic()
         timer = EpochTimer(self.group.device)
         train = self._chosen(self.samples.train)
@@ -73,26 +86,53 @@ class HeadSolver:
         on_validation = Features(features[len(train) :], self._targets(self.samples.validation))
 
         # One worker solves: rounding must not make the heads differ.
-        measured = torch.zeros(3, dtype=torch.float64, device=self.group.device)
+        measured = torch.zeros(4, dtype=torch.float64, device=self.group.device)
         if self.group.is_rank_zero:
-            head = solve_head(on_train, on_validation, self.objective)
-            _load(self.network.classifier, head)
-            measured += torch.stack([*_loss_and_top1(head, on_train), torch.tensor(head.c)]).to(
-                measured
-            )
+            solved = solve_head(on_train, on_validation, self.objective)
+            head = self._best_head(solved, on_validation)
+            set_class_rows(self.network.classifier, head.weight, head.bias)
+            origin = torch.tensor([head.c, head is solved])
+            measured += torch.cat([torch.stack(_loss_and_top1(head, on_train)), origin])
         self.group.broadcast_parameters(self.network.classifier)
-        loss, top1, c = self.group.all_reduce_sum(measured).tolist()
+        loss, top1, c, is_solved = self.group.all_reduce_sum(measured).tolist()
         timings = timer.close()
 
         validation = self.evaluator.evaluate(self.module, self.samples.validation)
         return {
             "epoch": 0,
+            "head": "solved" if is_solved else "model",
             "c": c,
             "train": {"loss": loss, "top1": top1},
             "val": asdict(validation),
             "ledger": timings.as_dict(),
             "seconds": round(time.monotonic() - started, 3),
         }
+
+    def _best_head(self, solved: LinearHead, on_validation: Features) -> LinearHead:
+        """Return the solved head, or that of a published model if it validates no worse."""
+        if not self.kept.any():
+            return solved
+        rows = class_rows(self.network.classifier)
+        kept = torch.from_numpy(self.kept).to(solved.bias.device)
+        of_model = replace(
+            solved,
+            weight=torch.where(kept[:, None], rows.weight.to(solved.weight), solved.weight),
+            bias=torch.where(kept, rows.bias.to(solved.bias), solved.bias),
+        )
+
+        def rank(head: LinearHead) -> tuple[float, float, int]:
+            logits, alone = head.logits(on_validation.values), Group(self.group.device, alone=True)
+            metrics = compute_metrics(logits, on_validation.targets, self.evaluator.classes, alone)
+            epoch = RankedEpoch(
+                epoch=0,
+                top1=metrics.top1,
+                loss=metrics.loss,
+                macro_f1=metrics.macro_f1,
+                weights=None,
+            )
+            return epoch.rank(self.select_by)
+
+        return min(of_model, solved, key=rank)
 
     def _chosen(self, samples: Samples) -> Samples:
         """Return `count` of the samples, drawn at random and in their order."""
@@ -117,18 +157,23 @@ class HeadSolver:
         return torch.from_numpy(samples.targets).to(self.group.device)
 
 
-def _load(classifier: nn.Module, head: LinearHead) -> None:
-    """Copy the solution into the linear layer of a classifier.
-
-    A sigmoid output z stands for the logits (0, z), so it gets the difference of the two classes.
-    """
-    weight, bias = head.weight, head.bias
-    if any(isinstance(layer, BinaryLogits) for layer in classifier.modules()):
-        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
-    linear = next(layer for layer in classifier.modules() if isinstance(layer, nn.Linear))
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        linear.bias.copy_(bias)
+def evaluate_head_of_model(
+    module: nn.Module, samples: LabelledSamples, evaluator: Evaluator
+) -> dict[str, Any]:
+    """Return the row of epoch 0 of a module that begins with the head of a published model."""
+    started = time.monotonic()
+    timer = EpochTimer(evaluator.group.device)
+    train, validation = (
+        asdict(evaluator.evaluate(module, split)) for split in (samples.train, samples.validation)
+    )
+    return {
+        "epoch": 0,
+        "head": "model",
+        "train": {"loss": train["loss"], "top1": train["top1"]},
+        "val": validation,
+        "ledger": timer.close().as_dict(),
+        "seconds": round(time.monotonic() - started, 3),
+    }
 
 
 def _loss_and_top1(head: LinearHead, samples: Features) -> tuple[Tensor, Tensor]:

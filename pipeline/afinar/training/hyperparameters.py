@@ -63,7 +63,11 @@ def resolve(config: TrainConfig, samples: int, workers: int, *, on_gpu: bool) ->
     _check_batch(samples, batch_size, workers, config.accumulate)
     steps = steps_per_epoch(samples, batch_size)
     epochs = max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps))
-    has_random_head = not config.solves_head and config.regime_kind in {"last", "full", "auto"}
+    has_random_head = (
+        not config.solves_head
+        and not config.has_weights_model
+        and config.regime_kind in {"last", "full", "auto"}
+    )
 
     return replace(
         config,

@@ -236,6 +236,7 @@ def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) 
         lineage={
             "dataset": {"uri": config.dataset, "version": task.dataset_version},
             "weights": task.weights_source,
+            **({"parent": config.weights} if config.has_weights_model else {}),
             "run": f"runs/{task.run}",
             "config": as_dict(config) | result.settings,
             "libraries": library_versions(is_timm(task.architecture.backbone)),

@@ -25,7 +25,7 @@ from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import meta_device_context
 from afinar.models.networks.catalogue import require_backbone
 from afinar.models.networks.compiler import require_compiler
-from afinar.models.networks.cuts import resolve_cut
+from afinar.models.networks.cuts import AUTO, resolve_cut
 from afinar.models.networks.network import build_network
 from afinar.models.networks.stages import freeze
 from afinar.models.networks.weights import (
@@ -36,6 +36,7 @@ from afinar.models.networks.weights import (
     select_weights,
     with_sha256,
 )
+from afinar.models.registry.versions import StoredModel
 from afinar.pictures.preprocessing import InputView
 from afinar.sources.entry import SPLITS
 from afinar.storage.open import normalize_uri, open_store
@@ -44,6 +45,7 @@ from afinar.storage.store import Store
 from afinar.storage.versions import probe_conditional_put
 from afinar.training.batches import Samples
 from afinar.training.hyperparameters import Resolved, default_layer_decay, is_resolved, resolve
+from afinar.training.parent import find_parent, parent_name, parent_source
 from afinar.training.sampler import epoch_length
 from afinar.training.unfinished import UNFINISHED, Marker, delete_run, read_marker, unfinished_runs
 
@@ -114,7 +116,9 @@ def plan_training(config: TrainConfig, run: str, *, is_trial: bool = False) -> T
     info = require_backbone(config.backbone)
     config = _normalize_uris(config)
     dataset = open_dataset(config.dataset)
-    size = config.input_size or info.input_size
+    parent = find_parent(config)
+    of_parent = parent.version.architecture if parent else None
+    size = config.input_size or (of_parent.input_size if of_parent else info.input_size)
     _check_classes(config, len(dataset.classes))
     if size > dataset.view.size:
         logger.info(
@@ -127,13 +131,12 @@ def plan_training(config: TrainConfig, run: str, *, is_trial: bool = False) -> T
     # The batch size is resolved when the number of workers is known.
     resolve(config, epoch_samples, max(1, config.workers), on_gpu=False)
 
-    cut = resolve_cut(config.backbone, config.cut, size)
-    weights = "none" if config.regime == "scratch" else with_sha256(config.weights)
-    config = replace(config, weights=weights)
-    source = find_weights(config.weights, config.backbone)
+    wanted = of_parent.cut if of_parent and config.cut == AUTO else config.cut
+    cut = resolve_cut(config.backbone, wanted, size)
+    config = replace(config, weights=_weights(config, parent))
+    source = parent_source(parent, cut) if parent else find_weights(config.weights, config.backbone)
     if source is None and config.regime == "full":
         logger.info("note: --weights none: the full regime starts from random weights")
-    mean, std = normalisation(config.backbone)
 
     task = TrainTask(
         config=config,
@@ -149,9 +152,7 @@ def plan_training(config: TrainConfig, run: str, *, is_trial: bool = False) -> T
             dropout=config.dropout,
             output=config.output,
         ),
-        input_view=InputView(
-            input_size=size, mean=mean, std=std, interpolation=interpolation(config.backbone)
-        ),
+        input_view=_input_view(config, size, parent),
         classes=dataset.classes,
         weights_source=source.name if source else None,
         run=run,
@@ -178,8 +179,34 @@ def _normalize_uris(config: TrainConfig) -> TrainConfig:
         config,
         dataset=normalize_uri(config.dataset),
         models=normalize_uri(config.models),
-        weights=normalize_uri(config.weights) if config.has_weights_file else config.weights,
+        weights=_normalize_weights(config),
         audit=normalize_uri(config.audit) if config.audit else "",
+    )
+
+
+def _normalize_weights(config: TrainConfig) -> str:
+    if config.has_weights_file:
+        return normalize_uri(config.weights)
+    if config.has_weights_model:
+        models, at, version = config.weights.rpartition("@")
+        return normalize_uri(models) + at + version
+    return config.weights
+
+
+def _weights(config: TrainConfig, parent: StoredModel | None) -> str:
+    """Return `--weights` in a form that names the same weights for ever."""
+    if config.regime == "scratch":
+        return "none"
+    return parent_name(parent) if parent else with_sha256(config.weights)
+
+
+def _input_view(config: TrainConfig, size: int, parent: StoredModel | None) -> InputView:
+    """Return the network's input, normalised as that of its initial weights."""
+    if parent is not None:
+        return replace(parent.version.input_view, input_size=size)
+    mean, std = config.normalisation or normalisation(config.backbone)
+    return InputView(
+        input_size=size, mean=mean, std=std, interpolation=interpolation(config.backbone)
     )
 
 
@@ -246,6 +273,9 @@ def _fingerprint(task: TrainTask) -> str:
         del determining["select_by"]
     if task.config.sampling == "natural":
         del determining["sampling"]
+    for name in ("mean", "std"):
+        if not determining[name]:
+            del determining[name]
     determining["layer_decay"] = task.config.layer_decay or default_layer_decay(task.config)
     decided = (
         task.dataset_version,

@@ -279,7 +279,9 @@ class Trainer:
         """Return one line on a finished epoch: rate, time left at that rate, losses, accuracy."""
         epoch, epochs, seconds = row["epoch"], self.epochs, row["seconds"]
         if epoch == 0:
-            progress = f"solved head (C {row['c']:g}) in {format_duration(seconds)}"
+            is_solved = row["head"] == "solved"
+            head = f"solved head (C {row['c']:g})" if is_solved else "head of the model"
+            progress = f"{head} in {format_duration(seconds)}"
         else:
             ledger = row["ledger"]  # of a resumed epoch it has the steps since then
             rate = ledger["steps"] * self.config.batch_size / max(ledger["seconds"], 1e-9)

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from afinar.config.base import as_dict
@@ -26,7 +27,7 @@ from afinar.training.checkpoint import Checkpoints, TrainState
 from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWriter
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator, LocalLogits
-from afinar.training.head_start import HeadSolver, solver_samples
+from afinar.training.head_start import HeadSolver, evaluate_head_of_model, solver_samples
 from afinar.training.hooks import NO_HOOKS, TrainHooks
 from afinar.training.hyperparameters import format_settings, resolved_values
 from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
@@ -36,6 +37,7 @@ from afinar.training.metrics import compute_metrics, fit_temperature
 from afinar.training.mixing import Mixing
 from afinar.training.operating_points import BinaryScores, operating_points
 from afinar.training.optim import Optimizer
+from afinar.training.parent import find_parent, load_parent, rows_of_parent
 from afinar.training.publish import (
     TestPredictions,
     TrainResult,
@@ -151,7 +153,7 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
     )
     samples = labelled_samples(dataset, config, task.classes)
 
-    network = _initial_network(task, group)
+    network, kept = _initial_network(task, group)
     freeze(network, config.trainable_stages)
     precision = _common_precision(config, group)
     threads = num_loader_threads(group.device.type, dataset.view.store == "jpeg")
@@ -162,12 +164,15 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
     checkpoints = Checkpoints(store, task.run, task.fingerprint)
     start, epochs = None, config.epochs
     assert epochs != "auto", "the task is resolved"
-    if config.solves_head:
-        # A run that has begun has its head in its checkpoint.
-        if group.all_true(not checkpoints.exist()):
-            start = _head_solver(task, network, part, samples, evaluator, group, precision).solve()
-        if part.is_solved_at_once:
-            epochs = 0
+    # A run that has begun has its head in its checkpoint.
+    is_new = group.all_true(not checkpoints.exist())
+    if is_new and config.solves_head:
+        solver = _head_solver(task, network, part, samples, evaluator, group, kept)
+        start = solver.solve()
+    elif is_new and kept.any():
+        start = evaluate_head_of_model(part.module, samples, evaluator)
+    if config.solves_head and part.is_solved_at_once:
+        epochs = 0
 
     # Frozen layers stay in evaluation mode: the optimizer must know what changes.
     set_training(network)
@@ -303,21 +308,40 @@ def _final_regime(config: TrainConfig, state: TrainState) -> str:
     return "frozen" if state.best[0].epoch == 0 else "full"
 
 
-def _initial_network(task: TrainTask, group: Group) -> Network:
+class _InitialNetwork(NamedTuple):
+    """A network, and which classes have rows of the head of a published model, bool [classes]."""
+
+    network: Network
+    kept: NDArray[np.bool_]
+
+
+def _initial_network(task: TrainTask, group: Group) -> _InitialNetwork:
     """Return the network with the same initial weights on every worker.
 
     Rank 0 loads pretrained weights over the random ones of the seed, then all workers copy its.
     """
     network, whole = build_network(task.architecture)
     config = task.config
-    source = find_weights("none" if config.regime == "scratch" else config.weights, config.backbone)
-    if source is not None and group.is_rank_zero:
-        load_weights(source, whole, network.backbone)
-        logger.info(f"weights: {source.description}")
+    kept = np.zeros(len(task.classes), dtype=bool)
+    parent = find_parent(config)
+    if parent is not None:
+        rows = rows_of_parent(parent, task.architecture, task.classes)
+        kept = rows >= 0
+        if group.is_rank_zero:
+            load_parent(parent, network, rows)
+            logger.info(
+                f"weights: the model {config.weights}, with the rows of its head for {kept.sum()} "
+                f"of {len(kept)} classes"
+            )
+    elif group.is_rank_zero:
+        source = find_weights(config.weights, config.backbone)
+        if source is not None:
+            load_weights(source, whole, network.backbone)
+            logger.info(f"weights: {source.description}")
 
     network.to(group.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     group.broadcast_parameters(network)
-    return network
+    return _InitialNetwork(network, kept)
 
 
 class _TrainedPart(NamedTuple):
@@ -384,7 +408,7 @@ def _head_solver(
     samples: LabelledSamples,
     evaluator: Evaluator,
     group: Group,
-    precision: torch.dtype,
+    kept: NDArray[np.bool_],
 ) -> HeadSolver:
     config = task.config
     return HeadSolver(
@@ -408,7 +432,9 @@ def _head_solver(
         count=part.solver_samples,
         seed=config.seed,
         threads=evaluator.num_loader_threads,
-        precision=precision,
+        precision=evaluator.precision,
+        kept=kept,
+        select_by=config.select_by,
     )
 
 

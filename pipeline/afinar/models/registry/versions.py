@@ -144,9 +144,10 @@ def publish_model(store: Store, build: Callable[[int], ModelVersion]) -> ModelVe
 
 
 def find_model(spec: str) -> StoredModel:
-    """Return the model that MODELS@champion, MODELS@VERSION or MODELS@VERSION-HASH names.
+    """Return the model that a reference names.
 
-    MODELS alone means its champion.
+    It is MODELS@champion, MODELS@latest, MODELS@VERSION or MODELS@VERSION-HASH. MODELS alone means
+    its champion.
 
     Raises RequestError if there is none; the message lists the versions that exist.
     """
@@ -174,10 +175,11 @@ def find_model(spec: str) -> StoredModel:
 
 
 def _version_number(store: Store, wanted: str) -> int:
-    """Return the number that `champion`, `VERSION` or `VERSION-HASH` refers to."""
-    if wanted == "champion":
-        number = champion_number(store)
-        if number is None and versions(store, VERSIONS):
+    """Return the number that `champion`, `latest`, `VERSION` or `VERSION-HASH` refers to."""
+    if wanted in {"champion", "latest"}:
+        published = versions(store, VERSIONS)
+        number = champion_number(store) if wanted == "champion" else max(published, default=None)
+        if number is None and published:
             return 1  # its publisher died between the version and the alias
         if number is None:
             raise RequestError(
@@ -185,5 +187,5 @@ def _version_number(store: Store, wanted: str) -> int:
             )
         return number
     if not re.fullmatch(r"\d+(-[0-9a-f]{8})?", wanted):
-        raise RequestError(f"--model …@{wanted}: write @champion, a version's number, or its id")
+        raise RequestError(f"…@{wanted}: write @champion, @latest, a version's number, or its id")
     return int(wanted.split("-", maxsplit=1)[0])
