@@ -5,24 +5,28 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from afinar.config.ingest import IngestConfig
 from afinar.errors import RequestError
 from afinar.ingest.driver import run_ingest
 from afinar.models.networks.backbones import build_backbone
-from afinar.models.networks.heads import class_rows
+from afinar.models.networks.heads import class_rows, set_class_rows
 from afinar.models.networks.network import Network, build_network
 from afinar.models.registry.aliases import promote
 from afinar.models.registry.bundle import load_network
 from afinar.models.registry.versions import StoredModel, find_model, publish_model
 from afinar.training import parent as module
 from afinar.training.distributed import Group
+from afinar.training.head_start import HeadSolver
+from afinar.training.linear_probe import Features, LinearHead
 from afinar.training.parent import load_parent, rows_of_parent
 from afinar.training.publish import TrainResult, publish
 from afinar.training.task import plan_training
@@ -250,3 +254,44 @@ def test_a_head_keeps_its_probabilities_when_its_output_or_its_order_changes(
     with torch.no_grad():
         expected, found = begun(images).softmax(1), network(images).softmax(1)
     torch.testing.assert_close(found.flip(1), expected)
+
+
+def head(rows: list[list[float]]) -> LinearHead:
+    weight = torch.tensor(rows, dtype=torch.float64)
+    return LinearHead(weight, torch.zeros(len(rows), dtype=torch.float64), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("select_by", "rows", "kept", "expected"),
+    [
+        ("top1", [[9, 0, 0], [0, 9, 0], [0, 0, 9]], [True] * 3, "model"),
+        ("top1", [[3, 0, 0], [0, 3, 0], [0, 0, 3]], [True] * 3, "model"),  # a tie
+        ("top1", [[0, 9, 0], [9, 0, 0], [0, 0, 9]], [True] * 3, "solved"),
+        ("top1", [[9, 0, 0], [0, 9, 0], [0, 0, 9]], [False] * 3, "solved"),
+        ("top1", [[9, 0, 0], [0, 9, 0], [7, 7, 7]], [True, True, False], "model"),
+        ("top1", [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [True] * 3, "solved"),
+        ("loss", [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [True] * 3, "solved"),
+        ("macro-f1", [[9, 0, 0], [0, 9, 0], [0, 0, 9]], [True] * 3, "model"),
+    ],
+)
+def test_the_head_of_the_model_stays_if_it_validates_no_worse(
+    select_by: Any, rows: list[list[float]], kept: list[bool], expected: str
+) -> None:
+    """Each class has one feature. New classes have the solved row in both heads."""
+    classifier = nn.Linear(3, 3)
+    set_class_rows(classifier, torch.tensor(rows), torch.zeros(3))
+    unused: Any = None
+    network: Any = SimpleNamespace(classifier=classifier)
+    evaluator: Any = SimpleNamespace(classes=["a", "b", "c"])
+    solver = HeadSolver(
+        network=network, module=unused, inputs=unused, samples=unused, objective=unused,
+        evaluator=evaluator, group=Group(), count=0, seed=0, threads=1, precision=torch.float32,
+        kept=np.array(kept), select_by=select_by,
+    )  # fmt: skip
+    solved = head([[3, 0, 0], [0, 3, 0], [0, 0, 3]])
+    validation = Features(torch.eye(3), torch.arange(3))
+    best = solver._best_head(solved, validation)
+    assert best is solved if expected == "solved" else best is not solved
+    for number, is_kept in enumerate(kept):
+        row = rows[number] if is_kept and expected == "model" else solved.weight[number].tolist()
+        assert best.weight[number].tolist() == row

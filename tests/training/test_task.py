@@ -12,6 +12,7 @@ from afinar.config.ingest import IngestConfig
 from afinar.errors import RequestError
 from afinar.ingest.driver import run_ingest
 from afinar.models.networks.backbones import build_backbone
+from afinar.training import task as task_module
 from afinar.training.distributed import Group
 from afinar.training.task import plan_training
 from afinar.training.worker import train
@@ -39,6 +40,21 @@ def test_new_dataset_version_begins_a_new_run_and_notes_the_interrupted_one(
     assert f"afinar status {tmp_path / 'models'}" in note
     epochs = [row["epoch"] for row in train(task, Group()).history]
     assert epochs == [1, 2, 3], "from its beginning"
+
+
+def test_later_fields_keep_the_fingerprint_of_trainings_to_which_they_mean_nothing(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def fingerprint(value: Any) -> str:
+        seen.append(value)
+        return "0" * 64
+
+    monkeypatch.setattr(task_module, "fingerprint", fingerprint)
+    plan_training(config(trained, tmp_path), "run")
+    ((determining, _),) = seen
+    assert not {"mean", "std"} & determining.keys()
 
 
 def test_weights_that_do_not_fit_are_refused_by_the_driver_and_leave_nothing(

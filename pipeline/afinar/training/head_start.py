@@ -91,8 +91,8 @@ class HeadSolver:
             solved = solve_head(on_train, on_validation, self.objective)
             head = self._best_head(solved, on_validation)
             set_class_rows(self.network.classifier, head.weight, head.bias)
-            origin = torch.tensor([head.c, head is solved])
-            measured += torch.cat([torch.stack(_loss_and_top1(head, on_train)), origin])
+            values = [*map(float, _loss_and_top1(head, on_train)), head.c, float(head is solved)]
+            measured += torch.tensor(values, dtype=torch.float64).to(measured)
         self.group.broadcast_parameters(self.network.classifier)
         loss, top1, c, is_solved = self.group.all_reduce_sum(measured).tolist()
         timings = timer.close()
