@@ -161,7 +161,7 @@ def test_a_training_in_float16_that_overflowed_resumes_bit_for_bit(
     monkeypatch.setattr(
         optim, "GradScaler", functools.partial(torch.amp.GradScaler, init_scale=2.0**30)
     )
-    options = {"precision": "float16", "epochs": 2, "checkpoint_steps": 3}
+    options = {"precision": "float16", "epochs": 1, "checkpoint_steps": 3}
     whole = run(config(trained, tmp_path / "whole", **options))
     assert whole.settings["precision"] == "float16"
     cut = config(trained, tmp_path / "cut", **options)

@@ -32,7 +32,7 @@ class LabelConfig(UnitJobConfig):
     """Prediction folder to write or continue: a folder or s3://BUCKET/PREFIX. Without it, or with
     `-`, the classes of one picture are printed."""
     model: str
-    """MODELS, whose champion is used, or MODELS@VERSION (a number, or the id of a version)."""
+    """MODELS, whose champion is used, MODELS@latest, or MODELS@VERSION (a number, or an id)."""
     extensions: str = DEFAULT_EXTENSIONS
     """File name endings to read, comma-separated, or `all`. Default: those of every format that is
     decoded. Files with other endings are left out and counted."""

@@ -51,7 +51,8 @@ class ModelVersion:
 
     `id` is `<version>-<first 8 digits of the SHA-256 of the record>`; `publish_model` fills it in.
     `lineage` holds the dataset's URI and version, the run's configuration, the source of pretrained
-    weights, and library versions. A model that was not made by `afinar train` may have no run.
+    weights, and library versions; `parent` is the model that the training began with, if any. A
+    model that was not made by `afinar train` may have no run.
     Logits are divided by `temperature` before they become probabilities; it was fitted on the
     validation split (Guo et al. 2017, arXiv 1706.04599).
     """
