@@ -154,6 +154,9 @@ class Gradients:
 
     def zero_grad(self) -> None: ...
 
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss
+
     def step(self, step: int) -> None: ...
 
 
