@@ -36,6 +36,13 @@ def run(config: TrainConfig) -> dict[str, Any]:
     check_dataset_and_target(config)
 
     from afinar.report.training import summarize_training, write_training_page
+
+    if config.repeats > 1:
+        from afinar.training.repeats import run_repeats
+
+        outcome, repeats = run_repeats(config, _launch, on_published=write_training_page)
+        return summarize_training(outcome) | {"repeats": repeats.as_dict()}
+
     from afinar.training.driver import run_training
 
     run = log_settings().run or None
@@ -83,6 +90,8 @@ def describe(summary: dict[str, Any]) -> str:
             rows.append(("", f"no picture of {', '.join(never_right)} was predicted right"))
 
     rows += _operating_points(summary["metrics"]["test"].get("binary"))
+    if "repeats" in summary:
+        rows.append(("repeats", _format_repeats(summary["repeats"])))
     time = (
         f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, "
         f"{summary['stall_fraction']:.1%} waiting for data"
@@ -111,6 +120,15 @@ def _operating_points(binary: dict[str, Any] | None) -> list[tuple[str, str]]:
             )
         )
     return rows
+
+
+def _format_repeats(repeats: dict[str, Any]) -> str:
+    accuracies = [repeat["top1"] for repeat in repeats["seeds"]]
+    return (
+        f"validation top-1 {min(accuracies):.1%} to {max(accuracies):.1%} over {len(accuracies)} "
+        f"seeds, mean {repeats['mean']:.1%} (95 % interval {repeats['low']:.1%} to "
+        f"{repeats['high']:.1%}); seed {repeats['published_seed']} is published"
+    )
 
 
 def _describe_network(config: TrainConfig) -> dict[str, Any]:

@@ -203,6 +203,9 @@ class TrainConfig(JobConfig):
     audit: str = ""
     """Folder, not s3://, to which each worker appends the dataset rows of each of its steps, as
     evidence that every sample was used once."""
+    repeats: int = 1
+    """Train with this many seeds (at most 20), from --seed on. The best by --select-by is
+    published; the summary has the interval of the validation accuracy over the seeds."""
     seed: int = 0
     """Seed of initial weights, sample order, dropout and augmentation."""
 
@@ -238,6 +241,7 @@ class TrainConfig(JobConfig):
         )
 
     def _check_ranges(self) -> None:
+        require(1 <= self.repeats <= 20, f"--repeats {self.repeats}: give 1 to 20")
         for name, minimum in _MINIMA.items():
             value = getattr(self, name)
             require(

@@ -68,6 +68,7 @@ NON_DETERMINING_FIELDS: Final = frozenset(
         "checkpoint_minutes",
         "checkpoint_steps",
         "keep_best",
+        "repeats",
         "accumulate",
         "operating_points",
     }
