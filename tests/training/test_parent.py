@@ -28,9 +28,9 @@ from afinar.training.distributed import Group
 from afinar.training.head_start import HeadSolver
 from afinar.training.linear_probe import Features, LinearHead
 from afinar.training.parent import load_parent, rows_of_parent
+from afinar.training.preparation import initial_network
 from afinar.training.publish import TrainResult, publish
 from afinar.training.task import plan_training
-from afinar.training.worker import _initial_network
 from afinar.units.executor import InlineExecutor
 from tests.conftest import Trained, make_archive
 from tests.models.networks.helpers import architecture
@@ -112,7 +112,7 @@ def test_rows_of_classes_that_stayed_are_kept_by_their_names(
     configuration = config(three_classes, tmp_path, weights=trained.champion, **OPTIONS)
     task = plan_training(configuration, "run")
     assert task.classes == ["ash", "moss", "rust"]
-    network, kept = _initial_network(task, Group())
+    network, kept = initial_network(task, Group())
     assert kept.tolist() == [False, True, True]
     begun = load_network(*find_model(trained.champion))
     rows, old = class_rows(network.classifier), class_rows(begun.classifier)

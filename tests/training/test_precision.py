@@ -25,12 +25,13 @@ from afinar.models.registry.golden import compute_logits, get_golden, softmax
 from afinar.storage.arrow import from_parquet
 from afinar.storage.objects import ObjectRef, get_object
 from afinar.storage.open import open_store
-from afinar.training import optim, worker
+from afinar.training import optim
 from afinar.training.batches import Batch, Samples
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator
 from afinar.training.inputs import FeatureInputs, compute_features
 from afinar.training.optim import Optimizer
+from afinar.training.preparation import common_precision
 from afinar.training.sampler import GlobalBatch
 from afinar.training.steps import Loss, TrainStep
 from afinar.training.task import labelled_samples, plan_training
@@ -58,7 +59,7 @@ def test_auto_takes_the_precision_that_the_gpus_of_all_workers_multiply(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     group: Any = SimpleNamespace(device=torch.device("cuda"), is_rank_zero=True, all_true=bool)
-    assert worker._common_precision(TrainConfig(describe=True), group) == expected
+    assert common_precision(TrainConfig(describe=True), group) == expected
 
 
 def test_a_named_precision_is_taken_on_any_device() -> None:
