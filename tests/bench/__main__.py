@@ -21,6 +21,7 @@ from tests.bench.limit import limit
 from tests.bench.memory import memory
 from tests.bench.peers import peers
 from tests.bench.planning import planning
+from tests.bench.regimes import regimes
 from tests.bench.s3 import s3
 from tests.bench.scaling import scaling
 from tests.bench.stall import stall
@@ -39,6 +40,7 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "batches": batches,
     "stall": stall,
     "scaling": scaling,
+    "regimes": regimes,
     "label_bound": label_bound,
     "label_peers": label_peers,
     "label_ray": label_ray,
@@ -51,6 +53,8 @@ BENCHES: dict[str, Callable[[], bool]] = {
 }
 NEEDS: dict[str, Callable[[], bool]] = {"gpu": has_gpu, "bfloat16": has_amx, "label_gpu": has_gpu}
 """Benches that only some machines can run. By default they run only there."""
+HOURS = {"regimes"}
+"""Benches that take hours. They run only by name."""
 
 
 def run(name: str) -> bool | None:
@@ -90,7 +94,8 @@ def main(names: list[str]) -> int:
 
 
 def _default() -> list[str]:
-    return [name for name in BENCHES if name not in NEEDS or NEEDS[name]()]
+    runs_here = {name: NEEDS[name]() if name in NEEDS else name not in HOURS for name in BENCHES}
+    return [name for name, runs in runs_here.items() if runs]
 
 
 if __name__ == "__main__":

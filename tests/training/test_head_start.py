@@ -63,6 +63,8 @@ def test_auto_publishes_the_frozen_network_unless_training_validates_better(
     trained_on = run(pretrained(trained, tmp_path / "b", regime="auto", learning_rate=1e-4))
     best = min(trained_on.history, key=rank)
     assert trained_on.regime == ("frozen" if best["epoch"] == 0 else "full")
+    full = run(pretrained(trained, tmp_path / "c", regime="full", learning_rate=1e-4))
+    assert full.metrics == trained_on.metrics, "it is the same training under another name"
 
 
 def test_one_sigmoid_output_is_solved_too(trained: Trained, tmp_path: Path) -> None:
