@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from afinar.config.base import as_dict
+from afinar.config.base import JobConfig, as_dict
 from afinar.config.forget import ForgetConfig
 from afinar.config.ingest import IngestConfig, SplitShares
 from afinar.config.label import LabelConfig
@@ -128,3 +129,12 @@ def test_copies_have_their_own_parsed_values() -> None:
 def test_recorded_fields_leave_out_those_of_logging() -> None:
     config = train()
     assert as_dict(replace(config, verbose=True, log_format="json")) == as_dict(config)
+
+
+@pytest.mark.parametrize("config", [train(), label(), ingest()])
+def test_headings_of_the_help_name_each_field_once(config: JobConfig) -> None:
+    names = [name for group in config.GROUPS.values() for name in group]
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert len(names) == len(set(names))
+    assert set(names) <= fields
+    assert not (fields - set(names)) & set(config.GROUPS), "the parser has one name space"

@@ -52,11 +52,13 @@ def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
         args=argv,
         prog=prog,
         description=f"{description}\n\nExample:\n  {example}",
-        config=(tyro.conf.FlagCreatePairsOff,),
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
+    groups = [getattr(parsed, name) for name in config_class.GROUPS]
+    values = {name: value for part in (parsed, *groups) for name, value in vars(part).items()}
     fields = dataclasses.fields(config_class)
 
-    return config_class(**{field.name: getattr(parsed, field.name) for field in fields})
+    return config_class(**{field.name: values[field.name] for field in fields})
 
 
 def _refuse_other_names(config_class: type[JobConfig], argv: list[str]) -> None:
@@ -81,29 +83,38 @@ def _find_recipe_flag(argv: list[str]) -> str | None:
 def _parser_class(config_class: type[JobConfig], recipe: dict[str, Any]) -> type:
     """Return a dataclass of the same fields for tyro, with the values of the recipe as defaults.
 
-    Its constructor does not validate: tyro would report a RequestError as a bug. The job's own
-    fields come first, so that --help shows them before those of every job.
+    The fields of a group are in a dataclass of their own, so that --help shows them under one
+    heading. The constructors do not validate: tyro would report a RequestError as a bug.
     """
     hints = typing.get_type_hints(config_class, include_extras=True)
     help_texts = _field_docstrings(config_class)
-    fields: list[tuple[str, Any, Any]] = []
-    shared = {field.name for field in dataclasses.fields(JobConfig)}
-    for field in sorted(dataclasses.fields(config_class), key=lambda field: field.name in shared):
-        hint = hints[field.name]
-        is_positional = get_origin(hint) is Annotated and POSITIONAL in hint.__metadata__
-        field_type: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    own: list[tuple[str, Any, Any]] = []
+    groups: dict[str, list[tuple[str, Any, Any]]] = {name: [] for name in config_class.GROUPS}
+    places = {name: group for group, names in config_class.GROUPS.items() for name in names}
+    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    in_order = [name for name in defaults if name not in places]
+    in_order += [name for names in config_class.GROUPS.values() for name in names]
+    for name in in_order:
+        field_type = _parser_type(name, hints[name], help_texts[name])
+        default = dataclasses.field(default=recipe.get(name, defaults[name]))
+        fields = groups[places[name]] if name in places else own
+        fields.append((name, field_type, default))
 
-        # Shown as --model MODEL; other types keep tyro's own, such as INT or {crop,pad,squash}.
-        is_text = field_type in {str, str | None, tuple[str, ...]}
-        metavar = field.name.upper() if is_text else None
-        argument = tyro.conf.arg(help=help_texts[field.name], metavar=metavar)
-        field_type = Annotated[field_type, argument]
-        if is_positional:
-            field_type = Annotated[field_type, tyro.conf.Positional]
+    for group, fields in groups.items():
+        nested: Any = dataclasses.make_dataclass(group, fields, frozen=True, kw_only=True)
+        own.append((group, nested, dataclasses.field(default_factory=nested)))
+    return dataclasses.make_dataclass(config_class.__name__, own, frozen=True, kw_only=True)
 
-        default = dataclasses.field(default=recipe.get(field.name, field.default))
-        fields.append((field.name, field_type, default))
-    return dataclasses.make_dataclass(config_class.__name__, fields, frozen=True, kw_only=True)
+
+def _parser_type(name: str, hint: Any, help_text: str) -> Any:
+    """Return the type of a field, annotated for tyro."""
+    is_positional = get_origin(hint) is Annotated and POSITIONAL in hint.__metadata__
+    field_type: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+    # Shown as --model MODEL; other types keep tyro's own, such as INT or {crop,pad,squash}.
+    is_text = field_type in {str, str | None, tuple[str, ...]}
+    argument = tyro.conf.arg(help=help_text, metavar=name.upper() if is_text else None)
+    field_type = Annotated[field_type, argument]
+    return Annotated[field_type, tyro.conf.Positional] if is_positional else field_type
 
 
 def _definition(config_class: type) -> ast.ClassDef:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from afinar.errors import RequestError
 
@@ -26,7 +26,15 @@ _LOGGING_FIELDS: Final = ("verbose", "log_format")
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """Options of every job. Constructors of subclasses raise RequestError for a wrong value."""
+    """Options of every job. Constructors of subclasses raise RequestError for a wrong value.
+
+    `GROUPS` are the headings of `--help` with the fields below them; other fields come first.
+    """
+
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "cluster": ("address", "workers"),
+        "output": ("json", "verbose", "log_format"),
+    }
 
     recipe: str | None = None
     """TOML file whose keys are these flags, or the name of a recipe that ships with afinar

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
 from afinar.config.augmentation import Augmentation, parse_augment
 from afinar.config.base import POSITIONAL, JobConfig, Precision, require
@@ -61,6 +61,27 @@ class Normalisation(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(JobConfig):
     """Train a classifier on an ingested dataset and publish it as the next model version."""
+
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "network": (
+            *("backbone", "weights", "mean", "std", "input_size", "cut", "pool"),
+            *("head", "hidden", "dropout", "output"),
+        ),
+        "optimization": (
+            *("regime", "head_init", "epochs", "batch_size", "accumulate", "optimizer"),
+            *("learning_rate", "head_rate", "layer_decay", "schedule", "warmup"),
+            *("weight_decay", "clip_norm", "ema", "precision", "compile", "seed"),
+        ),
+        "loss": ("label_smoothing", "class_weights", "sampling"),
+        "augmentation": ("augment",),
+        "selection": ("select_by", "patience", "keep_best", "repeats", "operating_points"),
+        "checkpoints": ("checkpoint_minutes", "checkpoint_steps", "max_failures"),
+        "cluster": (
+            *("address", "workers", "min_workers", "cores_per_worker"),
+            *("start_timeout_s", "window_mb"),
+        ),
+        "output": (*JobConfig.GROUPS["output"], "audit"),
+    }
 
     dataset: Annotated[str, POSITIONAL] = ""
     """Dataset made by `afinar ingest`."""
