@@ -161,7 +161,8 @@ def test_dataset_of_an_earlier_decoder_goes_on_with_it(
     """It ignores colour profiles: pixels of two decoders must not be mixed in one dataset."""
     dataset = str(tmp_path / "dataset")
     with monkeypatch.context() as patch:
-        patch.setattr("afinar.ingest.driver.StoredView", partial(StoredView, decoder="pillow/2"))
+        older = partial(StoredView, decoder="pillow/2")
+        patch.setattr("afinar.ingest.stored_view.StoredView", older)
         ingest(archive, dataset)
         with pytest.raises(KeyboardInterrupt):
             ingest(archive, tmp_path / "interrupted", InterruptedExecutor(0))

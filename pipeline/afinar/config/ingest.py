@@ -18,6 +18,8 @@ from afinar.errors import RequestError
 
 FitMode = Literal["crop", "pad", "squash"]
 StoreKind = Literal["pixels", "jpeg"]
+FitChoice = Literal["auto", "crop", "pad", "squash"]
+StoreChoice = Literal["auto", "pixels", "jpeg"]
 
 _LABELS_WITHOUT_TABLE: Final = ("folder", "none")
 
@@ -58,13 +60,14 @@ class IngestConfig(UnitJobConfig):
     one group are always in the same split."""
     seed: int = 0
     """Seed of the split."""
-    size: int = 256
-    """Side of the stored square picture in pixels."""
-    fit: FitMode = "crop"
-    """Method that makes a picture square: `crop` its centre, `pad` with background, or `squash`."""
-    store: StoreKind = "pixels"
+    size: int = 0
+    """Side of the stored square picture in pixels. 0: that of the dataset, 256 for a new one."""
+    fit: FitChoice = "auto"
+    """Method that makes a picture square: `crop` its centre, `pad` with background, or `squash`.
+    `auto`: that of the dataset, `crop` for a new one."""
+    store: StoreChoice = "auto"
     """Content of the shards: `pixels` (memory-mapped, read without decoding) or `jpeg` (quality 95,
-    a fifth of the size)."""
+    a fifth of the size). `auto`: that of the dataset, `pixels` for a new one."""
     max_reject_rate: float = 0.05
     """Highest share of rejected pictures. Above it nothing is published and the exit code is 1."""
 
@@ -72,7 +75,8 @@ class IngestConfig(UnitJobConfig):
         """Raise RequestError for a wrong value."""
         super().__post_init__()
         require(
-            8 <= self.size <= 4096, f"--size {self.size}: give a side between 8 and 4096 pixels"
+            self.size == 0 or 8 <= self.size <= 4096,
+            f"--size {self.size}: give a side between 8 and 4096 pixels",
         )
         require(
             0 <= self.max_reject_rate <= 1,

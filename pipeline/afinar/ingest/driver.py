@@ -15,7 +15,6 @@ from afinar.config.formats import extensions_identity
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.manifest import (
     Manifest,
-    current_manifest,
     now_utc,
     publish_manifest,
     read_tables,
@@ -33,6 +32,7 @@ from afinar.ingest.plan import (
     plan_name,
 )
 from afinar.ingest.source import list_source
+from afinar.ingest.stored_view import find_view, view_notes
 from afinar.ingest.version import (
     Content,
     changes_between,
@@ -45,7 +45,7 @@ from afinar.ingest.version import (
     repeat_notes,
 )
 from afinar.ingest.worker import build_shard
-from afinar.pictures.preprocessing import EARLIER_DECODERS, StoredView
+from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.profiles import require_colour_management
 from afinar.pictures.rejects import TRANSIENT, exceeds_budget
 from afinar.sources.listing import classes_of
@@ -157,25 +157,10 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
 
     @cached_property
     def view(self) -> StoredView:
-        """The stored view, with the decoder of the current version or of an interrupted run.
-
-        Otherwise an update of afinar would decode every picture again, and models of the earlier
-        decoder could no longer label the dataset.
-        """
-        config = self.config
-        view = StoredView(size=config.size, fit=config.fit, store=config.store)
-        if not self.store.exists():
-            return view
-
-        parent = current_manifest(self.store)
-        version = parent.version + 1 if parent else 1
-        plans = {info.name for info in self.store.walk(PLANS)}
-        for decoder in EARLIER_DECODERS:
-            earlier = replace(view, decoder=decoder)
-            is_interrupted = plan_name(version, self._recipe_id(earlier)) in plans
-            if is_interrupted or (parent and parent.preprocessing == earlier.as_dict()):
-                return earlier
-        return view
+        """The stored view."""
+        return find_view(
+            self.config, self.store, lambda version, view: plan_name(version, self._recipe_id(view))
+        )
 
     def _recipe_id(self, view: StoredView) -> str:
         named = {**self.recipe, "extensions": extensions_identity(self.config.extensions)}
@@ -198,13 +183,10 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
     def make_plan(self, current: Parent) -> Planned:
         source = list_source(self.config)
         table = make_plan(source.listing, current.outcomes, self.view, current.next_version)
-        notes = list(source.notes)
-        if not self.view.applies_profiles:
-            notes.append(
-                f"this dataset was begun with the decoder {self.view.decoder}, which ignores "
-                "embedded colour profiles, and goes on with it: ingest into another DATASET to "
-                "convert them to sRGB"
-            )
+        notes = [
+            *source.notes,
+            *view_notes(self.view, current.manifest, len(source.listing)),
+        ]
         return Planned(with_left_out(table, source.left_out), notes)
 
     def is_current(self, table: pa.Table, current: Parent) -> bool:
