@@ -20,7 +20,6 @@ from pathlib import Path
 from tests.bench.world import NotMeasuredError
 
 _PHOTO_CLASSES = ("fishes", "monuments", "renewable", "tools")
-_MIN_STAMPS = 11
 _STAMPS_LEFT_OUT = {"alphabets", "math"}  # letters and digits, drawn by one font
 
 
@@ -49,13 +48,13 @@ def make_photos(folder: Path, scratch: Path) -> Path:
     return folder
 
 
-def make_stamps(folder: Path, scratch: Path) -> Path:
-    """Copy the stamps of every group that has at least eleven."""
+def make_stamps(folder: Path, scratch: Path, minimum: int = 11) -> Path:
+    """Copy the stamps of every group that has at least `minimum`: 18 classes, or 20 with 10."""
     root = _unpack("tuxpaint-stamps-default", scratch)
     groups = [path for path in sorted(root.rglob("stamps/*/*")) if path.is_dir()]
     for group in groups:
         pictures = sorted(group.rglob("*.png"))
-        if len(pictures) < _MIN_STAMPS or group.name in _STAMPS_LEFT_OUT:
+        if len(pictures) < minimum or group.name in _STAMPS_LEFT_OUT:
             continue
         target = folder / f"{group.parent.name}-{group.name}"
         target.mkdir(parents=True, exist_ok=True)
