@@ -18,7 +18,7 @@ def uncertain_archive(folder: Path) -> Path:
     """Write 60 pictures that change from one class to the other, and an empty file."""
     folder.mkdir()
     for number in range(COUNT):
-        share = 0.42 + 0.13 * number / (COUNT - 1)
+        share = 0.2 + 0.6 * number / (COUNT - 1)
         red, green, blue = (
             round(share * moss + (1 - share) * rust)
             for moss, rust in ((60, 170), (140, 80), (60, 50))

@@ -46,7 +46,10 @@ def test_some_scores_are_below_the_threshold_the_queue_has_the_least_certain_fir
     assert [row["uri"] for row in queue.to_pylist()] == [row["uri"] for row in expected]
     assert 0 < summary.abstained == len(queue) < summary.labelled == COUNT
     form = list(csv.DictReader(io.StringIO(store.get(f"{folder}/corrections.csv").decode())))
-    assert form == [{"uri": row["uri"], "label": row["label"]} for row in expected]
+    assert [(row["uri"], row["label"], row["predicted"]) for row in form] == [
+        (row["uri"], "", row["label"]) for row in expected
+    ]
+    assert [float(row["score"]) for row in form] == [round(row["score"], 4) for row in expected]
     assert f"{summary.abstained} pictures: {summary.review}/index.html" in describe(vars(summary))
 
 
@@ -56,19 +59,18 @@ def test_form_is_edited_ingest_takes_its_labels(
     summary = label(scans, tmp_path / "out", trained, abstain_below=BELOW)
     path = Path(summary.review) / "corrections.csv"
     rows = list(csv.DictReader(io.StringIO(path.read_text())))
-    changed = {row["uri"]: "lichen, or paint" for row in rows[::2]} | {rows[1]["uri"]: ""}
+    changed = {row["uri"]: "lichen, or paint" for row in rows[::2]} | {rows[1]["uri"]: "moss"}
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["uri", "label"])
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "label": changed.get(row["uri"], row["label"])} for row in rows)
 
     dataset = str(tmp_path / "dataset")
     ingest(scans, dataset, labels=str(path), max_reject_rate=1.0)
     labels = {row["uri"]: row["label"] for row in open_dataset(dataset).index.to_pylist()}
-    predicted = {row["uri"]: row["label"] for row in rows}
     assert len(labels) == COUNT
     for uri, ingested in labels.items():
-        assert ingested == (changed.get(uri, predicted.get(uri)) or None)
+        assert ingested == changed.get(uri), "a prediction that nobody confirmed is no label"
     assert list(labels.values()).count("lichen, or paint") == len(rows[::2]) > 0
 
 

@@ -22,12 +22,14 @@ PLAIN = ["moss", "a=b", "'quoted'", "7", "苔", "x -1"]
 @pytest.mark.parametrize("label", [*FORMULAS, *PLAIN])
 def test_names_of_a_form_are_no_formulas_and_are_read_back(label: str, tmp_path: Path) -> None:
     rows = pa.table({"uri": [f"/scans/{label}.jpg", "s3://b/1.jpg"], "label": [label, "moss"]})
+    rows = rows.append_column("score", pa.array([0.25, 0.5]))
     form = corrections_form(rows)
     first = next(csv.DictReader(io.StringIO(form.decode())))
-    assert first["label"] == (f"'{label}" if label in FORMULAS else label)
+    assert first["label"] == ""
+    assert first["predicted"] == (f"'{label}" if label in FORMULAS else label)
     (tmp_path / "corrections.csv").write_bytes(form)
-    table = read_table("--labels", str(tmp_path / "corrections.csv"), "label")
-    assert table.column("label").to_pylist() == [label, "moss"]
+    table = read_table("--labels", str(tmp_path / "corrections.csv"), "predicted")
+    assert table.column("predicted").to_pylist() == [label, "moss"]
     assert table.column("uri").to_pylist() == rows.column("uri").to_pylist()
 
 

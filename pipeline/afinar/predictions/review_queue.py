@@ -124,10 +124,18 @@ def least_certain(tables: Iterable[pa.Table], limit: int) -> LeastCertain:
 
 
 def corrections_form(table: pa.Table) -> bytes:
-    """Return a CSV with `uri` and `label`, filled in with the predicted labels."""
+    """Return a CSV with `uri`, an empty `label` to fill in, and the predicted label and score.
+
+    A prediction must not become a label because nobody looked at its row.
+    """
+    form = {
+        "uri": escape_formulas(table.column("uri")),
+        "label": pa.nulls(len(table), pa.string()),
+        "predicted": escape_formulas(table.column("label")),
+        "score": pc.round(table.column("score"), 4),
+    }
     sink = pa.BufferOutputStream()
-    columns = [escape_formulas(table.column(name)) for name in ("uri", "label")]
-    pyarrow.csv.write_csv(pa.table(columns, names=["uri", "label"]), sink)
+    pyarrow.csv.write_csv(pa.table(form), sink)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
