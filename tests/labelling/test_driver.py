@@ -96,7 +96,7 @@ def test_model_version_has_a_temperature_scores_are_softened(
         models,
         lambda number: replace(plain.version, version=number, golden=golden, temperature=3.0),
     )
-    label(scans, tmp_path / "out", f"{models.root}@{warmer.version}")
+    label(scans, tmp_path / "out", f"{models.root}@{warmer.version}", precision="float32")
     rows = open_predictions(str(tmp_path / "out")).table.to_pylist()[::17]
     for row, before in zip(rows, plain.predict([row["uri"] for row in rows]), strict=True):
         rooted = {name: score ** (1 / 3) for name, score in before.items()}

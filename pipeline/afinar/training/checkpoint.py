@@ -26,7 +26,7 @@ from afinar.storage.store import Store
 from afinar.storage.versions import latest, record_name, versions
 
 FORMAT: Final = "afinar-checkpoint/2"
-_READABLE: Final = {"afinar-checkpoint/1", FORMAT}  # 1 has the fixed tensors among the weights
+_READABLE: Final = ("afinar-checkpoint/1", FORMAT)  # 1 has the fixed tensors among the weights
 Tensors = dict[str, Tensor]
 
 
