@@ -43,13 +43,16 @@ _MIN_STEPS_PER_EPOCH: Final = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """The fields of a configuration that `resolve` sets."""
+    """The fields of a configuration that `resolve` sets.
+
+    Runs that were begun before `head_rate` was added have none, and get the default.
+    """
 
     batch_size: Count
     epochs: Count
     learning_rate: float
-    head_rate: float
     layer_decay: float
+    head_rate: float = 0.0
 
 
 def resolve(config: TrainConfig, samples: int, workers: int, *, on_gpu: bool) -> TrainConfig:
