@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from afinar.config.train import TrainConfig
+from afinar.errors import IntegrityError
 from afinar.training.optim import Optimizer, lr_at_step, update_ema
 
 
@@ -70,3 +71,23 @@ def test_update_ema_averages_floats_and_copies_counters() -> None:
     assert averaged["weight"].tolist() == [1.5, 1.5]
     assert int(averaged["num_batches_tracked"]) == 7
     assert torch.equal(averaged["running_mean"], unchanged)
+
+
+def test_state_of_another_network_is_refused() -> None:
+    """A fused optimizer would write beyond the end of its tensors."""
+
+    def optimizer(width: int) -> Optimizer:
+        module = nn.Linear(width, 2)
+        groups = [{"params": list(module.parameters()), "weight_decay": 0.0, "lr_scale": 1.0}]
+        config = TrainConfig(dataset="d", models="m", learning_rate=1e-3)
+        return Optimizer(module, groups, config, steps=2)
+
+    small, large = optimizer(4), optimizer(64)
+    small.eval_model(torch.ones(1, 4)).sum().backward()
+    small.step(0)
+    state, weights = small.state(), large.eval_model.state_dict()
+    with pytest.raises(IntegrityError, match="belongs to another"):
+        large.load(weights, state)
+    beyond = {name.replace("optimizer.1", "optimizer.2"): value for name, value in state.items()}
+    with pytest.raises(IntegrityError, match="belongs to another"):
+        small.load(small.eval_model.state_dict(), beyond)

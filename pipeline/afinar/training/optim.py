@@ -161,7 +161,10 @@ class Optimizer:
         return tensors
 
     def load(self, weights: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-        """Restore `weights` of `eval_model` and `state` as saved from `state()`."""
+        """Restore `weights` of `eval_model` and `state` as saved from `state()`.
+
+        Raises IntegrityError for those of another network.
+        """
         self.load_weights(weights)
         if self._average is not None:
             _load_changing(self._module, _with_prefix("module.", state), self._changing)
@@ -170,8 +173,16 @@ class Optimizer:
         by_parameter: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _with_prefix("optimizer.", state).items():
             number, _, key = name.partition(".")
-            restored = _with_layout_of(parameters[int(number)], tensor)
-            by_parameter.setdefault(int(number), {})[key] = restored
+            position = int(number)
+            # Fused optimizers would read and write beyond the end of a smaller tensor.
+            if position >= len(parameters) or (
+                tensor.ndim and tensor.shape != parameters[position].shape
+            ):
+                raise IntegrityError(
+                    f"the checkpoint's {name} does not fit this network: it belongs to another one"
+                )
+            restored = _with_layout_of(parameters[position], tensor)
+            by_parameter.setdefault(position, {})[key] = restored
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": by_parameter, "param_groups": groups})
 

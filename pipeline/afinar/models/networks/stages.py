@@ -213,18 +213,22 @@ def parameter_groups(
 
         classifier 10, last stage 0.5, the stage before it 0.25, …
 
-    With `layer_decay` 1 the backbone is one part. Biases, the parameters of normalisation, class
-    tokens and position embeddings form groups without weight decay. The order of groups is the
-    network's, so an optimizer's saved state fits the groups of the same request again.
+    With `layer_decay` 1 the backbone is one part, and with `head_rate` 1 too the whole network is.
+    Biases, the parameters of normalisation, class tokens and position embeddings form groups
+    without weight decay. The order of groups is the network's, so an optimizer's saved state fits
+    the groups of the same request again.
     """
-    backbone, head = network.backbone, network.classifier.named_parameters()
+    backbone, head = network.backbone, list(network.classifier.named_parameters())
     parts = [
         (stage.name, [(name, backbone.get_parameter(name)) for name in stage.parameters])
         for stage in find_stages(backbone)
     ]
     if layer_decay == 1:
         parts = [("backbone", [parameter for _, parameters in parts for parameter in parameters])]
-    parts.append(("classifier", list(head)))
+    if layer_decay == head_rate == 1:
+        parts = [("network", [*parts[0][1], *head])]
+    else:
+        parts.append(("classifier", head))
 
     groups: list[dict[str, Any]] = []
     for position, (part, parameters) in enumerate(parts):
