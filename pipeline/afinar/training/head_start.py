@@ -86,15 +86,16 @@ class HeadSolver:
         on_validation = Features(features[len(train) :], self._targets(self.samples.validation))
 
         # One worker solves: rounding must not make the heads differ.
-        measured = torch.zeros(4, dtype=torch.float64, device=self.group.device)
+        measured = torch.zeros(5, dtype=torch.float64, device=self.group.device)
         if self.group.is_rank_zero:
             solved = solve_head(on_train, on_validation, self.objective)
             head = self._best_head(solved, on_validation)
             set_class_rows(self.network.classifier, head.weight, head.bias)
-            values = [*map(float, _loss_and_top1(head, on_train)), head.c, float(head is solved)]
+            loss_and_top1 = map(float, _loss_and_top1(head, on_train))
+            values = [*loss_and_top1, head.c, float(head is solved), float(head.held_out)]
             measured += torch.tensor(values, dtype=torch.float64).to(measured)
         self.group.broadcast_parameters(self.network.classifier)
-        loss, top1, c, is_solved = self.group.all_reduce_sum(measured).tolist()
+        loss, top1, c, is_solved, held_out = self.group.all_reduce_sum(measured).tolist()
         timings = timer.close()
 
         validation = self.evaluator.evaluate(self.module, self.samples.validation)
@@ -102,6 +103,7 @@ class HeadSolver:
             "epoch": 0,
             "head": "solved" if is_solved else "model",
             "c": c,
+            "held_out": int(held_out),
             "train": {"loss": loss, "top1": top1},
             "val": asdict(validation),
             "ledger": timings.as_dict(),

@@ -19,6 +19,9 @@ from afinar.errors import ShortfallError
 
 # Candidates for C, the strongest regularisation first: each solution is close to the next one.
 _C_PATH: Final = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))
+# A set with so few training samples has few of validation, too: folds of training add to them.
+_MAX_CROSS_VALIDATED: Final = 1000
+_FOLDS: Final = 5
 _PATIENCE: Final = 2  # candidates without a lower validation loss before the path ends
 _TEMPERATURES: Final = tuple(2 ** (step / 8) for step in range(-32, 33))  # 1/16 to 16
 _MAX_ITERATIONS: Final = 300
@@ -71,12 +74,14 @@ class Objective:
 class LinearHead:
     """Weight [classes, width] and bias [classes] of a linear layer, both float64.
 
-    `c` is the inverse of the strength of the regularisation.
+    `c` is the inverse of the strength of the regularisation. `held_out` is the number of samples on
+    which it was chosen, and on which the head was calibrated; 0 if it was not chosen.
     """
 
     weight: Tensor
     bias: Tensor
     c: float
+    held_out: int = 0
 
     def logits(self, values: Tensor) -> Tensor:
         """Return float64 [n, classes] for features [n, width]."""
@@ -87,24 +92,30 @@ class LinearHead:
 
 
 def solve_head(train: Features, validation: Features, objective: Objective) -> LinearHead:
-    """Return the head with the lowest calibrated cross-entropy on validation over a path of C.
+    """Return the head of a path of C with the lowest calibrated cross-entropy on held-out samples.
+
+    Held out are the samples of validation. Of a small set, so are those of training, in five folds:
+    each is predicted by a head that is solved on the other folds.
 
     The path begins with the strongest regularisation. Each solution starts from the one before it,
     and the path ends after candidates that do not improve. Features are standardised by their mean
     and standard deviation over `train`; the returned weights apply to plain features.
 
     A strongly regularised head often ranks classes best and is too little confident. So each
-    candidate is divided by the temperature that fits validation before it is compared, and the
-    returned head is divided by it.
+    candidate is divided by the temperature that fits the held-out samples before it is compared,
+    and the returned head is divided by it.
     """
     solver = _Solver(train, objective, _Scaling.of(train.values))
+    folds = _make_folds(train, objective) if len(train) <= _MAX_CROSS_VALIDATED else []
+    targets = torch.cat([validation.targets, *(fold.held_out.targets for fold in folds)])
     best, best_loss, worse = None, math.inf, 0
     for c in _C_PATH:
         solver.minimize(c)
         head = solver.head(c)
-        temperature, loss = _fit_temperature(head.logits(validation.values), validation.targets)
+        logits = [head.logits(validation.values), *(fold.logits(c) for fold in folds)]
+        temperature, loss = _fit_temperature(torch.cat(logits), targets)
         if loss < best_loss:
-            best = LinearHead(head.weight / temperature, head.bias / temperature, c)
+            best = LinearHead(head.weight / temperature, head.bias / temperature, c, len(targets))
             best_loss, worse = loss, 0
         else:
             worse += 1
@@ -209,6 +220,44 @@ class _Solver:
         """Return the solution for plain features: w (x - mean) / std + b = (w / std) x + b'."""
         weight = self._weight / self._scaling.std
         return LinearHead(weight.clone(), self._bias - weight @ self._scaling.mean, c)
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """A solver on all folds but one, and the samples of that one."""
+
+    solver: _Solver
+    held_out: Features
+
+    def logits(self, c: float) -> Tensor:
+        """Solve for C, and return the logits of the held-out samples."""
+        self.solver.minimize(c)
+        return self.solver.head(c).logits(self.held_out.values)
+
+
+def _make_folds(train: Features, objective: Objective) -> list[_Fold]:
+    """Return stratified folds: the samples of a class go to the folds in turn.
+
+    The only sample of a class is not held out: no head could know its class.
+    """
+    device = train.targets.device
+    numbers = torch.full((len(train),), -1, dtype=torch.int64, device=device)
+    dealt = 0
+    for label in range(objective.classes):
+        rows = torch.nonzero(train.targets == label).flatten()
+        if len(rows) > 1:
+            numbers[rows] = (torch.arange(len(rows), device=device) + dealt) % _FOLDS
+            dealt += len(rows)
+
+    folds = []
+    for number in range(_FOLDS):
+        held_out, others = numbers == number, numbers != number
+        if held_out.any():
+            values = train.values[others]
+            solved_on = Features(values, train.targets[others])
+            solver = _Solver(solved_on, objective, _Scaling.of(values))
+            folds.append(_Fold(solver, Features(train.values[held_out], train.targets[held_out])))
+    return folds
 
 
 def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:

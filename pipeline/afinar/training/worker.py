@@ -223,7 +223,9 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
         # Features of reduced precision do not give the logits of the published network.
         evaluator, module = replace(evaluator, inputs=part.pixels), network
     validation = evaluator.compute_logits(module, samples.validation)
-    temperature = fit_temperature(validation.logits, validation.targets, group)
+    temperature = 1.0
+    if not _is_calibrated(state, len(samples.validation)):
+        temperature = fit_temperature(validation.logits, validation.targets, group)
     return _Training(
         task=task,
         network=network,
@@ -292,6 +294,13 @@ def _log_unbalanced_windows(windows: ShardWindows, samples: Samples, config: Tra
             "full shuffle would give, because its shards hold few classes each: give a larger "
             "--window-mb, or ingest into a new dataset, which mixes the classes in its shards"
         )
+
+
+def _is_calibrated(state: TrainState, validation: int) -> bool:
+    """Return True if the best epoch is a head that was calibrated on more than validation."""
+    start = state.history[0]
+    is_solved = state.best[0].epoch == 0 and start.get("head") == "solved"
+    return is_solved and int(start.get("held_out", 0)) > validation
 
 
 def _final_regime(config: TrainConfig, state: TrainState) -> str:
