@@ -70,6 +70,7 @@ class HeadSolver:
     threads: int
     precision: torch.dtype
     kept: NDArray[np.bool_]
+    scalings: tuple[float, ...]
     select_by: SelectBy
 
     def solve(self) -> dict[str, Any]:
@@ -88,7 +89,7 @@ class HeadSolver:
         # One worker solves: rounding must not make the heads differ.
         measured = torch.zeros(5, dtype=torch.float64, device=self.group.device)
         if self.group.is_rank_zero:
-            solved = solve_head(on_train, on_validation, self.objective)
+            solved = solve_head(on_train, on_validation, self.objective, self.scalings)
             head = self._best_head(solved, on_validation)
             set_class_rows(self.network.classifier, head.weight, head.bias)
             loss_and_top1 = map(float, _loss_and_top1(head, on_train))
