@@ -18,8 +18,8 @@ from afinar.training.sampler import steps_per_epoch
 
 # Peak learning rates for batches of 32. One rate for all of a pretrained backbone, by family:
 _BACKBONE_RATE: Final[dict[str, dict[Family, float]]] = {
-    "adamw": {"batchnorm": 1e-3, "plain": 1e-4, "transformer": 1e-4},
-    "adam": {"batchnorm": 1e-3, "plain": 1e-4, "transformer": 1e-4},
+    "adamw": {"batchnorm": 2e-3, "plain": 1e-4, "transformer": 1e-4},
+    "adam": {"batchnorm": 2e-3, "plain": 1e-4, "transformer": 1e-4},
     "rmsprop": {"batchnorm": 2e-4, "plain": 2e-5, "transformer": 2e-5},
     "sgd": {"batchnorm": 2e-2, "plain": 2e-3, "transformer": 2e-3},
 }
