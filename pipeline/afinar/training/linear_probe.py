@@ -34,6 +34,9 @@ _FOLDS: Final = 5
 _PATIENCE: Final = 2  # candidates without a lower validation loss before the path ends
 _TEMPERATURES: Final = tuple(2 ** (step / 8) for step in range(-32, 33))  # 1/16 to 16
 _MAX_ITERATIONS: Final = 300
+# Of a candidate on a path, which starts from the one before it. Weak regularisation would take
+# hundreds; to stop early there regularises, too.
+_PATH_ITERATIONS: Final = 30
 _HISTORY: Final = 20  # of L-BFGS: pairs of steps and gradient differences
 _TOLERANCE: Final = 1e-6  # of the largest derivative of the mean loss
 _BLOCK: Final = 16384  # rows per matrix product: bounds the memory of copies in double precision
@@ -135,7 +138,7 @@ def _solve_path(
     targets = torch.cat([validation.targets, *(fold.held_out.targets for fold in folds)])
     best, best_loss, worse = None, math.inf, 0
     for c in _C_PATH:
-        solver.minimize(c)
+        solver.minimize(c, _PATH_ITERATIONS)
         head = solver.head(c)
         logits = [head.logits(validation.values), *(fold.logits(c) for fold in folds)]
         temperature, loss = _fit_temperature(torch.cat(logits), targets)
@@ -156,7 +159,7 @@ def fit_head(train: Features, objective: Objective, c: float) -> LinearHead:
     scikit-learn's LogisticRegression behind a StandardScaler.
     """
     solver = _Solver(train, objective, _Scaling.of(train.values, power=1.0))
-    solver.minimize(c)
+    solver.minimize(c, _MAX_ITERATIONS)
     return solver.head(c)
 
 
@@ -189,20 +192,30 @@ class _Scaling:
 
 
 class _Solver:
-    """L-BFGS over weights of standardised features, in double precision.
+    """L-BFGS over weights of scaled features, in double precision.
 
     Liu and Nocedal 1989, doi 10.1007/BF01589116, as torch implements it. The weights of the last
     solution are the start of the next one.
+
+    With fewer samples than features, the solution is a combination of the samples: any other part
+    of the weights changes no logit and adds to the penalty. So the problem is solved in an
+    orthonormal basis of the samples, which has far fewer numbers.
     """
 
     def __init__(self, train: Features, objective: Objective, scaling: _Scaling) -> None:
         self._train, self._objective, self._scaling = train, objective, scaling
-        width, device = train.values.shape[1], train.values.device
+        self._basis: Tensor | None = None
+        samples, width = train.values.shape
+        if samples < width and samples <= _BLOCK:
+            scaled = (train.values.double() - scaling.mean) / scaling.divisor
+            self._basis, triangle = torch.linalg.qr(scaled.T)  # [width, samples]
+            self._in_basis, width = triangle.T.contiguous(), samples
+        device = train.values.device
         self._weight = torch.zeros(objective.classes, width, dtype=torch.float64, device=device)
         self._bias = torch.zeros(objective.classes, dtype=torch.float64, device=device)
         self._total = objective.total_weight(train.targets)
 
-    def minimize(self, c: float) -> None:
+    def minimize(self, c: float, max_iterations: int) -> None:
         """Minimize the mean cross-entropy + |W|^2 / (2 * C * total weight).
 
         Two classes have opposite weights here, w / 2 and -w / 2, and one vector w in scikit-learn.
@@ -212,7 +225,7 @@ class _Solver:
         parameters = [self._weight, self._bias]
         optimizer = torch.optim.LBFGS(
             parameters,
-            max_iter=_MAX_ITERATIONS,
+            max_iter=max_iterations,
             history_size=_HISTORY,
             tolerance_grad=_TOLERANCE,
             tolerance_change=1e-12,
@@ -240,15 +253,19 @@ class _Solver:
         return loss / self._total, weight_gradient / self._total, bias_gradient / self._total
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield standardised features in double precision, and their targets."""
+        """Yield scaled features in double precision, or their coordinates, and their targets."""
+        if self._basis is not None:
+            yield self._in_basis, self._train.targets
+            return
         values, targets = _blocks(self._train.values), _blocks(self._train.targets)
         for block, block_targets in zip(values, targets, strict=True):
             yield (block.double() - self._scaling.mean) / self._scaling.divisor, block_targets
 
     def head(self, c: float) -> LinearHead:
         """Return the solution for plain features: w (x - mean) / d + b = (w / d) x + b'."""
-        weight = self._weight / self._scaling.divisor
-        return LinearHead(weight.clone(), self._bias - weight @ self._scaling.mean, c)
+        weight = self._weight if self._basis is None else self._weight @ self._basis.T
+        weight = weight / self._scaling.divisor
+        return LinearHead(weight, self._bias - weight @ self._scaling.mean, c)
 
 
 @dataclass(frozen=True)
@@ -260,7 +277,7 @@ class _Fold:
 
     def logits(self, c: float) -> Tensor:
         """Solve for C, and return the logits of the held-out samples."""
-        self.solver.minimize(c)
+        self.solver.minimize(c, _PATH_ITERATIONS)
         return self.solver.head(c).logits(self.held_out.values)
 
 
