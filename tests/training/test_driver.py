@@ -190,7 +190,7 @@ def test_trial_uses_no_test_split_and_is_published_later(
 ) -> None:
     configuration = config(trained, tmp_path / "trial", epochs=2)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_evaluate_test", lambda _: pytest.fail("looks at the test split"))
+        patch.setattr(module, "evaluate_test", lambda *_: pytest.fail("looks at the test split"))
         trial = run_trial(configuration, Launches(), "first")
         again = Launches()
         assert run_trial(configuration, again, "second").result == trial.result

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -123,3 +126,18 @@ def test_bicubic_input_view_is_clamped_and_bilinear_is_not_in_the_record() -> No
     assert not torch.equal(*edges)
     assert edges[1].min() >= 0
     assert edges[1].max() <= 1 + 1e-6
+
+
+def test_networks_are_built_in_several_threads() -> None:
+    """torch.fx replaces the call of every module while it traces one."""
+    architecture = Architecture(
+        backbone="small_cnn", cut="17", head="linear", input_size=64, classes=2
+    )
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # another thread runs within nearly every call
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            built = list(threads.map(build_network, [architecture] * 16))
+    finally:
+        sys.setswitchinterval(interval)
+    assert len({tuple(each.network.state_dict()) for each in built}) == 1

@@ -22,8 +22,9 @@ Networks of timm are built without their classifier: there, `auto` is the output
 from __future__ import annotations
 
 import difflib
+import threading
 import warnings
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from torch import fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
@@ -34,6 +35,9 @@ from afinar.models.networks.backbones import build_backbone, meta_device_context
 from afinar.models.networks.timm_networks import TimmTracer, is_of_timm, trace_timm
 
 AUTO = "auto"
+
+TRACING: Final = threading.RLock()
+"""Lock of tracing: while torch.fx traces, a module that another thread calls is traced, too."""
 
 
 class TracedBackbone(NamedTuple):
@@ -61,7 +65,7 @@ def trace_backbone(backbone: nn.Module) -> TracedBackbone:
     is_timm = is_of_timm(backbone)
     tracer = TimmTracer() if is_timm else NodePathTracer(leaf_modules=[StochasticDepth])
     backbone.eval()
-    with warnings.catch_warnings():
+    with TRACING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fx warns about each assertion that it drops
         graph: fx.Graph = trace_timm(backbone, tracer) if is_timm else tracer.trace(backbone)
     names = tracer.node_to_qualname

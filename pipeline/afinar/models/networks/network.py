@@ -12,7 +12,7 @@ from afinar.config.train import Pool
 from afinar.errors import RequestError
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import build_backbone
-from afinar.models.networks.cuts import cut_backbone
+from afinar.models.networks.cuts import TRACING, cut_backbone
 from afinar.models.networks.heads import build_head, pool_activations
 from afinar.pictures.preprocessing import InputView
 
@@ -70,7 +70,7 @@ def _trial_activations(backbone: fx.GraphModule, architecture: Architecture) -> 
     """Return the activations at the cut for one black picture, to see their shape."""
     size = architecture.input_size
     try:
-        with torch.no_grad():
+        with TRACING, torch.no_grad():
             return backbone.eval()(torch.zeros(1, 3, size, size))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise RequestError(
