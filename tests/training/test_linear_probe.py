@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from afinar.errors import ShortfallError
+from afinar.training import linear_probe
 from afinar.training.linear_probe import Features, Objective, fit_head, solve_head
 
 
@@ -90,3 +91,17 @@ def test_solve_head_refuses_features_that_are_not_finite() -> None:
     train.values[3, 4] = float("nan")
     with pytest.raises(ShortfallError, match="not finite"):
         solve_head(train, clusters(1, 20, 10, 2, 1.0), Objective(2))
+
+
+@pytest.mark.parametrize("samples", [100, 600])
+def test_solution_does_not_depend_on_what_is_kept_in_memory(
+    monkeypatch: pytest.MonkeyPatch, samples: int
+) -> None:
+    """A basis of 100 samples, 600 scaled samples of 400 features, and scaling in each pass."""
+    train = clusters(0, samples, 400, 3, 0.2)
+    kept = fit_head(train, Objective(3), 0.1)
+    monkeypatch.setattr(linear_probe, "_MAX_KEPT", 0)
+    scaled_in_each_pass = fit_head(train, Objective(3), 0.1)
+    torch.testing.assert_close(
+        kept.logits(train.values), scaled_in_each_pass.logits(train.values), atol=1e-3, rtol=1e-3
+    )

@@ -21,7 +21,7 @@ class ModelsConfig(JobConfig):
     models: Annotated[str, POSITIONAL]
     """Folder or s3:// prefix that holds the history of a model."""
     action: Annotated[Action, POSITIONAL] = "list"
-    """What to do."""
+    """Show all versions, show one, change the champion, or return to the one before."""
     version: Annotated[str, POSITIONAL] = ""
     """For show and promote: the number or the id of a version. `show` takes the champion without
     it."""

@@ -1,4 +1,4 @@
-"""Which errors of a training recur in every attempt, and what Ray Train does about a failure.
+"""Failures of a training: errors that recur in every attempt, and the policy of retries.
 
 Only errors that may pass are tried again: a dead worker, an unreachable store, and failures of
 collective operations, which follow from them. A worker records any other error, Ray Train ends the

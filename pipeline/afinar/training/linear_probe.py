@@ -39,6 +39,7 @@ _MAX_ITERATIONS: Final = 300
 _PATH_ITERATIONS: Final = 30
 _HISTORY: Final = 20  # of L-BFGS: pairs of steps and gradient differences
 _TOLERANCE: Final = 1e-6  # of the largest derivative of the mean loss
+_MAX_KEPT: Final = 2**26  # scaled features that are kept, 512 MB; more are scaled in each pass
 _BLOCK: Final = 16384  # rows per matrix product: bounds the memory of copies in double precision
 
 
@@ -190,6 +191,10 @@ class _Scaling:
         divisor = std**power
         return cls(mean, divisor * (std / divisor).square().mean().sqrt())
 
+    def apply(self, values: Tensor) -> Tensor:
+        """Return scaled features, float64."""
+        return (values.double() - self.mean) / self.divisor
+
 
 class _Solver:
     """L-BFGS over weights of scaled features, in double precision.
@@ -204,12 +209,14 @@ class _Solver:
 
     def __init__(self, train: Features, objective: Objective, scaling: _Scaling) -> None:
         self._train, self._objective, self._scaling = train, objective, scaling
+        self._inputs: Tensor | None = None
         self._basis: Tensor | None = None
         samples, width = train.values.shape
-        if samples < width and samples <= _BLOCK:
-            scaled = (train.values.double() - scaling.mean) / scaling.divisor
-            self._basis, triangle = torch.linalg.qr(scaled.T)  # [width, samples]
-            self._in_basis, width = triangle.T.contiguous(), samples
+        if samples * width <= _MAX_KEPT:
+            self._inputs = scaling.apply(train.values)
+            if samples < width:
+                self._basis, triangle = torch.linalg.qr(self._inputs.T)  # [width, samples]
+                self._inputs, width = triangle.T.contiguous(), samples
         device = train.values.device
         self._weight = torch.zeros(objective.classes, width, dtype=torch.float64, device=device)
         self._bias = torch.zeros(objective.classes, dtype=torch.float64, device=device)
@@ -254,12 +261,12 @@ class _Solver:
 
     def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield scaled features in double precision, or their coordinates, and their targets."""
-        if self._basis is not None:
-            yield self._in_basis, self._train.targets
+        if self._inputs is not None:
+            yield self._inputs, self._train.targets
             return
         values, targets = _blocks(self._train.values), _blocks(self._train.targets)
         for block, block_targets in zip(values, targets, strict=True):
-            yield (block.double() - self._scaling.mean) / self._scaling.divisor, block_targets
+            yield self._scaling.apply(block), block_targets
 
     def head(self, c: float) -> LinearHead:
         """Return the solution for plain features: w (x - mean) / d + b = (w / d) x + b'."""

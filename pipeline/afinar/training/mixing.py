@@ -37,7 +37,7 @@ def with_partners(numbers: RowNumbers, size: int) -> RowNumbers:
 
 
 class Mixes(NamedTuple):
-    """How n pictures are mixed with their partners; arrays on the CPU.
+    """Mixing of n pictures with their partners; arrays on the CPU.
 
     `shares` float64 [n] is the weight of a picture's own label. `opacity` float32 [n] is the weight
     of its own pixels outside its box, and inside the `boxes`, in pixels, there are only pixels of

@@ -45,7 +45,7 @@ _LUMA: Final = (0.299, 0.587, 0.114)  # weights of R, G and B in ITU-R BT.601
 
 
 class Draws(NamedTuple):
-    """What happens to n pictures: number of the operation int64 [n], strength and sign [n].
+    """Operations for n pictures: number of the operation int64 [n], strength and sign [n].
 
     The strength is from 0 to 1, the sign is 1 or -1, both float32. All are on the CPU.
     """

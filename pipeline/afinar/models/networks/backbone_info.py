@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Family = Literal["batchnorm", "plain", "transformer"]
-"""How a backbone trains: it decides the default learning rates.
+"""Kind of a backbone, which decides the default learning rates.
 
 `batchnorm`: convolutions with BatchNorm. `plain`: convolutions without normalisation.
 `transformer`: transformers and ConvNeXt, which trains like them.
