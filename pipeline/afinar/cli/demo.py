@@ -43,7 +43,7 @@ REGIMES: Final[dict[str, dict[str, Any]]] = {
         "input_size": 128,
         "batch_size": 16,
     },
-    "frozen": {"backbone": "efficientnet_lite0", "epochs": 20, "batch_size": 64},
+    "frozen": {"backbone": "efficientnet_lite0"},
     "full": {"backbone": "efficientnet_lite0", "epochs": 3, "batch_size": 8, "learning_rate": 1e-3},
 }
 
