@@ -9,7 +9,7 @@ import pytest
 
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
-from afinar.ingest.driver import IngestSummary, run_ingest
+from afinar.ingestion.driver import IngestSummary, run_ingest
 from afinar.labelling.driver import LabelSummary, run_labelling
 from afinar.storage.folder_reader import FolderReader
 from afinar.units.executor import InlineExecutor

@@ -97,7 +97,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Train a small network that can tell its two classes apart."""
     from afinar.config.ingest import IngestConfig
     from afinar.config.train import TrainConfig
-    from afinar.ingest.driver import run_ingest
+    from afinar.ingestion.driver import run_ingest
     from afinar.training.distributed import Group
     from afinar.training.publish import publish
     from afinar.training.task import plan_training

@@ -29,7 +29,7 @@ from afinar.config.label import LabelConfig
 from afinar.config.train import TrainConfig
 from afinar.dataset.gc import verify_dataset
 from afinar.dataset.manifest import get_manifests
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.labelling.driver import run_labelling
 from afinar.predictions.gc import require_manifest, verify
 from afinar.storage.open import open_store

@@ -20,7 +20,7 @@ def imported_by(statement: str) -> set[str]:
 def test_work_functions_import_no_ray() -> None:
     modules = imported_by(
         "import afinar.training.worker, afinar.labelling.driver, afinar.labelling.worker, "
-        "afinar.ingest.driver, afinar.report.training, afinar.report.comparison, "
+        "afinar.ingestion.driver, afinar.report.training, afinar.report.comparison, "
         "afinar.evaluation.comparison, afinar.models.registry.golden"
     )
     assert "torch" in modules, "the probe works"
@@ -29,7 +29,7 @@ def test_work_functions_import_no_ray() -> None:
 
 def test_drivers_of_ingest_and_label_import_no_torch() -> None:
     modules = imported_by(
-        "import afinar.ingest.driver, afinar.labelling.driver, afinar.execution.actor_pool, "
+        "import afinar.ingestion.driver, afinar.labelling.driver, afinar.execution.actor_pool, "
         "afinar.report.labelling, afinar.report.review, afinar.report.status"
     )
     assert "ray" in modules
@@ -53,8 +53,8 @@ def test_workers_import_without_the_convenience_libraries(name: str) -> None:
     """An accelerator machine may have torch, torchvision, pyarrow and little else."""
     block = f"import sys; sys.modules[{name!r}] = None"
     imported_by(
-        f"{block}\nimport afinar.training.worker, afinar.labelling.worker, afinar.ingest.driver, "
-        "afinar.training.metrics, afinar.training.tensorboard"
+        f"{block}\nimport afinar.training.worker, afinar.labelling.worker, "
+        "afinar.ingestion.driver, afinar.training.metrics, afinar.training.tensorboard"
     )
 
 

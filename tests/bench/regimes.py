@@ -26,7 +26,7 @@ from sklearn.preprocessing import StandardScaler
 from afinar.config.ingest import IngestConfig
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import open_dataset
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.models.networks.network import apply_input_view, build_network
 from afinar.models.networks.weights import find_weights, load_weights
 from afinar.training.distributed import Group

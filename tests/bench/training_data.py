@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from afinar.config.ingest import IngestConfig
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.units.executor import InlineExecutor
 from tests.bench.world import WrongBenchError
 

@@ -14,7 +14,7 @@ import pytest
 
 from afinar.cli.main import COMMANDS, main
 from afinar.config.ingest import IngestConfig
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.logs import LogSettings, configure_logging, log_settings
 from afinar.units.executor import InlineExecutor
 from tests.conftest import Trained, jpeg, make_archive, run_afinar

@@ -12,7 +12,7 @@ import pytest
 from afinar.cli.main import main
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.manifest import get_manifests
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
 from tests.conftest import Trained

@@ -33,7 +33,7 @@ def patch_decoder() -> None:
     """Make this process exit at pictures that end in KILLER, and hang at those in STOPPER."""
     for name, decoder in (
         ("afinar.inference.picture_stream", "decode"),
-        ("afinar.ingest.worker", "decode_into"),
+        ("afinar.ingestion.worker", "decode_into"),
     ):
         module = importlib.import_module(name)
         setattr(module, decoder, _dangerous(getattr(module, decoder)))

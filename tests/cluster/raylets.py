@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from afinar.config.ingest import IngestConfig
 from afinar.execution.executor import RayExecutor
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
 

@@ -15,7 +15,7 @@ from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.metrics import NAMES, JobMetrics
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.labelling.driver import run_labelling
 from tests.conftest import Trained, make_archive
 

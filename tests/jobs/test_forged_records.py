@@ -24,7 +24,7 @@ from afinar.config.status import StatusConfig
 from afinar.dataset.reader import open_dataset
 from afinar.errors import AfinarError
 from afinar.evaluation.comparison import read_run
-from afinar.ingest.driver import IngestJob, run_ingest
+from afinar.ingestion.driver import IngestJob, run_ingest
 from afinar.labelling.run_report import find_baseline, update_source_stats
 from afinar.labelling.stats import LabelStats
 from afinar.models.registry.aliases import promote

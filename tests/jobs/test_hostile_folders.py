@@ -14,7 +14,7 @@ from afinar.cli.main import main
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.errors import RecordError, RequestError, UnsafePathError
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.labelling.driver import LabelOutcome, run_labelling
 from afinar.training.task import plan_training
 from afinar.units.executor import InlineExecutor

@@ -11,7 +11,7 @@ from afinar.config.ingest import IngestConfig
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset
 from afinar.evaluation.comparison import EvaluatedRun, read_run
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
 from tests.conftest import jpeg

@@ -19,7 +19,7 @@ from afinar.errors import (
     ShortfallError,
     StorageError,
 )
-from afinar.ingest.forget import run_forget
+from afinar.ingestion.forget import run_forget
 from afinar.storage.open import open_store
 from afinar.training import worker as module
 from afinar.training.checkpoint import Checkpoints, TrainState

@@ -10,7 +10,7 @@ import pytest
 
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.reader import Dataset, open_dataset
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.storage.cache import Cache
 from afinar.training.loading import ShardWindows, load_batches
 from afinar.training.sampler import epoch_order, global_batches

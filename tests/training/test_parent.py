@@ -16,7 +16,7 @@ from torch import nn
 
 from afinar.config.ingest import IngestConfig
 from afinar.errors import RequestError
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.models.networks.backbones import build_backbone
 from afinar.models.networks.heads import class_rows, set_class_rows
 from afinar.models.networks.network import Network, build_network

@@ -23,7 +23,7 @@ from afinar import open_model
 from afinar.config.ingest import IngestConfig
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.cuts import resolve_cut
 from afinar.models.networks.network import build_network

@@ -10,7 +10,7 @@ import torch
 
 from afinar.config.ingest import IngestConfig
 from afinar.errors import RequestError
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.models.networks.backbones import build_backbone
 from afinar.training import task as task_module
 from afinar.training.distributed import Group

@@ -232,7 +232,7 @@ def test_damaged_checkpoint_is_refused(
 
 def test_damaged_shard_ends_the_training_and_publishes_nothing(tmp_path: Path) -> None:
     from afinar.config.ingest import IngestConfig
-    from afinar.ingest.driver import run_ingest
+    from afinar.ingestion.driver import run_ingest
     from afinar.units.executor import InlineExecutor
 
     pictures = make_archive(tmp_path / "pictures", 30)

@@ -112,7 +112,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
 
 
 def _ingest(demo: DemoConfig, folder: Path) -> dict[str, Any]:
-    from afinar.ingest.driver import run_ingest
+    from afinar.ingestion.driver import run_ingest
     from afinar.report.run_folder import record_run
     from afinar.storage.names import new_run
 

@@ -24,7 +24,7 @@ def run(config: ForgetConfig) -> dict[str, Any]:
     from afinar.storage.open import normalize_uri, open_store
 
     if is_dataset(open_store(normalize_uri(config.path))):
-        from afinar.ingest.forget import run_forget
+        from afinar.ingestion.forget import run_forget
 
         return asdict(run_forget(config, RayExecutor.for_job(config)))
 

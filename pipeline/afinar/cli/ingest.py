@@ -22,7 +22,7 @@ def configure(argv: list[str]) -> IngestConfig:
 
 def run(config: IngestConfig) -> dict[str, Any]:
     """Update the dataset and return the summary; a run that published something is recorded."""
-    from afinar.ingest.driver import run_ingest
+    from afinar.ingestion.driver import run_ingest
     from afinar.logs import log_settings
     from afinar.report.run_folder import record_run
     from afinar.storage.names import new_run

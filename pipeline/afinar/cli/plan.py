@@ -59,7 +59,7 @@ def run(config: IngestConfig | LabelConfig) -> dict[str, Any]:
         from afinar.labelling.estimate import forecast_label
 
         return asdict(forecast_label(config))
-    from afinar.ingest.estimate import forecast_ingest
+    from afinar.ingestion.estimate import forecast_ingest
 
     return asdict(forecast_ingest(config))
 

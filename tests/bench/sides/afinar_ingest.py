@@ -13,7 +13,7 @@ import psutil
 from afinar.config.ingest import IngestConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:

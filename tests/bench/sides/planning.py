@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from afinar.dataset.schema import OUTCOMES
-from afinar.ingest.plan import make_plan
+from afinar.ingestion.plan import make_plan
 from afinar.pictures.preprocessing import StoredView
 from afinar.sources import listing
 from afinar.sources.annotations import annotate

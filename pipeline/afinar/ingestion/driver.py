@@ -22,18 +22,23 @@ from afinar.dataset.manifest import (
 from afinar.dataset.schema import OUTCOMES
 from afinar.dataset.stratification import few_notes
 from afinar.errors import RequestError, ShortfallError
-from afinar.ingest.compaction import compact_shards, plan_compaction, remap_index, shards_to_compact
-from afinar.ingest.parent import Parent, open_parent
-from afinar.ingest.plan import (
+from afinar.ingestion.compaction import (
+    compact_shards,
+    plan_compaction,
+    remap_index,
+    shards_to_compact,
+)
+from afinar.ingestion.parent import Parent, open_parent
+from afinar.ingestion.plan import (
     ShardTask,
     forget_plan_name,
     join_outcomes,
     make_plan,
     plan_name,
 )
-from afinar.ingest.source import list_source
-from afinar.ingest.stored_view import find_view, view_notes
-from afinar.ingest.version import (
+from afinar.ingestion.source import list_source
+from afinar.ingestion.stored_view import find_view, view_notes
+from afinar.ingestion.version import (
     Content,
     changes_between,
     class_notes,
@@ -44,7 +49,7 @@ from afinar.ingest.version import (
     put_version_objects,
     repeat_notes,
 )
-from afinar.ingest.worker import build_shard
+from afinar.ingestion.worker import build_shard
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.profiles import require_colour_management
 from afinar.pictures.rejects import TRANSIENT, exceeds_budget

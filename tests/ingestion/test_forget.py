@@ -12,9 +12,9 @@ from afinar.config.forget import ForgetConfig
 from afinar.dataset.gc import collect_garbage, drop_plans, open_plans, verify_dataset
 from afinar.dataset.manifest import get_manifests, publish_manifest
 from afinar.errors import RequestError, ShortfallError
-from afinar.ingest import forget as forget_module
-from afinar.ingest.forget import ForgetSummary, run_forget
-from afinar.ingest.plan import forget_plan_name
+from afinar.ingestion import forget as forget_module
+from afinar.ingestion.forget import ForgetSummary, run_forget
+from afinar.ingestion.plan import forget_plan_name
 from afinar.storage.arrow import from_ipc, from_parquet
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store

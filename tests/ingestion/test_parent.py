@@ -11,8 +11,8 @@ import pytest
 from afinar import open_dataset
 from afinar.config.forget import ForgetConfig
 from afinar.errors import ForbiddenError
-from afinar.ingest.forget import run_forget
-from afinar.ingest.parent import open_parent
+from afinar.ingestion.forget import run_forget
+from afinar.ingestion.parent import open_parent
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.local import LocalStore
 from afinar.storage.open import open_store

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afinar.dataset.schema import INDEX, OUTCOMES, REJECTS
-from afinar.ingest.plan import (
+from afinar.ingestion.plan import (
     forget_plan_name,
     join_outcomes,
     known_outcomes,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from afinar.config.ingest import IngestConfig
-from afinar.ingest.driver import IngestJob
-from afinar.ingest.parent import Parent
-from afinar.ingest.worker import BatchBuilder, make_batch_builder, process_picture
+from afinar.ingestion.driver import IngestJob
+from afinar.ingestion.parent import Parent
+from afinar.ingestion.worker import BatchBuilder, make_batch_builder, process_picture
 from afinar.pictures.decode import configure_pillow
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView

@@ -16,8 +16,8 @@ from afinar.config.forget import ForgetConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.status import StatusConfig
 from afinar.errors import RequestError
-from afinar.ingest.estimate import forecast_ingest
-from afinar.ingest.forget import run_forget
+from afinar.ingestion.estimate import forecast_ingest
+from afinar.ingestion.forget import run_forget
 from afinar.report.status import read_status
 from afinar.units.executor import InlineExecutor
 from tests.archives import ingest, interrupt_addition

@@ -162,7 +162,7 @@ def test_dataset_of_an_earlier_decoder_goes_on_with_it(
     dataset = str(tmp_path / "dataset")
     with monkeypatch.context() as patch:
         older = partial(StoredView, decoder="pillow/2")
-        patch.setattr("afinar.ingest.stored_view.StoredView", older)
+        patch.setattr("afinar.ingestion.stored_view.StoredView", older)
         ingest(archive, dataset)
         with pytest.raises(KeyboardInterrupt):
             ingest(archive, tmp_path / "interrupted", InterruptedExecutor(0))

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from afinar.dataset.schema import INDEX, shard_schema
 from afinar.dataset.shards import ShardWriter, batch_rows
-from afinar.ingest.plan import shard_pictures
+from afinar.ingestion.plan import shard_pictures
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.arrow import conform, from_ipc, group_by
 from afinar.storage.markers import UnitMarker, commit_unit, committed_units, read_markers

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from afinar.dataset.schema import OUTCOMES, shard_schema
 from afinar.dataset.shards import ShardWriter, batch_rows
-from afinar.ingest.plan import ShardTask
+from afinar.ingestion.plan import ShardTask
 from afinar.pictures.decode import configure_pillow, decode_into, decode_to_jpeg
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.preprocessing import StoredView

@@ -88,7 +88,7 @@ def test_ingest_killed_at_a_step_next_run_completes_the_version(
     dataset = tmp_path / "dataset"
     shutil.copytree(scene.first, dataset)
     published = {path: path.read_bytes() for path in dataset.rglob("*") if path.is_file()}
-    command = [sys.executable, "-m", "tests.ingest.killed_at"]
+    command = [sys.executable, "-m", "tests.ingestion.killed_at"]
     arguments = [folder, str(nth), when, str(scene.source), str(dataset)]
     killed = subprocess.run(
         [*command, *arguments], cwd=REPOSITORY, capture_output=True, check=False

@@ -8,8 +8,8 @@ import pytest
 
 from afinar.config.ingest import IngestConfig
 from afinar.errors import RequestError
-from afinar.ingest.driver import run_ingest
-from afinar.ingest.estimate import forecast_ingest
+from afinar.ingestion.driver import run_ingest
+from afinar.ingestion.estimate import forecast_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
 from tests.archives import ingest

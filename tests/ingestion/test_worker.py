@@ -18,8 +18,8 @@ from afinar.config.ingest import StoreKind
 from afinar.dataset.manifest import read_tables
 from afinar.dataset.schema import OUTCOMES
 from afinar.errors import ForbiddenError, StorageError
-from afinar.ingest.plan import ShardTask
-from afinar.ingest.worker import Outcome, build_shard, make_batch_builder, process_picture
+from afinar.ingestion.plan import ShardTask
+from afinar.ingestion.worker import Outcome, build_shard, make_batch_builder, process_picture
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import PictureError, Reason
@@ -189,7 +189,7 @@ def test_a_retried_unit_skips_the_pictures_at_which_two_attempts_died(
         tried.append([info.name for info in store.walk(ATTEMPTS)])
         return process_picture(entry, *more)
 
-    monkeypatch.setattr("afinar.ingest.worker.process_picture", record)
+    monkeypatch.setattr("afinar.ingestion.worker.process_picture", record)
     task = ShardTask(
         unit="00000001-unit",
         entries=entries,

@@ -9,7 +9,7 @@ import pyarrow as pa
 from afinar.dataset.manifest import Manifest
 from afinar.dataset.reader import Dataset, open_current
 from afinar.dataset.schema import INDEX, OUTCOMES
-from afinar.ingest.plan import known_outcomes
+from afinar.ingestion.plan import known_outcomes
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import TRANSIENT
 from afinar.storage.objects import ObjectRef

@@ -1,6 +1,6 @@
 """An ingest that kills itself with SIGKILL right before or right after it puts one object.
 
-    python -m tests.ingest.killed_at FOLDER NTH before|after SOURCE DATASET
+    python -m tests.ingestion.killed_at FOLDER NTH before|after SOURCE DATASET
 
 It dies at the NTH object that is put into FOLDER of the dataset. Driver and worker are one process
 here, so that every step of the commit can be interrupted exactly.

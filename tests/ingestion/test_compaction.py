@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from afinar import open_dataset
 from afinar.dataset.schema import INDEX
-from afinar.ingest import driver
-from afinar.ingest.compaction import (
+from afinar.ingestion import driver
+from afinar.ingestion.compaction import (
     LiveRows,
     count_live,
     plan_compaction,
     remap_index,
     shards_to_compact,
 )
-from afinar.ingest.plan import shard_pictures
+from afinar.ingestion.plan import shard_pictures
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.markers import UnitMarker
 from afinar.storage.objects import ObjectRef

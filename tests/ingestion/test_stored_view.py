@@ -7,7 +7,7 @@ from typing import Any
 
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.reader import open_dataset
-from afinar.ingest.driver import IngestSummary, run_ingest
+from afinar.ingestion.driver import IngestSummary, run_ingest
 from afinar.units.executor import InlineExecutor
 from tests.conftest import jpeg
 

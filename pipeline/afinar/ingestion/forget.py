@@ -23,7 +23,7 @@ from afinar.dataset.reader import Dataset
 from afinar.dataset.schema import REJECTS
 from afinar.dataset.splits import exclude_duplicates
 from afinar.errors import RequestError, ShortfallError
-from afinar.ingest.compaction import (
+from afinar.ingestion.compaction import (
     LiveRows,
     compact_shards,
     count_live,
@@ -31,8 +31,8 @@ from afinar.ingest.compaction import (
     plan_compaction,
     remap_index,
 )
-from afinar.ingest.plan import forget_plan_name
-from afinar.ingest.version import Content, counts_of, published_shares, put_version_objects
+from afinar.ingestion.plan import forget_plan_name
+from afinar.ingestion.version import Content, counts_of, published_shares, put_version_objects
 from afinar.pictures.rejects import Reason
 from afinar.sources.listing import classes_of
 from afinar.sources.uri_list import is_list, list_base

@@ -13,7 +13,7 @@ from afinar import open_dataset
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.schema import INDEX, OUTCOMES, REJECTS
 from afinar.dataset.splits import Repeats, hash_position
-from afinar.ingest.version import (
+from afinar.ingestion.version import (
     Changes,
     Content,
     changes_between,

@@ -18,7 +18,7 @@ from afinar import open_dataset
 from afinar.config.ingest import StoreKind
 from afinar.dataset.gc import verify_dataset
 from afinar.dataset.manifest import get_manifests
-from afinar.ingest.compaction import MAX_DEAD, count_live
+from afinar.ingestion.compaction import MAX_DEAD, count_live
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
