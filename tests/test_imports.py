@@ -56,13 +56,3 @@ def test_workers_import_without_the_convenience_libraries(name: str) -> None:
         f"{block}\nimport afinar.training.worker, afinar.labelling.worker, "
         "afinar.ingestion.driver, afinar.training.metrics, afinar.training.tensorboard"
     )
-
-
-def test_public_names_are_pinned_and_lazy() -> None:
-    import afinar
-
-    assert afinar.__all__ == ["__version__", "open_dataset", "open_model", "open_predictions"]
-    assert all(getattr(afinar, name) for name in afinar.__all__)
-    assert imported_by("import afinar").isdisjoint({"torch", "ray", "pyarrow", "numpy"})
-    with pytest.raises(AttributeError):
-        _ = afinar.open_everything

@@ -1,30 +1,12 @@
-"""The predictor: scores of files and of batches."""
+"""The predictor: scores and features of batches."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from afinar import open_model
-from afinar.pictures.rejects import PictureError
-from tests.archives import BROKEN, picture
 from tests.conftest import Trained
-
-
-def test_file_is_predicted_from_python(tmp_path: Path, trained: Trained) -> None:
-    (tmp_path / "moss.jpg").write_bytes(picture(1))
-    (tmp_path / "note.jpg").write_bytes(BROKEN["unidentified"])
-    model = open_model(trained.champion)
-    (scores,) = model.predict([tmp_path / "moss.jpg"])
-    assert set(scores) == {"moss", "rust"}
-    assert sum(scores.values()) == pytest.approx(1.0, abs=1e-5)
-    assert max(scores, key=scores.__getitem__) == "moss"
-    with pytest.raises(PictureError):
-        model.predict([tmp_path / "note.jpg"])
-    assert model.predict([]) == []
-    assert model(np.zeros((2, 64, 64, 3), dtype=np.uint8)).shape == (2, 2)
 
 
 def test_scores_and_features_are_requested_the_network_runs_once(trained: Trained) -> None:

@@ -81,7 +81,7 @@ def mixed_picture(number: int) -> bytes:
 def mixed_archive(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Archive:
     """2,000 pictures, one in 50 of them broken."""
     folder = tmp_path_factory.mktemp("two thousand")
-    model, alone = open_model(trained.champion), {}
+    model, alone = open_model(trained.champion), dict[str, dict[str, float]]()
     for number in range(COUNT):
         path = folder / f"{number:04d}.jpg"
         if number % EVERY == EVERY - 1:

@@ -87,7 +87,7 @@ def _parser_class(config_class: type[JobConfig], recipe: dict[str, Any]) -> type
     heading. The constructors do not validate: tyro would report a RequestError as a bug.
     """
     hints = typing.get_type_hints(config_class, include_extras=True)
-    help_texts = _field_docstrings(config_class)
+    help_texts = field_docstrings(config_class)
     own: list[tuple[str, Any, Any]] = []
     groups: dict[str, list[tuple[str, Any, Any]]] = {name: [] for name in config_class.GROUPS}
     places = {name: group for group, names in config_class.GROUPS.items() for name in names}
@@ -123,7 +123,7 @@ def _definition(config_class: type) -> ast.ClassDef:
     return typing.cast("ast.ClassDef", definition)
 
 
-def _field_docstrings(config_class: type) -> dict[str, str]:
+def field_docstrings(config_class: type) -> dict[str, str]:
     """Return the docstring below each field of a class and its bases, each as one line."""
     docstrings = {}
 

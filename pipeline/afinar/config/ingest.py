@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Final, Literal, NamedTuple
 
@@ -36,11 +36,11 @@ class SplitShares(NamedTuple):
 class IngestConfig(UnitJobConfig):
     """Convert a folder or an s3:// prefix of pictures to an Arrow dataset, or update it."""
 
-    source: Annotated[str, POSITIONAL]
+    source: Annotated[str, POSITIONAL] = field(kw_only=False)
     """Root of the pictures: a folder or s3://BUCKET/PREFIX. Or a list of pictures: a CSV or Parquet
     FILE with the column uri, or a .txt FILE with one URI in each line (complete, or relative to the
     folder of FILE)."""
-    dataset: Annotated[str, POSITIONAL]
+    dataset: Annotated[str, POSITIONAL] = field(kw_only=False)
     """Dataset to write or update: a folder or s3://BUCKET/PREFIX."""
     labels: str = "folder"
     """`folder`: the first folder below SOURCE is the label; for a list it is the list's column

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated
 
@@ -23,12 +23,12 @@ class LabelConfig(UnitJobConfig):
     Without PREDICTIONS, print the classes of one picture.
     """
 
-    source: Annotated[str, POSITIONAL]
+    source: Annotated[str, POSITIONAL] = field(kw_only=False)
     """Pictures to label: a folder or s3://BUCKET/PREFIX; a list, which is a CSV or Parquet FILE
     with the column uri or a .txt FILE with one URI in each line (complete, or relative to the
     folder of FILE), of which every row is labelled; or a dataset made by `afinar ingest`. Without
     PREDICTIONS: one picture."""
-    predictions: Annotated[str, POSITIONAL] = "-"
+    predictions: Annotated[str, POSITIONAL] = field(default="-", kw_only=False)
     """Prediction folder to write or continue: a folder or s3://BUCKET/PREFIX. Without it, or with
     `-`, the classes of one picture are printed."""
     model: str

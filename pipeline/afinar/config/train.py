@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
@@ -83,9 +83,9 @@ class TrainConfig(JobConfig):
         "output": (*JobConfig.GROUPS["output"], "audit"),
     }
 
-    dataset: Annotated[str, POSITIONAL] = ""
+    dataset: Annotated[str, POSITIONAL] = field(default="", kw_only=False)
     """Dataset made by `afinar ingest`."""
-    models: Annotated[str, POSITIONAL] = ""
+    models: Annotated[str, POSITIONAL] = field(default="", kw_only=False)
     """Folder or s3:// prefix that holds the history of this model."""
     describe: bool = False
     """Do not train: print the nodes of the backbone with their shapes, stages and parameters."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -21,8 +19,7 @@ from afinar.models.registry.golden import (
     get_golden,
     redecode,
 )
-from afinar.models.registry.versions import ModelVersion, find_model
-from afinar.pictures.decode import decode
+from afinar.models.registry.versions import ModelVersion
 from afinar.storage.store import Store
 
 
@@ -34,7 +31,7 @@ class PredictorOutput(NamedTuple):
 
 
 class Predictor:
-    """Batch callable: uint8 images in, scores out. `load_predictor` and `open_model` make one."""
+    """Batch callable: uint8 images in, scores out. `load_predictor` makes one."""
 
     def __init__(self, network: Network, version: ModelVersion) -> None:
         parameter = next(network.parameters())
@@ -70,22 +67,6 @@ class Predictor:
             rows = activations.float().cpu().numpy() if features else None
         return PredictorOutput(scores, rows)
 
-    def predict(self, pictures: Sequence[str | Path | NDArray[np.uint8]]) -> list[dict[str, float]]:
-        """Return class → probability for each picture.
-
-        A picture is the path of a file or a stored view uint8 [size, size, 3]. Raises PictureError
-        for a file that cannot be used.
-        """
-        if len(pictures) == 0:
-            return []
-        images = np.stack([self._stored_view(picture) for picture in pictures])
-        return [dict(zip(self.classes, map(float, row), strict=True)) for row in self(images)]
-
-    def _stored_view(self, picture: str | Path | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        if isinstance(picture, np.ndarray):
-            return picture
-        return decode(Path(picture).read_bytes(), self.version.stored_view).image
-
 
 def load_predictor(
     store: Store, version: ModelVersion, device: str = "cpu", precision: Precision | None = None
@@ -105,11 +86,6 @@ def load_predictor(
         network = optimize_for_inference(network, golden, version.input_view, precision)
 
     return Predictor(network, version)
-
-
-def open_model(uri: str) -> Predictor:
-    """Load the model that MODELS (its champion) or MODELS@VERSION names, on the CPU."""
-    return load_predictor(*find_model(uri))
 
 
 def best_classes(scores: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:

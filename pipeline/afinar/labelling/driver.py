@@ -72,6 +72,7 @@ class LabelSummary:
     """Counts of a labelling: listed = labelled + rejected + skipped. This run read `read`."""
 
     predictions: str
+    partition: str
     model: str
     listed: int
     labelled: int
@@ -356,6 +357,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
 
         summary = LabelSummary(
             predictions=self.out,
+            partition=self.partition,
             model=self.model,
             listed=len(plan),
             labelled=sum(labels.values()),

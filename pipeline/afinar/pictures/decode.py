@@ -118,6 +118,26 @@ def decode_into(
     return width, height
 
 
+def decode_opened(image: Image.Image, view: StoredView) -> Pixels:
+    """Convert a picture that Pillow has opened to its stored view, uint8 [size, size, 3].
+
+    The pixels are those of its file, except that a JPEG file is decoded at a reduced scale: the
+    mean difference is 0.3 to 0.5 levels. Raises PictureError for a picture that cannot be used.
+    """
+    out = np.empty((view.size, view.size, 3), dtype=np.uint8)
+    with _translate_errors(b""):
+        _check_size(image.width, image.height, DEFAULT_LIMITS)
+        if isinstance(image, ImageFile.ImageFile):
+            rescale_png_transparency(image)
+        image.load()
+        transposition = _TRANSPOSITIONS.get(_orientation_of(image))
+        upright = image if transposition is None else image.transpose(transposition)
+        _write_converted(upright, view, out)
+    if view.store == "jpeg":
+        out[...] = decode_stored(encode_stored(out))
+    return out
+
+
 def decode_to_jpeg(data: bytes, view: StoredView) -> EncodedPicture:
     """Decode into the JPEG whose pixels `decode` returns with `view.store == "jpeg"`."""
     out = np.empty((view.size, view.size, 3), dtype=np.uint8)

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from afinar.api.model import open_model
 from afinar.config.base import fingerprint
 from afinar.errors import ModelError, RecordError, RequestError
-from afinar.inference.predictor import open_model
 from afinar.models.registry.aliases import promote
 from afinar.models.registry.versions import find_model, publish_model
 from afinar.storage.open import open_store
