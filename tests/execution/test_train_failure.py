@@ -24,7 +24,7 @@ from afinar.errors import (
     RequestError,
     StorageError,
 )
-from afinar.execution import train_failure, train_launcher
+from afinar.execution import train_errors, train_failure, train_launcher
 from afinar.logs import LogSettings
 from afinar.training.distributed import Group
 
@@ -127,14 +127,14 @@ def test_recurring_error_is_recorded_and_not_tried_again(
 
 @pytest.mark.parametrize("name", CAUSES)
 def test_recurring_error_is_one_sentence_with_its_remedy(name: str) -> None:
-    error = train_failure.recurring_error(CAUSES[name])
+    error = train_errors.recurring_error(CAUSES[name])
     assert REMEDIES[name] in str(error)
     assert "\n" not in str(error)
     assert getattr(error, "exit_code", None) == (1 if name == "full disk" else 2)
 
 
 def test_memory_that_runs_out_while_compiling_is_not_an_error_of_the_compiler() -> None:
-    error = train_failure.recurring_error(inductor_error(MemoryError()))
+    error = train_errors.recurring_error(inductor_error(MemoryError()))
     assert "--batch-size" in str(error)
 
 

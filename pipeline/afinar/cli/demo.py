@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -10,6 +11,7 @@ import shutil
 import struct
 import time
 import zlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -21,7 +23,8 @@ from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
-from afinar.execution.executor import RayExecutor
+from afinar.execution.choice import this_machine
+from afinar.execution.executor import JobExecutor, asks_for_ray
 from afinar.storage.open import normalize_uri, open_store
 
 logger = logging.getLogger(__name__)
@@ -79,13 +82,11 @@ def configure(argv: list[str]) -> DemoConfig:
 
 def run(config: DemoConfig) -> dict[str, Any]:
     """Run the three jobs on the demo's pictures, write the report, and return all summaries."""
-    from afinar.execution.session import ray_session
-
     started = time.monotonic()
     folder = Path(config.folder)
     true_classes = make_pictures(folder)
 
-    with ray_session(config.address, config.workers, dashboard=True):
+    with _shared_session(config):
         logger.info("1/4  ingest the pictures")
         ingested = _ingest(config, folder)
 
@@ -111,6 +112,15 @@ def run(config: DemoConfig) -> dict[str, Any]:
     }
 
 
+def _shared_session(config: DemoConfig) -> AbstractContextManager[None]:
+    """Return a Ray for all jobs of the demo, if any of them needs one."""
+    if not (asks_for_ray(config.address) or config.workers > 1 or this_machine().gpus):
+        return contextlib.nullcontext()
+    from afinar.execution.session import ray_session
+
+    return ray_session(config.address, config.workers, dashboard=True)
+
+
 def _ingest(demo: DemoConfig, folder: Path) -> dict[str, Any]:
     from afinar.ingestion.driver import run_ingest
     from afinar.report.run_folder import record_run
@@ -124,7 +134,7 @@ def _ingest(demo: DemoConfig, folder: Path) -> dict[str, Any]:
         address=demo.address,
         workers=demo.workers,
     )
-    outcome = run_ingest(config, RayExecutor.for_job(config))
+    outcome = run_ingest(config, JobExecutor(config))
     summary = dataclasses.asdict(outcome.summary)
     if outcome.published:
         record_run(config.dataset, new_run(), config, summary)
@@ -132,7 +142,7 @@ def _ingest(demo: DemoConfig, folder: Path) -> dict[str, Any]:
 
 
 def _train(demo: DemoConfig, folder: Path, regime: str) -> dict[str, Any]:
-    from afinar.execution.train_launcher import launch_on_ray
+    from afinar.execution.local_training import launch
     from afinar.report.training import summarize_training, write_training_page
     from afinar.training.driver import run_training
 
@@ -144,7 +154,7 @@ def _train(demo: DemoConfig, folder: Path, regime: str) -> dict[str, Any]:
         workers=demo.workers,
         **REGIMES[regime],
     )
-    outcome = run_training(config, launch_on_ray, on_published=write_training_page)
+    outcome = run_training(config, launch, on_published=write_training_page)
     return summarize_training(outcome)
 
 
@@ -172,7 +182,7 @@ def _label(demo: DemoConfig, folder: Path) -> dict[str, Any]:
         address=demo.address,
         workers=demo.workers,
     )
-    outcome = run_labelling(config, RayExecutor.for_job(config))
+    outcome = run_labelling(config, JobExecutor(config))
     return record_labelling(config, outcome, dataclasses.asdict(outcome.summary))
 
 

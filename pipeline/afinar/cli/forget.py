@@ -8,7 +8,7 @@ from typing import Any
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_table
 from afinar.config.forget import ForgetConfig
-from afinar.execution.executor import RayExecutor
+from afinar.execution.executor import JobExecutor
 
 EXAMPLE = "afinar forget dataset/ cats/0001.jpg s3://bucket/pictures/cats/0002.jpg"
 
@@ -26,7 +26,7 @@ def run(config: ForgetConfig) -> dict[str, Any]:
     if is_dataset(open_store(normalize_uri(config.path))):
         from afinar.ingestion.forget import run_forget
 
-        return asdict(run_forget(config, RayExecutor.for_job(config)))
+        return asdict(run_forget(config, JobExecutor(config)))
 
     from afinar.labelling.forget import forget_predictions
 

@@ -8,7 +8,7 @@ from typing import Any
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_counts, format_left_out, format_table
 from afinar.config.ingest import IngestConfig
-from afinar.execution.executor import RayExecutor
+from afinar.execution.executor import JobExecutor
 from afinar.units.progress import limiting_phase
 
 INTERRUPTED = "the same command continues"
@@ -27,7 +27,7 @@ def run(config: IngestConfig) -> dict[str, Any]:
     from afinar.report.run_folder import record_run
     from afinar.storage.names import new_run
 
-    outcome = run_ingest(config, RayExecutor.for_job(config))
+    outcome = run_ingest(config, JobExecutor(config))
     summary = asdict(outcome.summary)
     if outcome.published:
         record_run(config.dataset, log_settings().run or new_run(), config, summary)

@@ -10,7 +10,7 @@ from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_counts, format_left_out, format_table
 from afinar.config.label import LabelConfig
 from afinar.errors import ShortfallError
-from afinar.execution.executor import RayExecutor
+from afinar.execution.executor import JobExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def run(config: LabelConfig) -> dict[str, Any]:
     from afinar.report.labelling import record_labelling
     from afinar.report.review import review_page
 
-    executor = RayExecutor.for_job(config)
+    executor = JobExecutor(config)
     forecast = None
     if config.forecast:
         forecast = read_forecast(config.forecast, LabelJob(config, executor))

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
 from typing import Any, Final, Protocol
 
 from afinar.cli import interruption
@@ -63,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
     # Pillow warns about odd files that it can read. See `configure_pillow`, which imports Pillow.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     if argv[:1] == ["--version"]:
+        from importlib.metadata import version  # takes longer than all other imports here
+
         print(f"afinar {version('afinar')}")  # noqa: T201
         return 0
     if argv[:1] == ["help"]:  # `help COMMAND` is `COMMAND --help`

@@ -51,10 +51,10 @@ def run(config: TrainConfig) -> dict[str, Any]:
 
 
 def _launch(task: TrainTask) -> None:
-    # Imported here, so that the driver checks the request before ray is imported.
-    from afinar.execution.train_launcher import launch_on_ray
+    # Imported here: it imports torch, before which the request is checked.
+    from afinar.execution.local_training import launch
 
-    launch_on_ray(task)
+    launch(task)
 
 
 def describe(summary: dict[str, Any]) -> str:

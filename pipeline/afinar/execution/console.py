@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-import time
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from ray._private import worker as ray_worker
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
-from afinar.logs import parse_worker_line
+from afinar.execution.worker_lines import WorkerLines
 
 _HANDLER: Final = "afinar"
-_SAME_LINE_S: Final = 10.0  # a line of two processes within this time is printed once
-
-
-class _Print(NamedTuple):
-    """Process whose line was printed, and when (time.monotonic())."""
-
-    process: str
-    time_s: float
 
 
 @contextlib.contextmanager
@@ -34,23 +24,11 @@ def worker_output(verbose: bool) -> Iterator[None]:
     libraries. Ray cannot filter by logger. So our handler takes the lines of afinar out of every
     batch before Ray's handler gets it, and Ray's printing is on only if `verbose`.
     """
-    last_prints: dict[str, _Print] = {}
+    printer = WorkerLines()
 
     def print_afinar_lines(batch: dict[str, Any]) -> None:
-        process, now = f"{batch.get('ip')} {batch.get('pid')}", time.monotonic()
-        foreign_lines = []
-        for line in batch["lines"]:
-            message = parse_worker_line(line)
-            if message is None:
-                foreign_lines.append(line)
-                continue
-            # All workers log the same notes about a model as they start: print the first one's.
-            last = last_prints.get(message)
-            if last and last.process != process and now - last.time_s < _SAME_LINE_S:
-                continue
-            last_prints[message] = _Print(process, now)
-            print(message, file=sys.stderr, flush=True)  # noqa: T201
-        batch["lines"] = foreign_lines
+        process = f"{batch.get('ip')} {batch.get('pid')}"
+        batch["lines"] = printer.print_log(process, batch["lines"])
 
     ray_worker._worker_logs_enabled = verbose
     global_worker_stdstream_dispatcher.add_handler(_HANDLER, print_afinar_lines)

@@ -1,25 +1,37 @@
-"""Executor that runs units on Ray.
+"""Executors that run units: on Ray, or on processes of this machine.
 
-Ray is imported when the first unit runs: a wrong request, or a job with nothing to do, does not pay
-for it.
+Ray is imported when the first unit runs on it: a wrong request, a job with nothing to do, or one of
+few pictures does not pay for it.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from afinar.config.base import JobConfig, cluster_address
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
+from afinar.execution.choice import (
+    FEW_COPIED,
+    FEW_INGESTED,
+    FEW_LABELLED,
+    choose_for_units,
+    this_machine,
+)
 from afinar.execution.metrics import JobMetrics
+from afinar.execution.process_pool import ProcessPool
 from afinar.execution.retry import PoolPolicy
 from afinar.logs import log_settings
 from afinar.storage.open import normalize_uri
-from afinar.units.executor import RetryPolicy
+from afinar.units.executor import Executor, InlineExecutor, RetryPolicy
+
+logger = logging.getLogger(__name__)
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -117,3 +129,86 @@ class RayExecutor:
 
     def _count(self, results: Iterator[Result]) -> Iterator[Result]:
         return self._metrics.count_results(results) if self._metrics else results
+
+
+class LocalExecutor:
+    """Executor on processes of this machine, without Ray."""
+
+    def __init__(self, processes: int, pool_policy: PoolPolicy | None = None) -> None:
+        self._processes, self._pool_policy = processes, pool_policy
+
+    def run(
+        self,
+        make_work: Callable[[], Callable[[Task], Result]],
+        tasks: Iterable[Task],
+        policy: RetryPolicy[Task] | None = None,
+    ) -> Iterator[Result]:
+        """Yield results in the order in which units finish. All tasks are held in memory.
+
+        A process that dies or hangs is replaced and its unit tried again, as on Ray. `make_work`,
+        tasks and results have to be picklable.
+        """
+        policy = policy or RetryPolicy()
+        pool = ProcessPool(make_work, self._processes, tasks, policy, self._pool_policy)
+        yield from pool.results()
+
+
+class JobExecutor:
+    """Executor of a job: processes of this machine if it has few pictures, else Ray.
+
+    Ray is also used if an address is given, by `--address` or RAY_ADDRESS, be it `local`.
+    """
+
+    def __init__(self, config: JobConfig) -> None:
+        self._config = config
+
+    def run(
+        self,
+        make_work: Callable[[], Callable[[Task], Result]],
+        tasks: Iterable[Task],
+        policy: RetryPolicy[Task] | None = None,
+    ) -> Iterator[Result]:
+        """Yield results in the order in which units finish."""
+        config, tasks = self._config, iter(tasks)
+        limit = self._limit(policy)
+        first_tasks, pictures = _take(tasks, limit)
+        choice = choose_for_units(
+            pictures,
+            len(first_tasks),
+            limit=limit,
+            workers=config.workers,
+            asks_for_ray=asks_for_ray(config.address),
+            uses_gpus=policy is not None and policy.preprocessing is not None,
+            machine=this_machine(),
+        )
+
+        if not choice.without_ray:
+            executor: Executor = RayExecutor.for_job(config)
+        elif policy is None:  # nothing is decoded, so that nothing has to be tried again
+            executor = InlineExecutor()
+        else:
+            logger.info(choice.reason)
+            executor = LocalExecutor(choice.processes)
+        yield from executor.run(make_work, chain(first_tasks, tasks), policy)
+
+    def _limit(self, policy: RetryPolicy[Task] | None) -> int:
+        """Return the most pictures for which Ray is not started."""
+        if policy is None:
+            return FEW_COPIED
+        return FEW_LABELLED if isinstance(self._config, LabelConfig) else FEW_INGESTED
+
+
+def asks_for_ray(address: str | None) -> bool:
+    """Return True if an address of Ray is given, be it `local`."""
+    return bool(address or os.environ.get("RAY_ADDRESS"))
+
+
+def _take(tasks: Iterator[Any], limit: int) -> tuple[list[Any], int]:
+    """Take tasks until they have more than `limit` pictures; return them and their pictures."""
+    taken, pictures = [], 0
+    for task in tasks:
+        taken.append(task)
+        pictures += getattr(task, "pictures", 1)
+        if pictures > limit:
+            break
+    return taken, pictures

@@ -1,7 +1,8 @@
-"""Decisions of the actor pool: wait, replace an actor, retry its unit, or end the job.
+"""Decisions of a pool of workers: wait, replace an actor, retry its unit, or end the job.
 
 Pure functions of a snapshot of the pool: nothing here imports Ray or reads a clock.
-`actor_pool.ActorPool` takes the snapshots and carries the decisions out. What a job contributes
+`actor_pool.ActorPool`, whose actors are Ray's, and `process_pool.ProcessPool`, whose actors are
+processes of this machine, take the snapshots and carry the decisions out. What a job contributes
 (its deadline per unit, the task of the next attempt) is in `units.executor.RetryPolicy`.
 """
 
@@ -73,7 +74,7 @@ class Event(Enum):
     BEFORE_WAIT = auto()  # all results that arrived are collected
     WAIT_TIMED_OUT = auto()  # neither a start nor a result arrived in time
     ACTOR_DIED = auto()
-    OUT_OF_MEMORY = auto()  # Ray killed an actor because its machine's memory was full
+    OUT_OF_MEMORY = auto()  # an actor was killed because its machine's memory was full
     PREPROCESSING_DIED = auto()  # a block's preprocessing died, after all its retries
 
 
@@ -108,7 +109,7 @@ def decide(
         case Event.ACTOR_DIED:
             return _after_death(pool, policy, slot, reason)
         case Event.OUT_OF_MEMORY:
-            return _after_memory_kill(pool, policy, slot)
+            return _after_memory_kill(pool, policy, slot, reason)
         case Event.PREPROCESSING_DIED:
             return _after_death(pool, policy, slot, "the preprocessing of its unit died repeatedly")
 
@@ -161,7 +162,7 @@ def _after_timeout(pool: PoolState, policy: PoolPolicy) -> Decision:
     return Decision(Action.FAIL, message=message)
 
 
-def _after_memory_kill(pool: PoolState, policy: PoolPolicy, slot: int) -> Decision:
+def _after_memory_kill(pool: PoolState, policy: PoolPolicy, slot: int, reason: str) -> Decision:
     """Replace an actor as after a death; fail if memory seems to stay full.
 
     A picture that needs too much memory kills 3 workers, then it is rejected. On a machine whose
@@ -170,12 +171,14 @@ def _after_memory_kill(pool: PoolState, policy: PoolPolicy, slot: int) -> Decisi
     kills = pool.memory_kills + 1
     if kills >= policy.max_memory_kills and kills > len(pool.units):
         message = (
-            f"memory is full: Ray killed {kills} workers in a row before one had finished a unit; "
+            f"memory is full: {kills} workers in a row were killed before one had finished a unit; "
             "give fewer --workers, or stop other programs"
         )
         return Decision(Action.FAIL, slot=slot, message=message)
-    reason = "Ray killed it because memory is full; give fewer --workers, or stop other programs"
-    return _after_death(pool, policy, slot, reason)
+    reason = reason or "Ray killed it because memory is full"
+    return _after_death(
+        pool, policy, slot, f"{reason}; give fewer --workers, or stop other programs"
+    )
 
 
 def _after_death(pool: PoolState, policy: PoolPolicy, slot: int, reason: str) -> Decision:

@@ -40,6 +40,7 @@ from afinar.execution.session import (
     session_folder,
     wait_for_resources,
 )
+from afinar.execution.train_errors import recurring_error
 from afinar.execution.train_failure import (
     TrainFailurePolicy,
     WorkerError,
@@ -50,7 +51,6 @@ from afinar.execution.train_failure import (
     read_failure,
     record_failure,
     record_start,
-    recurring_error,
 )
 from afinar.logs import LogSettings, configure_worker_logging, log_settings
 from afinar.training.distributed import Group

@@ -49,7 +49,7 @@ from afinar.ingestion.version import (
     put_version_objects,
     repeat_notes,
 )
-from afinar.ingestion.worker import build_shard
+from afinar.ingestion.worker import make_shard_builder
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.profiles import require_colour_management
 from afinar.pictures.rejects import TRANSIENT, exceeds_budget
@@ -235,7 +235,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
             for unit, entries in iter_units(table, self.root, done)
         )
         policy: RetryPolicy[ShardTask] = retry_policy(self.config.unit_timeout_s)
-        return self.executor.run(lambda: build_shard, tasks, policy)
+        return self.executor.run(make_shard_builder, tasks, policy)
 
     def is_overtaken(self, plan: Plan | None, current: Parent) -> bool:
         del plan

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,6 +31,11 @@ from afinar.units.results import UnitResult
 
 Outcome: TypeAlias = dict[str, Any]
 """One row of OUTCOMES without its null columns."""
+
+
+def make_shard_builder() -> Callable[[ShardTask], UnitResult]:
+    """Return the unit function of a worker process."""
+    return build_shard
 
 
 def build_shard(task: ShardTask) -> UnitResult:

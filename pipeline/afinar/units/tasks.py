@@ -21,6 +21,11 @@ class UnitTask:
     entries: tuple[Entry, ...]
     attempt: int = 0
 
+    @property
+    def pictures(self) -> int:
+        """Number of pictures."""
+        return len(self.entries)
+
     def next_attempt(self) -> Self:
         """Return the task to run after a worker has died or hung."""
         return replace(self, attempt=self.attempt + 1)

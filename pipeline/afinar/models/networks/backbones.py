@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import get_model
 
 from afinar.errors import RequestError
 from afinar.models.networks.custom_networks import efficientnet_lite0, small_cnn
 from afinar.models.networks.timm_networks import build_timm, is_timm
+from afinar.models.networks.vision import get_model
 
 
 def build_backbone(name: str, input_size: int) -> nn.Module:

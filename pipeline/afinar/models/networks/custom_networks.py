@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.models import efficientnet
-from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+
+from afinar.models.networks.vision import EfficientNet, MBConvConfig, efficientnet
 
 
 def small_cnn(input_size: int, classes: int = 1000) -> nn.Sequential:

@@ -27,12 +27,11 @@ import warnings
 from typing import Final, NamedTuple
 
 from torch import fx, nn
-from torchvision.models.feature_extraction import NodePathTracer
-from torchvision.ops import StochasticDepth
 
 from afinar.errors import RequestError
 from afinar.models.networks.backbones import build_backbone, meta_device_context
 from afinar.models.networks.timm_networks import TimmTracer, is_of_timm, trace_timm
+from afinar.models.networks.vision import NodePathTracer, StochasticDepth
 
 AUTO = "auto"
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import fx, nn
-from torchvision.models.feature_extraction import NodePathTracer
 
 from afinar.errors import RequestError
 from afinar.models.networks.backbone_info import BackboneInfo, Family
+from afinar.models.networks.vision import NodePathTracer
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg

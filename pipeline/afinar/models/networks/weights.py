@@ -135,7 +135,7 @@ def _package_source(backbone: str) -> WeightsSource | None:
 
 
 def _torchvision_source(backbone: str) -> WeightsSource | None:
-    from torchvision.models import get_model_weights
+    from afinar.models.networks.vision import get_model_weights
 
     try:
         weights = get_model_weights(backbone)["DEFAULT"]
