@@ -16,9 +16,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from afinar.config.base import Precision, require
+from afinar.config.models import ExportFormat
 from afinar.errors import ForbiddenError, NotFoundError, RequestError, StorageError
 from afinar.inference.predictor import Predictor, load_predictor
 from afinar.models.networks.network import apply_input_view
+from afinar.models.registry.export import ExportedModel, export_model
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode, decode_opened
 from afinar.pictures.rejects import PictureError, Reason
@@ -145,6 +147,15 @@ class Model(Predictor):
     def preprocess(self, images: Pixels) -> Tensor:
         """Return the input of `module` for stored views, uint8 [n, size, size, 3]."""
         return apply_input_view(torch.from_numpy(images).to(self.device), self.version.input_view)
+
+    def export(self, file_format: ExportFormat, path: str | Path) -> ExportedModel:
+        """Write the published model to one local file, `onnx` or `torch.export`.
+
+        The file takes uint8 [n, size, size, 3] and gives the scores of this model; it runs without
+        afinar, and has predicted the golden samples. See `afinar.models.registry.export` for its
+        input and the errors.
+        """
+        return export_model(self.store, self.version, file_format, path)
 
     def to(self, device: str | torch.device) -> Model:
         """Return this model on another device, such as "cuda", checked there."""

@@ -1,4 +1,4 @@
-"""`afinar models MODELS [list | show | promote | rollback]`."""
+"""`afinar models MODELS [list | show | promote | rollback | export]`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def configure(argv: list[str]) -> ModelsConfig:
 
 
 def run(config: ModelsConfig) -> dict[str, Any]:
-    """List, show, promote or roll back, and return the summary."""
+    """List, show, promote, roll back or export, and return the summary."""
     from afinar.report.models import run_models
 
     return run_models(config)
@@ -25,6 +25,12 @@ def run(config: ModelsConfig) -> dict[str, Any]:
 
 def describe(summary: dict[str, Any]) -> str:
     """Return the summary as text."""
+    if "file" in summary:
+        return (
+            f"{summary['file']}: {summary['format']}, {summary['bytes'] / 1e6:.1f} MB, "
+            f"of {summary['models']}@{summary['id']}\n"
+            f"golden samples: probabilities within {summary['difference']:.1g}"
+        )
     return _list(summary) if "versions" in summary else _show(summary)
 
 

@@ -173,7 +173,9 @@ def make_labeller(spec: LabelSpec) -> Labeller:
     torch.set_num_threads(1)
     configure_pillow()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = load_predictor(*find_model(spec.model), device=device, precision=spec.precision)
+    predictor = load_predictor(
+        *find_model(spec.model), device=device, precision=spec.precision, pictures=spec.pictures
+    )
 
     return Labeller(
         spec=spec,

@@ -9,7 +9,13 @@ from afinar.config.models import ModelsConfig
 from afinar.errors import RequestError
 from afinar.evaluation.intervals import wilson
 from afinar.models.registry.aliases import champion_number, promote, promotions, version_before
-from afinar.models.registry.versions import VERSIONS, ModelVersion, find_model, get_model
+from afinar.models.registry.versions import (
+    VERSIONS,
+    ModelVersion,
+    StoredModel,
+    find_model,
+    get_model,
+)
 from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.store import Store
 from afinar.storage.versions import versions
@@ -25,6 +31,8 @@ def run_models(config: ModelsConfig) -> dict[str, Any]:
         )
     if config.action == "show":
         return _shown(store, find_model(f"{root}@{config.version or 'champion'}").version)
+    if config.action == "export":
+        return _exported(find_model(f"{root}@{config.version or 'champion'}"), config)
     if config.action == "promote":
         version = find_model(f"{root}@{config.version}").version
         promote(store, version.version, config.why or "promoted by hand")
@@ -84,6 +92,20 @@ def _shown(store: Store, version: ModelVersion) -> dict[str, Any]:
         "architecture": version.architecture.as_dict(),
         "lineage": version.lineage,
         "report": store.uri(f"{run}/report.html") if run else "",
+    }
+
+
+def _exported(model: StoredModel, config: ModelsConfig) -> dict[str, Any]:
+    from afinar.models.registry.export import export_model  # imports torch
+
+    exported = export_model(*model, config.format, config.out)
+    return {
+        "models": model.store.root,
+        "id": model.version.id,
+        "format": config.format,
+        "file": exported.path,
+        "bytes": exported.bytes,
+        "difference": exported.difference,
     }
 
 
