@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from afinar.config.label import LabelConfig
-from afinar.inference.picture_stream import FilePictures, Picture, iter_blocks, make_block
+from afinar.inference.picture_stream import BlockBatches, FilePictures, Picture, make_block
 from afinar.labelling.source import Source, open_source
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
@@ -59,8 +59,16 @@ def test_unit_is_prepared_in_blocks_stream_is_that_of_the_files(tmp_path: Path) 
     assert blocks[0].images.shape == (2, 32, 32, 3)
 
     timer = PhaseTimer()
-    items = list(iter_blocks(blocks, timer))
-    assert timer.seconds.keys() == {"feed"}
+    batches, images = BlockBatches(blocks, timer), np.zeros((4, 32, 32, 3), np.uint8)
+    items: list[Picture | PictureError] = []
+    for batch in (entries[:1], entries[1:5]):  # the blocks have 3 and 2
+        stored = iter(images)
+        for outcome in batches.fill(batch, images):
+            if isinstance(outcome, PictureError):
+                items.append(outcome)
+            else:
+                items.append(Picture(next(stored).copy(), outcome))
+    assert timer.seconds.keys() == {"feed", "copy"}
     for entry, item in zip(entries, items, strict=True):
         data = Path(entry.uri).read_bytes()
         if entry.name == "002.jpg":
@@ -70,3 +78,22 @@ def test_unit_is_prepared_in_blocks_stream_is_that_of_the_files(tmp_path: Path) 
         assert isinstance(item, Picture)
         assert item.sample_id == sha256(data)
         np.testing.assert_array_equal(item.image, decode(data, VIEW).image)
+
+
+def test_rows_of_shards_are_copied_they_are_those_of_the_stream(
+    archive: Path, tmp_path: Path
+) -> None:
+    dataset = str(tmp_path / "dataset")
+    ingest(archive, dataset, size=32)
+    source = open_source(LabelConfig(source=dataset, predictions="-", model="m@1"), VIEW)
+    entries = entries_of(source)
+    pictures = source.open_stream(VIEW)
+    images = np.zeros((len(entries), 32, 32, 3), np.uint8)
+    pictures.prefetch(entries)
+    with pictures.batches(entries, PhaseTimer()) as batches:
+        outcomes = batches.fill(entries[:5], images) + batches.fill(entries[5:], images[5:])
+    with pictures.read(entries, PhaseTimer()) as stream:
+        for picture, outcome, image in zip(stream, outcomes, images, strict=True):
+            assert isinstance(picture, Picture)
+            assert picture.sample_id == outcome
+            np.testing.assert_array_equal(picture.image, image)

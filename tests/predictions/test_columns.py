@@ -16,7 +16,7 @@ import torch
 from afinar import open_model, open_predictions
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
-from afinar.predictions.columns import UNNAMED_TOP_K, OptionalColumns, partition_name
+from afinar.predictions.columns import UNNAMED_TOP_K, OptionalColumns, best_classes, partition_name
 from afinar.predictions.schema import PREDICTIONS
 from afinar.storage.open import open_store
 from tests.archives import label
@@ -47,8 +47,21 @@ def test_published_names_keep_their_meaning_whatever_the_default_is() -> None:
 
 def test_score_is_not_a_number_the_row_abstains() -> None:
     scores = np.array([[0.2, 0.8], [np.nan, np.nan], [0.4, 0.6]], dtype=np.float32)
-    rows = OptionalColumns(abstain_below=0.8).rows(scores, None)
-    assert [row["abstained"] for row in rows] == [False, True, True], "0.8 is not below 0.8"
+    (abstained,) = OptionalColumns(abstain_below=0.8).arrays(scores, None)
+    assert abstained.to_pylist() == [False, True, True], "0.8 is not below 0.8"
+
+
+@pytest.mark.parametrize("classes", [3, 200])
+def test_best_classes_are_those_of_a_stable_sort(classes: int) -> None:
+    """Also with equal scores, of which the class with the lower number is better, and with NaN."""
+    rng = np.random.default_rng(0)
+    distinct = rng.random((50, classes), dtype=np.float32)
+    tied = rng.integers(0, 4, (50, classes)).astype(np.float32)
+    not_numbers = np.where(rng.random((50, classes)) < 0.99, distinct, np.nan).astype(np.float32)
+    for scores in (distinct, tied, not_numbers):
+        for top_k in (1, 2, 3):
+            expected = [np.argsort(-row, kind="stable")[:top_k] for row in scores]
+            np.testing.assert_array_equal(best_classes(scores, top_k), expected)
 
 
 def test_scores_are_requested_they_are_in_the_order_of_the_classes(

@@ -32,12 +32,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Unit:
-    """A unit: its task, and the references to its result and to its preprocessed blocks."""
+    """A unit: its task, and the references to its result and to its preprocessed blocks.
+
+    `blocks` is None until their preprocessing was started.
+    """
 
     task: Any
     attempts: int = 0
     result: Any = None
-    blocks: list[Any] = field(default_factory=list)
+    blocks: list[Any] | None = None
 
 
 @dataclass
@@ -61,7 +64,8 @@ class ActorPool:
     `make_actor` creates an actor with methods `start()` and `run(task, blocks)`. `size` returns the
     largest number of actors; it is called again whenever an actor has started, since a cluster may
     grow. There are never more actors than units.
-    `on_retry` is called for every unit during which an actor died or hung.
+    `on_retry` is called for every unit during which an actor died or hung. `blocks_ahead` returns
+    the number of blocks that are prepared, or kept for units that are not finished, at a time.
     """
 
     def __init__(
@@ -72,15 +76,20 @@ class ActorPool:
         retry_policy: RetryPolicy[Any],
         on_retry: Callable[[], None],
         pool_policy: PoolPolicy | None = None,
+        blocks_ahead: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._make_actor, self._size = make_actor, size
+        self._make_actor, self._size, self._blocks_ahead = make_actor, size, blocks_ahead
         self._retry_policy, self._on_retry = retry_policy, on_retry
         self._policy = pool_policy or PoolPolicy()
-        self._prepare = ray.remote(num_cpus=1, max_retries=self._policy.max_block_retries)(_prepare)
+        self._prepare = ray.remote(
+            num_cpus=1,
+            max_retries=self._policy.max_block_retries,
+            scheduling_strategy="SPREAD",  # over all nodes: decoding limits, not the network
+        )(_prepare)
         self._tasks = iter(tasks)
         self._waiting: deque[_Unit] = deque()
         self._slots: list[ActorSlot] = []
-        self._dead_starts = self._memory_kills = 0
+        self._dead_starts = self._memory_kills = self._max_blocks = 0
         self._slowest_unit_s = 0.0
 
     def results(self) -> Iterator[Any]:
@@ -97,6 +106,8 @@ class ActorPool:
             for slot in self._slots:
                 with suppress(RayError):  # of a cluster that is gone
                     self._stop(slot)
+            with suppress(RayError):
+                self._cancel(self._waiting)
 
     def _run_units(self) -> Iterator[Any]:
         self._grow()
@@ -115,6 +126,7 @@ class ActorPool:
 
     def _grow(self) -> None:
         """Spawn actors up to the pool's size, as long as there is a unit for each."""
+        self._max_blocks = self._blocks_ahead()
         missing = self._size() - len(self._slots)
         idle = sum(not slot.units for slot in self._slots)
         wanted = max(0, missing + idle - len(self._waiting))
@@ -186,15 +198,48 @@ class ActorPool:
         """
         for most in range(1, self._policy.units_per_actor + 1):
             for slot in self._slots:
-                if slot.started and len(slot.units) < most and self._has_waiting():
+                if slot.started and len(slot.units) < most and self._fits(slot):
                     self._submit(slot, self._waiting.popleft())
+        self._prepare_ahead()
+
+    def _fits(self, slot: ActorSlot) -> bool:
+        """Return whether the next waiting unit, if there is one, may join the units of an actor."""
+        if not self._has_waiting():
+            return False
+        if not self._policy.overlaps_units or not slot.units:
+            return True
+        return not (self._waiting[0].attempts or slot.units[0].attempts)
 
     def _submit(self, slot: ActorSlot, unit: _Unit) -> None:
         if not slot.units:
             slot.first_unit_since = time.monotonic()
-        unit.blocks = self._prepare_blocks(unit)
+        if unit.blocks is None:
+            unit.blocks = self._prepare_blocks(unit)
         unit.result = slot.actor.run.remote(unit.task, unit.blocks)
         slot.units.append(unit)
+
+    def _prepare_ahead(self) -> None:
+        """Start the preprocessing of waiting units, so that no core idles and memory is bounded.
+
+        Units differ in size. So blocks are counted, those of running units too, and not units.
+        """
+        if self._retry_policy.preprocessing is None:
+            return
+        running = [unit for slot in self._slots for unit in slot.units]
+        missing = self._max_blocks - sum(len(unit.blocks or ()) for unit in running)
+        for unit in self._iter_waiting():
+            if missing <= 0:
+                return
+            if unit.blocks is None:
+                unit.blocks = self._prepare_blocks(unit)
+            missing -= len(unit.blocks)
+
+    def _iter_waiting(self) -> Iterator[_Unit]:
+        """Yield the waiting units, then further tasks, which then wait, too."""
+        yield from list(self._waiting)
+        for task in self._tasks:
+            self._waiting.append(_Unit(task))
+            yield self._waiting[-1]
 
     def _prepare_blocks(self, unit: _Unit) -> list[Any]:
         """Start the preprocessing of a unit's blocks and return the references to them.
@@ -246,13 +291,17 @@ class ActorPool:
         self._slots[decision.slot] = self._spawn_actor()
         self._dispatch()
 
-    @staticmethod
-    def _stop(slot: ActorSlot) -> None:
+    def _stop(self, slot: ActorSlot) -> None:
         ray.kill(slot.actor)
-        for unit in slot.units:
-            for block in unit.blocks:
+        self._cancel(slot.units)
+
+    @staticmethod
+    def _cancel(units: Iterable[_Unit]) -> None:
+        for unit in units:
+            for block in unit.blocks or ():
                 # A hung block would occupy its core until the job ends.
                 ray.cancel(block, force=True)
+            unit.blocks = None
 
 
 def _prepare(prepare: Callable[[Any], Any], block: Any) -> Any:

@@ -38,6 +38,9 @@ Result = TypeVar("Result")
 
 _ACTORS_PER_ROOM: Final = 2  # one runs and one waits for a node that an autoscaler adds
 _MESSAGE_RETRIES: Final = 3  # of a message to an actor that lives; the pool replaces a dead actor
+# Units that a worker with a GPU has: one writes its parts, one fills batches, one maps its shards.
+_GPU_UNITS: Final = 3
+_BLOCKS_PER_CORE: Final = 2  # one is prepared, one waits: its core goes on at once
 
 
 class RayExecutor:
@@ -53,8 +56,9 @@ class RayExecutor:
     ) -> None:
         """Use `workers` processes; 0: one per core of the cluster (work on GPUs: one per GPU).
 
-        Preprocessing runs on separate cores if workers have GPUs, or with `always_preprocess`; else
-        each worker preprocesses on its own core. `metrics` counts finished and retried units.
+        Preprocessing runs in other processes if workers have GPUs; else each worker preprocesses on
+        its own core. With `always_preprocess` workers are used as if each had a GPU. `metrics`
+        counts finished and retried units.
         """
         self._address, self._workers = address, workers
         self._always_preprocess, self._metrics = always_preprocess, metrics
@@ -80,9 +84,9 @@ class RayExecutor:
     ) -> Iterator[Result]:
         """Yield results of a pool of Ray actors, in the order in which units finish.
 
-        Each actor has one core, and one GPU if the policy has preprocessing and the cluster has
-        GPUs. Preprocessing tasks run only if the actors leave cores for them. A local Ray is
-        started with all cores for that, however few the workers.
+        Each actor has one core, or one GPU if the policy uses GPUs and the cluster has some. A
+        local Ray is started with all cores then, however few the workers, for preprocessing. An
+        actor with a GPU reserves no core: all cores prepare blocks, and it needs little of one.
         """
         import ray
 
@@ -91,26 +95,34 @@ class RayExecutor:
         from afinar.execution.worker import Worker
 
         policy = policy or RetryPolicy()
-        uses_gpus = policy.preprocessing is not None
-        with ray_session(self._address, 0 if uses_gpus else self._workers):
-            gpus = cluster_gpus() if uses_gpus else 0
+        with ray_session(self._address, 0 if policy.uses_gpus else self._workers):
+            gpus = cluster_gpus() if policy.uses_gpus else 0
+            feeds_device = gpus > 0 or self._always_preprocess
 
             # No more actors than units.
             tasks = iter(tasks)
             first_tasks = list(islice(tasks, self._workers or gpus or cluster_cores()))
-            if not (gpus or self._always_preprocess) or cluster_cores() <= len(first_tasks):
+            pool_policy = self._pool_policy
+            if feeds_device:
+                pool_policy = replace(pool_policy, units_per_actor=_GPU_UNITS, overlaps_units=True)
+            else:
                 policy = replace(policy, preprocessing=None)
 
-            actor_class = ray.remote(
-                num_cpus=1, num_gpus=1 if gpus else 0, max_task_retries=_MESSAGE_RETRIES
-            )(Worker)
+            worker: Any = ray.remote(Worker)
+            actor_class = worker.options(
+                num_cpus=0 if feeds_device else 1,
+                num_gpus=1 if gpus else 0,
+                max_task_retries=_MESSAGE_RETRIES,
+                max_concurrency=pool_policy.units_per_actor if feeds_device else 1,
+            )
             pool = ActorPool(
                 lambda: actor_class.remote(make_work, log_settings()),
                 partial(self._pool_size, bool(gpus)),
                 chain(first_tasks, tasks),
                 policy,
                 on_retry=self._metrics.count_retry if self._metrics else lambda: None,
-                pool_policy=self._pool_policy,
+                pool_policy=pool_policy,
+                blocks_ahead=lambda: _BLOCKS_PER_CORE * cluster_cores(),
             )
             yield from self._count(pool.results())
 

@@ -21,6 +21,9 @@ class PoolPolicy:
 
     units_per_actor: int = 2
     """Units submitted to an actor: one runs, one is queued, so that it does not idle in between."""
+    overlaps_units: bool = False
+    """Actors run several units at once. A retried unit is then alone in its actor, so that another
+    unit's picture cannot kill it."""
     start_timeout_s: float = 600.0
     """Longest wait for a first actor to start. An autoscaler needs minutes for its first node."""
     max_dead_starts: int = 3

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeAlias
+from itertools import islice
+from threading import Lock
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +30,8 @@ from afinar.storage.objects import sha256
 from afinar.storage.store import Reader
 from afinar.units.progress import PhaseTimer
 
+_MAPPED_SHARDS: Final = 8  # a unit has pictures of two or three; some units are read at a time
+
 
 class Picture(NamedTuple):
     """Stored view uint8 [size, size, 3], possibly read-only, and the hash of the picture's file."""
@@ -36,6 +42,22 @@ class Picture(NamedTuple):
 
 PictureStream: TypeAlias = Iterator[Picture | PictureError]
 """One item per entry, in order: the picture, or the reason why there is none."""
+
+
+Outcome: TypeAlias = str | PictureError
+"""The hash of a picture's file, or the reason why there is no picture."""
+
+
+class PictureBatches(Protocol):
+    """A unit's pictures, in order, which are copied into memory of the caller."""
+
+    def fill(self, entries: Sequence[Entry], images: NDArray[np.uint8]) -> list[Outcome]:
+        """Copy the pictures of the next `entries` into `images`, without gaps.
+
+        `images` is uint8 [n, size, size, 3] with room for all. Returns one outcome per entry; the
+        first k images are those of the k entries whose outcome is a hash.
+        """
+        ...
 
 
 class Pictures(ABC):
@@ -49,6 +71,35 @@ class Pictures(ABC):
 
         Time is counted as `fetch` and `decode`. The stream raises StorageError if the store fails.
         """
+
+    @contextmanager
+    def batches(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureBatches]:
+        """Return a context with the same pictures, in the same order, to be copied into batches."""
+        with self.read(entries, timer) as stream:
+            yield StreamBatches(stream)
+
+    def prefetch(self, entries: Sequence[Entry]) -> None:
+        """Prepare to read these entries soon. Called by other threads than the reading one."""
+        del entries
+
+
+class StreamBatches:
+    """Pictures of a stream."""
+
+    def __init__(self, stream: PictureStream) -> None:
+        self._stream = stream
+
+    def fill(self, entries: Sequence[Entry], images: NDArray[np.uint8]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        filled = 0
+        for item in islice(self._stream, len(entries)):
+            if isinstance(item, PictureError):
+                outcomes.append(item)
+                continue
+            images[filled] = item.image
+            filled += 1
+            outcomes.append(item.sample_id)
+        return outcomes
 
 
 class FilePictures(Pictures):
@@ -107,7 +158,7 @@ def _decode(
 class ShardPictures(Pictures):
     """Rows of a dataset's shards. Only a `jpeg` store needs decoding.
 
-    One shard is mapped at a time, and stays mapped from one unit to the next.
+    The shards of a few units stay mapped. Several threads may read.
     """
 
     def __init__(self, dataset: Dataset, view: StoredView) -> None:
@@ -115,11 +166,26 @@ class ShardPictures(Pictures):
         # A model trained on a `jpeg` store has learned from compressed pixels. Compress those of a
         # `pixels` store as well, so that both give the same input.
         self._through_jpeg = view.store == "jpeg" and dataset.view.store == "pixels"
-        self._mapped: tuple[str, MappedShard] | None = None
+        self._copies = dataset.view.store == "pixels" and not self._through_jpeg
+        self._mapped: OrderedDict[str, Future[MappedShard]] = OrderedDict()
+        self._lock = Lock()
 
     @contextmanager
     def read(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureStream]:
         yield (self._picture(entry, timer) for entry in entries)
+
+    @contextmanager
+    def batches(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureBatches]:
+        if self._copies:
+            yield _RowBatches(self._shard, timer)
+        else:
+            yield StreamBatches(self._picture(entry, timer) for entry in entries)
+
+    def prefetch(self, entries: Sequence[Entry]) -> None:
+        """Map and verify the shards, so that the reading thread need not."""
+        for path in dict.fromkeys(entry.shard for entry in entries):
+            assert path is not None
+            self._shard(path)
 
     def _picture(self, entry: Entry, timer: PhaseTimer) -> Picture:
         assert entry.shard is not None and entry.row is not None and entry.sample_id is not None
@@ -132,9 +198,46 @@ class ShardPictures(Pictures):
         return Picture(image, entry.sample_id)
 
     def _shard(self, path: str) -> MappedShard:
-        if self._mapped is None or self._mapped[0] != path:
-            self._mapped = (path, self._dataset.map_shard(path))
-        return self._mapped[1]
+        """Return a mapped shard. One thread maps it, others that need it wait."""
+        with self._lock:
+            shard = self._mapped.get(path)
+            is_new = shard is None
+            if shard is None:
+                shard = self._mapped[path] = Future()
+                while len(self._mapped) > _MAPPED_SHARDS:
+                    self._mapped.popitem(last=False)
+            else:
+                self._mapped.move_to_end(path)
+
+        if is_new:
+            try:
+                shard.set_result(self._dataset.map_shard(path))
+            except BaseException as error:
+                with self._lock:
+                    self._mapped.pop(path, None)
+                shard.set_exception(error)
+                raise
+        return shard.result()
+
+
+class _RowBatches:
+    """Rows of shards of pixels, each copied once: from the mapped file into the batch."""
+
+    def __init__(self, shard: Callable[[str], MappedShard], timer: PhaseTimer) -> None:
+        self._shard, self._timer = shard, timer
+
+    def fill(self, entries: Sequence[Entry], images: NDArray[np.uint8]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        path, shard = None, None
+        with self._timer.phase("copy"):
+            for number, entry in enumerate(entries):
+                assert entry.shard is not None and entry.row is not None
+                assert entry.sample_id is not None
+                if shard is None or entry.shard != path:
+                    path, shard = entry.shard, self._shard(entry.shard)
+                images[number] = shard.picture(entry.row)
+                outcomes.append(entry.sample_id)
+        return outcomes
 
 
 @dataclass(frozen=True)
@@ -146,7 +249,7 @@ class Block:
     """
 
     images: NDArray[np.uint8]
-    outcomes: list[str | PictureError]
+    outcomes: list[Outcome]
     phases: dict[str, float]
 
 
@@ -160,14 +263,30 @@ def make_block(pictures: Pictures, entries: Sequence[Entry]) -> Block:
     return Block(np.stack(images) if images else np.empty(0, np.uint8), outcomes, timer.seconds)
 
 
-def iter_blocks(blocks: Iterable[Block], timer: PhaseTimer) -> PictureStream:
-    """Yield the pictures of blocks. Waiting for a block counts as `feed`."""
-    iterator = iter(blocks)
-    while True:
-        with timer.phase("feed"):
-            block = next(iterator, None)
-        if block is None:
-            return
-        images = iter(block.images)
-        for outcome in block.outcomes:
-            yield outcome if isinstance(outcome, PictureError) else Picture(next(images), outcome)
+class BlockBatches:
+    """Pictures of blocks. Waiting for a block counts as `feed`, copying it as `copy`."""
+
+    def __init__(self, blocks: Iterable[Block], timer: PhaseTimer) -> None:
+        self._blocks, self._timer = iter(blocks), timer
+        self._block = Block(np.empty(0, np.uint8), [], {})
+        self._outcomes = self._images = 0  # taken of the block
+
+    def fill(self, entries: Sequence[Entry], images: NDArray[np.uint8]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        filled = 0
+        while len(outcomes) < len(entries):
+            if self._outcomes == len(self._block.outcomes):
+                with self._timer.phase("feed"):
+                    self._block = next(self._blocks)
+                self._outcomes = self._images = 0
+            first = self._outcomes
+            taken = self._block.outcomes[first : first + len(entries) - len(outcomes)]
+            count = sum(isinstance(outcome, str) for outcome in taken)
+            if count:
+                with self._timer.phase("copy"):
+                    images[filled : filled + count] = self._block.images[self._images :][:count]
+            outcomes += taken
+            filled += count
+            self._outcomes += len(taken)
+            self._images += count
+        return outcomes

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from afinar.config.base import Precision
 from afinar.inference.optimize import optimize_for_inference
@@ -59,13 +60,19 @@ class Predictor:
         picture.
         """
         with torch.inference_mode(), tf32_disabled(self.device):
-            pixels = torch.from_numpy(images).to(self.device)
-            inputs = apply_input_view(pixels, self.version.input_view).to(self._dtype)
-            activations = self.network.features(inputs)
-            logits = self.network.classifier(activations).float() / self.version.temperature
-            scores = logits.softmax(dim=1).cpu().numpy()
+            scores, activations = self.compute(torch.from_numpy(images).to(self.device))
             rows = activations.float().cpu().numpy() if features else None
-        return PredictorOutput(scores, rows)
+            return PredictorOutput(scores.cpu().numpy(), rows)
+
+    def compute(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores [n, classes] and features [n, width] of pixels that are on the device.
+
+        The caller disables gradients, and TF32.
+        """
+        inputs = apply_input_view(pixels, self.version.input_view).to(self._dtype)
+        activations = self.network.features(inputs)
+        logits = self.network.classifier(activations).float() / self.version.temperature
+        return logits.softmax(dim=1), activations
 
 
 def load_predictor(
@@ -91,11 +98,3 @@ def load_predictor(
         network = optimize_for_inference(network, golden, version.input_view, precision, pictures)
 
     return Predictor(network, version)
-
-
-def best_classes(scores: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
-    """Return the numbers of the `top_k` classes with the highest scores of one picture, best first.
-
-    Equal scores stay in the order of the classes.
-    """
-    return np.argsort(-scores, kind="stable")[:top_k]

@@ -230,7 +230,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
             UnitTask(unit, entries) for unit, entries in iter_units(table, self.source.root, done)
         )
         preprocessing = preprocessing_for(self.source, self.version.stored_view)
-        policy = retry_policy(self.config.unit_timeout_s, preprocessing)
+        policy = retry_policy(self.config.unit_timeout_s, preprocessing, uses_gpus=True)
         # Hashes that were erased on request travel to every worker, which rejects these pictures.
         spec = self.spec(count_pending(table, done), current.manifest.forgotten)
         make_work = partial(_make_labeller, spec)

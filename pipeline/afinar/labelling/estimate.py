@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict
 
-import pyarrow as pa
-
 from afinar.config.label import LabelConfig
 from afinar.config.strict import Count
 from afinar.errors import RequestError, StorageError
@@ -81,8 +79,7 @@ def _measure(spec: LabelSpec, entries: tuple[Entry, ...]) -> Sample:
 
     rows = labeller.label(entries, sample.timer)
     with sample.timer.phase("write"):
-        schema = spec.optional_columns.schema
-        sample.bytes = len(to_parquet(pa.Table.from_pylist(rows.predictions, schema=schema)))
+        sample.bytes = len(to_parquet(rows.predictions))
     sample.rejects.update(reject["reason"] for reject in rows.rejects)
     return sample
 

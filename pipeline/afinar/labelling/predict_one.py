@@ -10,6 +10,7 @@ from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
 from afinar.pictures.profiles import require_colour_management
 from afinar.pictures.rejects import PictureError, Reason
+from afinar.predictions.columns import best_classes
 from afinar.sources.uri_list import is_list
 from afinar.storage.open import normalize_uri, open_reader, read_uri
 
@@ -31,10 +32,10 @@ def label_one(picture: str, model: str, top_k: int) -> dict[str, Any]:
         raise PictureError(error.reason, f"{uri}: {error.detail}") from error
 
     # torch is imported only after the picture is decoded: a wrong request fails at once.
-    from afinar.inference.predictor import best_classes, load_predictor
+    from afinar.inference.predictor import load_predictor
 
     (scores,) = load_predictor(store, version)(image[None])
-    best = best_classes(scores, top_k)
+    (best,) = best_classes(scores[None], top_k)
     return {
         "picture": uri,
         "model": f"{store.root}@{version.id}",

@@ -63,6 +63,11 @@ class Source(ABC):
     def open_stream(self, view: StoredView) -> Pictures:
         """Return the reader of a worker, which converts pictures to `view`."""
 
+    def needs_decoding(self, view: StoredView) -> bool:
+        """Return False if pictures are stored as the pixels of `view`."""
+        del view
+        return True
+
     def can_read(self, plan: pa.Table) -> bool:
         """Return False if pictures of an earlier run's plan can no longer be read from here."""
         del plan
@@ -154,6 +159,10 @@ class DatasetSource(Source):
 
         dataset = open_dataset(self.uri, version=self.version, cache_bytes=_CACHE_BYTES)
         return ShardPictures(dataset, view)
+
+    def needs_decoding(self, view: StoredView) -> bool:
+        stored = open_dataset(self.uri, version=self.version).view
+        return (view.store, stored.store) != ("pixels", "pixels")
 
     def can_read(self, plan: pa.Table) -> bool:
         """Return False if this version lacks a shard that an older version's plan names."""

@@ -46,8 +46,13 @@ class LabelSpec:
     forgotten: frozenset[str] = frozenset()
 
 
-def preprocessing_for(source: Source, view: StoredView) -> Preprocessing[UnitTask]:
-    """Return how CPU cores prepare a unit's pictures, in blocks, for a worker with a GPU."""
+def preprocessing_for(source: Source, view: StoredView) -> Preprocessing[UnitTask] | None:
+    """Return how CPU cores prepare a unit's pictures, in blocks, for a worker with a GPU.
+
+    None for a source whose rows need no decoding: the worker copies them itself.
+    """
+    if not source.needs_decoding(view):
+        return None
     return Preprocessing(blocks=_split_into_blocks, prepare=partial(_make_block, source, view))
 
 

@@ -1,27 +1,32 @@
 """The labelling worker: read, decode and predict the pictures of one unit, and commit their parts.
 
-On a CPU one process does all of it. A worker with a GPU gets blocks of pictures that other
-processes have decoded.
+On a CPU one process does all of it. A worker with a GPU copies rows of mapped shards, or blocks of
+pictures that other processes have decoded, and works on several units at a time: while it writes
+the parts of one unit, the GPU computes the next one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
 from afinar.inference.batch_size import choose_batch_size
-from afinar.inference.picture_stream import Block, Picture, Pictures, PictureStream, iter_blocks
-from afinar.inference.predictor import Predictor, best_classes, load_predictor
+from afinar.inference.device import Images, device_for
+from afinar.inference.picture_stream import Block, BlockBatches, PictureBatches, Pictures
+from afinar.inference.pipeline import Pipeline, SubmittedBatch
+from afinar.inference.predictor import Predictor, PredictorOutput, load_predictor
 from afinar.labelling.tasks import LabelSpec
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import configure_pillow
 from afinar.pictures.rejects import ERASED, PictureError
+from afinar.predictions.columns import Predicted, predictions_table
 from afinar.predictions.schema import REJECTS, object_template
 from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
@@ -39,10 +44,16 @@ Row = dict[str, Any]
 
 @dataclass
 class LabelledRows:
-    """Rows of a unit: PREDICTIONS with the optional columns, and REJECTS."""
+    """Rows of a unit: PREDICTIONS with the optional columns, in batches, and REJECTS."""
 
-    predictions: list[Row] = field(default_factory=list)
+    schema: pa.Schema
+    batches: list[pa.Table] = field(default_factory=list)
     rejects: list[Row] = field(default_factory=list)
+
+    @property
+    def predictions(self) -> pa.Table:
+        """Rows of all batches, in the order of the unit."""
+        return pa.concat_tables([self.schema.empty_table(), *self.batches]).combine_chunks()
 
     def add_reject(self, entry: Entry, error: PictureError) -> None:
         """Append a row for a picture that could not be used."""
@@ -51,12 +62,24 @@ class LabelledRows:
 
 
 @dataclass(frozen=True)
+class _Batch:
+    """Pictures on the device: their entries, the hashes of their files, and their place there."""
+
+    entries: list[Entry]
+    sample_ids: list[str]
+    submitted: SubmittedBatch
+
+
+@dataclass(frozen=True)
 class Labeller:
-    """The unit function of one worker process. `store` is that of the predictions."""
+    """The unit function of one worker process. `store` is that of the predictions.
+
+    Several threads may run units. Their pictures go through the one `pipeline`, a unit at a time.
+    """
 
     spec: LabelSpec
     predictor: Predictor
-    batch_size: int
+    pipeline: Pipeline
     pictures: Pictures
     store: Store
 
@@ -67,10 +90,7 @@ class Labeller:
         """
         timer = PhaseTimer()
         tracker = track_bad_inputs(self.store, task.unit, task.attempt)
-        if blocks is None:
-            rows = self.label(task.entries, timer, tracker)
-        else:
-            rows = self._predict(task.entries, iter_blocks(blocks, timer), timer, tracker)
+        rows = self.label(task.entries, timer, tracker, blocks)
         with timer.phase("write"):
             self._commit(task.unit, rows)
         tracker.clear()
@@ -78,89 +98,139 @@ class Labeller:
         return UnitResult(task.unit, len(task.entries), len(rows.rejects), timer.seconds)
 
     def label(
-        self, entries: Sequence[Entry], timer: PhaseTimer, tracker: BadInputTracker | None = None
+        self,
+        entries: Sequence[Entry],
+        timer: PhaseTimer,
+        tracker: BadInputTracker | None = None,
+        blocks: Iterable[Block] | None = None,
     ) -> LabelledRows:
         """Read and predict these pictures. Without a `tracker` it is a first attempt."""
         tracker = tracker or BadInputTracker(self.store, unit="")
-        readable = [
-            entry for number, entry in enumerate(entries) if number not in tracker.quarantined
-        ]
-        with self.pictures.read(readable, timer) as stream:
-            return self._predict(entries, stream, timer, tracker)
-
-    def _predict(
-        self,
-        entries: Sequence[Entry],
-        stream: PictureStream,
-        timer: PhaseTimer,
-        tracker: BadInputTracker,
-    ) -> LabelledRows:
-        """Predict the pictures of `stream`, which has every entry but the quarantined ones."""
-        rows = LabelledRows()
+        rows = LabelledRows(self.spec.optional_columns.schema)
         for number in sorted(tracker.quarantined):
             rows.add_reject(entries[number], QUARANTINED)
-
-        # After a death the unit goes picture by picture, to find one that kills its worker.
-        size = self.batch_size if tracker.attempt == 0 else 1
         numbers = [number for number in range(len(entries)) if number not in tracker.quarantined]
-        for start in range(0, len(numbers), size):
-            batch = numbers[start : start + size]
-            with tracker.working_on(batch[0]):
-                decoded = self._split_decoded([entries[number] for number in batch], stream, rows)
-                if decoded:
-                    rows.predictions += self._predict_batch(decoded, timer)
+        readable = [entries[number] for number in numbers]
+        if blocks is None and not tracker.attempt:
+            with timer.phase("fetch"):
+                self.pictures.prefetch(readable)
+
+        pending: deque[_Batch] = deque()
+        try:
+            with self.pipeline.filling(), self._batches(readable, timer, blocks) as batches:
+                if tracker.attempt:
+                    self._predict_singly(numbers, readable, batches, rows, timer, tracker)
+                else:
+                    self._submit_all(readable, batches, rows, timer, pending)
+            while pending:
+                self._collect(pending.popleft(), rows, timer)
+        finally:
+            for batch in pending:
+                batch.submitted.discard()
         return rows
 
-    def _split_decoded(
-        self, entries: Sequence[Entry], stream: PictureStream, rows: LabelledRows
-    ) -> list[tuple[Entry, Picture]]:
-        """Take the next items of `stream`: return pictures, append all others to the rejects."""
-        decoded = []
-        for entry in entries:
-            item = next(stream)
-            if isinstance(item, PictureError):
-                rows.add_reject(entry, item)
-            elif item.sample_id in self.spec.forgotten:
-                rows.add_reject(entry, ERASED)
-            else:
-                decoded.append((entry, item))
-        return decoded
+    def _batches(
+        self, entries: Sequence[Entry], timer: PhaseTimer, blocks: Iterable[Block] | None
+    ) -> AbstractContextManager[PictureBatches]:
+        if blocks is None:
+            return self.pictures.batches(entries, timer)
+        return nullcontext(BlockBatches(blocks, timer))
 
-    def _predict_batch(
-        self, decoded: Sequence[tuple[Entry, Picture]], timer: PhaseTimer
-    ) -> Iterator[Row]:
-        images = np.stack([picture.image for _, picture in decoded])
-        columns = self.spec.optional_columns
+    def _submit_all(
+        self,
+        entries: Sequence[Entry],
+        batches: PictureBatches,
+        rows: LabelledRows,
+        timer: PhaseTimer,
+        pending: deque[_Batch],
+    ) -> None:
+        """Submit all pictures; collect the results of all but the last batches."""
+        size, most = self.pipeline.batch_size, self.pipeline.device.batches
+        for start in range(0, len(entries), size):
+            if len(pending) == most:
+                self._collect(pending.popleft(), rows, timer)
+            batch = self._submit(entries[start : start + size], batches, rows, timer)
+            if batch is not None:
+                pending.append(batch)
+
+    def _predict_singly(
+        self,
+        numbers: Sequence[int],
+        entries: Sequence[Entry],
+        batches: PictureBatches,
+        rows: LabelledRows,
+        timer: PhaseTimer,
+        tracker: BadInputTracker,
+    ) -> None:
+        """Predict one picture after the other, to find one that kills its worker."""
+        for number, entry in zip(numbers, entries, strict=True):
+            with tracker.working_on(number):
+                batch = self._submit([entry], batches, rows, timer)
+                if batch is not None:
+                    self._collect(batch, rows, timer)
+
+    def _submit(
+        self,
+        entries: Sequence[Entry],
+        batches: PictureBatches,
+        rows: LabelledRows,
+        timer: PhaseTimer,
+    ) -> _Batch | None:
+        """Submit the next pictures and append rejects; return None if there is no picture."""
+        good: list[Entry] = []
+        sample_ids: list[str] = []
+
+        def fill(images: Images) -> int:
+            is_kept = []
+            for entry, outcome in zip(entries, batches.fill(entries, images), strict=True):
+                if isinstance(outcome, PictureError):
+                    rows.add_reject(entry, outcome)
+                    continue
+                is_kept.append(outcome not in self.spec.forgotten)
+                if is_kept[-1]:
+                    good.append(entry)
+                    sample_ids.append(outcome)
+                else:
+                    rows.add_reject(entry, ERASED)
+            if not all(is_kept):
+                images[: len(good)] = images[: len(is_kept)][np.array(is_kept)]
+            return len(good)
+
+        submitted = self.pipeline.submit(fill)
+        return None if submitted is None else _Batch(good, sample_ids, submitted)
+
+    def _collect(self, batch: _Batch, rows: LabelledRows, timer: PhaseTimer) -> None:
+        """Wait for a batch and append its rows."""
         with timer.phase("forward"):
-            output = self.predictor.outputs(images, columns.features)
+            output = batch.submitted.result()
+        rows.batches.append(self._table(batch, output))
 
-        optional = columns.rows(output.scores, output.features)
-        for (entry, picture), scores, more in zip(decoded, output.scores, optional, strict=True):
-            known = {"uri": entry.uri, "etag": entry.etag, "sample_id": picture.sample_id}
-            yield {**known, **self._predicted_columns(scores), **more}
-
-    def _predicted_columns(self, scores: NDArray[np.float32]) -> Row:
-        best = best_classes(scores, self.spec.top_k)
-        classes = self.predictor.classes
-        return {
-            "label": classes[best[0]],
-            "score": float(scores[best[0]]),
-            "top_labels": [classes[number] for number in best],
-            "top_scores": [float(scores[number]) for number in best],
-            "model_version": self.predictor.version.id,
-        }
+    def _table(self, batch: _Batch, output: PredictorOutput) -> pa.Table:
+        predicted = Predicted(
+            uris=[entry.uri for entry in batch.entries],
+            sample_ids=batch.sample_ids,
+            etags=[entry.etag for entry in batch.entries],
+            scores=output.scores,
+            features=output.features,
+        )
+        return predictions_table(
+            predicted,
+            self.predictor.classes,
+            self.spec.top_k,
+            self.predictor.version.id,
+            self.spec.optional_columns,
+        )
 
     def _commit(self, unit: str, rows: LabelledRows) -> None:
         objects = {}
 
-        for kind, records, schema in (
-            ("part", rows.predictions, self.spec.optional_columns.schema),
-            ("rejects", rows.rejects, REJECTS),
+        for kind, table in (
+            ("part", rows.predictions),
+            ("rejects", pa.Table.from_pylist(rows.rejects, schema=REJECTS)),
         ):
-            if records:
-                data = to_parquet(pa.Table.from_pylist(records, schema=schema))
+            if len(table):
                 name = object_template(kind, self.spec.partition, unit)
-                objects[kind] = put_object(self.store, name, data, len(records))
+                objects[kind] = put_object(self.store, name, to_parquet(table), len(table))
         marker = UnitMarker(unit=unit, objects=objects)
         delete_own_parts(self.store, marker, commit_unit(self.store, marker))
 
@@ -177,10 +247,12 @@ def make_labeller(spec: LabelSpec) -> Labeller:
         *find_model(spec.model), device=device, precision=spec.precision, pictures=spec.pictures
     )
 
+    batch_size = spec.batch_size or choose_batch_size(predictor, spec.pictures)
+    chosen = device_for(predictor, features=spec.optional_columns.features)
     return Labeller(
         spec=spec,
         predictor=predictor,
-        batch_size=spec.batch_size or choose_batch_size(predictor, spec.pictures),
+        pipeline=Pipeline(chosen, batch_size, predictor.version.stored_view.size),
         pictures=spec.source.open_stream(predictor.version.stored_view),
         store=open_store(spec.predictions),
     )

@@ -1,4 +1,7 @@
-"""Cache of remote objects: verified copies on this machine, shared by its processes."""
+"""Cache of remote objects: verified copies on this machine, shared by its processes.
+
+Its folder also holds notes: which local files were verified, and what was measured once.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import mmap
 import os
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +24,10 @@ from afinar.storage.objects import ObjectRef, check_hash, get_object, sha256
 from afinar.storage.store import Store
 
 _SCRATCH: Final = "new-"
+_NOTE: Final = "note-"
+_NOTE_BYTES: Final = 4096  # of the largest note
+# The time of a change is that of the kernel's last tick, and of some file systems the last second.
+_SETTLED_S: Final = 2.0
 DEFAULT_BYTES: Final = 32 * 2**30
 
 
@@ -78,7 +86,8 @@ _REMEDY: Final = "remove it or make it yours with mode 700, or set TMPDIR to a f
 def open_verified(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
     """Open an object as a file: the object itself in a folder, else a copy, fetched into the cache.
 
-    The descriptor reads the verified bytes, even if the name is given to another file later.
+    The descriptor reads the verified bytes, even if the name is given to another file later. A file
+    in a folder is hashed once per machine, and again after it was changed.
     Several processes may call this at once for one object; one of them fetches it. The caller
     closes the file. Raises IntegrityError if the bytes are not the committed ones.
     """
@@ -92,11 +101,69 @@ def open_verified(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
     if file is None:
         return _open_copy(store, ref, cache)
     try:
-        check_hash(map_file(file), ref, store)
+        _check_once(file, ref, store, cache)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _check_once(file: BinaryIO, ref: ObjectRef, store: Store, cache: Cache) -> None:
+    """Compare a local file's hash with the committed one, unless this machine has done so.
+
+    To hash a picture of 224 px costs ten times as much as to copy it. So a note remembers which
+    file had this hash: its device, inode, size and times. The kernel sets the time of the last
+    change (ctime), and no user can set it back: after any change of the file it is hashed again.
+    """
+    identity = _identity(file)
+    name = f"verified-{ref.sha256}"
+    if read_note(cache, name) == identity:
+        return
+
+    started_s = time.time()
+    check_hash(map_file(file), ref, store)
+    # A file that changes twice within one tick of the clock has the same ctime after both changes.
+    if os.fstat(file.fileno()).st_ctime < started_s - _SETTLED_S and _identity(file) == identity:
+        write_note(cache, name, identity)
+
+
+def _identity(file: BinaryIO) -> bytes:
+    status = os.fstat(file.fileno())
+    numbers = (
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+    )
+    return " ".join(map(str, numbers)).encode()
+
+
+def read_note(cache: Cache, name: str) -> bytes | None:
+    """Return what a process of this machine has noted under a name; None if there is no note.
+
+    A note saves work that can be done again. So a cache that cannot be used has no notes.
+    """
+    with (
+        suppress(OSError, RequestError),
+        cache.open() as folder,
+        os.fdopen(_open(_NOTE + name, folder, os.O_RDONLY), "rb") as file,
+    ):
+        return file.read(_NOTE_BYTES)
+    return None
+
+
+def write_note(cache: Cache, name: str, data: bytes) -> None:
+    """Note something under a name for later processes of this machine; see `read_note`."""
+    scratch = f"{_SCRATCH}{uuid.uuid4().hex}"
+    with (
+        suppress(OSError, RequestError),
+        cache.open() as folder,
+        _create_locked(scratch, folder) as file,
+    ):
+        file.write(data)
+        file.flush()
+        os.replace(scratch, _NOTE + name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def map_file(file: BinaryIO) -> memoryview:
@@ -204,7 +271,7 @@ def _evict_lru(folder: int, max_bytes: int, keep: str) -> None:
     copies, total_bytes = [], 0
     for name in os.listdir(folder):
         is_unfinished = name.startswith(_SCRATCH)
-        if name == keep or name.startswith("lock-"):
+        if name == keep or name.startswith(("lock-", _NOTE)):
             continue
         if is_unfinished and _delete_abandoned(name, folder):
             continue

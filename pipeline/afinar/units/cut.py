@@ -30,6 +30,7 @@ PLAN: Final = pa.schema(
 
 _SMALL_ARCHIVE_UNITS: Final = 32  # units of a small archive: a few dozen cores can share it
 _MIN_UNIT: Final = 48  # pictures; a smaller unit is not worth its files
+_BATCH: Final = 64  # pictures; sizes are multiples of it, so that a GPU gets few small batches
 _TAPER: Final = 16  # a unit at either end has at most this fraction of the pictures beyond it
 
 UnitSizes = Callable[[int], list[int]]
@@ -100,14 +101,14 @@ def tapered_sizes(largest: int, pictures: int) -> list[int]:
 
     No unit has more than `largest` pictures. The first results are ready early, and at the end no
     worker is left alone with a large unit. The method is guided self-scheduling (Polychronopoulos
-    and Kuck, 1987), which makes a unit a fraction of what is left, applied at both ends. Example:
-    of 10,000 pictures the first units have 48 pictures, and the one that begins after 4,000
-    pictures has min(4000, 6000) / 16 = 250.
+    and Kuck, 1987), which makes a unit a fraction of what is left, applied at both ends. Sizes are
+    multiples of 64, but for the last. Example: of 10,000 pictures the first units have 64 pictures,
+    and the one that begins after 4,096 pictures has min(4096, 5904) / 16 = 256.
     """
     sizes: list[int] = []
     done = 0
     while left := pictures - done:
-        size = min(largest, max(_MIN_UNIT, min(done, left) // _TAPER))
+        size = min(largest, max(1, min(done, left) // _TAPER // _BATCH) * _BATCH)
         if left < size + _MIN_UNIT // 2:  # the remainder would not be worth a file
             size = min(left, largest)
         sizes.append(size)

@@ -28,11 +28,14 @@ class RetryPolicy(Generic[Task]):
 
     - `deadline_s(task)`: seconds after which a worker counts as hung.
     - `next_attempt(task)`: the task for the next attempt.
+    - `uses_gpus`: workers have a GPU if there is one. Such a worker gets its next units before it
+      has finished one: its work must be safe to call from several threads.
     - `preprocessing`: used only for workers that have a GPU.
     """
 
     deadline_s: Callable[[Task], float] = lambda task: 3600.0
     next_attempt: Callable[[Task], Task] = lambda task: task
+    uses_gpus: bool = False
     preprocessing: Preprocessing[Task] | None = None
 
 

@@ -35,10 +35,14 @@ Task = TypeVar("Task", bound=UnitTask)
 
 
 def retry_policy(
-    timeout_s: float, preprocessing: Preprocessing[Task] | None = None
+    timeout_s: float,
+    preprocessing: Preprocessing[Task] | None = None,
+    *,
+    uses_gpus: bool = False,
 ) -> RetryPolicy[Task]:
     """Return the policy of a job over pictures, with its `--unit-timeout-s`."""
     return RetryPolicy(
+        uses_gpus=uses_gpus,
         deadline_s=partial(deadline_s, timeout_s),
         next_attempt=lambda task: task.next_attempt(),
         preprocessing=preprocessing,

@@ -1,0 +1,73 @@
+"""Batches of several units on one device: filled, computed and fetched at the same time.
+
+One unit at a time fills batches. As soon as it has submitted its last one, the next unit fills
+batches, while the first fetches its results. So the device does not wait between two units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Lock
+
+from afinar.inference.device import Device, Handle, Images
+from afinar.inference.predictor import PredictorOutput
+
+
+@dataclass(frozen=True)
+class SubmittedBatch:
+    """A batch on the device, and the buffer that is free again when its result is fetched."""
+
+    handle: Handle
+    buffer: Images
+    free: SimpleQueue[Images]
+
+    def result(self) -> PredictorOutput:
+        """Wait for the batch and return its output."""
+        try:
+            return self.handle.result()
+        finally:
+            self.free.put(self.buffer)
+
+    def discard(self) -> None:
+        """Wait until the device no longer reads the buffer. For a unit that has failed."""
+        with suppress(Exception):  # the unit's own error is raised
+            self.result()
+
+
+class Pipeline:
+    """A ring of buffers of `batch_size` pictures in front of a device. Used by several threads."""
+
+    def __init__(self, device: Device, batch_size: int, size_px: int) -> None:
+        self.device, self.batch_size = device, batch_size
+        self._filling = Lock()
+        self._free: SimpleQueue[Images] = SimpleQueue()
+        for _ in range(device.batches):
+            self._free.put(device.allocate((batch_size, size_px, size_px, 3)))
+
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Hold the right to submit. A thread that holds it must fetch its own results in time:
+
+        it may have `device.batches` batches submitted and not fetched, and waits if others have.
+        """
+        with self._filling:
+            yield
+
+    def submit(self, fill: Callable[[Images], int]) -> SubmittedBatch | None:
+        """Let `fill` copy pictures into a buffer and return their number; submit them.
+
+        Waits for a free buffer. Returns None if there are no pictures.
+        """
+        buffer = self._free.get()
+        try:
+            count = fill(buffer)
+            if count:
+                return SubmittedBatch(self.device.submit(buffer[:count]), buffer, self._free)
+        except BaseException:
+            self._free.put(buffer)
+            raise
+        self._free.put(buffer)
+        return None
