@@ -54,7 +54,7 @@ def test_wrong_ingest_value_is_refused(options: dict[str, Any], message: str) ->
         ({"epochs": 0}, "--epochs 0: give at least 1"),
         ({"dropout": 1.0}, "from 0 to below 1"),
         ({"layer_decay": 1.5}, "a factor up to 1"),
-        ({"batch_size": 1}, "at least 2, or 0"),
+        ({"batch_size": 1}, "at least 2, or auto"),
         ({"accumulate": 0}, "at least 1"),
         ({"sampling": "balanced", "class_weights": "sqrt"}, "give one of them"),
         ({"min_workers": 2}, "give --workers too"),

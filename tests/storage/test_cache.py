@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import time
 from multiprocessing import get_context
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +16,8 @@ from afinar.errors import IntegrityError, NoSpaceError, RequestError, StorageErr
 from afinar.storage import cache
 from afinar.storage.cache import Cache, open_verified
 from afinar.storage.local import LocalStore
-from afinar.storage.objects import ObjectRef, put_object
+from afinar.storage.objects import ObjectRef, check_hash, put_object
+from afinar.storage.store import Store
 
 
 class RemoteStore(LocalStore):
@@ -200,3 +202,73 @@ def test_copy_is_written_anew_if_it_was_deleted_before_it_was_locked(
     assert read(store, ref, Cache(folder)) == bytes([7]) * 1000
     assert len(deleted) == 1
     assert cached_names(folder) == {ref.sha256}
+
+
+def settled(path: Path) -> None:
+    """Wait until the last change of a file lies so far back that its hash is remembered."""
+    while time.time() - path.stat().st_ctime < cache._SETTLED_S + 0.2:
+        time.sleep(0.1)
+
+
+def count_hashes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with every file whose hash is compared."""
+    hashed: list[str] = []
+
+    def counted(data: memoryview, ref: ObjectRef, store: Store) -> None:
+        hashed.append(ref.path)
+        check_hash(data, ref, store)
+
+    monkeypatch.setattr(cache, "check_hash", counted)
+    return hashed
+
+
+def test_local_file_is_hashed_once_and_again_after_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_SETTLED_S", 0.3)
+    hashed, notes = count_hashes(monkeypatch), Cache(tmp_path / "cache")
+    store = LocalStore(str(tmp_path / "store"))
+    ref = put_object(store, "shards/{hash}", b"pixels", 1)
+    path = Path(store.root, ref.path)
+    open_verified(store, ref, notes).close()
+    settled(path)
+    for _ in range(3):
+        open_verified(store, ref, notes).close()
+    assert len(hashed) == 2, "a file that is just written may change unnoticed: it has no note"
+
+    times = path.stat()
+    path.write_bytes(b"pixelz")  # of the same size, and with the same time of modification
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(IntegrityError):
+        open_verified(store, ref, notes)
+
+
+def test_another_file_has_the_name_it_is_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_SETTLED_S", 0.0)
+    hashed, notes = count_hashes(monkeypatch), Cache(tmp_path / "cache")
+    store = LocalStore(str(tmp_path / "store"))
+    ref = put_object(store, "shards/{hash}", b"pixels", 1)
+    path = Path(store.root, ref.path)
+    settled(path)
+    open_verified(store, ref, notes).close()
+    copy = path.with_name("copy")
+    copy.write_bytes(b"pixels")
+    copy.replace(path)
+    open_verified(store, ref, notes).close()
+    assert len(hashed) == 2
+
+
+def test_cache_cannot_be_used_local_files_are_read_and_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_SETTLED_S", 0.0)
+    hashed = count_hashes(monkeypatch)
+    (tmp_path / "cache").write_text("no folder")
+    store = LocalStore(str(tmp_path / "store"))
+    ref = put_object(store, "shards/{hash}", b"pixels", 1)
+    settled(Path(store.root, ref.path))
+    for _ in range(2):
+        open_verified(store, ref, Cache(tmp_path / "cache")).close()
+    assert len(hashed) == 2

@@ -100,9 +100,10 @@ def test_tapered_units_sum_to_all_pictures_and_are_bounded(pictures: int, larges
 
 def test_tapered_units_are_small_at_both_ends() -> None:
     sizes = tapered_sizes(512, 1_000_000)
-    assert sizes[0] == 48
+    assert sizes[0] == 64
     assert sizes[-1] < 96
     assert max(sizes) == 512
+    assert all(size % 64 == 0 for size in sizes[:-1]), "a GPU computes full batches"
     assert sum(size == 512 for size in sizes) > 0.93 * len(sizes)
     assert tapered_sizes(512, 50) == [50]
-    assert tapered_sizes(512, 2_400)[:4] == [48] * 4
+    assert tapered_sizes(512, 2_400)[:4] == [64] * 4

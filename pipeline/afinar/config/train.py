@@ -143,9 +143,10 @@ class TrainConfig(JobConfig):
     `macro-f1`, in which rare classes count as much as frequent ones. Ties go to the lower loss."""
     patience: int = 0
     """Stop after this many epochs that are not better by --select-by. 0: never."""
-    batch_size: int = 0
-    """Samples per step, over all workers together. Each worker computes its share. 0: 32 per worker
-    (64 per GPU), but at most a tenth of the training split."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Samples per step, over all workers together. Each worker computes its share. `auto` (or 0): 32
+    per worker on CPUs; on GPUs a trial finds the largest power of two per GPU at which a larger
+    batch still shortens the time of a picture; but at most a tenth of the training split."""
     accumulate: int = 1
     """Parts in which a worker computes its share of a step, one after the other, to save memory."""
     optimizer: Optimizer = "adamw"
@@ -279,8 +280,8 @@ class TrainConfig(JobConfig):
             f"--layer-decay {self.layer_decay}: give a factor up to 1, or 0 for the default",
         )
         require(
-            self.batch_size == 0 or self.batch_size >= 2,
-            f"--batch-size {self.batch_size}: give at least 2, or 0 for the default",
+            self.has_auto_batch or self.samples_per_step >= 2,
+            f"--batch-size {self.batch_size}: give at least 2, or auto",
         )
         require(
             self.epochs == "auto" or self.epochs >= 1,
@@ -297,6 +298,17 @@ class TrainConfig(JobConfig):
                 "--min-workers: when the cluster changes, training goes on from its newest "
                 "checkpoint: give --checkpoint-minutes or --checkpoint-steps",
             )
+
+    @property
+    def has_auto_batch(self) -> bool:
+        """True if the batch size is left to the hardware and the data."""
+        return self.batch_size in {"auto", 0}
+
+    @property
+    def samples_per_step(self) -> int:
+        """The batch size of a configuration that states one."""
+        assert self.batch_size != "auto", "the batch size is resolved"
+        return self.batch_size
 
     @property
     def regime_kind(self) -> str:

@@ -27,7 +27,13 @@ from afinar.dataset.schema import INDEX, INDEX_REQUIRED, REJECTS
 from afinar.dataset.shards import MappedShard
 from afinar.errors import NotFoundError, RecordError, RequestError, StorageError
 from afinar.pictures.preprocessing import StoredView
-from afinar.storage.cache import DEFAULT_BYTES, Cache, map_file, open_verified
+from afinar.storage.cache import (
+    DEFAULT_BYTES,
+    BackgroundChecks,
+    Cache,
+    map_file,
+    open_verified,
+)
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
 from afinar.storage.records import REMEDY
@@ -38,10 +44,23 @@ Pixels = NDArray[np.uint8]
 
 
 class Dataset:
-    """One version of a dataset. Each object is read when it is first needed, and once."""
+    """One version of a dataset. Each object is read when it is first needed, and once.
 
-    def __init__(self, store: Store, manifest: Manifest, cache: Cache | None = None) -> None:
+    With `verify_later` local shards are hashed by threads while they are read. A damaged one is
+    then noticed by a later `read`, at the latest by `wait_verified`, which the caller calls before
+    it publishes anything.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        manifest: Manifest,
+        cache: Cache | None = None,
+        *,
+        verify_later: bool = False,
+    ) -> None:
         self.store = store
+        self._checks = BackgroundChecks() if verify_later else None
         self.manifest = manifest
         self.view = structure(manifest.preprocessing, StoredView)
         self._cache = cache or Cache()
@@ -135,6 +154,8 @@ class Dataset:
         Returns uint8 [n, size, size, 3]. Raises IntegrityError for a shard with other bytes than
         those that were committed.
         """
+        if self._checks is not None:
+            self._checks.raise_failed()
         wanted = np.asarray(rows, dtype=np.int64)
         images = np.empty((len(wanted), self.view.size, self.view.size, 3), dtype=np.uint8)
         shards = self.shard_numbers[wanted]
@@ -188,8 +209,14 @@ class Dataset:
     def _mapped_bytes(self) -> int:
         return sum(self.shards[shard].bytes for shard in self._mapped)
 
+    def wait_verified(self) -> None:
+        """Wait until all shards that were read are verified. Raises IntegrityError."""
+        if self._checks is not None:
+            self._checks.wait()
+
     def _open(self, ref: ObjectRef) -> MappedShard:
-        with open_verified(self.store, ref, self._cache) as file:
+        start_check = self._checks.start if self._checks is not None else None
+        with open_verified(self.store, ref, self._cache, start_check) as file:
             return MappedShard(map_file(file), self.view, self.store.uri(ref.path), ref.rows)
 
 
@@ -199,12 +226,13 @@ def open_dataset(
     version: int | None = None,
     cache: Path | None = None,
     cache_bytes: int = DEFAULT_BYTES,
+    verify_later: bool = False,
 ) -> Dataset:
     """Open a version of the dataset at `uri`, by default the current one.
 
     `uri` is a folder or s3://BUCKET/PREFIX. Remote shards are kept in the folder `cache` (by
-    default a folder of the user's in the temporary folder), up to `cache_bytes`. Raises
-    RequestError if there is no dataset."""
+    default a folder of the user's in the temporary folder), up to `cache_bytes`. For `verify_later`
+    see `Dataset`. Raises RequestError if there is no dataset."""
     store = open_store(uri)
     try:
         manifest = current_manifest(store) if version is None else get_manifest(store, version)
@@ -221,7 +249,7 @@ def open_dataset(
         raise RequestError(
             f"{store.root} holds no dataset: make one with `afinar ingest SOURCE {uri}`"
         )
-    return Dataset(store, manifest, Cache(cache, cache_bytes))
+    return Dataset(store, manifest, Cache(cache, cache_bytes), verify_later=verify_later)
 
 
 def open_current(store: Store) -> Dataset | None:

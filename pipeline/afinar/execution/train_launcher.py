@@ -106,7 +106,7 @@ def launch_on_ray(
                 "should_stop": should_stop,
             },
             scaling_config=resources.scaling_config(),
-            torch_config=TorchConfig(backend="nccl" if resources.has_gpu else "gloo"),
+            torch_config=TorchConfig(backend=resources.backend),
             run_config=_run_config(task),
         )
         trainer.failure_policy = TrainFailurePolicy(_failure_config(config), failure_key)
@@ -176,6 +176,11 @@ class _WorkerResources:
     @property
     def has_gpu(self) -> bool:
         return "GPU" in self.bundle
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend of collectives. A single worker has nobody to send to by NCCL."""
+        return "nccl" if self.has_gpu and self.workers > 1 else "gloo"
 
     def describe(self) -> str:
         """Return the resources of the fewest workers in words."""
@@ -384,6 +389,7 @@ def _run_worker(options: dict[str, Any]) -> None:
 
     _use_assigned_cores()
     group = Group(get_device())
+    group.bind_device()
     configure_worker_logging(log, run=task.run, rank=group.rank)
     if group.is_rank_zero:
         record_start(failure_key)

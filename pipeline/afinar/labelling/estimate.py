@@ -79,7 +79,7 @@ def _measure(spec: LabelSpec, entries: tuple[Entry, ...]) -> Sample:
 
     rows = labeller.label(entries, sample.timer)
     with sample.timer.phase("write"):
-        sample.bytes = len(to_parquet(rows.predictions))
+        sample.bytes = len(to_parquet(labeller.table(rows)))
     sample.rejects.update(reject["reason"] for reject in rows.rejects)
     return sample
 

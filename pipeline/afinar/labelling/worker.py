@@ -21,7 +21,7 @@ from afinar.inference.batch_size import choose_batch_size
 from afinar.inference.device import Images, device_for
 from afinar.inference.picture_stream import Block, BlockBatches, PictureBatches, Pictures
 from afinar.inference.pipeline import Pipeline, SubmittedBatch
-from afinar.inference.predictor import Predictor, PredictorOutput, load_predictor
+from afinar.inference.predictor import Predictor, load_predictor
 from afinar.labelling.tasks import LabelSpec
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import configure_pillow
@@ -44,16 +44,10 @@ Row = dict[str, Any]
 
 @dataclass
 class LabelledRows:
-    """Rows of a unit: PREDICTIONS with the optional columns, in batches, and REJECTS."""
+    """Pictures of a unit: those that were predicted, in batches, and REJECTS."""
 
-    schema: pa.Schema
-    batches: list[pa.Table] = field(default_factory=list)
+    batches: list[Predicted] = field(default_factory=list)
     rejects: list[Row] = field(default_factory=list)
-
-    @property
-    def predictions(self) -> pa.Table:
-        """Rows of all batches, in the order of the unit."""
-        return pa.concat_tables([self.schema.empty_table(), *self.batches]).combine_chunks()
 
     def add_reject(self, entry: Entry, error: PictureError) -> None:
         """Append a row for a picture that could not be used."""
@@ -106,7 +100,7 @@ class Labeller:
     ) -> LabelledRows:
         """Read and predict these pictures. Without a `tracker` it is a first attempt."""
         tracker = tracker or BadInputTracker(self.store, unit="")
-        rows = LabelledRows(self.spec.optional_columns.schema)
+        rows = LabelledRows()
         for number in sorted(tracker.quarantined):
             rows.add_reject(entries[number], QUARANTINED)
         numbers = [number for number in range(len(entries)) if number not in tracker.quarantined]
@@ -181,19 +175,26 @@ class Labeller:
         sample_ids: list[str] = []
 
         def fill(images: Images) -> int:
-            is_kept = []
-            for entry, outcome in zip(entries, batches.fill(entries, images), strict=True):
+            outcomes = batches.fill(entries, images)
+            hashes = [outcome for outcome in outcomes if isinstance(outcome, str)]
+            erased = self.spec.forgotten.intersection(hashes)
+            if len(hashes) == len(entries) and not erased:
+                good.extend(entries)
+                sample_ids.extend(hashes)
+                return len(good)
+
+            is_kept = []  # of each image
+            for entry, outcome in zip(entries, outcomes, strict=True):
                 if isinstance(outcome, PictureError):
                     rows.add_reject(entry, outcome)
                     continue
-                is_kept.append(outcome not in self.spec.forgotten)
+                is_kept.append(outcome not in erased)
                 if is_kept[-1]:
                     good.append(entry)
                     sample_ids.append(outcome)
                 else:
                     rows.add_reject(entry, ERASED)
-            if not all(is_kept):
-                images[: len(good)] = images[: len(is_kept)][np.array(is_kept)]
+            images[: len(good)] = images[: len(is_kept)][np.array(is_kept, dtype=bool)]
             return len(good)
 
         submitted = self.pipeline.submit(fill)
@@ -203,29 +204,28 @@ class Labeller:
         """Wait for a batch and append its rows."""
         with timer.phase("forward"):
             output = batch.submitted.result()
-        rows.batches.append(self._table(batch, output))
-
-    def _table(self, batch: _Batch, output: PredictorOutput) -> pa.Table:
-        predicted = Predicted(
-            uris=[entry.uri for entry in batch.entries],
-            sample_ids=batch.sample_ids,
-            etags=[entry.etag for entry in batch.entries],
-            scores=output.scores,
-            features=output.features,
+        rows.batches.append(
+            Predicted(
+                uris=[entry.uri for entry in batch.entries],
+                sample_ids=batch.sample_ids,
+                etags=[entry.etag for entry in batch.entries],
+                scores=output.scores,
+                features=output.features,
+            )
         )
+
+    def table(self, rows: LabelledRows) -> pa.Table:
+        """Return the predictions of a unit, in its order: PREDICTIONS with the optional columns."""
+        version, columns = self.predictor.version, self.spec.optional_columns
         return predictions_table(
-            predicted,
-            self.predictor.classes,
-            self.spec.top_k,
-            self.predictor.version.id,
-            self.spec.optional_columns,
+            rows.batches, version.classes, self.spec.top_k, version.id, columns
         )
 
     def _commit(self, unit: str, rows: LabelledRows) -> None:
         objects = {}
 
         for kind, table in (
-            ("part", rows.predictions),
+            ("part", self.table(rows)),
             ("rejects", pa.Table.from_pylist(rows.rejects, schema=REJECTS)),
         ):
             if len(table):

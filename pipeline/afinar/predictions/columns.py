@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -79,30 +80,40 @@ class Predicted:
 
 
 def predictions_table(
-    predicted: Predicted,
+    batches: Sequence[Predicted],
     classes: Sequence[str],
     top_k: int,
     model_version: str,
     columns: OptionalColumns = NO_OPTIONAL_COLUMNS,
 ) -> pa.Table:
-    """Return the rows of pictures, column by column: no object of Python is made for a row.
+    """Return the rows of batches of pictures, column by column: no object is made for a row.
 
     The schema is `columns.schema`. `classes` are the names in the order of the scores.
     """
-    count = len(predicted.uris)
-    best = best_classes(predicted.scores, top_k)
-    best_scores = np.take_along_axis(predicted.scores, best, axis=1)
+    if not batches:
+        return columns.schema.empty_table()
+    scores = np.concatenate([batch.scores for batch in batches])
+    features = [batch.features for batch in batches if batch.features is not None]
+    best = best_classes(scores, top_k)
+    best_scores = np.take_along_axis(scores, best, axis=1)
     names = pa.array(classes, pa.string())
+    texts = (
+        pa.array(list(chain.from_iterable(column)), pa.string())
+        for column in (
+            (batch.uris for batch in batches),
+            (batch.sample_ids for batch in batches),
+            (batch.etags for batch in batches),
+        )
+    )
+
     arrays = [
-        pa.array(predicted.uris, pa.string()),
-        pa.array(predicted.sample_ids, pa.string()),
-        pa.array(predicted.etags, pa.string()),
+        *texts,
         names.take(pa.array(best[:, 0])),
         pa.array(best_scores[:, 0]),
         pa.ListArray.from_arrays(_offsets(best), names.take(pa.array(best.reshape(-1)))),
         _lists(best_scores),
-        pa.array([model_version], pa.string()).take(pa.array(np.zeros(count, np.int32))),
-        *columns.arrays(predicted.scores, predicted.features),
+        pa.repeat(pa.scalar(model_version, pa.string()), len(scores)),
+        *columns.arrays(scores, np.concatenate(features) if features else None),
     ]
     return pa.Table.from_arrays(arrays, schema=columns.schema)
 
@@ -110,8 +121,8 @@ def predictions_table(
 def best_classes(scores: NDArray[np.float32], top_k: int) -> NDArray[np.int64]:
     """Return the numbers of the `top_k` classes with the highest scores of each picture.
 
-    The best one comes first. Takes float32 [n, classes] and returns int64 [n, k]. Equal scores stay in the order of the
-    classes, and NaN comes last.
+    Takes float32 [n, classes] and returns int64 [n, k], the best class first. Equal scores stay in
+    the order of the classes, and NaN comes last.
     """
     count, classes = scores.shape
     if classes <= max(_FEW_CLASSES, top_k):

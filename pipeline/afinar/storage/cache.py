@@ -12,10 +12,12 @@ import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO, Final, NamedTuple
 
 from afinar.errors import NotFoundError, RequestError
@@ -28,6 +30,7 @@ _NOTE: Final = "note-"
 _NOTE_BYTES: Final = 4096  # of the largest note
 # The time of a change is that of the kernel's last tick, and of some file systems the last second.
 _SETTLED_S: Final = 2.0
+_CHECK_THREADS: Final = 4  # each hashes 1 to 2 GB a second
 DEFAULT_BYTES: Final = 32 * 2**30
 
 
@@ -83,11 +86,56 @@ class Cache:
 _REMEDY: Final = "remove it or make it yours with mode 700, or set TMPDIR to a folder of your own"
 
 
-def open_verified(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
+class BackgroundChecks:
+    """Hashes of files that threads compare while the files are used. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(min(_CHECK_THREADS, os.cpu_count() or 1))
+        self._lock = Lock()
+        self._running: set[Future[None]] = set()
+        self._failed: Exception | None = None
+
+    def start(self, check: Callable[[], None]) -> None:
+        """Let a thread call `check`, which raises for a damaged file."""
+        with self._lock:
+            future = self._pool.submit(check)
+            self._running.add(future)
+        future.add_done_callback(self._note_end)
+
+    def _note_end(self, future: Future[None]) -> None:
+        with self._lock:
+            self._running.discard(future)
+            error = future.exception()
+            if isinstance(error, Exception):
+                self._failed = self._failed or error
+
+    def raise_failed(self) -> None:
+        """Raise the error of a check that has failed so far."""
+        if self._failed is not None:
+            raise self._failed
+
+    def wait(self) -> None:
+        """Wait for all checks that were started; raise the error of one that failed."""
+        with self._lock:
+            running = list(self._running)
+        wait(running)
+        for future in running:
+            future.result()
+        self.raise_failed()
+
+
+def open_verified(
+    store: Store,
+    ref: ObjectRef,
+    cache: Cache,
+    start_check: Callable[[Callable[[], None]], None] | None = None,
+) -> BinaryIO:
     """Open an object as a file: the object itself in a folder, else a copy, fetched into the cache.
 
     The descriptor reads the verified bytes, even if the name is given to another file later. A file
-    in a folder is hashed once per machine, and again after it was changed.
+    in a folder is hashed once per machine, and again after it was changed. With `start_check` it is
+    not hashed here: that function is called with one that does.
+
     Several processes may call this at once for one object; one of them fetches it. The caller
     closes the file. Raises IntegrityError if the bytes are not the committed ones.
     """
@@ -101,34 +149,47 @@ def open_verified(store: Store, ref: ObjectRef, cache: Cache) -> BinaryIO:
     if file is None:
         return _open_copy(store, ref, cache)
     try:
-        _check_once(file, ref, store, cache)
+        check = _pending_check(file, ref, store, cache)
+        if check is not None:
+            check() if start_check is None else start_check(check)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _check_once(file: BinaryIO, ref: ObjectRef, store: Store, cache: Cache) -> None:
-    """Compare a local file's hash with the committed one, unless this machine has done so.
+def _pending_check(
+    file: BinaryIO, ref: ObjectRef, store: Store, cache: Cache
+) -> Callable[[], None] | None:
+    """Return what compares a local file's hash with the committed one, if it must be compared.
 
     To hash a picture of 224 px costs ten times as much as to copy it. So a note remembers which
     file had this hash: its device, inode, size and times. The kernel sets the time of the last
     change (ctime), and no user can set it back: after any change of the file it is hashed again.
     """
-    identity = _identity(file)
+    identity = _identity(file.fileno())
     name = f"verified-{ref.sha256}"
     if read_note(cache, name) == identity:
-        return
+        return None
+    # The file may be closed when the check runs.
+    descriptor, data = os.dup(file.fileno()), map_file(file)
 
-    started_s = time.time()
-    check_hash(map_file(file), ref, store)
-    # A file that changes twice within one tick of the clock has the same ctime after both changes.
-    if os.fstat(file.fileno()).st_ctime < started_s - _SETTLED_S and _identity(file) == identity:
-        write_note(cache, name, identity)
+    def check() -> None:
+        try:
+            started_s = time.time()
+            check_hash(data, ref, store)
+            # A file that changes twice within one tick of the clock has the same ctime after both.
+            is_settled = os.fstat(descriptor).st_ctime < started_s - _SETTLED_S
+            if is_settled and _identity(descriptor) == identity:
+                write_note(cache, name, identity)
+        finally:
+            os.close(descriptor)
+
+    return check
 
 
-def _identity(file: BinaryIO) -> bytes:
-    status = os.fstat(file.fileno())
+def _identity(descriptor: int) -> bytes:
+    status = os.fstat(descriptor)
     numbers = (
         status.st_dev,
         status.st_ino,

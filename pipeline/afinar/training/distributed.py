@@ -24,7 +24,8 @@ class Group:
 
     With `alone` it is a group of one in any case.
 
-    Every method but `wrap` is a collective operation: all workers must call it in the same order.
+    Every method but `wrap` and `bind_device` is a collective operation: all workers must call it in
+    the same order.
     """
 
     def __init__(self, device: str | torch.device = "cpu", *, alone: bool = False) -> None:
@@ -32,6 +33,15 @@ class Group:
         initialized = not alone and dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if initialized else 0
         self.size = dist.get_world_size() if initialized else 1
+
+    def bind_device(self) -> None:
+        """Tell the process group which GPU it uses, where its creator did not pass `device_id`.
+
+        Else NCCL guesses the GPU from the rank where it needs one, with a warning.
+        """
+        if self.size > 1 and self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            dist.distributed_c10d._get_default_group().bound_device_id = self.device
 
     @property
     def is_rank_zero(self) -> bool:

@@ -55,14 +55,25 @@ class Resolved:
     head_rate: float = 0.0
 
 
-def resolve(config: TrainConfig, samples: int, workers: int, *, on_gpu: bool) -> TrainConfig:
+def resolve(
+    config: TrainConfig,
+    samples: int,
+    workers: int,
+    *,
+    on_gpu: bool,
+    measured_batch: int = _GPU_BATCH,
+) -> TrainConfig:
     """Return the configuration with a value for each field of `Resolved` that is left open.
 
-    `samples` is the number of training samples in an epoch. Raises RequestError if a step has fewer
-    than two samples per worker.
+    `samples` is the number of training samples in an epoch, `measured_batch` the number of samples
+    at which a GPU computes a step best. Raises RequestError if a step has fewer than two samples
+    per worker.
     """
     family = require_backbone(config.backbone).family
-    batch_size = config.batch_size or _batch_size(samples, workers, on_gpu=on_gpu)
+    if config.has_auto_batch:
+        batch_size = _batch_size(samples, workers, measured_batch if on_gpu else _CPU_BATCH)
+    else:
+        batch_size = config.samples_per_step
     _check_batch(samples, batch_size, workers, config.accumulate)
     steps = steps_per_epoch(samples, batch_size)
     epochs = max(_MIN_EPOCHS, math.ceil(_MIN_STEPS / steps))
@@ -91,7 +102,7 @@ def default_layer_decay(config: TrainConfig) -> float:
 def is_resolved(config: TrainConfig) -> bool:
     """Return True if `resolve` would change nothing."""
     values = resolved_values(config)
-    return config.epochs != "auto" and all(values.values())
+    return "auto" not in values.values() and all(values.values())
 
 
 def resolved_values(config: TrainConfig) -> dict[str, Any]:
@@ -112,10 +123,18 @@ def format_settings(settings: dict[str, Any], epochs: int) -> str:
     return text
 
 
-def _batch_size(samples: int, workers: int, *, on_gpu: bool) -> int:
-    """Return 32 samples per worker, 64 per GPU, but at most a tenth of the samples.
+def largest_batch(samples: int, workers: int) -> int:
+    """Return the largest batch that is chosen by itself: a tenth of the samples, or a few more."""
+    floor = max(_REFERENCE_BATCH, _SMALL_WORKER_BATCH * workers)
+    return max(floor, samples // _MIN_STEPS_PER_EPOCH)
+
+
+def _batch_size(samples: int, workers: int, worker_batch: int) -> int:
+    """Return `worker_batch` samples per worker, but at most a tenth of the samples.
 
     The bound keeps ten steps in an epoch. It ends at 32 samples per step and at 4 per worker.
+
+    Example, with 32 per worker:
 
         samples   workers   batch
             583         1      32
@@ -123,9 +142,7 @@ def _batch_size(samples: int, workers: int, *, on_gpu: bool) -> int:
             583         8      58   a tenth of the samples
             300        16      64   4 per worker
     """
-    wanted = workers * (_GPU_BATCH if on_gpu else _CPU_BATCH)
-    floor = max(_REFERENCE_BATCH, _SMALL_WORKER_BATCH * workers)
-    return min(wanted, max(floor, samples // _MIN_STEPS_PER_EPOCH))
+    return min(workers * worker_batch, largest_batch(samples, workers))
 
 
 def _check_batch(samples: int, batch_size: int, workers: int, parts: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Final
 
@@ -237,11 +238,18 @@ def _check_network(
         select_weights(source, whole, network.backbone)
 
 
-def resolve_task(task: TrainTask, workers: int, *, on_gpu: bool) -> TrainTask:
+def resolve_task(
+    task: TrainTask,
+    workers: int,
+    *,
+    on_gpu: bool,
+    measure_batch: Callable[[], int] | None = None,
+) -> TrainTask:
     """Return the task with all hyperparameters, which default to values for so many workers.
 
-    A run that has begun keeps those that it began with. Raises RequestError if a step has too few
-    samples for the workers.
+    A run that has begun keeps those that it began with. A batch size that is left to a GPU is what
+    `measure_batch`, which only its process can give, returns per worker; without it the task stays
+    as it is. Raises RequestError if a step has too few samples for the workers.
     """
     if is_resolved(task.config):
         return task
@@ -252,7 +260,15 @@ def resolve_task(task: TrainTask, workers: int, *, on_gpu: bool) -> TrainTask:
         pass
     else:
         config = replace(config, **asdict(begun))
-    return replace(task, config=resolve(config, task.epoch_samples, workers, on_gpu=on_gpu))
+    if not on_gpu or not config.has_auto_batch:
+        return replace(task, config=resolve(config, task.epoch_samples, workers, on_gpu=on_gpu))
+    if measure_batch is None:
+        resolve(config, task.epoch_samples, workers, on_gpu=on_gpu)  # raises what it would raise
+        return task
+    resolved = resolve(
+        config, task.epoch_samples, workers, on_gpu=on_gpu, measured_batch=measure_batch()
+    )
+    return replace(task, config=resolved)
 
 
 def config_name(run: str) -> str:
@@ -265,6 +281,8 @@ def _fingerprint(task: TrainTask) -> str:
     determining = {
         name: value for name, value in options.items() if name not in NON_DETERMINING_FIELDS
     }
+    if task.config.has_auto_batch:
+        determining["batch_size"] = 0  # as it was called before `auto`
     # A training to which later fields mean nothing is the same as before they were added.
     if not task.config.solves_head:
         del determining["head_init"]

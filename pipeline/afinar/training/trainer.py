@@ -146,7 +146,7 @@ class Trainer:
         """Train the rest of the epoch and validate. Return the epoch's row of the history."""
         config, group = self.config, self.group
         epoch = self._epoch_order(state.epoch)
-        batches = epoch_batches(epoch, config.batch_size)
+        batches = epoch_batches(epoch, config.samples_per_step)
 
         # The sums of a checkpoint are those of all workers: one worker continues them.
         sums = torch.tensor(
@@ -284,7 +284,7 @@ class Trainer:
             progress = f"{head} in {format_duration(seconds)}"
         else:
             ledger = row["ledger"]  # of a resumed epoch it has the steps since then
-            rate = ledger["steps"] * self.config.batch_size / max(ledger["seconds"], 1e-9)
+            rate = ledger["steps"] * self.config.samples_per_step / max(ledger["seconds"], 1e-9)
             left = format_duration((epochs - epoch) * seconds)
             progress = f"epoch {epoch}/{epochs}: {rate:.0f} pictures/s, {left} left"
         return (
@@ -294,7 +294,11 @@ class Trainer:
         )
 
     def _save(self, state: TrainState) -> None:
-        """Begin to write a checkpoint; before the end of a machine, wait until it is written."""
+        """Begin to write a checkpoint; before the end of a machine, wait until it is written.
+
+        No checkpoint is of weights that were trained on shards which are not yet verified.
+        """
+        self.windows.dataset.wait_verified()
         if self.group.is_rank_zero:
             optimizer = self.optimizer
             self.writer.save(state, optimizer.weights(), optimizer.state(), self.fixed_hash)

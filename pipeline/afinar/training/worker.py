@@ -18,6 +18,7 @@ from afinar.dataset.reader import Dataset, open_dataset
 from afinar.models.networks.network import Network
 from afinar.models.networks.stages import freeze, parameter_groups, set_training
 from afinar.storage.open import open_store
+from afinar.training.batch_size import common_batch
 from afinar.training.batches import BatchLoader, Samples
 from afinar.training.checkpoint import Checkpoints, TrainState
 from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWriter
@@ -103,6 +104,7 @@ def train(task: TrainTask, group: Group, hooks: TrainHooks = NO_HOOKS) -> TrainR
         training.validation,
         training.temperature,
     )
+    training.dataset.wait_verified()
     values = vars(_result(training)) | {
         "metrics": {"val": training.validation_metrics, "test": evaluation.metrics}
     }
@@ -145,7 +147,6 @@ def run_worker(task: TrainTask, group: Group, hooks: TrainHooks = NO_HOOKS) -> N
 
 def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
     """Train from the newest checkpoint to the last epoch, and evaluate the best on validation."""
-    task = resolve_task(task, group.size, on_gpu=group.device.type == "cuda")
     config = task.config
     torch.manual_seed(config.seed)
     # Published float32 weights must give the same logits on any machine.
@@ -153,7 +154,10 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
 
     window_bytes = config.window_mb * 2**20
     dataset = open_dataset(
-        config.dataset, version=task.dataset_version, cache_bytes=2 * window_bytes
+        config.dataset,
+        version=task.dataset_version,
+        cache_bytes=2 * window_bytes,
+        verify_later=True,
     )
     samples = labelled_samples(dataset, config, task.classes)
 
@@ -162,7 +166,15 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
     precision = common_precision(config, group)
     threads = num_loader_threads(group.device.type, dataset.view.store == "jpeg")
     part = trained_part(task, network, dataset, samples, group, precision, threads)
+    dataset.wait_verified()
     evaluator = Evaluator(part.inputs, task.classes, group, threads, precision)
+    task = resolve_task(
+        task,
+        group.size,
+        on_gpu=group.device.type == "cuda",
+        measure_batch=functools.partial(common_batch, task, part, group, precision),
+    )
+    config = task.config
 
     store = open_store(config.models)
     checkpoints = Checkpoints(store, task.run, task.fingerprint)
@@ -184,7 +196,7 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
         part.module,
         parameter_groups(network, config.weight_decay, config.layer_decay, config.head_rate),
         config,
-        steps=epochs * steps_per_epoch(task.epoch_samples, config.batch_size),
+        steps=epochs * steps_per_epoch(task.epoch_samples, config.samples_per_step),
         precision=precision,
     )
     trainer = Trainer(
@@ -226,6 +238,7 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
     temperature = 1.0
     if not _is_calibrated(state, len(samples.validation)):
         temperature = fit_temperature(validation.logits, validation.targets, group)
+    dataset.wait_verified()
     return _Training(
         task=task,
         network=network,
