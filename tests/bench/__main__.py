@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tests.bench.batches import batches
 from tests.bench.everyday import demo, requests
+from tests.bench.feeding import feeding
 from tests.bench.hardware import bfloat16, gpu, has_amx, has_gpu
 from tests.bench.incremental import incremental
 from tests.bench.labelling_bound import label_bound
@@ -47,6 +48,7 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "label_precision": label_precision,
     "label_memory": label_memory,
     "label_start": label_start,
+    "feeding": feeding,
     "gpu": gpu,
     "bfloat16": bfloat16,
     "label_gpu": label_gpu,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from afinar import open_dataset
-from afinar.errors import RequestError, StorageError
+from afinar.errors import IntegrityError, RequestError, StorageError
 from tests.archives import ingest
 from tests.conftest import jpeg
 from tests.datasets import assert_pixels_match_files, shard_names
@@ -56,3 +56,21 @@ def test_folder_without_dataset_or_version_is_refused(archive: Path, tmp_path: P
     ingest(archive, tmp_path / "dataset")
     with pytest.raises(RequestError, match=r"has no version 2 \(kept versions: 1\)"):
         open_dataset(str(tmp_path / "dataset"), version=2)
+
+
+def test_damaged_shard_is_verified_later_the_caller_is_told(archive: Path, tmp_path: Path) -> None:
+    ingest(archive, tmp_path / "dataset")
+    dataset = open_dataset(str(tmp_path / "dataset"), cache=tmp_path / "cache", verify_later=True)
+    good = dataset.read([5])
+    dataset.wait_verified()
+
+    path = Path(dataset.store.uri(dataset.shards[0].path))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    damaged = open_dataset(str(tmp_path / "dataset"), cache=tmp_path / "cache", verify_later=True)
+    assert damaged.read([5]).shape == good.shape, "its pixels are used while it is hashed"
+    with pytest.raises(IntegrityError, match="not what was committed"):
+        damaged.wait_verified()
+    with pytest.raises(IntegrityError, match="not what was committed"):
+        damaged.read([5])

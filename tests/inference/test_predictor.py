@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from afinar import open_model
+from afinar.inference import batch_size
+from afinar.inference.predictor import Predictor
+from afinar.storage.cache import Cache
 from tests.conftest import Trained
 
 
@@ -23,3 +26,25 @@ def test_scores_and_features_are_requested_the_network_runs_once(trained: Traine
     plain, nothing = model.outputs(images)
     assert nothing is None
     assert plain == pytest.approx(scores, abs=1e-6)
+
+
+def test_batch_size_is_measured_once_per_machine(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cache = open_model(trained.champion), Cache(tmp_path / "cache")
+    measured: list[tuple[int, ...]] = []
+
+    def measure(predictor: Predictor, sizes: tuple[int, ...]) -> int:
+        measured.append(sizes)
+        return sizes[-1]
+
+    monkeypatch.setattr(batch_size, "fastest_batch_size", measure)
+    assert batch_size.choose_batch_size(model, 100, cache) == 8, "too few to repay a trial"
+    assert batch_size.choose_batch_size(model, 10**6, cache) == 16
+    assert batch_size.choose_batch_size(model, 10**6, cache) == 16
+    assert batch_size.choose_batch_size(model, 100, cache) == 16
+    assert measured == [(8, 16)]
+
+
+def test_fastest_batch_size_is_one_of_those_tried(trained: Trained) -> None:
+    assert batch_size.fastest_batch_size(open_model(trained.champion), (1, 2)) in {1, 2}

@@ -144,9 +144,9 @@ class TrainConfig(JobConfig):
     patience: int = 0
     """Stop after this many epochs that are not better by --select-by. 0: never."""
     batch_size: int | Literal["auto"] = "auto"
-    """Samples per step, over all workers together. Each worker computes its share. `auto` (or 0): 32
-    per worker on CPUs; on GPUs a trial finds the largest power of two per GPU at which a larger
-    batch still shortens the time of a picture; but at most a tenth of the training split."""
+    """Samples per step, over all workers together. Each worker computes its share. `auto` (or 0):
+    32 per worker on CPUs; per GPU the largest power of two that still shortens the time of a
+    picture, found by a trial; but at most a tenth of the training split."""
     accumulate: int = 1
     """Parts in which a worker computes its share of a step, one after the other, to save memory."""
     optimizer: Optimizer = "adamw"

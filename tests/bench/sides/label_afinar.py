@@ -14,6 +14,7 @@ from afinar.config.label import LabelConfig
 from afinar.execution.executor import RayExecutor
 from afinar.execution.session import ray_session
 from afinar.labelling.driver import run_labelling
+from afinar.units.executor import Executor
 
 BEGAN, ENDED, PID = "bench began", "bench ended", "bench worker"
 
@@ -25,20 +26,23 @@ class TimedWork:
     """
 
     def __init__(self, make_work: Callable[[], Callable[[Any], Any]]) -> None:
-        self._work = make_work()
+        self._work: Callable[..., Any] = make_work()
 
-    def __call__(self, task: Any) -> Any:
+    def __call__(self, task: Any, *blocks: Any) -> Any:
         began = time.monotonic()
-        result = self._work(task)
+        result = self._work(task, *blocks)
         result.phases.update({BEGAN: began, ENDED: time.monotonic(), PID: os.getpid()})
         return result
 
 
 class WatchedExecutor:
-    """RayExecutor that times units in the workers; `units` has start, end and process id."""
+    """Executor, by default Ray's, that times units in the workers.
 
-    def __init__(self) -> None:
-        self._executor = RayExecutor(None)
+    `units` has start, end and process id of each.
+    """
+
+    def __init__(self, executor: Executor | None = None) -> None:
+        self._executor = executor or RayExecutor(None)
         self.units: list[tuple[float, float, int]] = []
 
     def run(
@@ -58,7 +62,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
         return {"labellings": [label(fields) for fields in request["labellings"]]}
 
 
-def label(fields: dict[str, Any]) -> dict[str, Any]:
+def label(fields: dict[str, Any], executor: WatchedExecutor | None = None) -> dict[str, Any]:
     """Return the summary of a job and the parts of its wall time.
 
     - `before_s`: until the first unit begins.
@@ -66,7 +70,7 @@ def label(fields: dict[str, Any]) -> dict[str, Any]:
     - `after_s`: from then until the job ends.
     - `busy_s`: the sum over all units, which `workers` processes run.
     """
-    executor = WatchedExecutor()
+    executor = executor or WatchedExecutor()
     config = LabelConfig(**fields)
     started = time.monotonic()
     summary = run_labelling(config, executor).summary
