@@ -1,13 +1,14 @@
 """JPEGs like photographs: crops of scikit-learn's two photographs, resized, with noise.
 
-The photographs are in the environment of the peers (`make peers`). A picture is a function of its
-seed. Every file is distinct. If more files are requested than are worth encoding, the rest repeat
-them with other bytes after the JPEG's end marker, which no decoder reads.
+The photographs come with scikit-learn, in this environment or that of the peers. A picture is a
+function of its seed. Every file is distinct. If more files are requested than are worth encoding,
+the rest repeat them with other bytes after the JPEG's end marker, which no decoder reads.
 """
 
 from __future__ import annotations
 
 import io
+import sysconfig
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tests.bench.world import PEERS, ROOT, WrongBenchError
+from tests.bench.world import PEERS, WrongBenchError
 
 Size = tuple[int, int]
 SMALL: Size = (500, 375)  # the most frequent size in ImageNet
@@ -92,12 +93,15 @@ _LOADED: list[Image.Image] = []
 
 def _photographs() -> list[Image.Image]:
     if not _LOADED:
-        environment = PEERS.parent.parent
-        paths = sorted(environment.glob("lib/python*/site-packages/sklearn/datasets/images/*.jpg"))
-        if len(paths) != 2:
-            raise WrongBenchError(
-                f"scikit-learn's two photographs are not in {environment.relative_to(ROOT)}: "
-                "run `make peers`"
-            )
+        images = "sklearn/datasets/images/*.jpg"
+        folders = (
+            Path(sysconfig.get_path("purelib")),
+            *PEERS.parent.parent.glob("lib/*/site-packages"),
+        )
+        paths = next(
+            (found for folder in folders if len(found := sorted(folder.glob(images))) == 2), []
+        )
+        if not paths:
+            raise WrongBenchError("scikit-learn's two photographs are missing: run `make peers`")
         _LOADED.extend(Image.open(path).convert("RGB") for path in paths)
     return _LOADED

@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any
 
 from afinar.config.label import LabelConfig
-from afinar.execution.executor import RayExecutor
-from afinar.execution.session import ray_session
 from afinar.labelling.driver import run_labelling
 from afinar.units.executor import Executor
 
@@ -42,8 +40,9 @@ class WatchedExecutor:
     """
 
     def __init__(self, executor: Executor | None = None) -> None:
-        self._executor = executor or RayExecutor(None)
+        self._executor = executor or _ray_executor()
         self.units: list[tuple[float, float, int]] = []
+        self.pictures: list[int] = []
 
     def run(
         self, make_work: Callable[[], Callable[[Any], Any]], tasks: Iterable[Any], *rest: Any
@@ -52,11 +51,20 @@ class WatchedExecutor:
             self.units.append(
                 (result.phases.pop(BEGAN), result.phases.pop(ENDED), int(result.phases.pop(PID)))
             )
+            self.pictures.append(result.pictures)
             yield result
+
+
+def _ray_executor() -> Executor:
+    from afinar.execution.executor import RayExecutor  # a machine with a GPU may have no Ray
+
+    return RayExecutor(None)
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Run `request["labellings"]`, each the fields of a LabelConfig, and return their records."""
+    from afinar.execution.session import ray_session
+
     with ray_session("local", request["cores"]):
         label(request["warm_up"])
         return {"labellings": [label(fields) for fields in request["labellings"]]}
@@ -69,6 +77,8 @@ def label(fields: dict[str, Any], executor: WatchedExecutor | None = None) -> di
     - `units_s`: from then until the last unit ends.
     - `after_s`: from then until the job ends.
     - `busy_s`: the sum over all units, which `workers` processes run.
+    - `steady_rate`: pictures per second from the end of the first third of the units to that of the
+      last unit.
     """
     executor = executor or WatchedExecutor()
     config = LabelConfig(**fields)
@@ -82,9 +92,17 @@ def label(fields: dict[str, Any], executor: WatchedExecutor | None = None) -> di
         "units_s": last - first,
         "after_s": finished - last,
         "busy_s": sum(ended - began for began, ended, _ in executor.units),
+        "steady_rate": _steady_rate(executor),
         "workers": len({pid for _, _, pid in executor.units}),
         "summary": vars(summary),
     }
+
+
+def _steady_rate(executor: WatchedExecutor) -> float:
+    done = sorted(zip((unit[1] for unit in executor.units), executor.pictures, strict=True))
+    third = len(done) // 3
+    seconds = done[-1][0] - done[third][0]
+    return sum(pictures for _, pictures in done[third + 1 :]) / seconds if seconds else 0.0
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,7 +116,7 @@ def train_on_dataset(request: dict[str, Any]) -> list[dict[str, Any]]:
         dataset=request["dataset"], models=str(models), backbone=request["backbone"],
         weights=_weights(request), regime=request["regime"], input_size=request["size"],
         epochs=request["epochs"], batch_size=request["batch"], augment="none",
-        precision=request["precision"], window_mb=1,
+        precision=request["precision"], window_mb=request.get("window_mb", 1),
     )  # fmt: skip
     train(plan_training(config, run), Group(request["device"]))
     lines = (models / "runs" / run / "history.jsonl").read_text(encoding="utf-8").splitlines()
@@ -196,8 +197,15 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(0)
     watched = watch(request)
     if not request["synthetic"]:
+        if "cache" in request:
+            tempfile.tempdir = f"{request['cache']}-{time.time_ns()}"  # without notes
+            Path(tempfile.tempdir).mkdir()
         history = train_on_dataset(request)
-        return watched.answer() | {"waited": waited(history), "loss": history[-1]["train"]["loss"]}
+        epochs = [row["ledger"] for row in history if "ledger" in row]
+        return watched.answer() | {
+            "waited": waited(history), "loss": history[-1]["train"]["loss"],
+            "first_batch_s": epochs[0]["first_batch_s"],
+        }  # fmt: skip
     step = make_step(request)
     for _ in range(request["epochs"] * request["steps"]):
         loss = step()
