@@ -9,6 +9,7 @@ Jobs, with the arguments of the command line:
 What they write:
 
 - `open_dataset(DATASET)` is a `Dataset`: samples, `.numpy(split)`, `.torch(split)`, `.ray(split)`.
+- `open_features(DATASET, …)` are features of a dataset that `afinar features` has computed.
 - `open_models(MODELS)` is `Models`: the versions, `.champion`, `.promote(N)`, `.rollback()`.
 - `open_model(MODELS)` is a `Model`: `.predict(pictures)`, `.module`.
 - `open_predictions(PREDICTIONS)` is `Predictions`: `.table`, `.rejects`.
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from afinar.errors import AfinarError as AfinarError
     from afinar.errors import RequestError as RequestError
     from afinar.errors import ShortfallError as ShortfallError
+    from afinar.features.reader import open_features as open_features
     from afinar.pictures.rejects import PictureError as PictureError
     from afinar.predictions.part_reader import Predictions as Predictions
     from afinar.predictions.part_reader import open_predictions as open_predictions
@@ -59,6 +61,7 @@ _MODULES = {
     "ingest": "afinar.api.jobs",
     "label": "afinar.api.jobs",
     "open_dataset": "afinar.api.dataset",
+    "open_features": "afinar.features.reader",
     "open_model": "afinar.api.model",
     "open_models": "afinar.api.history",
     "open_predictions": "afinar.predictions.part_reader",
@@ -80,6 +83,7 @@ __all__ = [
     "ingest",
     "label",
     "open_dataset",
+    "open_features",
     "open_model",
     "open_models",
     "open_predictions",

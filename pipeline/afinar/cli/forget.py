@@ -26,7 +26,10 @@ def run(config: ForgetConfig) -> dict[str, Any]:
     if is_dataset(open_store(normalize_uri(config.path))):
         from afinar.ingestion.forget import run_forget
 
-        return asdict(run_forget(config, JobExecutor(config)))
+        summary = asdict(run_forget(config, JobExecutor(config)))
+        from afinar.features.gc import erase_features
+
+        return summary | {"features_erased": erase_features(summary["dataset"])}
 
     from afinar.labelling.forget import forget_predictions
 
@@ -51,6 +54,7 @@ def describe(summary: dict[str, Any]) -> str:
                 f"{summary['pictures']} pictures with {summary['contents']} distinct contents",
             ),
             ("shards", f"{summary['shards_rewritten']} rewritten or dropped"),
+            ("features", f"{summary['features_erased']} rows of cached features erased"),
         ]
     deleted = ("deleted", f"versions: {versions}; {summary['objects_removed']} objects")
     return "\n".join([format_table([*rows, deleted]), *summary["notes"]])

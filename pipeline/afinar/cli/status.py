@@ -57,6 +57,15 @@ def _dataset_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         size = format_size(summary["shard_bytes"])
         rows.append(("shards", f"{summary['shards']}, {size}, {summary['dead_rows']} unused rows"))
         rows += [("note", note) for note in summary["notes"]]
+    rows += [
+        (
+            "features",
+            f"{features['backbone']} at {features['cut']} ({features['pool']}): "
+            f"{features['covered']} pictures x {features['width']}, "
+            f"{format_size(features['bytes'])}, key {features['key']}",
+        )
+        for features in summary["features"]
+    ]
 
     return rows
 
@@ -110,4 +119,6 @@ def _upkeep_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     for damage in summary.get("damaged", []):
         needed_by = damage["versions"] if "versions" in damage else damage["partitions"]
         rows.append(("damaged", f"{damage['error']} (in {', '.join(map(str, needed_by))})"))
+    for damage in summary.get("features_damaged", []):
+        rows.append(("damaged", f"{damage['error']} (features {', '.join(damage['keys'])})"))
     return rows

@@ -16,7 +16,7 @@ NAMED_WEIGHTS: Final = frozenset({"imagenet", "package", "torchvision", "none"})
 """Values of `--weights` that are neither a file nor a URI."""
 
 Head = Literal["linear", "mlp"]
-Pool = Literal["average", "flatten"]
+Pool = Literal["average", "flatten", "average+std", "token"]
 Output = Literal["softmax", "sigmoid"]
 Optimizer = Literal["adamw", "adam", "sgd", "rmsprop"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -109,7 +109,9 @@ class TrainConfig(JobConfig):
     --weights is, else the input of its classifier, such as the pooled features of timm's
     networks."""
     pool: Pool = "average"
-    """Reduction of the activations at the cut to one vector: spatial `average`, or `flatten`."""
+    """Reduction of the activations at the cut to one vector: spatial `average`, `flatten`,
+    `average+std` (spatial average and standard deviation), or the class `token` of a vision
+    transformer."""
     head: Head = "linear"
     """Classifier at the cut: one `linear` layer, or an `mlp` with one hidden layer."""
     hidden: int = 256

@@ -12,6 +12,7 @@ from afinar.dataset.manifest import FOLDER, Manifest, get_manifests, is_dataset
 from afinar.dataset.reader import Dataset
 from afinar.dataset.stratification import few_notes
 from afinar.errors import RequestError
+from afinar.features.gc import collect_features, status_of_features, verify_features
 from afinar.models.registry.aliases import champion_number
 from afinar.models.registry.versions import VERSIONS, get_model
 from afinar.pictures.preprocessing import StoredView
@@ -51,18 +52,40 @@ def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:
         deleted = [manifest.version for manifest in kept[: -config.keep]] if config.keep else []
         dropped = drop_plans(store, current.version) if config.drop_plans else []
         removed = dropped + collect_garbage(store, deleted)
+        removed += collect_features(store.root, drop_plans=config.drop_plans)
         summary |= {"withdrawn": deleted, "removed": removed}
         kept = [manifest for manifest in kept if manifest.version not in deleted]
 
     summary |= {"versions": [_version(manifest) for manifest in kept], **_head(current)}
     summary["plans"] = _plans(store, open_plans(store, current.version))
+    summary["features"] = _features(Dataset(store, current))
 
     if config.verify:
         result = verify_dataset(store, kept)
         summary |= _verification(result, "versions")
+        _add_verification(summary, verify_features(store.root))
         if result.damaged:
             return summary  # the list of shards may be one of the damaged objects
     return summary | _shards(store, current)
+
+
+def _features(dataset: Dataset) -> list[dict[str, Any]]:
+    """Return the cached features of each key; `covered` counts pictures of this version."""
+    return [
+        {
+            "key": status.manifest.spec.key,
+            "backbone": status.manifest.spec.backbone,
+            "cut": status.manifest.spec.cut,
+            "pool": status.manifest.spec.pool,
+            "precision": status.manifest.spec.precision,
+            "stored_as": status.manifest.spec.stored_as,
+            "width": status.manifest.width,
+            "rows": status.manifest.rows,
+            "covered": status.covered,
+            "bytes": status.manifest.bytes,
+        }
+        for status in status_of_features(dataset)
+    ]
 
 
 def _version(manifest: Manifest) -> dict[str, Any]:
@@ -162,6 +185,14 @@ def _plans(store: Store, plans: Iterable[StoredUnits]) -> list[dict[str, Any]]:
         {"plan": plan.name, "units": len(plan.units), "committed": len(plan.units & done)}
         for plan in plans
     ]
+
+
+def _add_verification(summary: dict[str, Any], result: Verification[str]) -> None:
+    """Add the verification of features to that of the dataset."""
+    of_features = _verification(result, "keys")
+    summary["verified"] += of_features["verified"]
+    summary["features_damaged"] = of_features["damaged"]
+    summary["exit_code"] = max(summary["exit_code"], of_features["exit_code"])
 
 
 def _verification(result: Verification[Any], owners: str) -> dict[str, Any]:

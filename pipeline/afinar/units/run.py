@@ -126,6 +126,10 @@ class IncrementalJob(ABC, Generic[Version, Summary]):
         del plan, current
         return True
 
+    def committed(self) -> set[str]:
+        """Return the names of the units that need not run, of any plan."""
+        return committed_units(self.store)
+
     def is_overtaken(self, plan: Plan | None, current: Version) -> bool:
         """Return True if a concurrent writer published and may have deleted objects of `current`.
 
@@ -222,7 +226,7 @@ def _run_pending(
 ) -> None:
     """Run the units that no earlier run committed."""
     units = plan.units
-    done = committed_units(job.store) & set(units) if units else set()
+    done = job.committed() & set(units) if units else set()
     if done:
         logger.info(f"{len(done)} of {len(units)} units are already committed")
     if len(done) == len(units):

@@ -24,12 +24,15 @@ from __future__ import annotations
 import difflib
 import threading
 import warnings
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+from afinar.config.train import Pool
 from afinar.errors import RequestError
 from afinar.models.networks.backbones import build_backbone, meta_device_context
+from afinar.models.networks.heads import pool_activations
 from afinar.models.networks.timm_networks import TimmTracer, is_of_timm, trace_timm
 from afinar.models.networks.vision import NodePathTracer, StochasticDepth
 
@@ -89,6 +92,42 @@ def cut_backbone(backbone: nn.Module, cut: str) -> CutBackbone:
 
     # A GraphModule copies only the modules that its graph calls, so build it again.
     return CutBackbone(fx.GraphModule(backbone, module.graph), name)
+
+
+class PooledCuts(NamedTuple):
+    """A module that returns the pooled activations of several cuts, and the names of the cuts."""
+
+    module: fx.GraphModule
+    cuts: list[str]
+
+
+def cut_at_several(backbone: nn.Module, cuts: Sequence[tuple[str, Pool]]) -> PooledCuts:
+    """Return the part of `backbone` up to all of these cuts, each pooled: one pass serves all.
+
+    The module returns a list of float [n, width], in the order of `cuts`. Activations are pooled
+    right behind their node: a layer after it may change them in place, as most ReLUs do, and their
+    memory is free again. Raises RequestError for an unknown cut.
+    """
+    graph, nodes = trace_backbone(backbone)
+    names = [_node_name(backbone, nodes, cut) for cut, _ in cuts]
+    for node in [node for node in graph.nodes if node.op == "output"]:
+        graph.erase_node(node)
+
+    outputs = []
+    for name, (_, pool) in zip(names, cuts, strict=True):
+        with graph.inserting_after(nodes[name]):
+            outputs.append(graph.call_function(_pooled_copy, (nodes[name], pool)))
+    graph.output(outputs)
+    module = fx.GraphModule(backbone, graph)
+    module.graph.eliminate_dead_code()
+    return PooledCuts(fx.GraphModule(backbone, module.graph), names)
+
+
+def _pooled_copy(activations: Tensor, pool: Pool) -> Tensor:
+    """Return pooled activations in memory of their own."""
+    pooled = pool_activations(activations, pool)
+    shares_memory = pooled.untyped_storage().data_ptr() == activations.untyped_storage().data_ptr()
+    return pooled.clone() if shares_memory else pooled
 
 
 def _node_name(backbone: nn.Module, nodes: dict[str, fx.Node], cut: str) -> str:

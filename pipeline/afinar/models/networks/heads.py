@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from afinar.config.train import Pool
+from afinar.errors import RequestError
 from afinar.models.networks.architecture import Architecture
 
 
@@ -95,19 +96,44 @@ def pool_activations(activations: Tensor, pool: Pool) -> Tensor:
     """Return one row per picture: [n, width].
 
     `flatten` keeps all activations, in the order [channels, h, w] whatever the memory format.
-    `average` takes the mean over positions. Its input is one of
+    `average` takes the mean over positions, `average+std` appends the standard deviation over
+    positions, `token` takes the first token. The input is one of
 
         [n, channels, h, w]     most networks
         [n, h, w, channels]     Swin and ConvNeXt inside a block; recognised by h == w != channels
         [n, tokens, channels]   vision transformers
         [n, width]              pooled already
+
+    Raises RequestError for a `token` of activations that have none, and for `average+std` of
+    activations that are pooled already.
     """
     if pool == "flatten":
         return activations.flatten(1)
+    if pool == "token":
+        if activations.ndim != 3:
+            raise RequestError(
+                "--pool token takes the class token of a vision transformer: cut it inside of its "
+                "encoder, or give --pool average"
+            )
+        return activations[:, 0]
+
+    positions = _position_axes(activations)
+    if pool == "average":
+        return activations.mean(dim=positions) if positions else activations
+    if not positions:
+        raise RequestError(
+            "--pool average+std: the activations at this cut are pooled already; give an earlier "
+            "cut, or --pool average"
+        )
+    # Squares of 16-bit activations may overflow.
+    values = activations.float()
+    mean, std = values.mean(dim=positions), values.std(dim=positions, correction=0)
+    return torch.cat([mean, std], dim=1).to(activations.dtype)
+
+
+def _position_axes(activations: Tensor) -> tuple[int, ...]:
+    """Return the axes of positions; none for activations that are pooled already."""
     if activations.ndim == 4:
         _, first, second, third = activations.shape
-        return activations.mean(dim=(1, 2) if first == second != third else (2, 3))
-    if activations.ndim == 3:
-        return activations.mean(dim=1)
-
-    return activations
+        return (1, 2) if first == second != third else (2, 3)
+    return (1,) if activations.ndim == 3 else ()
