@@ -186,7 +186,7 @@ def open_source(config: LabelConfig, view: StoredView) -> Source:
         target = normalize_uri(config.predictions)
         is_inside = target.startswith(f"{uri}/")
         return FolderSource(uri, config.endings, target if is_inside else "")
-    _require_view(uri, version, view)
+    require_view(uri, version, view)
 
     return DatasetSource(uri, version)
 
@@ -208,7 +208,8 @@ def _dataset_version(uri: str) -> int | None:
     return number if record.get("format") == FORMAT else None
 
 
-def _require_view(uri: str, version: int, view: StoredView) -> None:
+def require_view(uri: str, version: int, view: StoredView) -> None:
+    """Raise RequestError if pixels of a dataset cannot be the input of a model with this view."""
     dataset = open_dataset(uri, version=version)
     stored = dataset.view
     # JPEGs can be made from stored pixels, but not the other way round.
