@@ -355,9 +355,7 @@ def _pair_distances(neighbours: Neighbours, pairs: Pairs) -> NDArray[np.float32]
     return found
 
 
-def _weak(
-    clusters: NDArray[np.int64], judged: Judged | None, contents: int
-) -> list[WeakCluster]:
+def _weak(clusters: NDArray[np.int64], judged: Judged | None, contents: int) -> list[WeakCluster]:
     if judged is None:
         return []
     is_judged, is_hit = np.zeros(contents, dtype=np.bool_), np.zeros(contents, dtype=np.bool_)

@@ -29,6 +29,8 @@ COMMANDS: Final = {
     "plan": "estimate time, bytes and requests of an ingest or a labelling from a sample",
     "status": "show a dataset, predictions or models; verify them; delete what nothing needs",
     "models": "list the versions of a model, show one, promote one, roll back",
+    "similar": "find near-duplicates, leaks, wrong labels and outliers in a dataset",
+    "evaluate": "evaluate a model on a dataset, also on corrupted pictures",
     "forget": "erase pictures from a dataset or predictions, and from every earlier version",
     "demo": "run ingest, train and label on real pictures and write a report (a few minutes)",
     "submit": "run one of the jobs on a Ray cluster and follow it",

@@ -59,9 +59,7 @@ class SimilarConfig(UnitJobConfig):
             ("--cut", self.cut),
             ("--pool", self.pool),
         ):
-            require(
-                bool(value) and "," not in value, f"{flag} {value!r}: give one, not several"
-            )
+            require(bool(value) and "," not in value, f"{flag} {value!r}: give one, not several")
 
     @property
     def paths(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from afinar.units.progress import format_duration
 if TYPE_CHECKING:
     from afinar.training.driver import TrainOutcome
 
-_MATRIX_CLASSES: Final = 30  # the matrix of more classes is not readable
+MATRIX_CLASSES: Final = 30  # the matrix of more classes is not readable
 _CONFUSED_PAIRS: Final = 20
 _PHASES: Final = {
     "first_batch_s": "first batch",
@@ -75,7 +75,7 @@ def training_page(title: str, dataset: Dataset, run: EvaluatedRun) -> str:
     Parts that the run did not record (recall by class, times of its epochs) are left out.
     """
     version, counts = run.version, run.confusion
-    has_matrix = len(version.classes) <= _MATRIX_CLASSES
+    has_matrix = len(version.classes) <= MATRIX_CLASSES
     bins = reliability(
         run.test.column("score").to_numpy(),
         pc.equal(run.test.column("label"), run.test.column("predicted")).to_numpy(),
@@ -94,7 +94,7 @@ def training_page(title: str, dataset: Dataset, run: EvaluatedRun) -> str:
         never_right=run.never_right,
         select_by=config.get("select_by", "top1"),
         confusion=confusion_table(counts, version.classes) if has_matrix else None,
-        confused=_most_confused(counts, version.classes),
+        confused=most_confused(counts, version.classes),
         binary=_binary(run),
         calibration_error=calibration_error(bins),
         reliability=data_uri(reliability_diagram(bins), "png"),
@@ -177,7 +177,7 @@ def _share(counts: dict[str, Any] | None, name: str, *, interval: bool = False) 
     return f"{text} ({share.low:.1%} – {share.high:.1%})" if interval else text
 
 
-def _most_confused(counts: NDArray[np.int64], classes: list[str]) -> list[tuple[str, str, int]]:
+def most_confused(counts: NDArray[np.int64], classes: list[str]) -> list[tuple[str, str, int]]:
     """Return the most frequent pairs of true and predicted class that differ, with their counts."""
     wrong = counts - np.diag(np.diag(counts))
     pairs = np.argwhere(wrong)
