@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from afinar.analysis.similar import find_contents
+from afinar.analysis.contents import find_contents
+from afinar.analysis.evaluate_worker import (
+    EvaluationUnit,
+    UnitPredictions,
+    joined,
+    make_worker,
+)
 from afinar.config.evaluate import EvaluateConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import RequestError
@@ -21,11 +28,11 @@ from afinar.labelling.source import require_view
 from afinar.models.registry.versions import ModelVersion, find_model
 from afinar.sources.entry import SPLITS
 from afinar.storage.open import normalize_uri
-from afinar.units.executor import Executor, RetryPolicy
+from afinar.training.distributed import Group
+from afinar.training.evaluator import LocalLogits
+from afinar.training.final_evaluation import compute_split_metrics
+from afinar.units.executor import Executor, Preprocessing, RetryPolicy
 from afinar.units.progress import ProgressReporter
-
-if TYPE_CHECKING:
-    from afinar.analysis.evaluate_worker import EvaluationUnit, UnitPredictions
 
 _UNIT: Final = 256  # pictures of a unit
 _UNIT_DEADLINE_S: Final = 1800.0
@@ -181,10 +188,8 @@ def _predict(
     conditions: list[Corruption | None],
 ) -> list[UnitPredictions]:
     """Return the predictions of each condition; only those without a corruption have logits."""
-    from afinar.analysis.evaluate_worker import joined
-
     units = list(_units(plan, conditions))
-    make_work = partial(_make_worker, dataset.store.root, dataset.manifest.version, model)
+    make_work = partial(make_worker, dataset.store.root, dataset.manifest.version, model)
     total = len(plan.rows) + (len(conditions) - 1) * len(plan.corrupted)
     found: dict[tuple[int, int], UnitPredictions] = {}
     with ProgressReporter("evaluate", total) as progress:
@@ -198,12 +203,14 @@ def _predict(
 
 
 def _policy() -> RetryPolicy[EvaluationUnit]:
-    return RetryPolicy(deadline_s=lambda unit: _UNIT_DEADLINE_S)
+    # Without blocks: a worker with a GPU reads and corrupts the pictures itself.
+    preprocessing = Preprocessing[EvaluationUnit](
+        blocks=lambda unit: [], prepare=lambda block: block
+    )
+    return RetryPolicy(deadline_s=lambda unit: _UNIT_DEADLINE_S, preprocessing=preprocessing)
 
 
 def _units(plan: EvaluationPlan, conditions: list[Corruption | None]) -> Iterator[EvaluationUnit]:
-    from afinar.analysis.evaluate_worker import EvaluationUnit
-
     for number, corruption in enumerate(conditions):
         rows = plan.rows if corruption is None else plan.rows[plan.corrupted]
         for start in range(0, len(rows), _UNIT):
@@ -215,24 +222,10 @@ def _units(plan: EvaluationPlan, conditions: list[Corruption | None]) -> Iterato
             )
 
 
-def _make_worker(
-    dataset: str, version: int, model: str
-) -> Callable[[EvaluationUnit], UnitPredictions]:
-    from afinar.analysis.evaluate_worker import make_worker
-
-    return make_worker(dataset, version, model)
-
-
 def _metrics(
     logits: NDArray[np.float32], targets: NDArray[np.int64], version: ModelVersion
 ) -> dict[str, Any]:
     """Return the metrics of a split as a training records them."""
-    import torch
-
-    from afinar.training.distributed import Group
-    from afinar.training.evaluator import LocalLogits
-    from afinar.training.final_evaluation import compute_split_metrics
-
     local = LocalLogits(
         np.arange(len(targets)), torch.from_numpy(logits), torch.from_numpy(targets)
     )

@@ -52,6 +52,7 @@ def make_worker(
     dataset: str, version: int, model: str
 ) -> Callable[[EvaluationUnit], UnitPredictions]:
     """Load the model as it was published and open the dataset: the entry point of a worker."""
+    torch.set_num_threads(1)  # a worker has one core
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = load_predictor(*find_model(model), device=device)
     opened = open_dataset(dataset, version=version, cache_bytes=_CACHE_BYTES)

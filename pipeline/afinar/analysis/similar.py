@@ -14,9 +14,9 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from afinar.analysis.contents import Contents, distinct_ids, find_contents
 from afinar.analysis.features import complete_features
 from afinar.config.similar import SimilarConfig
 from afinar.dataset.reader import Dataset, open_dataset
@@ -48,7 +48,6 @@ from afinar.evaluation.neighbours import (
     nearest_neighbours,
     unit_rows,
 )
-from afinar.sources.entry import SPLITS
 from afinar.storage.open import normalize_uri
 from afinar.units.executor import Executor
 from afinar.units.progress import ProgressReporter, format_duration
@@ -68,24 +67,6 @@ class FeatureMatrix:
 
     values: NDArray[np.floating[Any]]
     description: dict[str, str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Contents:
-    """The distinct contents of a dataset: rows of the same content are one picture here.
-
-    `rows` int64 [n] is the index row of each content; `of_row` int64 [rows of the index] the
-    content of each index row. `labels` and `splits` int64 [n] are numbers, -1 for none; a content
-    with two labels has none.
-    """
-
-    rows: NDArray[np.int64]
-    of_row: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    splits: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +132,7 @@ def run_similar(
     `read_features` replaces the cache. Raises RequestError for a dataset without pictures.
     """
     dataset = open_dataset(normalize_uri(config.dataset))
-    if len(dataset.index) < 2:  # noqa: PLR2004
+    if len(dataset.index) < 2:
         raise RequestError(f"{dataset.store.root} has fewer than two pictures to compare")
     return _Analysis(config, dataset, executor, read_features or read_cached).run()
 
@@ -169,45 +150,6 @@ def read_cached(config: SimilarConfig, dataset: Dataset, executor: Executor) -> 
             "pool": spec.pool,
         },
     )
-
-
-def distinct_ids(dataset: Dataset) -> pa.ChunkedArray:
-    """Return the content hash of each distinct content, in the order of `find_contents`."""
-    return dataset.index.column("sample_id").take(pa.array(find_contents(dataset).rows))
-
-
-def find_contents(dataset: Dataset) -> Contents:
-    """Return the distinct contents of a dataset, in the order of their first index rows."""
-    index = dataset.index
-    ids = index.column("sample_id").to_numpy(zero_copy_only=False)
-    _, rows, of_row = np.unique(ids, return_index=True, return_inverse=True)
-    order = np.argsort(rows)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    of_row = rank[of_row]
-    return Contents(
-        rows=rows[order].astype(np.int64),
-        of_row=of_row,
-        labels=_agreed(_numbers(index.column("label"), dataset.classes), of_row, len(rows)),
-        splits=_agreed(_numbers(index.column("split"), list(SPLITS)), of_row, len(rows)),
-    )
-
-
-def _numbers(column: pa.ChunkedArray, names: list[str]) -> NDArray[np.int64]:
-    numbers = pc.fill_null(pc.index_in(column, pa.array(names, pa.string())), -1)
-    result: NDArray[np.int64] = numbers.to_numpy().astype(np.int64)
-    return result
-
-
-def _agreed(
-    values: NDArray[np.int64], of_row: NDArray[np.int64], contents: int
-) -> NDArray[np.int64]:
-    """Return the value of each content; -1 if its rows have none, or several different ones."""
-    known = values >= 0
-    highest, lowest = np.full(contents, -1), np.full(contents, np.iinfo(np.int64).max)
-    np.maximum.at(highest, of_row[known], values[known])
-    np.minimum.at(lowest, of_row[known], values[known])
-    return np.where(highest == lowest, highest, -1)
 
 
 class _Analysis:
@@ -316,7 +258,9 @@ class _Analysis:
         labels, classes = self.contents.labels, self.dataset.classes
         counts = np.bincount(labels[labels >= 0], minlength=len(classes))
         kept = np.flatnonzero(counts >= MIN_OF_CLASS)
-        small = [classes[number] for number in np.flatnonzero((counts > 0) & ~(counts >= FOLDS))]
+        small = [
+            classes[number] for number in np.flatnonzero((counts > 0) & (counts < MIN_OF_CLASS))
+        ]
         if small:
             self.notes.append(
                 f"labels of {len(small)} classes with fewer than {MIN_OF_CLASS} pictures are not "

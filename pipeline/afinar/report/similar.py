@@ -1,4 +1,4 @@
-"""Run folder of `similar`: page, tables, groups, and the page and form for corrections of labels."""
+"""Run folder of `similar`: page, tables, groups, and page and form for corrections of labels."""
 
 from __future__ import annotations
 
