@@ -13,7 +13,9 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 import tyro
 
 from afinar.config.base import POSITIONAL, JobConfig
+from afinar.config.presets import PRESETS
 from afinar.config.recipes import load_recipe
+from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
 
 C = TypeVar("C", bound=JobConfig)
@@ -44,8 +46,11 @@ def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
     recipe or a wrong value.
     """
     _refuse_other_names(config_class, argv)
-    recipe = _find_recipe_flag(argv)
+    recipe = _find_flag(argv, "recipe")
     defaults = load_recipe(config_class, recipe) if recipe else {}
+    if config_class is TrainConfig:
+        preset = _find_flag(argv, "preset") or defaults.get("preset", "none")
+        defaults = PRESETS.get(preset, {}) | defaults  # tyro reports a preset that does not exist
     description = ast.get_docstring(_definition(config_class))
     parsed: Any = tyro.cli(
         _parser_class(config_class, defaults),
@@ -71,13 +76,14 @@ def _refuse_other_names(config_class: type[JobConfig], argv: list[str]) -> None:
             raise RequestError(f"{flag} is called {' or '.join(wanted)} here")
 
 
-def _find_recipe_flag(argv: list[str]) -> str | None:
+def _find_flag(argv: list[str], name: str) -> str | None:
+    """Return the value of a flag that decides on the defaults of others, None if it is absent."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--recipe")
+    parser.add_argument(f"--{name}")
     try:
-        return typing.cast("str | None", parser.parse_known_args(argv)[0].recipe)
+        return typing.cast("str | None", getattr(parser.parse_known_args(argv)[0], name))
     except argparse.ArgumentError:
-        return None  # `--recipe` without a value: tyro reports it
+        return None  # the flag without a value: tyro reports it
 
 
 def _parser_class(config_class: type[JobConfig], recipe: dict[str, Any]) -> type:

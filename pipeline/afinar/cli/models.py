@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_columns, format_table
+from afinar.cli.formatting import format_columns, format_table, wrap
 from afinar.config.models import ModelsConfig
 
 EXAMPLE = "afinar models models/ promote 3 --why 'fewer mistakes on the new camera'"
@@ -50,7 +50,10 @@ def _list(summary: dict[str, Any]) -> str:
             )
         )
     why = f": {summary['why']}" if summary["why"] else ""
-    return "\n".join([format_columns(rows), "", f"* champion, version {summary['champion']}{why}"])
+    champion = "no champion: choose one with `afinar models MODELS promote NUMBER`"
+    if summary["champion"] is not None:
+        champion = f"* champion, version {summary['champion']}{why}"
+    return "\n".join([format_columns(rows), "", wrap(champion)])
 
 
 def _show(summary: dict[str, Any]) -> str:

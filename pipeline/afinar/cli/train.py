@@ -70,13 +70,11 @@ def describe(summary: dict[str, Any]) -> str:
     parameters = f"{summary['params_total']:,}, of which {summary['params_trainable']:,} trained"
     rows = [
         ("model", summary["model"]),
+        ("champion", _format_champion(summary)),
         ("network", network),
         ("weights", summary["weights"] or "random"),
         ("parameters", parameters),
-        (
-            "settings",
-            f"{summary['regime']}: {format_settings(summary['settings'], summary['epochs'])}",
-        ),
+        ("settings", _format_settings(summary)),
     ]
     for split, metrics in summary["metrics"].items():
         values = (
@@ -98,6 +96,27 @@ def describe(summary: dict[str, Any]) -> str:
     )
     rows += [("report", summary["report"]), ("time", time), ("limit", summary["limit"])]
     return format_table(rows)
+
+
+def _format_champion(summary: dict[str, Any]) -> str:
+    if summary["promoted"]:
+        return f"version {summary['champion']}, this one: {summary['why']}"
+    if summary["champion"] is None:
+        return f"none: {summary['why']}"
+    return f"version {summary['champion']} stays: {summary['why']}"
+
+
+def _format_settings(summary: dict[str, Any]) -> str:
+    settings, epochs = summary["settings"], summary["epochs"]
+    workers = settings.get("workers", 1)
+    parts = [
+        f"{summary['regime']}: {format_settings(settings, epochs)}",
+        f"augmentation {settings['augment']}" if epochs and "augment" in settings else "",
+        f"{settings['precision']}" if "precision" in settings else "",
+        f"{workers} worker{'s' if workers > 1 else ''} on {settings.get('device', 'CPU')}",
+        "cut by --time-limit" if settings.get("is_cut") else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def _operating_points(binary: dict[str, Any] | None) -> list[tuple[str, str]]:

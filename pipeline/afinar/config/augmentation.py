@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from afinar.errors import RequestError
@@ -56,6 +56,16 @@ class Augmentation:
     erase: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+
+    def describe(self) -> str:
+        """Return the value of `--augment` that means these changes."""
+        parts = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            name = field.name.replace("_", "-")
+            if value:
+                parts.append(name if value is True else f"{name}:{value:g}")
+        return ",".join(parts) or "none"
 
     @property
     def any(self) -> bool:

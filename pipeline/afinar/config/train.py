@@ -24,6 +24,8 @@ ClassWeights = Literal["none", "balanced", "sqrt", "capped"]
 Sampling = Literal["natural", "balanced"]
 HeadInit = Literal["solved", "random"]
 SelectBy = Literal["top1", "loss", "macro-f1"]
+Promote = Literal["auto", "never", "always"]
+Preset = Literal["none", "quick", "best"]
 TrainPrecision = Precision | Literal["float16"]
 
 _MODEL: Final = re.compile(r"(.+)@[\w-]+")  # a file has a name with a dot
@@ -47,6 +49,7 @@ _MINIMA: Final = {
     "cores_per_worker": 0,
     "max_failures": 0,
     "start_timeout_s": 1,
+    "time_limit": 0,
 }
 _SHARES_BELOW_1: Final = ("dropout", "warmup", "label_smoothing", "ema")
 
@@ -68,13 +71,16 @@ class TrainConfig(JobConfig):
             *("head", "hidden", "dropout", "output"),
         ),
         "optimization": (
-            *("regime", "head_init", "epochs", "batch_size", "accumulate", "optimizer"),
+            *("preset", "regime", "head_init", "epochs", "time_limit", "batch_size"),
+            *("accumulate", "optimizer"),
             *("learning_rate", "head_rate", "layer_decay", "schedule", "warmup"),
             *("weight_decay", "clip_norm", "ema", "precision", "compile", "seed"),
         ),
         "loss": ("label_smoothing", "class_weights", "sampling"),
         "augmentation": ("augment",),
-        "selection": ("select_by", "patience", "keep_best", "repeats", "operating_points"),
+        "selection": (
+            *("select_by", "promote", "patience", "keep_best", "repeats", "operating_points"),
+        ),
         "checkpoints": ("checkpoint_minutes", "checkpoint_steps", "max_failures"),
         "cluster": (
             *("address", "workers", "min_workers", "cores_per_worker"),
@@ -125,10 +131,14 @@ class TrainConfig(JobConfig):
     """Side of the network's input in pixels. 0: that of the model in --weights, else the usual size
     of the backbone."""
 
-    regime: str = "full"
+    preset: Preset = "none"
+    """Values for flags that are not given. `quick`: --regime frozen, which passes each picture
+    through the network once. `best`: --augment flip,crop:0.6,brightness:0.2,contrast:0.2
+    --epochs 30 --ema 0.99 --repeats 3, which takes about ten times as long as the defaults."""
+    regime: str = "auto"
     """Weights to train: `frozen` (the head), `last:N` (the head and the last N stages), `full` (all
     weights), `scratch` (all, from random values), or `auto` (`frozen`, then `full`, which is
-    published only if it validates better)."""
+    published only if it validates better; `scratch` with --weights none)."""
     head_init: HeadInit = "solved"
     """First weights of a linear head on a pretrained backbone: `solved` by logistic regression on
     the features of the training pictures (the frozen regime without augmentation needs no epoch
@@ -140,9 +150,17 @@ class TrainConfig(JobConfig):
     published model further, give the same command with `--weights MODELS@VERSION` and the number of
     further epochs: they begin with the weights of its best epoch, a new optimizer and a new
     schedule."""
+    time_limit: float = 0.0
+    """Minutes after which the model is to be published. The steps are cut so that the schedule ends
+    in time, with room for the evaluation; the solution of a head is never cut. 0: no limit. The
+    same command resumes an interrupted training, and the time begins anew."""
     select_by: SelectBy = "top1"
     """Metric on the validation split that decides which epoch is published: `top1`, `loss`, or
     `macro-f1`, in which rare classes count as much as frequent ones. Ties go to the lower loss."""
+    promote: Promote = "auto"
+    """Whether the new version becomes the champion, which --model MODELS uses. `auto`: if its
+    validation accuracy exceeds that of always answering the largest class, outside its 95 %
+    interval, and that of the champion on the same pictures. `always`, or `never`."""
     patience: int = 0
     """Stop after this many epochs that are not better by --select-by. 0: never."""
     batch_size: int | Literal["auto"] = "auto"
@@ -249,7 +267,7 @@ class TrainConfig(JobConfig):
             f"--audit {self.audit}: give a folder; the workers append to files in it",
         )
         require(
-            self.regime in {"scratch", "full"} or self.weights != "none",
+            self.regime in {"scratch", "full", "auto"} or self.weights != "none",
             f"--regime {self.regime} with --weights none would train a head on random features; "
             "give weights, or use --regime scratch",
         )

@@ -8,11 +8,12 @@ from typing import Any
 from afinar.config.models import ModelsConfig
 from afinar.errors import RequestError
 from afinar.evaluation.intervals import wilson
-from afinar.models.registry.aliases import champion_number, promote, promotions, version_before
+from afinar.models.registry.aliases import promote, promotions, version_before
 from afinar.models.registry.versions import (
     VERSIONS,
     ModelVersion,
     StoredModel,
+    find_champion,
     find_model,
     get_model,
 )
@@ -69,7 +70,7 @@ def _listed(store: Store) -> dict[str, Any]:
     moved = promotions(store)
     return {
         "models": store.root,
-        "champion": champion_number(store) or 1,  # see `find_model`
+        "champion": find_champion(store),
         "why": moved[-1].why if moved else "",
         "versions": rows,
     }
@@ -80,7 +81,7 @@ def _shown(store: Store, version: ModelVersion) -> dict[str, Any]:
     return {
         "models": store.root,
         **model_row(version),
-        "champion": (champion_number(store) or 1) == version.version,
+        "champion": find_champion(store) == version.version,
         "promotions": [
             {"why": moved.why, "created": moved.created, "actor": moved.actor}
             for moved in promotions(store)

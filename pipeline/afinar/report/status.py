@@ -13,8 +13,7 @@ from afinar.dataset.reader import Dataset
 from afinar.dataset.stratification import few_notes
 from afinar.errors import RequestError
 from afinar.features.gc import collect_features, status_of_features, verify_features
-from afinar.models.registry.aliases import champion_number
-from afinar.models.registry.versions import VERSIONS, get_model
+from afinar.models.registry.versions import VERSIONS, find_champion, get_model
 from afinar.pictures.preprocessing import StoredView
 from afinar.predictions.gc import collect, require_manifest, verify
 from afinar.storage.arrow import group_by
@@ -158,7 +157,7 @@ def _models(config: StatusConfig, store: Store) -> dict[str, Any]:
         summary |= {"runs_dropped": collected.runs, "removed": collected.objects}
 
     models = [get_model(store, number) for number in versions(store, VERSIONS)]
-    summary["champion"] = champion_number(store)
+    summary["champion"] = find_champion(store)
     summary["versions"] = [
         {
             "version": model.version,

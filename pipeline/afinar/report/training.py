@@ -52,6 +52,9 @@ def summarize_training(outcome: TrainOutcome) -> dict[str, Any]:
     return {
         "model": f"{store.root}@{version.id}",
         "version": version.version,
+        "promoted": outcome.champion.is_promoted,
+        "champion": outcome.champion.champion,
+        "why": outcome.champion.why,
         "params_total": result.params_total,
         "params_trainable": result.params_trainable,
         "epochs": result.epochs,

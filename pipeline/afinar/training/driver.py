@@ -20,6 +20,7 @@ from afinar.models.registry.versions import ModelVersion
 from afinar.storage.names import new_run
 from afinar.storage.open import open_store
 from afinar.training.checkpoint import has_steps
+from afinar.training.promotion import ChampionChoice, choose_champion
 from afinar.training.publish import (
     TrainResult,
     TrialResult,
@@ -43,7 +44,8 @@ class TrainOutcome:
     """Outcome of a training: the published version, and the result of the workers.
 
     `models` is the absolute URI of the model's history. `run` is the run's folder in it, such as
-    `runs/20261126T120000Z-1a2b3c`. `seconds` is the time from launch to publication.
+    `runs/20261126T120000Z-1a2b3c`. `seconds` is the time from launch to publication. `champion`
+    says whether the version was promoted, and why.
     """
 
     models: str
@@ -51,6 +53,7 @@ class TrainOutcome:
     version: ModelVersion
     result: TrainResult
     seconds: float
+    champion: ChampionChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +128,15 @@ def _complete(
     result = _launch(task, launch, read_result)
 
     seconds = seconds_before + time.monotonic() - started
-    version = publish(task, result, seconds)
+    version = publish(task, result, seconds, sets_champion=False)
+    champion = choose_champion(open_store(task.config.models), version, task.config.promote)
     outcome = TrainOutcome(
         models=task.config.models,
         run=version.lineage["run"],
         version=version,
         result=result,
         seconds=seconds,
+        champion=champion,
     )
     on_published(outcome)
     cleanup_after_publish(task, result)

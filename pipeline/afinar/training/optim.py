@@ -81,6 +81,10 @@ class Optimizer:
         device = next(module.parameters()).device
         self._scaler = GradScaler(device.type, enabled=is_scaled)
 
+    def set_steps(self, steps: int) -> None:
+        """Let the schedule of the learning rate end after so many steps."""
+        self._steps = steps
+
     def zero_grad(self) -> None:
         """Forget the gradients of the step before."""
         self._optimizer.zero_grad(set_to_none=True)
@@ -107,6 +111,12 @@ class Optimizer:
 
         if self._average is not None:
             update_ema(self._average, self._module, min(config.ema, (1 + step) / (10 + step)))
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the last step, for parameters whose rate has no factor."""
+        group = self._optimizer.param_groups[0]
+        return float(group["lr"] / group["lr_scale"])
 
     @property
     def eval_model(self) -> nn.Module:

@@ -171,7 +171,9 @@ def _test_table(
     )
 
 
-def publish(task: TrainTask, result: TrainResult, seconds: float) -> ModelVersion:
+def publish(
+    task: TrainTask, result: TrainResult, seconds: float, *, sets_champion: bool = True
+) -> ModelVersion:
     """Publish the result as the next model version, or return the version that has it already.
 
     A concurrent duplicate of this job, or an earlier driver of the run, may have published it. The
@@ -181,7 +183,11 @@ def publish(task: TrainTask, result: TrainResult, seconds: float) -> ModelVersio
     store = open_store(task.config.models)
     require_not_erased(open_store(task.config.dataset), task.dataset_version)
     try:
-        return publish_model(store, lambda number: _version(task, result, seconds, number))
+        return publish_model(
+            store,
+            lambda number: _version(task, result, seconds, number),
+            sets_champion=sets_champion,
+        )
     except _PublishedError as published:
         return published.version
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
@@ -73,8 +74,11 @@ def run_repeats(
     again. Raises what `run_training` raises.
     """
     trials: list[Trial] = []
+    deadline = time.monotonic() + 60 * config.time_limit
     for seed in range(config.seed, config.seed + config.repeats):
-        trial = run_trial(replace(config, seed=seed), launch)
+        left = (deadline - time.monotonic()) / 60 / (config.repeats - len(trials))
+        limit = max(left, 1e-3) if config.time_limit else 0.0
+        trial = run_trial(replace(config, seed=seed, time_limit=limit), launch)
         trials.append(trial)
         logger.info(
             f"repeat {len(trials)} of {config.repeats}, seed {seed}: validation top-1 "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Final
@@ -70,6 +71,9 @@ NON_DETERMINING_FIELDS: Final = frozenset(
         "checkpoint_steps",
         "keep_best",
         "repeats",
+        "promote",
+        "preset",
+        "time_limit",
         "accumulate",
         "operating_points",
     }
@@ -84,6 +88,7 @@ class TrainTask:
     earlier job began the run. `epoch_samples` is the number of training samples in an epoch. A
     trial (`is_trial`) does not use the test split and is not published. `last_epoch` is the epoch
     after which a trial was stopped that is to be published; None for the configured number.
+    `deadline_s` is the time (time.time()) at which the model is to be published, None for no limit.
     """
 
     config: TrainConfig
@@ -98,6 +103,7 @@ class TrainTask:
     fingerprint: str = ""
     is_trial: bool = False
     last_epoch: int | None = None
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,8 @@ def plan_training(config: TrainConfig, run: str, *, is_trial: bool = False) -> T
     """
     info = require_backbone(config.backbone)
     config = _normalize_uris(config)
+    if config.regime == "auto" and config.weights == "none":
+        config = replace(config, regime="scratch")  # there is nothing to freeze
     dataset = open_dataset(config.dataset)
     parent = find_parent(config)
     of_parent = parent.version.architecture if parent else None
@@ -160,6 +168,7 @@ def plan_training(config: TrainConfig, run: str, *, is_trial: bool = False) -> T
         run=run,
         epoch_samples=epoch_samples,
         is_trial=is_trial,
+        deadline_s=time.time() + 60 * config.time_limit if config.time_limit else None,
     )
 
     # Errors that a worker would meet are raised here, before any is started.

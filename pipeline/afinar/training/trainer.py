@@ -34,6 +34,7 @@ from afinar.training.sampler import (
     epoch_order,
 )
 from afinar.training.steps import TrainStep
+from afinar.training.time_limit import TimeLimit
 from afinar.training.timing import EpochTimer
 from afinar.units.progress import format_duration
 
@@ -51,6 +52,7 @@ class Trainer:
     `windows` belong to the training samples. Rank 0 calls `on_epoch_end` with the epoch's row of
     the history. `start` is the row of epoch 0, the metrics of a module whose head was solved; that
     epoch competes for the best one. `writer` writes `checkpoints`, at the times of `schedule`.
+    `time_limit` has the number of steps, and may cut it.
     """
 
     config: TrainConfig
@@ -70,6 +72,7 @@ class Trainer:
     sample_log: SampleLog
     on_epoch_end: Callable[[dict[str, Any]], None]
     epochs: int
+    time_limit: TimeLimit
     start: dict[str, Any] | None = None
 
     def run(self) -> TrainState:
@@ -94,7 +97,10 @@ class Trainer:
         if self.start is not None and not state.history and not state.step:
             self._record(state, self.start)
             is_stopped = self._is_asked_to_stop(self.start)
-        while state.epoch < self.epochs and not is_stopped and not self._is_patience_over(state):
+        has_begun = bool(state.history) and not self._is_complete(state)
+        if has_begun and not self.group.all_true(not self.time_limit.is_over()):
+            state.history[-1]["cut"] = is_stopped = True
+        while not is_stopped and not self._is_complete(state):
             started = time.monotonic()
             row = self._run_epoch(state)
             row["seconds"] = round(time.monotonic() - started, 3)
@@ -138,6 +144,11 @@ class Trainer:
         }
         return not self.group.all_true(not self.hooks.on_epoch_end(metrics))
 
+    def _is_complete(self, state: TrainState) -> bool:
+        was_cut = bool(state.history) and bool(state.history[-1].get("cut"))
+        is_over = state.epoch >= self.epochs or state.step >= self.time_limit.steps
+        return is_over or was_cut or self._is_patience_over(state)
+
     def _is_patience_over(self, state: TrainState) -> bool:
         patience = self.config.patience
         return bool(patience and state.best and state.epoch - state.best[0].epoch >= patience)
@@ -168,13 +179,19 @@ class Trainer:
         timings = timer.close()
         group.average_buffers(self.module, self.optimizer.eval_model)
         loss, correct = group.all_reduce_sum(sums).tolist()
-        samples = len(epoch.order)
+        samples = sum(len(batch.positions) for batch in batches[: state.batch])
 
+        started = time.monotonic()
+        validation = asdict(self.evaluator.evaluate(self.optimizer.eval_model, self.validation))
+        self.time_limit.validated(time.monotonic() - started)
+        is_cut = self.time_limit.is_cut and state.step >= self.time_limit.steps
         return {
             "epoch": state.epoch + 1,
             "train": {"loss": loss / samples, "top1": correct / samples},
-            "val": asdict(self.evaluator.evaluate(self.optimizer.eval_model, self.validation)),
+            "val": validation,
             "ledger": timings.as_dict(),
+            "learning_rate": self.optimizer.learning_rate,
+            **({"cut": True} if is_cut else {}),
         }
 
     def _epoch_order(self, epoch: int) -> EpochOrder:
@@ -193,6 +210,7 @@ class Trainer:
     ) -> None:
         """Train the batches from `state.batch` on. Advances `state` and adds to `sums`."""
         logged = time.monotonic()
+        self.time_limit.begin(state.step)
         loading = self.loader.load(batches, state.batch, timer, on_batch)
         with contextlib.closing(loading):
             for batch in loading:
@@ -201,14 +219,18 @@ class Trainer:
 
                 is_last, saves = state.batch == len(batches), self._saves_after(state.step)
                 is_agreed = state.step >= self.schedule.next_step
+                is_last = is_last or state.step >= self.time_limit.steps
                 if is_last or saves or is_agreed or state.step % _LOSS_CHECK_STEPS == 0:
                     saves = self._agree(sums, state) or saves
+                    is_last = is_last or state.step >= self.time_limit.steps
                 self.sample_log.write(state, self.loader.samples.rows[batch.local])
 
                 # After the last batch the checkpoint of the epoch follows, with its validation.
                 if saves and not is_last:
                     with timer.measure("checkpoint"):
                         self._save_within_epoch(state, sums)
+                if is_last and state.batch < len(batches):
+                    return
 
                 if self.group.is_rank_zero and time.monotonic() - logged > _LOG_INTERVAL_S:
                     logged = time.monotonic()
@@ -228,12 +250,13 @@ class Trainer:
         checkpoint, so that no checkpoint holds NaN. It waits for the device and for all workers.
         """
         is_preempted = self.hooks.is_preempted()
-        message = torch.zeros(3, dtype=torch.float64, device=self.group.device)
+        message = torch.zeros(4, dtype=torch.float64, device=self.group.device)
         message[0] = sums[0]
         if self.group.is_rank_zero:
             message[1] = float(self.schedule.is_due(is_preempted))
             message[2] = self.schedule.steps_ahead(state.step)
-        loss, is_due, steps = self.group.all_reduce_sum(message).tolist()
+            message[3] = self.time_limit.fitting(state.step)
+        loss, is_due, steps, all_steps = self.group.all_reduce_sum(message).tolist()
 
         if not math.isfinite(loss):
             is_narrow = self.train_step.precision == torch.float16
@@ -243,7 +266,19 @@ class Trainer:
                 f"{', or --precision float32' if is_narrow else ''}"
             )
         self.schedule.next_step = state.step + int(steps)
+        self._set_steps(int(all_steps))
         return bool(is_due)
+
+    def _set_steps(self, steps: int) -> None:
+        """End the training and its schedule after so many steps."""
+        if steps < self.time_limit.steps:
+            if self.group.is_rank_zero:
+                logger.info(
+                    f"--time-limit {self.config.time_limit:g}: {steps} steps instead of "
+                    f"{self.time_limit.steps}"
+                )
+            self.time_limit.steps = steps
+            self.optimizer.set_steps(steps)
 
     def _save_within_epoch(self, state: TrainState, sums: Tensor) -> None:
         self.group.average_buffers(self.module, self.optimizer.eval_model)

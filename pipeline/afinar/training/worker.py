@@ -56,6 +56,7 @@ from afinar.training.task import (
     resolve_task,
 )
 from afinar.training.tensorboard import put_event_file
+from afinar.training.time_limit import TimeLimit
 from afinar.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class _Training(NamedTuple):
     state: TrainState
     validation: LocalLogits
     temperature: float
+    is_cut: bool
     validation_metrics: dict[str, Any]
 
 
@@ -190,13 +192,22 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
     if config.solves_head and part.is_solved_at_once:
         epochs = 0
 
+    per_epoch = steps_per_epoch(task.epoch_samples, config.batch_size)
+    time_limit = TimeLimit(
+        task.deadline_s,
+        epochs * per_epoch,
+        steps_per_epoch=per_epoch,
+        batch_size=config.batch_size,
+        validation=len(samples.validation),
+        test=len(samples.test),
+    )
     # Frozen layers stay in evaluation mode: the optimizer must know what changes.
     set_training(network)
     optimizer = Optimizer(
         part.module,
         parameter_groups(network, config.weight_decay, config.layer_decay, config.head_rate),
         config,
-        steps=epochs * steps_per_epoch(task.epoch_samples, config.samples_per_step),
+        steps=time_limit.planned,
         precision=precision,
     )
     trainer = Trainer(
@@ -219,10 +230,11 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
         sample_log=SampleLog(config.audit, task.run, group),
         on_epoch_end=functools.partial(put_event_file, store, task.run),
         epochs=epochs if task.last_epoch is None else task.last_epoch,
+        time_limit=time_limit,
         start=start,
     )
     if group.is_rank_zero:
-        options = json.dumps(as_dict(config), indent=1)
+        options = json.dumps(as_dict(config) | _settings(config, precision, group), indent=1)
         store.put_if_absent(config_name(task.run), options.encode())
         _log_start(config, epochs, samples.validation, task.classes, precision, group)
         _log_unbalanced_windows(trainer.windows, samples.train, config)
@@ -251,6 +263,7 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
         state=state,
         validation=validation,
         temperature=temperature,
+        is_cut=bool(state.history[-1].get("cut")),
         validation_metrics=compute_split_metrics(validation, task.classes, group, temperature),
     )
 
@@ -265,8 +278,8 @@ def _result(training: _Training) -> TrialResult:
             for epoch in state.best
             if epoch.weights
         ],
-        settings=resolved_values(config)
-        | {"precision": str(training.precision).removeprefix("torch.")},
+        settings=_settings(config, training.precision, training.group)
+        | ({"is_cut": True} if training.is_cut else {}),
         regime=_final_regime(config, state),
         metrics={"val": training.validation_metrics},
         temperature=training.temperature,
@@ -275,6 +288,17 @@ def _result(training: _Training) -> TrialResult:
             parameter.numel() for parameter in parameters if parameter.requires_grad
         ),
     )
+
+
+def _settings(config: TrainConfig, precision: torch.dtype, group: Group) -> dict[str, Any]:
+    """Return the values that flags with a default of `auto` or 0 have in this run."""
+    is_cpu = group.device.type == "cpu"
+    return resolved_values(config) | {
+        "augment": config.augmentation.describe(),
+        "workers": group.size,
+        "device": "CPU" if is_cpu else torch.cuda.get_device_name(group.device),
+        "precision": str(precision).removeprefix("torch."),
+    }
 
 
 def _log_start(

@@ -68,13 +68,19 @@ def set_first_champion(store: Store, owner: str) -> None:
     _put(store, 1, 1, "the first version", owner)
 
 
-def promote(store: Store, version: int, why: str) -> None:
+def count_promotions(store: Store) -> int:
+    """Return the number of the current record of the champion, 0 if there is none."""
+    current = latest(store, CHAMPION)
+    return 0 if current is None else current[0]
+
+
+def promote(store: Store, version: int, why: str, *, after: int | None = None) -> None:
     """Make a version the champion and record the reason.
 
-    Raises ShortfallError if another job moves the champion at the same time.
+    Raises ShortfallError if another job moves the champion at the same time: since it was read
+    here, or since `after`, which is what `count_promotions` returned.
     """
-    current = latest(store, CHAMPION)
-    number = 1 if current is None else current[0] + 1
+    number = 1 + (count_promotions(store) if after is None else after)
     if not _put(store, number, version, why, new_owner()):
         winner = _as_promotion(store, number, read_version(store, CHAMPION, number))
         raise ShortfallError(

@@ -126,10 +126,12 @@ def _with_id(version: ModelVersion) -> ModelVersion:
     return replace(version, id=f"{version.version}-{_digest(record)[:8]}")
 
 
-def publish_model(store: Store, build: Callable[[int], ModelVersion]) -> ModelVersion:
+def publish_model(
+    store: Store, build: Callable[[int], ModelVersion], *, sets_champion: bool = True
+) -> ModelVersion:
     """Publish `build(number)` as the next version, with its id.
 
-    The first version becomes the champion.
+    The first version becomes the champion, unless the caller decides that (`sets_champion`).
     """
     published: dict[int, ModelVersion] = {}
 
@@ -139,9 +141,23 @@ def publish_model(store: Store, build: Callable[[int], ModelVersion]) -> ModelVe
 
     owner = new_owner()
     number = append_version(store, VERSIONS, build_record, owner)
-    if number == 1:
+    if number == 1 and sets_champion:
         set_first_champion(store, owner)
     return published[number]
+
+
+def find_champion(store: Store) -> int | None:
+    """Return the number of the champion, None if no version is one.
+
+    Before trainings chose the champion, version 1 became it. Its publisher may have died between
+    the version and the alias, so a version 1 of that time is the champion without an alias.
+    """
+    number = champion_number(store)
+    if number is not None or 1 not in versions(store, VERSIONS):
+        return number
+    config = get_model(store, 1).lineage.get("config")
+    is_chosen_later = isinstance(config, dict) and "promote" in config
+    return None if is_chosen_later else 1
 
 
 def find_model(spec: str) -> StoredModel:
@@ -179,9 +195,12 @@ def _version_number(store: Store, wanted: str) -> int:
     """Return the number that `champion`, `latest`, `VERSION` or `VERSION-HASH` refers to."""
     if wanted in {"champion", "latest"}:
         published = versions(store, VERSIONS)
-        number = champion_number(store) if wanted == "champion" else max(published, default=None)
+        number = find_champion(store) if wanted == "champion" else max(published, default=None)
         if number is None and published:
-            return 1  # its publisher died between the version and the alias
+            raise RequestError(
+                f"{store.root} has no champion: name a version, as MODELS@{max(published)}, or "
+                f"choose one with `afinar models {store.root} promote NUMBER`"
+            )
         if number is None:
             raise RequestError(
                 f"{store.root} holds no model: make one with `afinar train DATASET {store.root}`"
