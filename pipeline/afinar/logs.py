@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from typing import Final, Literal, TextIO
 
@@ -20,6 +21,9 @@ Format = Literal["text", "json"]
 FORMAT_VARIABLE: Final = "AFINAR_LOG_FORMAT"
 VERBOSE_VARIABLE: Final = "AFINAR_VERBOSE"
 RUN_VARIABLE: Final = "AFINAR_RUN"
+TERMINAL_VARIABLE: Final = "AFINAR_TERMINAL"
+COLUMNS: Final = 100
+"""Length of the longest line of a log or a summary that has blanks to break it at."""
 
 _ROOT = logging.getLogger("afinar")
 _WORKER_PREFIX: Final = "[afinar] "
@@ -28,11 +32,15 @@ _JSON_START: Final = '{"logger": "afinar'
 
 @dataclass(frozen=True, kw_only=True)
 class LogSettings:
-    """The user's choice of log format, whether debug messages are shown, and the run's name."""
+    """The user's choice of log format, whether debug messages are shown, and the run's name.
+
+    `terminal` is true if the driver's log is shown on a terminal.
+    """
 
     log_format: Format = "text"
     verbose: bool = False
     run: str = ""
+    terminal: bool = False
 
 
 # Control characters of terminals (C0, DEL, C1), line separators, and characters that change the
@@ -57,11 +65,27 @@ def escape_lines(text: str) -> str:
     return "\n".join(map(escape_controls, text.split("\n")))
 
 
+def wrap(text: str, indent: int = 2) -> str:
+    """Break a line at its blanks into lines of `COLUMNS`; those after the first are indented.
+
+    Paths and names are not broken: they are to be copied.
+    """
+    if len(text) <= COLUMNS:
+        return text.rstrip()
+    return textwrap.fill(
+        text,
+        COLUMNS,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
 class _TextFormatter(logging.Formatter):
-    """The message, escaped, and the traceback."""
+    """The message, escaped and broken at its blanks, and the traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        lines = [escape_controls(record.getMessage())]
+        lines = [wrap(escape_controls(record.getMessage()))]
         if record.exc_info:
             lines.append(escape_lines(self.formatException(record.exc_info)))
         return "\n".join(lines)
@@ -122,6 +146,7 @@ def configure_logging(log_format: Format = "text", *, run: str = "", verbose: bo
     os.environ[FORMAT_VARIABLE] = log_format
     os.environ[VERBOSE_VARIABLE] = str(int(verbose))
     os.environ[RUN_VARIABLE] = run
+    os.environ[TERMINAL_VARIABLE] = str(int(sys.stderr.isatty()))
     formatter = _JsonFormatter(run, None) if log_format == "json" else _TextFormatter()
     _set_handler(formatter, verbose)
     _ROOT.propagate = True
@@ -132,7 +157,8 @@ def log_settings() -> LogSettings:
     log_format: Format = "json" if os.environ.get(FORMAT_VARIABLE) == "json" else "text"
     verbose = os.environ.get(VERBOSE_VARIABLE) == "1"
     run = os.environ.get(RUN_VARIABLE, "")
-    return LogSettings(log_format=log_format, verbose=verbose, run=run)
+    terminal = os.environ.get(TERMINAL_VARIABLE) == "1"
+    return LogSettings(log_format=log_format, verbose=verbose, run=run, terminal=terminal)
 
 
 def configure_worker_logging(

@@ -18,12 +18,12 @@ from typing import Final
 
 import numpy as np
 import torch
-from afinar.ingest.driver import run_ingest
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from afinar.config.ingest import FitMode, IngestConfig
 from afinar.dataset.reader import open_dataset
+from afinar.ingestion.driver import run_ingest
 from afinar.models.networks.network import apply_input_view, build_network
 from afinar.models.networks.weights import find_weights, load_weights
 from afinar.training.linear_probe import Features, Objective, solve_head

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from afinar.predictions.review_queue import ReviewQueue
+from afinar.predictions.single_file import csv_path
 from afinar.report.review import review_page
 from afinar.storage.open import open_store
 from tests.archives import label
@@ -53,5 +54,5 @@ def test_concurrent_run_publishes_meanwhile_exports_are_of_both_runs(
     assert summary.review == store.uri(f"review/model={partition_name}/{digest}")
     assert {name.split("/")[2] for name in names_in(store, "review")} == {digest}
     single = f"single/model={partition_name}/predictions-{digest}.parquet"
-    assert names_in(store, "single") == [single]
+    assert names_in(store, "single") == [csv_path(single), single]
     assert pq.read_metadata(summary.single).num_rows == COUNT + 1

@@ -127,3 +127,12 @@ def test_pictures_in_a_bucket_are_shown(bucket: str) -> None:
     )
     assert [card["data-uri"] for card in page.cards] == [f"{bucket}/a scan.jpg"]
     assert len(page.images) == 1
+
+
+def test_page_is_usable_by_keyboard(tmp_path: Path) -> None:
+    """The page says what the keys do, and its script handles each of them."""
+    html = review_page(queue_of(tmp_path, 2))
+    assert "Keys: <kbd>1</kbd>–<kbd>9</kbd>" in html
+    for handled in ('"Enter"', '"ArrowRight"', '"ArrowLeft"', '"u"', "/^[1-9]$/"):
+        assert handled in html
+    assert "--add-labels" in html

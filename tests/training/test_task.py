@@ -36,7 +36,7 @@ def test_new_dataset_version_begins_a_new_run_and_notes_the_interrupted_one(
     task = plan_training(configuration, "another")
     assert (task.run, task.resumed, task.dataset_version) == ("another", False, 2)
     note = capfd.readouterr().err
-    assert "1 interrupted trainings on this dataset are not this one (run)" in note
+    assert "note: 1 training is unfinished here: `afinar status" in note
     assert f"afinar status {tmp_path / 'models'}" in note
     epochs = [row["epoch"] for row in train(task, Group()).history]
     assert epochs == [1, 2, 3], "from its beginning"

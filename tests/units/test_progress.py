@@ -20,7 +20,8 @@ def test_duration_is_in_the_largest_useful_unit(seconds: float, text: str) -> No
 def test_limiting_phase_has_most_of_the_time() -> None:
     assert limiting_phase({}) is None
     assert limiting_phase({"fetch": 0.0}) is None
-    assert limiting_phase({"fetch": 1.0, "decode": 5.0}) == "decode (83%)"
+    assert limiting_phase({"fetch": 10.0, "decode": 50.0}) == "decode (83%)"
+    assert limiting_phase({"decode": 9.9}) is None, "start-up takes longer"
 
 
 def test_timer_adds_up_blocks_of_a_phase() -> None:
@@ -40,7 +41,7 @@ def test_log_line_has_counts_rejects_and_limiting_phase(
     monkeypatch.setattr(ProgressReporter, "EVERY_S", 0.0)
     monkeypatch.setattr("sys.stderr.isatty", lambda: False)
     with caplog.at_level(logging.INFO, "afinar"), ProgressReporter("ingest", 10) as progress:
-        progress.add(4, 1, {"decode": 3.0, "fetch": 1.0})
+        progress.add(4, 1, {"decode": 30.0, "fetch": 10.0})
     (line,) = caplog.messages
     assert line.startswith("ingest: 4 of 10 pictures, ")
     assert "1 rejected, limited by decode (75%), " in line

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
-from afinar.logs import escape_controls
+from afinar.logs import escape_controls, wrap
 from afinar.storage.left_out import describe_left_out
-
-COLUMNS: Final = 100
-"""Length of the longest line of a summary."""
 
 
 def escape_names(value: Any) -> Any:
@@ -56,21 +52,3 @@ def format_table(rows: list[tuple[str, str]]) -> str:
     """Return names and values as two aligned columns; long values continue below themselves."""
     width = max(len(name) for name, _ in rows)
     return "\n".join(wrap(f"{name:<{width}}  {value}", indent=width + 2) for name, value in rows)
-
-
-def wrap(text: str, indent: int = 2) -> str:
-    """Break a line at its blanks so that it fits; further lines are indented.
-
-    Paths and names are not broken: they are to be copied.
-    """
-    if len(text) <= COLUMNS:
-        return text.rstrip()
-    return textwrap.fill(
-        text,
-        COLUMNS,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        replace_whitespace=False,
-        drop_whitespace=True,
-    )

@@ -9,6 +9,7 @@ from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_counts, format_left_out, format_table
 from afinar.config.ingest import IngestConfig
 from afinar.execution.executor import JobExecutor
+from afinar.logs import wrap
 from afinar.units.progress import limiting_phase
 
 INTERRUPTED = "the same command continues"
@@ -57,4 +58,4 @@ def describe(summary: dict[str, Any]) -> str:
         ("rejects", format_counts(summary["rejects_by_reason"])),
         ("time", f"{time}, limited by {limit}" if limit else time),
     ]
-    return "\n".join([format_table(rows), *summary["notes"]])
+    return "\n".join([format_table(rows), *map(wrap, summary["notes"])])

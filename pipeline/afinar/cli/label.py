@@ -11,6 +11,7 @@ from afinar.cli.formatting import format_counts, format_left_out, format_table
 from afinar.config.label import LabelConfig
 from afinar.errors import ShortfallError
 from afinar.execution.executor import JobExecutor
+from afinar.logs import wrap
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ def describe(summary: dict[str, Any]) -> str:
     ]
     if summary["single"]:
         rows.append(("single file", summary["single"]))
+        rows.append(("", f"{summary['single'].removesuffix('.parquet')}.csv"))
     if summary["review"]:
         queue = f"{summary['abstained']} pictures: {summary['review']}/index.html"
         rows.append(("to review", queue))
@@ -88,7 +90,7 @@ def describe(summary: dict[str, Any]) -> str:
         forecast = summary["forecast"]
         difference = f"{forecast['seconds']:.1f} s: the run took {forecast['error']:+.0%}"
         rows.append(("forecast", difference))
-    return "\n".join([format_table(rows), *summary["notes"]])
+    return "\n".join([format_table(rows), *map(wrap, summary["notes"])])
 
 
 def _describe_one_picture(summary: dict[str, Any]) -> str:

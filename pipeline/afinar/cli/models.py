@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_columns, format_table, wrap
+from afinar.cli.formatting import format_columns, format_table
 from afinar.config.models import ModelsConfig
+from afinar.logs import wrap
 
 EXAMPLE = "afinar models models/ promote 3 --why 'fewer mistakes on the new camera'"
 

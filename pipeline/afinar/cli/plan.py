@@ -11,6 +11,7 @@ from afinar.cli.formatting import format_counts, format_left_out, format_size, f
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
+from afinar.logs import wrap
 from afinar.units.progress import format_duration
 
 EXAMPLE = "afinar plan ingest s3://bucket/pictures s3://bucket/dataset --size 224 --workers 64"
@@ -82,4 +83,4 @@ def describe(summary: dict[str, Any]) -> str:
         ("rate", f"{summary['images_per_second']:.0f} pictures/s; {phases}"),
         ("sample", f"{summary['sampled']} pictures; rejected: {rejects}"),
     ]
-    return "\n".join([format_table(rows), *summary["notes"]])
+    return "\n".join([format_table(rows), *map(wrap, summary["notes"])])

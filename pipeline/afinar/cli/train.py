@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_table
+from afinar.cli.formatting import format_columns, format_table
 from afinar.config.train import TrainConfig
 from afinar.logs import log_settings
 from afinar.models.networks.catalogue import require_backbone
@@ -94,7 +94,9 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary['seconds']:.1f} s, {summary['epochs']} epochs, "
         f"{summary['stall_fraction']:.1%} waiting for data"
     )
-    rows += [("report", summary["report"]), ("time", time), ("limit", summary["limit"])]
+    rows += [("report", summary["report"]), ("time", time)]
+    if summary["limit"]:
+        rows.append(("limit", summary["limit"]))
     return format_table(rows)
 
 
@@ -158,30 +160,50 @@ def _describe_network(config: TrainConfig) -> dict[str, Any]:
         classes = len(open_dataset(config.dataset).classes)
     from afinar.models.networks.describe import describe_network
 
-    return describe_network(config, classes)
+    summary = describe_network(config, classes)
+    return summary | {"all": config.all, "stages_trained": config.trainable_stages}
 
 
 def _format_network(summary: dict[str, Any]) -> str:
-    """Return the table of nodes, then the totals."""
-    rows = [("node", "shape", "parameters", "stage")]
-    for node in summary["nodes"]:
-        shape = " x ".join(map(str, node["shape"]))
-        parameters = f"{node['parameters']:,}" if node["parameters"] else ""
+    """Return the table of stages, or of all nodes, then the totals."""
+    stages = list(dict.fromkeys(node["stage"] for node in summary["nodes"] if node["stage"]))
+    # The last stage is 1: `last:N` trains those up to N.
+    numbers = {stage: len(stages) - position for position, stage in enumerate(stages)}
+    nodes = summary["nodes"] if summary["all"] else _by_stage(summary["nodes"], summary["cut"])
+    trained = len(stages) if summary["stages_trained"] is None else summary["stages_trained"]
+    rows = [("last:N", "", "node", "shape", "parameters", "stage")]
+    for node in nodes:
+        number = numbers.get(node["stage"])
         stage = node["stage"] or "behind the cut"
-        if node["node"] == summary["cut"]:
-            stage += "  <- cut"
-        rows.append((node["node"], shape, parameters, stage))
+        rows.append(
+            (
+                f"{number or ''}",
+                "trained" if number and number <= trained else "",
+                node["node"],
+                " x ".join(map(str, node["shape"])),
+                f"{node['parameters']:,}" if node["parameters"] else "",
+                stage + ("  <- cut" if node["node"] == summary["cut"] else ""),
+            )
+        )
 
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    lines = [
-        f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {parameters:>{widths[2]}}  {stage}"
-        for name, shape, parameters, stage in rows
-    ]
-
-    total, trained = summary["params_total"], summary["params_trainable"]
+    total, trainable = summary["params_total"], summary["params_trainable"]
+    hidden = len(summary["nodes"]) - len(nodes)
     totals = [
         ("network", f"{summary['backbone']} cut at {summary['cut']}, {summary['input_size']} px"),
         ("head", f"{summary['params_head']:,} parameters for {summary['classes']} classes"),
-        ("parameters", f"{total:,}, of which {summary['regime']} trains {trained:,}"),
+        ("parameters", f"{total:,}, of which {summary['regime']} trains {trainable:,}"),
     ]
-    return "\n".join([*lines, "", format_table(totals)])
+    if hidden:
+        totals.append(("nodes", f"{hidden} within the stages are not shown: --all shows them"))
+    return "\n".join([format_columns(rows), "", format_table(totals)])
+
+
+def _by_stage(nodes: list[dict[str, Any]], cut: str) -> list[dict[str, Any]]:
+    """Return one row for each stage, that of its last node; behind the cut for each module."""
+    rows: dict[tuple[str | None, str], dict[str, Any]] = {}
+    for node in nodes:
+        module = "" if node["stage"] else node["node"].partition(".")[0]
+        key = node["stage"], node["node"] if node["node"] == cut else module
+        before = rows.pop(key, {"parameters": 0})
+        rows[key] = {**node, "parameters": before["parameters"] + node["parameters"]}
+    return list(rows.values())

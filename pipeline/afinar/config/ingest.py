@@ -46,6 +46,10 @@ class IngestConfig(UnitJobConfig):
     """`folder`: the first folder below SOURCE is the label; for a list it is the list's column
     label, or without one the folder that a picture lies in. `none`: pictures have no label. Or a
     CSV or Parquet FILE with the columns uri (complete, or relative to SOURCE) and label."""
+    add_labels: str = ""
+    """CSV or Parquet FILE with the columns uri and label, such as corrections.csv of a review.
+    Pictures of SOURCE get these labels; pictures elsewhere (complete URIs, such as of an archive)
+    are read and added. Rows without a label are skipped. Later ingests of SOURCE keep them."""
     extensions: str = DEFAULT_EXTENSIONS
     """File name endings to read, comma-separated, or `all`. Default: those of every format that is
     decoded. Files with other endings are left out and counted."""
@@ -87,6 +91,8 @@ class IngestConfig(UnitJobConfig):
 
         if self.labels not in _LABELS_WITHOUT_TABLE:
             _require_table("--labels", self.labels, "`folder`, `none`, or ")
+        if self.add_labels:
+            _require_table("--add-labels", self.add_labels, "")
         if self.group:
             _require_table("--group", self.group, "")
 
@@ -94,7 +100,7 @@ class IngestConfig(UnitJobConfig):
     def paths(self) -> tuple[str, ...]:
         """Locations that the job reads and writes."""
         labels = "" if self.labels in _LABELS_WITHOUT_TABLE else self.labels
-        return tuple(filter(None, (self.source, self.dataset, labels, self.group)))
+        return tuple(filter(None, (self.source, self.dataset, labels, self.add_labels, self.group)))
 
     @cached_property
     def endings(self) -> tuple[str, ...] | None:

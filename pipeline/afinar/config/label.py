@@ -47,7 +47,7 @@ class LabelConfig(UnitJobConfig):
     """Mark predictions below this probability as `abstained` and put them into review/ for people
     to check. 0: none."""
     single: bool = False
-    """Also write all rows of this model as one Parquet file, in single/."""
+    """Also write all rows of this model as one Parquet file and one CSV file, in single/."""
     batch_size: int = 0
     """Pictures per forward pass. 0: measured when there are 4,000 pictures or more, otherwise 8 on
     a CPU and 64 on a GPU."""

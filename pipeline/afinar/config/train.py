@@ -94,7 +94,10 @@ class TrainConfig(JobConfig):
     models: Annotated[str, POSITIONAL] = field(default="", kw_only=False)
     """Folder or s3:// prefix that holds the history of this model."""
     describe: bool = False
-    """Do not train: print the nodes of the backbone with their shapes, stages and parameters."""
+    """Do not train: print the stages of the backbone with their shapes and parameters, numbered as
+    --regime last:N counts them."""
+    all: bool = False
+    """With --describe: print every node, not one row for each stage."""
 
     backbone: str = "resnet18"
     """Any torchvision classification network, `efficientnet_lite0`, `small_cnn`, or `timm:NAME` for

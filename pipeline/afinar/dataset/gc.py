@@ -21,6 +21,7 @@ _COLLECTED: Final = (
     "units",
     "index",
     "rejects",
+    "labels",
     "lists",
     "plans",
     "probes",

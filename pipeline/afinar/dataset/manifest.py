@@ -35,7 +35,7 @@ from afinar.storage.versions import (
 FOLDER: Final = "manifests"
 FORMAT: Final = "afinar-dataset/1"
 
-OBJECT_KINDS: Final = frozenset({"shard", "index", "rejects"})
+OBJECT_KINDS: Final = frozenset({"shard", "index", "rejects", "labels"})
 
 _READS: Final = 16  # of small objects at once: latency, not work
 
@@ -90,7 +90,7 @@ class Manifest:
 
 
 class DatasetObject(NamedTuple):
-    """One object of a version: its kind ("shard", "index" or "rejects") and its reference."""
+    """One object of a version: its kind (of OBJECT_KINDS) and its reference."""
 
     kind: str
     ref: ObjectRef

@@ -85,7 +85,7 @@ class Dataset:
         return list_objects(self.store, self.manifest)
 
     def objects_of(self, kind: str) -> list[ObjectRef]:
-        """Return the objects of one kind: "shard", "index" or "rejects"."""
+        """Return the objects of one kind: "shard", "index", "rejects" or "labels"."""
         return [entry.ref for entry in self.objects if entry.kind == kind]
 
     def _read_rows(self, kind: str, schema: pa.Schema, required: list[str]) -> pa.Table:

@@ -60,7 +60,8 @@ OBJECTS: Final = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-"""One object of a version: `kind` is "shard", "index" or "rejects" ("part" in predictions)."""
+"""One object of a version: `kind` is "shard", "index", "rejects" or "labels" ("part"
+in predictions)."""
 
 
 def shard_schema(size: int, store: StoreKind) -> pa.Schema:

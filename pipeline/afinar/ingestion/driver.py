@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from afinar.config.base import fingerprint
 from afinar.config.formats import extensions_identity
@@ -53,9 +54,10 @@ from afinar.ingestion.worker import make_shard_builder
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.profiles import require_colour_management
 from afinar.pictures.rejects import TRANSIENT, exceeds_budget
-from afinar.sources.listing import classes_of
+from afinar.sources.added_labels import ADDED, apply_added, read_added
+from afinar.sources.listing import AnnotatedListing, classes_of
 from afinar.sources.listing import fingerprint as listing_fingerprint
-from afinar.sources.uri_list import is_list
+from afinar.sources.uri_list import is_list, list_base
 from afinar.storage.contents import require_target_for
 from afinar.storage.markers import UnitMarker, marker_name, read_markers
 from afinar.storage.objects import ObjectRef
@@ -159,6 +161,8 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
             "group": config.group,
         }
         self.shards_compacted = 0
+        # Labels that were added, by this ingest too: of the plan that was made last.
+        self._added = ADDED.empty_table()
 
     @cached_property
     def view(self) -> StoredView:
@@ -187,12 +191,26 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
 
     def make_plan(self, current: Parent) -> Planned:
         source = list_source(self.config)
+        self._added = self._add_labels(source, current)
         table = make_plan(source.listing, current.outcomes, self.view, current.next_version)
         notes = [
             *source.notes,
             *view_notes(self.view, current.manifest, len(source.listing)),
         ]
         return Planned(with_left_out(table, source.left_out), notes)
+
+    def _add_labels(self, source: AnnotatedListing, current: Parent) -> pa.Table:
+        """Apply labels that were added to the dataset, and those of --add-labels; return all."""
+        base = list_base(self.source) if is_list(self.source) else self.source
+        given = self.config.add_labels
+        rows = read_added(normalize_uri(given), base) if given else None
+        known = current.index.select(["uri", "etag"])
+        return apply_added(source, current.added_labels, rows, known)
+
+    def root_of(self, table: pa.Table) -> str:
+        """Return what names of the plan's pictures are relative to, "" if some lie elsewhere."""
+        below = f"{self.root.rstrip('/')}/"
+        return self.root if pc.all(pc.starts_with(table.column("uri"), below)).as_py() else ""
 
     def is_current(self, table: pa.Table, current: Parent) -> bool:
         """Return True if the parent has this listing, recipe and preprocessing, none to retry."""
@@ -223,16 +241,17 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
 
         # Hashes that were erased on request travel with every unit: workers reject these pictures.
         forgotten = tuple(current.manifest.forgotten) if current.manifest else ()
+        root = self.root_of(table)
         tasks = (
             ShardTask(
                 unit=unit,
-                source=self.root,
+                source=root,
                 dataset=self.dataset,
                 view=self.view,
                 entries=entries,
                 forgotten=forgotten,
             )
-            for unit, entries in iter_units(table, self.root, done)
+            for unit, entries in iter_units(table, root, done)
         )
         policy: RetryPolicy[ShardTask] = retry_policy(self.config.unit_timeout_s)
         return self.executor.run(make_shard_builder, tasks, policy)
@@ -321,9 +340,21 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
             preprocessing=self.view.as_dict(),
             classes=classes_of(content.index),
             counts={**counts_of(content), "left_out": left_out_of(plan)},
-            objects=put_version_objects(self.store, content.index, content.rejects, shards),
+            objects=put_version_objects(
+                self.store, content.index, content.rejects, shards, self._put_added(plan, current)
+            ),
             forgotten=parent.forgotten if parent else [],
         )
+
+    def _put_added(self, plan: pa.Table, current: Parent) -> list[ObjectRef]:
+        """Write the added labels of planned pictures; return their objects.
+
+        The plan of an interrupted run may be older than these labels: its version has those of the
+        parent, and the next one has all.
+        """
+        added = self._added if len(self._added) else current.added_labels
+        added = added.filter(pc.is_in(added.column("uri"), plan.column("uri")))
+        return [put_table(self.store, "labels", added)] if len(added) else []
 
     def _check_budget(self, content: Content) -> None:
         """Write the rejects and raise ShortfallError if too many pictures were rejected."""

@@ -40,7 +40,8 @@ def forecast_ingest(config: IngestConfig) -> IngestForecast:
     planned = job.make_plan(current)
     listing_s = time.monotonic() - started
 
-    sample = _measure(job.root, job.view, sample_pending(planned.table, job.root))
+    root = job.root_of(planned.table)
+    sample = _measure(root, job.view, sample_pending(planned.table, root))
     workers = config.workers or os.cpu_count() or 1
     estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)
     puts = estimate.units * _PUTS_PER_UNIT + (_PUTS_PER_VERSION if estimate.to_read else 0)

@@ -195,7 +195,9 @@ class _Erasure:
             created=now_utc(),
             classes=classes_of(left),
             counts=counts_of(content),
-            objects=put_version_objects(self.store, left, rejects, shards),
+            objects=put_version_objects(
+                self.store, left, rejects, shards, current.objects_of("labels")
+            ),
             forgotten=sorted({*current.manifest.forgotten, *contents}),
         )
         if not publish_manifest(self.store, manifest, new_owner()):

@@ -6,12 +6,13 @@ from functools import cached_property
 
 import pyarrow as pa
 
-from afinar.dataset.manifest import Manifest
+from afinar.dataset.manifest import Manifest, read_tables
 from afinar.dataset.reader import Dataset, open_current
 from afinar.dataset.schema import INDEX, OUTCOMES
 from afinar.ingestion.plan import known_outcomes
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import TRANSIENT
+from afinar.sources.added_labels import ADDED
 from afinar.storage.objects import ObjectRef
 from afinar.storage.store import Store
 
@@ -42,6 +43,13 @@ class Parent:
     def shards(self) -> list[ObjectRef]:
         """Shards of the version."""
         return self.dataset.objects_of("shard") if self.dataset else []
+
+    @cached_property
+    def added_labels(self) -> pa.Table:
+        """Labels that were added to the dataset: ADDED."""
+        refs = self.dataset.objects_of("labels") if self.dataset else []
+        tables = read_tables(self.dataset.store, refs, ADDED, ADDED.names) if self.dataset else []
+        return pa.concat_tables([ADDED.empty_table(), *tables])
 
     @property
     def has_view(self) -> bool:

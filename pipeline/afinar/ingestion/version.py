@@ -194,10 +194,17 @@ def class_notes(new: list[str], vanished: list[str]) -> list[str]:
 
 
 def put_version_objects(
-    store: Store, index: pa.Table, rejects: pa.Table, shards: list[ObjectRef]
+    store: Store,
+    index: pa.Table,
+    rejects: pa.Table,
+    shards: list[ObjectRef],
+    labels: list[ObjectRef],
 ) -> ObjectRef:
-    """Write a version's index and rejects, and the list of all its objects; return the list."""
+    """Write a version's index and rejects, and the list of all its objects; return the list.
+
+    `labels` are the objects with its added labels."""
     objects = [DatasetObject("shard", ref) for ref in shards]
+    objects += [DatasetObject("labels", ref) for ref in labels]
     for start in range(0, len(index), _INDEX_ROWS):
         part = put_table(store, "index", index.slice(start, _INDEX_ROWS))
         objects.append(DatasetObject("index", part))

@@ -16,7 +16,7 @@ from afinar.report.pieces import confusion_table, data_uri, mistake_tiles
 from afinar.report.plots import binary_curves, curves, reliability_diagram
 from afinar.report.rendering import template
 from afinar.storage.open import open_store
-from afinar.units.progress import format_duration
+from afinar.units.progress import SHORT_S, format_duration
 
 if TYPE_CHECKING:
     from afinar.training.driver import TrainOutcome
@@ -63,13 +63,19 @@ def summarize_training(outcome: TrainOutcome) -> dict[str, Any]:
         "metrics": result.metrics,
         "temperature": result.temperature,
         "stall_fraction": round(result.stall_fraction, 4),
-        "limit": result.history[-1]["ledger"]["limit"],
+        "limit": _limit(result.history),
         "weights": version.lineage["weights"],
         "architecture": asdict(version.architecture),
         "run": store.uri(outcome.run),
         "report": store.uri(f"{outcome.run}/report.html"),
         "seconds": round(outcome.seconds, 1),
     }
+
+
+def _limit(history: list[dict[str, Any]]) -> str:
+    """Return the sentence on what limits the last epoch, "" for trainings of a few seconds."""
+    seconds = sum(row["ledger"]["seconds"] for row in history)
+    return str(history[-1]["ledger"]["limit"]) if seconds >= SHORT_S else ""
 
 
 def training_page(title: str, dataset: Dataset, run: EvaluatedRun) -> str:

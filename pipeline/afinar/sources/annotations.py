@@ -212,7 +212,7 @@ def join(
     """
     is_complete = pc.and_(pc.is_valid(uris), pc.is_valid(table.column(column)))
     uris, given = uris.filter(is_complete), table.column(column).filter(is_complete)
-    _require_one_value(uris, given, flag, column)
+    require_one_value(uris, given, flag, column)
 
     listed = annotated.listing.column("uri")
     position = pc.index_in(listed, uris)
@@ -224,9 +224,10 @@ def join(
         )
 
 
-def _require_one_value(
+def require_one_value(
     uris: pa.ChunkedArray, values: pa.ChunkedArray, flag: str, column: str
 ) -> None:
+    """Raise RequestError if a table gives a uri two different values."""
     pairs = pa.table({"uri": uris, "value": values})
     counts = group_by(pairs, ["uri"]).aggregate([("value", "count_distinct")])
 

@@ -81,7 +81,7 @@ def list_named(location: str, columns: tuple[str, ...] = ()) -> AnnotatedListing
     base = list_base(location)
     candidates = resolve(named.column("uri"), base)
     _require_supported(candidates.uri, named.column("uri"), location)
-    uris, listing = _look_up_candidates(candidates)
+    uris, listing = look_up_candidates(candidates)
     missing = pc.sum(pc.equal(listing.column("etag"), MISSING)).as_py() or 0
     if missing == len(listing):
         places = " and at ".join(
@@ -128,25 +128,25 @@ def _require_supported(uris: pa.ChunkedArray, written: pa.ChunkedArray, location
         )
 
 
-class _LookedUp(NamedTuple):
+class LookedUp(NamedTuple):
     """The URI of each row, and the listing of all of them (uri, etag, size), each once."""
 
     uris: pa.ChunkedArray
     listing: pa.Table
 
 
-def _look_up_candidates(candidates: Candidates) -> _LookedUp:
+def look_up_candidates(candidates: Candidates) -> LookedUp:
     """Look up every picture; those that are missing at their fallbacks too."""
     uris = candidates.uri
     listing = _look_up(_unique(uris))
     missing = listing.column("uri").filter(pc.equal(listing.column("etag"), MISSING))
     if not len(missing):
-        return _LookedUp(uris, listing)
+        return LookedUp(uris, listing)
 
     is_missing = pc.is_in(uris, missing)
     elsewhere = _unique(candidates.fallback.filter(is_missing).drop_null())
     if not len(elsewhere):
-        return _LookedUp(uris, listing)
+        return LookedUp(uris, listing)
     found = _look_up(elsewhere)
     found = found.filter(pc.not_equal(found.column("etag"), MISSING))
     is_moved = pc.and_(is_missing, pc.is_in(candidates.fallback, found.column("uri")))
@@ -155,7 +155,7 @@ def _look_up_candidates(candidates: Candidates) -> _LookedUp:
     # Two rows may name one picture, one of them by its fallback.
     found = found.filter(pc.invert(pc.is_in(found.column("uri"), listing.column("uri"))))
     listing = pa.concat_tables([listing, found])
-    return _LookedUp(uris, listing.filter(pc.is_in(listing.column("uri"), _unique(uris))))
+    return LookedUp(uris, listing.filter(pc.is_in(listing.column("uri"), _unique(uris))))
 
 
 def _unique(uris: pa.ChunkedArray) -> pa.Array:

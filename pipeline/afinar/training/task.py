@@ -61,6 +61,7 @@ NON_DETERMINING_FIELDS: Final = frozenset(
         "workers",
         "json",
         "describe",
+        "all",
         "models",
         "min_workers",
         "max_failures",
@@ -346,12 +347,8 @@ def _log_other_unfinished_runs(store: Store, task: TrainTask) -> None:
         if run.dataset == task.config.dataset and run.run != task.run
     ]
     if others:
-        names = ", ".join(run.run for run in others[:3]) + (", …" if len(others) > 3 else "")
-        logger.info(
-            f"note: {len(others)} interrupted trainings on this dataset are not this one "
-            f"({names}); `afinar status {store.root}` lists them, and "
-            "with --gc --drop-plans deletes them"
-        )
+        count = "1 training is" if len(others) == 1 else f"{len(others)} trainings are"
+        logger.info(f"note: {count} unfinished here: `afinar status {store.root}` lists them")
 
 
 def delete_unfinished_marker(store: Store, task: TrainTask) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from afinar.config.train import TrainConfig
 from afinar.errors import DivergedError, IntegrityError
+from afinar.logs import log_settings
 from afinar.training.batches import BatchLoader, Samples
 from afinar.training.checkpoint import Checkpoints, RankedEpoch, TrainState
 from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWriter
@@ -42,6 +43,12 @@ logger = logging.getLogger(__name__)
 
 _LOSS_CHECK_STEPS: Final = 20
 _LOG_INTERVAL_S: Final = 10.0
+
+
+def _bar(share: float) -> str:
+    """Return a bar of ten characters; half of one counts."""
+    halves = round(20 * min(1.0, share))
+    return ("━" * (halves // 2) + "╸" * (halves % 2)).ljust(10, "─")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,25 +315,27 @@ class Trainer:
         self._save(state)
         if self.group.is_rank_zero:
             self.on_epoch_end(row)
-            logger.info(self._progress_line(row))
+            logger.info(self._progress_line(row, is_best=state.best[0].epoch == row["epoch"]))
 
-    def _progress_line(self, row: dict[str, Any]) -> str:
-        """Return one line on a finished epoch: rate, time left at that rate, losses, accuracy."""
-        epoch, epochs, seconds = row["epoch"], self.epochs, row["seconds"]
-        if epoch == 0:
-            is_solved = row["head"] == "solved"
-            head = f"solved head (C {row['c']:g})" if is_solved else "head of the model"
-            progress = f"{head} in {format_duration(seconds)}"
-        else:
-            ledger = row["ledger"]  # of a resumed epoch it has the steps since then
-            rate = ledger["steps"] * self.config.samples_per_step / max(ledger["seconds"], 1e-9)
-            left = format_duration((epochs - epoch) * seconds)
-            progress = f"epoch {epoch}/{epochs}: {rate:.0f} pictures/s, {left} left"
-        return (
-            f"{self.config.regime} {progress}, train loss {row['train']['loss']:.3f}, "
-            f"validation loss {row['val']['loss']:.3f}, "
-            f"top-1 {row['val']['top1']:.1%}"
+    def _progress_line(self, row: dict[str, Any], *, is_best: bool) -> str:
+        """Return one line on a finished epoch. On a terminal it ends with a bar."""
+        epoch, seconds = row["epoch"], row["seconds"]
+        numbers = (
+            f"train loss {row['train']['loss']:<6.3f} val loss {row['val']['loss']:<6.3f} "
+            f"top-1 {row['val']['top1']:6.1%} {'*' if is_best else ' '}"
         )
+        if epoch == 0:
+            head = f"solved, C {row['c']:g}" if row["head"] == "solved" else "of the model"
+            return f"head {head}: {numbers} {format_duration(seconds)}"
+
+        epochs = min(self.epochs, self.time_limit.epochs)
+        left = format_duration((epochs - epoch) * seconds)
+        width = len(str(epochs))
+        line = (
+            f"epoch {epoch:>{width}}/{epochs} {numbers} lr {row['learning_rate']:.1e} "
+            f"{seconds:.1f} s, {left} left"
+        )
+        return f"{line} {_bar(epoch / epochs)}" if log_settings().terminal else line
 
     def _save(self, state: TrainState) -> None:
         """Begin to write a checkpoint; before the end of a machine, wait until it is written.

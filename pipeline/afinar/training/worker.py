@@ -311,13 +311,16 @@ def _log_start(
 ) -> None:
     """Log what the training is, and the accuracy that it must exceed."""
     counts = np.bincount(validation.targets, minlength=len(classes))
-    device = "CPU" if group.device.type == "cpu" else torch.cuda.get_device_name(group.device)
+    is_cpu = group.device.type == "cpu"
+    device = "CPU, no GPU found" if is_cpu else torch.cuda.get_device_name(group.device)
     workers = f"{group.size} workers" if group.size > 1 else "1 worker"
     logger.info(
-        f"{config.regime}: {format_settings(resolved_values(config), epochs)}; {workers} on "
-        f"{device} in {str(precision).removeprefix('torch.')}; always answering "
-        f"“{classes[counts.argmax()]}” is right for {counts.max() / len(validation):.1%} of "
-        "validation"
+        f"{workers} on {device}, {str(precision).removeprefix('torch.')}; {config.regime}: "
+        f"{format_settings(resolved_values(config), epochs)}"
+    )
+    logger.info(
+        f"always answering “{classes[counts.argmax()]}” is right for "
+        f"{counts.max() / len(validation):.1%} of {len(validation)} validation pictures"
     )
 
 

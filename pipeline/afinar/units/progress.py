@@ -7,12 +7,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 logger = logging.getLogger(__name__)
+
+
+SHORT_S: Final = 10.0
+"""Seconds of work below which no phase is called the limit of a job."""
 
 
 class PhaseTimer:
@@ -33,6 +37,8 @@ class PhaseTimer:
 class ProgressReporter:
     """Reports rate, time left, rejects and the limiting phase: as a bar, or as log lines.
 
+    Until the first items are done the bar says that workers start.
+
     `name` is the work in progress, `total` the number of items, `item` what is counted.
     """
 
@@ -46,7 +52,7 @@ class ProgressReporter:
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = _bar()
-            self._task = self._bar.add_task(name, total=total, note="")
+            self._task = self._bar.add_task(name, total=total, note="starting workers")
 
     def __enter__(self) -> ProgressReporter:
         if self._bar:
@@ -89,9 +95,12 @@ class ProgressReporter:
 
 
 def limiting_phase(phases: Mapping[str, float]) -> str | None:
-    """Return the phase with most of the time and its share, such as "decode (83%)", or None."""
+    """Return the phase with most of the time and its share, such as "decode (83%)".
+
+    None for less than `SHORT_S` of work: then start-up takes longer than any phase.
+    """
     total = sum(phases.values())
-    if total <= 0:
+    if total < SHORT_S:
         return None
     phase = max(phases, key=lambda name: phases[name])
     return f"{phase} ({phases[phase] / total:.0%})"
