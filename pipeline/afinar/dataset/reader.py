@@ -24,7 +24,7 @@ from afinar.dataset.manifest import (
     read_tables,
 )
 from afinar.dataset.schema import INDEX, INDEX_REQUIRED, REJECTS
-from afinar.dataset.shards import MappedShard
+from afinar.dataset.shards import MappedShard, OriginalSize
 from afinar.errors import NotFoundError, RecordError, RequestError, StorageError
 from afinar.pictures.preprocessing import StoredView
 from afinar.storage.cache import (
@@ -166,6 +166,16 @@ class Dataset:
             shard = self._map(int(shards[position]))
             images[position] = shard.picture(rows_in_shards[position])
         return images
+
+    def original_sizes(self, rows: Sequence[int] | NDArray[np.int64]) -> list[OriginalSize]:
+        """Return the sizes of the original pictures of `rows` (positions in `index`)."""
+        wanted = np.asarray(rows, dtype=np.int64)
+        shards = self.shard_numbers[wanted].tolist()
+        in_shards = self._rows_in_shards[wanted].tolist()
+        return [
+            self._map(shard).original_size(row)
+            for shard, row in zip(shards, in_shards, strict=True)
+        ]
 
     def fetch(self, shard: int) -> None:
         """Fetch, verify and map a shard before it is read. Thread-safe."""

@@ -7,7 +7,7 @@ memory, however many pictures the shard has.
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -56,6 +56,13 @@ class ShardWriter:
         return self._object.save(f"{FOLDER}/{unit}-{{hash}}.arrow", self.rows)
 
 
+class OriginalSize(NamedTuple):
+    """Width and height of a picture before it was resized; None if a shard lacks them."""
+
+    width: int | None
+    height: int | None
+
+
 class MappedShard:
     """The pictures of one memory-mapped shard; `data` is the whole file.
 
@@ -65,6 +72,7 @@ class MappedShard:
     def __init__(self, data: memoryview, view: StoredView, uri: str, rows: int) -> None:
         schema = shard_schema(view.size, view.store)
         table = conform(from_ipc(data, uri=uri, rows=rows), schema, uri, ["image"], ["image"])
+        self._sides = table.select(["width", "height"])
         batches = table.column("image").chunks
         # Row number of the first picture of each batch, and the number of all rows.
         self._starts = np.cumsum([0, *(len(batch) for batch in batches)]).tolist()
@@ -84,3 +92,8 @@ class MappedShard:
         picture = self._batches[batch][row - self._starts[batch]]
         pixels: Pixels = picture if self._is_pixels else decode_stored(picture.as_buffer())
         return pixels
+
+    def original_size(self, row: int) -> OriginalSize:
+        """Return the size in pixels of the picture that a row was made from."""
+        width, height = (column[row].as_py() for column in self._sides.columns)
+        return OriginalSize(width, height)

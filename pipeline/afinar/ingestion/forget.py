@@ -41,6 +41,7 @@ from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.versions import new_owner
 from afinar.units.cut import PLAN
 from afinar.units.executor import Executor
+from afinar.units.gc import delete_objects
 from afinar.units.plans import store_plan
 
 _DETAIL: Final = "erased on request"
@@ -148,6 +149,9 @@ class _Erasure:
         """Delete the lease, these versions and unreferenced objects; return the objects' number."""
         self.store.delete(lease)
         removed = collect_garbage(self.store, versions)
+        # A page shows pictures of the version of its run, and cannot be made anew without it.
+        pages = [info.name for info in self.store.walk("runs") if info.name.endswith(".html")]
+        delete_objects(self.store, pages)
         self.store.delete_scratch(0)
         return len(removed)
 

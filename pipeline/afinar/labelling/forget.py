@@ -234,11 +234,11 @@ class _Erasure:
             for form in delete_old_queues(self.store, name, partition, reviews):
                 self._erase_lines(form, uris)
 
-        # The page of a run shows the uris of a few rejects.
+        # The page of a run shows some pictures with their uris, and those of a few rejects.
         for info in self.store.walk("runs"):
             if info.name.endswith(".html"):
-                page = self.store.get(info.name).decode(errors="replace")
-                if any(html.escape(uri) in page for uri in uris):
+                page = html.unescape(self.store.get(info.name).decode(errors="replace"))
+                if any(uri in page for uri in uris):
                     self.store.delete(info.name)
         return len(before - {info.name for info in self.store.walk()})
 

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from afinar.labelling.contact_sheet import SCHEMA, ContactSheet
 from afinar.labelling.stats import (
     MIN_PICTURES,
     Baseline,
@@ -33,11 +34,15 @@ RejectRows = list[dict[str, Any]]
 
 @dataclass
 class RunStats:
-    """Counts of some parts. `examples` are a few rejects (uri, reason, detail) of each reason."""
+    """Counts of some parts. `examples` are a few rejects (uri, reason, detail) of each reason.
+
+    `sheet` has the most and the least certain predictions of each class.
+    """
 
     labels: LabelStats = field(default_factory=LabelStats)
     reasons: Counter[str] = field(default_factory=Counter)
     examples: dict[str, RejectRows] = field(default_factory=dict)
+    sheet: ContactSheet = field(default_factory=ContactSheet)
 
     def add_predictions(self, table: pa.Table) -> None:
         """Count predictions: a table with `label` and `score`."""
@@ -58,7 +63,12 @@ class RunStats:
             reason: (self.examples.get(reason, []) + other.examples.get(reason, []))[:_EXAMPLES]
             for reason in {**self.examples, **other.examples}
         }
-        return RunStats(self.labels.plus(other.labels), self.reasons + other.reasons, examples)
+        return RunStats(
+            self.labels.plus(other.labels),
+            self.reasons + other.reasons,
+            examples,
+            self.sheet.plus(other.sheet),
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,9 @@ def read_stats(store: Store, parts: list[Part]) -> RunStats:
     stats = RunStats()
     for part in parts:
         if part.kind == "part":
-            stats.add_predictions(read_part(store, part, ["label", "score"]))
+            predictions = read_part(store, part, SCHEMA.names)
+            stats.add_predictions(predictions)
+            stats.sheet.add(predictions)
         elif part.kind == "rejects":
             stats.add_rejects(read_part(store, part, ["uri", "reason", "detail"]))
     return stats

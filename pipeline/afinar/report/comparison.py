@@ -8,14 +8,19 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset
 from afinar.evaluation.comparison import EvaluatedRun, best_run, verdicts
-from afinar.report.pieces import Tile, confusion_table, data_uri, mistake_tiles, tiles
-from afinar.report.plots import curves
+from afinar.report.charts import curves
+from afinar.report.classes import class_balance, class_rows, split_counts
+from afinar.report.command import reproduce
+from afinar.report.confusion import confusion_matrix, mistake_gallery, most_confused
+from afinar.report.gallery import class_gallery
+from afinar.report.pieces import LARGE_PX
 from afinar.report.rendering import template
 
-_TILES_PER_CLASS: Final = 6
-_REJECTS: Final = 50
+_MISTAKES: Final = 24  # large pictures
+_REJECTS: Final = 5  # of each reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,26 +33,58 @@ class LabelledArchive:
 
 
 def comparison_page(
-    title: str, dataset: Dataset, runs: list[EvaluatedRun], archive: LabelledArchive
+    title: str,
+    dataset: Dataset,
+    runs: list[EvaluatedRun],
+    archive: LabelledArchive,
+    *,
+    about: str = "",
+    stretch: bool = False,
 ) -> str:
-    """Return the page of runs on one dataset, and of the archive labelled with the best of them."""
+    """Return the page of runs on one dataset, and of the archive labelled with the best of them.
+
+    `about` says where the pictures are from. With `stretch` the contrast of mistakes is stretched,
+    and the page says so: for pictures whose classes differ in faint detail.
+    """
     best = best_run(runs)
+    classes = best.version.classes
+    counts = best.confusion
+    gallery = class_gallery(dataset)
+    mistakes = mistake_gallery(dataset, best, _MISTAKES, LARGE_PX, stretch=stretch)
+    targets = mistakes.targets | {
+        (number, number): gallery.targets[name]
+        for number, name in enumerate(classes)
+        if name in gallery.targets
+    }
+
     return template("comparison.html.j2").render(
         title=title,
+        about=about,
+        stretch=stretch,
         verdicts=verdicts(runs),
         runs=[_row(run, best) for run in runs],
         largest_class=best.largest_class,
         best=best,
-        curves=data_uri(curves(runs), "png"),
-        confusion=confusion_table(best.confusion, best.version.classes),
+        curves=curves(runs),
+        confusion=confusion_matrix(counts, classes, targets),
+        confused=most_confused(counts, classes, targets),
+        classes=class_rows(counts, classes, split_counts(dataset.index), gallery.targets),
         dataset=dataset.manifest,
-        gallery={name: _class_tiles(dataset, name) for name in dataset.classes},
-        mistakes=mistake_tiles(dataset, best),
+        balance=class_balance(dataset, gallery.targets),
+        gallery=gallery,
+        mistakes=mistakes,
         mistakes_total=int((~best.hits).sum()),
         test_total=len(best.hits),
         archive=archive,
-        rejects=archive.rejects.slice(0, _REJECTS).to_pylist(),
-        dataset_rejects=dataset.rejects.slice(0, _REJECTS).to_pylist(),
+        archive_labels=_shares(archive.summary.get("labels") or {}),
+        rejects=_reject_rows(archive.rejects),
+        dataset_rejects=_reject_rows(dataset.rejects),
+        origin=[
+            ("dataset", f"{dataset.store.root}, version {dataset.manifest.version}"),
+            *[(run.name, f"model {run.version.id}") for run in runs],
+            *best.version.lineage["libraries"].items(),
+        ],
+        commands=[reproduce("train", TrainConfig, run.version.lineage["config"]) for run in runs],
     )
 
 
@@ -73,10 +110,24 @@ def _row(run: EvaluatedRun, best: EvaluatedRun) -> dict[str, Any]:
     }
 
 
-def _class_tiles(dataset: Dataset, name: str) -> list[Tile]:
-    """Return the first samples of a class by content hash: an order that is as good as random."""
-    index = dataset.index.append_column("position", pa.array(range(len(dataset.index))))
-    samples = index.filter(pc.equal(index.column("label"), name))
-    chosen = samples.sort_by("sample_id").slice(0, _TILES_PER_CLASS)
-    positions, splits = (chosen.column(column).to_pylist() for column in ("position", "split"))
-    return tiles(dataset, positions, splits)
+def _shares(labels: dict[str, int]) -> list[dict[str, Any]]:
+    """Return a row for each predicted class, the most frequent first."""
+    total, longest = sum(labels.values()) or 1, max(labels.values(), default=1) or 1
+    return [
+        {"name": name, "count": count, "share": count / total, "bar": 100 * count / longest}
+        for name, count in sorted(labels.items(), key=lambda item: (-item[1], item[0]))
+    ]
+
+
+def _reject_rows(rejects: pa.Table) -> list[dict[str, Any]]:
+    """Return a row for each reason, the most frequent first, with a few rejects."""
+    reasons = rejects.column("reason")
+    counts = {entry["values"]: entry["counts"] for entry in pc.value_counts(reasons).to_pylist()}
+    return [
+        {
+            "reason": reason,
+            "count": count,
+            "examples": rejects.filter(pc.equal(reasons, reason)).slice(0, _REJECTS).to_pylist(),
+        }
+        for reason, count in sorted(counts.items(), key=lambda item: -item[1])
+    ]

@@ -1,34 +1,56 @@
-"""Page and run folder of a labelling. The plot is SVG in the template, without matplotlib."""
+"""Page and run folder of a labelling."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from afinar.config.base import as_dict
 from afinar.config.label import LabelConfig
+from afinar.labelling.contact_sheet import PER_CLASS
 from afinar.labelling.driver import LabelOutcome
 from afinar.labelling.run_report import RunReport
 from afinar.labelling.stats import BINS, LabelStats
 from afinar.logs import log_settings
+from afinar.report.charts import Chart, Key, axis, share_axis
+from afinar.report.command import reproduce
+from afinar.report.pieces import PICTURES, Tile, file_tiles
 from afinar.report.rendering import template
 from afinar.report.run_folder import record_run, report_uri
 from afinar.storage.names import new_run
 from afinar.units.progress import format_duration, limiting_phase
 
-_WIDTH: Final = 900  # of the histogram, in SVG units
-_HEIGHT: Final = 220
-_TICKS: Final = 5
+_SHEET_CLASSES: Final = PICTURES // 2  # each with at least one picture of both kinds
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSheet:
+    """Pictures of one predicted class: the most and the least certain ones."""
+
+    target: str
+    name: str
+    count: int
+    most: list[Tile]
+    least: list[Tile]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRun:
-    """One run: its name, its source, the partition that it wrote, its summary as JSON values."""
+    """One run: its name, its source, the partition that it wrote, its summary as JSON values.
+
+    `config` has the fields of its configuration, `sheets` the pictures that the page shows.
+    """
 
     run: str
     source: str
     partition: str
     summary: dict[str, Any]
     report: RunReport
+    config: dict[str, Any] = field(default_factory=dict)
+    sheets: list[ClassSheet] = field(default_factory=list)
 
 
 def record_labelling(
@@ -42,6 +64,7 @@ def record_labelling(
         return summary
     run = log_settings().run or new_run()
     summary = {**summary, "report": report_uri(config.predictions, run)}
+    stats = outcome.report.stats
     page = label_page(
         LabelRun(
             run=run,
@@ -49,6 +72,8 @@ def record_labelling(
             partition=outcome.partition,
             summary=summary,
             report=outcome.report,
+            config=as_dict(config),
+            sheets=contact_sheets(stats.sheet.table(), stats.labels),
         )
     )
     record_run(config.predictions, run, config, summary, page)
@@ -56,10 +81,41 @@ def record_labelling(
     return summary
 
 
+def contact_sheets(rows: pa.Table, stats: LabelStats) -> list[ClassSheet]:
+    """Return the pictures of a contact sheet by class, the most frequent class first.
+
+    `rows` are those of `labelling.contact_sheet`. At most `PICTURES` pictures are read.
+    """
+    names = sorted(stats.labels, key=lambda name: (-stats.labels[name], name))[:_SHEET_CLASSES]
+    half = max(1, min(PER_CLASS // 2, PICTURES // (2 * max(len(names), 1))))
+    chosen: list[dict[str, Any]] = []
+    sizes = []
+    for name in names:
+        of_class = rows.filter(pc.equal(rows.column("label"), name)).to_pylist()
+        most = of_class[:half]
+        least = of_class[max(half, len(of_class) - half) :][::-1]
+        chosen += most + least
+        sizes.append((len(most), len(least)))
+
+    captions = [f"{row['label']}, {row['score']:.1%}" for row in chosen]
+    pictures = iter(file_tiles(chosen, captions))
+    return [
+        ClassSheet(
+            target=f"sheet-{number}",
+            name=name,
+            count=stats.labels[name],
+            most=[next(pictures) for _ in range(most_count)],
+            least=[next(pictures) for _ in range(least_count)],
+        )
+        for number, (name, (most_count, least_count)) in enumerate(zip(names, sizes, strict=True))
+    ]
+
+
 def label_page(run: LabelRun) -> str:
     """Return the page of a run."""
     summary, stats, baseline = run.summary, run.report.stats.labels, run.report.baseline
     before = baseline.labels if baseline else None
+    targets = {sheet.name: sheet.target for sheet in run.sheets}
 
     return template("labelling.html.j2").render(
         title=f"Labels of {run.source}",
@@ -68,27 +124,32 @@ def label_page(run: LabelRun) -> str:
         numbers=_headline_numbers(summary, stats),
         drift=run.report.drift(),
         before=baseline.name if baseline else None,
-        classes=_classes(stats, before),
+        classes=_classes(stats, before, targets),
+        sheets=run.sheets,
         stats=stats,
-        histogram=_histogram(stats, before),
+        histogram=_histogram(stats, before, baseline.name if baseline else ""),
         reasons=_reasons(run),
-        phases=_phases(summary["stages"]),
+        phases=phase_rows(summary["stages"]),
         limit=limiting_phase(summary["stages"]),
         time=format_duration(summary["seconds"]),
         folder=f"{summary['predictions']}/parts/model={run.partition}",
         snippets=_snippets(summary["predictions"], run.partition),
+        command=reproduce("label", LabelConfig, run.config),
     )
 
 
 def _headline_numbers(summary: dict[str, Any], stats: LabelStats) -> list[tuple[str, str]]:
+    names = {"skipped": "labelled before"}
     counts = ("listed", "labelled", "rejected", "skipped")
-    numbers = [(name, f"{summary[name]:,}") for name in counts]
+    numbers = [(names.get(name, name), f"{summary[name]:,}") for name in counts]
     if stats.mean is not None:
         numbers.append(("mean confidence", f"{stats.mean:.1%}"))
     return [*numbers, ("pictures per second", f"{summary['images_per_second']:,.0f}")]
 
 
-def _classes(now: LabelStats, before: LabelStats | None) -> list[dict[str, Any]]:
+def _classes(
+    now: LabelStats, before: LabelStats | None, targets: dict[str, str]
+) -> list[dict[str, Any]]:
     """Return a row for each class, the most frequent first.
 
     `bar` (this run) and `mark` (the baseline) are lengths in per cent of the longest bar.
@@ -101,6 +162,7 @@ def _classes(now: LabelStats, before: LabelStats | None) -> list[dict[str, Any]]
             "count": now.labels.get(name, 0),
             "share": _share(now.labels.get(name, 0), now.pictures),
             "before": _share(then.labels.get(name, 0), then.pictures) if then else None,
+            "target": targets.get(name, ""),
         }
         for name in names
     ]
@@ -120,45 +182,30 @@ def _shares(stats: LabelStats) -> list[float]:
     return [_share(count, stats.pictures) for count in stats.histogram]
 
 
-def _histogram(now: LabelStats, before: LabelStats | None) -> dict[str, Any]:
-    """Return the bars of this run and the step line of the baseline, in SVG units."""
+def _histogram(now: LabelStats, before: LabelStats | None, name: str) -> Chart:
+    """Return the share of pictures by confidence; the baseline is a line of steps."""
     shares = _shares(now)
     shares_before = _shares(before) if before and before.pictures else []
-    highest = max([*shares, *shares_before]) or 1.0
-    width = _WIDTH / BINS
+    chart = Chart(
+        title="Pictures by confidence",
+        x=share_axis("probability of the label, at the temperature of the model"),
+        y=axis("share of pictures", 0, 100 * max([*shares, *shares_before, 0.01]), unit=" %"),
+    )
+    for number, (share, count) in enumerate(zip(shares, now.histogram, strict=True)):
+        start, end = number / BINS, (number + 1) / BINS
+        tip = f"{start:.2f} to {end:.2f}: {count:,} pictures, {share:.1%}"
+        chart.bar(start, end, 100 * share, tip)
 
-    def y(share: float) -> float:
-        return round(_HEIGHT * (1 - share / highest), 2)
-
-    bars = [
-        {
-            "x": round(number * width + 1, 2),
-            "y": y(share),
-            "width": round(width - 2, 2),
-            "height": round(_HEIGHT - y(share), 2),
-            "text": f"{number / BINS:.2f} to {(number + 1) / BINS:.2f}: "
-            f"{now.histogram[number]:,} pictures, {share:.1%}",
-        }
-        for number, share in enumerate(shares)
-    ]
-
-    # Two points for each bin: its left and its right edge.
-    line = [
-        f"{round(edge * width, 2)},{y(share)}"
-        for number, share in enumerate(shares_before)
-        for edge in (number, number + 1)
-    ]
-    ticks = [
-        (round(_WIDTH * tick / _TICKS, 2), f"{tick / _TICKS:.1f}") for tick in range(_TICKS + 1)
-    ]
-    return {
-        "width": _WIDTH,
-        "height": _HEIGHT,
-        "bars": bars,
-        "line": " ".join(line),
-        "ticks": ticks,
-        "top": highest,
-    }
+    if shares_before:
+        # Two points for each bin: its left and its right edge.
+        points = [
+            (edge / BINS, 100 * share)
+            for number, share in enumerate(shares_before)
+            for edge in (number, number + 1)
+        ]
+        chart.keys.append(Key("this run", 1, "box"))
+        chart.line(points, 2, name=f"before: {name}")
+    return chart
 
 
 def _reasons(run: LabelRun) -> list[dict[str, Any]]:
@@ -172,7 +219,8 @@ def _reasons(run: LabelRun) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["count"])
 
 
-def _phases(seconds_by_phase: dict[str, float]) -> list[dict[str, Any]]:
+def phase_rows(seconds_by_phase: dict[str, float]) -> list[dict[str, Any]]:
+    """Return a row for each phase of a job, the longest first."""
     total = sum(seconds_by_phase.values()) or 1.0
     rows = [
         {"name": name, "seconds": seconds, "share": seconds / total}
@@ -182,24 +230,16 @@ def _phases(seconds_by_phase: dict[str, float]) -> list[dict[str, Any]]:
 
 
 def _snippets(predictions: str, partition: str) -> list[tuple[str, str]]:
-    """Return titles and code that reads the predictions."""
-    parts = f"{predictions}/parts/model={partition}"
-    table = f"afinar.open_predictions({predictions!r}, {partition!r}).table"
-
+    """Return titles and code that reads the predictions: the published rows, each picture once."""
+    opened = (
+        f"import afinar\n\nlabels = afinar.open_predictions({predictions!r}, {partition!r}).table"
+    )
     return [
-        (
-            "Python: every picture exactly once, even while a job is running",
-            f"import afinar\n\n{table}",
-        ),
-        ("pandas", f"import pandas as pd\n\npd.read_parquet({parts!r})"),
+        ("Python", opened),
+        ("pandas", f"{opened}.to_pandas()"),
         (
             "DuckDB",
-            "SELECT label, count(*) AS pictures, avg(score) "
-            f"FROM {_quote_sql(f'{parts}/*.parquet')} GROUP BY ALL",
+            f"import duckdb\n{opened}\n"
+            'duckdb.sql("SELECT label, count(*) AS pictures, avg(score) FROM labels GROUP BY ALL")',
         ),
     ]
-
-
-def _quote_sql(text: str) -> str:
-    escaped = text.replace("'", "''")
-    return f"'{escaped}'"

@@ -60,7 +60,7 @@ def model_row(version: ModelVersion) -> dict[str, Any]:
         "val_top1": validation.get("top1"),
         "test_top1": test.get("top1"),
         "test_interval": _interval(test),
-        "created": _created(version.lineage.get("run", "")),
+        "created": created_at(version.lineage.get("run", "")),
         "run": version.lineage.get("run", ""),
     }
 
@@ -119,7 +119,7 @@ def _interval(metrics: dict[str, Any]) -> tuple[float, float] | None:
     return interval.low, interval.high
 
 
-def _created(run: str) -> str:
+def created_at(run: str) -> str:
     """Return the time at which a run began, ISO 8601 in UTC; empty if its name holds no time."""
     stamp = run.removeprefix("runs/").partition("-")[0]
     try:

@@ -1,30 +1,48 @@
-"""Parts of several pages: tiles of pictures, and images as data URIs."""
+"""Tiles of pictures on the pages: thumbnails, bounded in size and number."""
 
 from __future__ import annotations
 
 import base64
+import io
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from afinar.dataset.reader import Dataset
-from afinar.evaluation.comparison import EvaluatedRun
-from afinar.report.plots import thumbnail
+from afinar.errors import StorageError
+from afinar.pictures.decode import decode
+from afinar.pictures.fetching import PictureReader, PictureRef
+from afinar.pictures.preprocessing import StoredView
+from afinar.pictures.rejects import PictureError
+from afinar.pictures.resize import Pixels
+from afinar.report.rendering import file_link
+from afinar.storage.multi_store import MultiStore
 
-_MISTAKES: Final = 12
+PICTURES: Final = 200
+"""Thumbnails of a gallery: about 1.5 MB of a page."""
+THUMBNAIL_PX: Final = 160
+LARGE_PX: Final = 320
+
+_READS: Final = 4  # pictures in memory at once
+_BLOCK: Final = 16
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture with its title and its caption; `image` is a data URI."""
+    """One picture: its URI as title, and a caption. `image` is a data URI, empty if it is gone."""
 
     image: str
     title: str
     caption: str
+
+    @property
+    def link(self) -> str:
+        """Address of the picture, if it is a local file."""
+        return file_link(self.title)
 
 
 def data_uri(data: bytes, image_format: str) -> str:
@@ -32,46 +50,70 @@ def data_uri(data: bytes, image_format: str) -> str:
     return f"data:image/{image_format};base64,{base64.b64encode(data).decode()}"
 
 
-@dataclass(frozen=True)
-class ConfusionCell:
-    """A count and its share of the true class, from 0 to 1."""
+def thumbnail(image: Pixels, size_px: int = THUMBNAIL_PX, *, stretch: bool = False) -> bytes:
+    """Return a picture uint8 [height, width, 3] as a JPEG with sides of at most `size_px`.
 
-    count: int
-    share: float
-
-
-@dataclass(frozen=True)
-class ConfusionRow:
-    """One true class: a cell for each predicted class."""
-
-    name: str
-    cells: list[ConfusionCell]
+    With `stretch`, the middle 98 % of its brightness spans black to white.
+    """
+    picture = Image.fromarray(image)
+    if stretch:
+        picture = ImageOps.autocontrast(picture, cutoff=1, preserve_tone=True)
+    picture.thumbnail((size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=2.0)
+    sink = io.BytesIO()
+    picture.save(sink, format="JPEG", quality=82)
+    return sink.getvalue()
 
 
-def confusion_table(counts: NDArray[np.int64], classes: list[str]) -> list[ConfusionRow]:
-    """Return counts [true class, predicted class] as rows of a table."""
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # 1: a class without samples
-    return [
-        ConfusionRow(name, [ConfusionCell(int(n), float(s)) for n, s in zip(*row, strict=True)])
-        for name, row in zip(classes, zip(counts, shares, strict=True), strict=True)
-    ]
-
-
-def tiles(dataset: Dataset, rows: list[int], captions: list[str]) -> list[Tile]:
+def tiles(
+    dataset: Dataset,
+    rows: Sequence[int],
+    captions: Sequence[str],
+    size_px: int = THUMBNAIL_PX,
+    *,
+    stretch: bool = False,
+) -> list[Tile]:
     """Return a tile for each of `rows` (positions in the index), titled with its uri."""
     uris = dataset.index.column("uri").take(pa.array(rows, pa.int64())).to_pylist()
+    images = [
+        data_uri(thumbnail(image, size_px, stretch=stretch), "jpeg")
+        for start in range(0, len(rows), _BLOCK)
+        for image in dataset.read(rows[start : start + _BLOCK])
+    ]
+    return [Tile(*parts) for parts in zip(images, uris, captions, strict=True)]
+
+
+def read_thumbnails(rows: list[dict[str, Any]], view: StoredView) -> Iterator[bytes | None]:
+    """Yield the picture of each row (uri, etag) as a JPEG, None if it was changed or deleted.
+
+    A page is worth having without its pictures: if the store does not answer, the rest are None.
+    """
+    remote = any(row["uri"].startswith("s3://") for row in rows)
+    reader = PictureReader(MultiStore(remote=remote))
+    is_store_lost = False
+
+    def read(row: dict[str, Any]) -> bytes | None:
+        nonlocal is_store_lost
+        if is_store_lost:
+            return None
+
+        try:
+            data = reader.read(PictureRef(row["uri"], row["etag"], 0))
+            return thumbnail(decode(data, view).image, view.size)
+        except PictureError:
+            return None
+        except StorageError:
+            is_store_lost = True
+            return None
+
+    with ThreadPoolExecutor(_READS) as pool:
+        yield from pool.map(read, rows)
+
+
+def file_tiles(rows: list[dict[str, Any]], captions: list[str]) -> list[Tile]:
+    """Return a tile of the picture of each row (uri, etag), read whole from its source."""
+    view = StoredView(size=THUMBNAIL_PX, fit="pad", background=(127, 127, 127))
+    images = read_thumbnails(rows, view)
     return [
-        Tile(data_uri(thumbnail(image), "jpeg"), uri, caption)
-        for image, uri, caption in zip(dataset.read(rows), uris, captions, strict=True)
+        Tile(data_uri(image, "jpeg") if image else "", row["uri"], caption)
+        for row, caption, image in zip(rows, captions, images, strict=True)
     ]
-
-
-def mistake_tiles(dataset: Dataset, run: EvaluatedRun) -> list[Tile]:
-    """Return the wrong test predictions with the highest scores."""
-    is_wrong = pc.not_equal(run.test.column("label"), run.test.column("predicted"))
-    wrong = run.test.filter(is_wrong).sort_by([("score", "descending")]).slice(0, _MISTAKES)
-    captions = [
-        f"{row['label']} predicted as {row['predicted']}, score {row['score']:.0%}"
-        for row in wrong.to_pylist()
-    ]
-    return tiles(dataset, wrong.column("row").to_pylist(), captions)

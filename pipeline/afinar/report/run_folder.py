@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from afinar.config.base import JobConfig, as_dict
+from afinar.report.index import write_index
 from afinar.storage.open import open_store
 
 
@@ -17,12 +18,13 @@ def report_uri(target: str, run: str) -> str:
 def record_run(
     target: str, run: str, config: JobConfig, summary: dict[str, Any], page: str | None = None
 ) -> None:
-    """Write the page of a run, if it has one, its configuration, and its summary last."""
+    """Write the page of a run, if it has one, its configuration, its summary, and the index."""
     store = open_store(target)
     if page is not None:
         store.put_if_absent(_file(run, "report.html"), page.encode())
     store.put_if_absent(_file(run, "config.json"), json.dumps(as_dict(config), indent=1).encode())
     store.put_if_absent(_file(run, "summary.json"), json.dumps(summary, indent=1).encode())
+    write_index(target)
 
 
 def _file(run: str, name: str) -> str:

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
+from afinar.errors import NotFoundError
 from afinar.evaluation.comparison import EvaluatedRun, read_run
-from afinar.evaluation.intervals import calibration_error, reliability, wilson
-from afinar.report.pieces import confusion_table, data_uri, mistake_tiles
-from afinar.report.plots import binary_curves, curves, reliability_diagram
+from afinar.evaluation.intervals import (
+    Interval,
+    calibration_error,
+    paired_difference,
+    reliability,
+    wilson,
+)
+from afinar.models.registry.aliases import promotions
+from afinar.models.registry.versions import get_model
+from afinar.report.charts import Chart, binary_charts, curves, rate_chart, reliability_charts
+from afinar.report.classes import class_balance, class_rows, f1_by_class, split_counts
+from afinar.report.command import reproduce
+from afinar.report.confusion import (
+    confusion_matrix,
+    mistake_gallery,
+    mistakes_of,
+    most_confused,
+)
+from afinar.report.gallery import class_gallery
+from afinar.report.index import write_index
 from afinar.report.rendering import template
+from afinar.storage.arrow import to_parquet
 from afinar.storage.open import open_store
+from afinar.storage.store import Store
 from afinar.units.progress import SHORT_S, format_duration
 
 if TYPE_CHECKING:
+    from afinar.models.registry.versions import ModelVersion
     from afinar.training.driver import TrainOutcome
 
-MATRIX_CLASSES: Final = 30  # the matrix of more classes is not readable
-_CONFUSED_PAIRS: Final = 20
+MISTAKES: Final = "mistakes.parquet"
+"""All wrong test predictions with their uris, beside the page."""
+
+_RATE_POINTS: Final = 80
 _PHASES: Final = {
     "first_batch_s": "first batch",
     "waiting_s": "waiting for data",
@@ -30,20 +53,51 @@ _PHASES: Final = {
     "augment_s": "augmenting",
     "prepare_s": "preparing",
     "compute_s": "computing",
-    "seconds": "total",
 }
+# What a description of a training names first; the other fields follow, folded up.
+_MAIN_SETTINGS: Final = (
+    "regime",
+    "epochs",
+    "batch_size",
+    "optimizer",
+    "learning_rate",
+    "head_rate",
+    "layer_decay",
+    "schedule",
+    "warmup",
+    "weight_decay",
+    "label_smoothing",
+    "augment",
+    "sampling",
+    "precision",
+    "device",
+    "devices",
+    "workers",
+    "world_size",
+    "select_by",
+    "seed",
+)
 
 
 def write_training_page(outcome: TrainOutcome) -> None:
-    """Write the page of a published training into its run folder."""
+    """Write the page of a published training and its mistakes into its run folder."""
     store, version = open_store(outcome.models), outcome.version
     trained_on = version.lineage["dataset"]
+    dataset = open_dataset(trained_on["uri"], version=trained_on["version"])
+    run = read_run(store, version)
+
+    mistakes = mistakes_of(run)
+    uris = dataset.index.column("uri").take(mistakes.column("row"))
+    table = mistakes.add_column(0, "uri", uris)
+    store.put_if_absent(f"{outcome.run}/{MISTAKES}", to_parquet(table))
     page = training_page(
-        f"{version.architecture.backbone}, {version.regime}: model {version.id}",
-        open_dataset(trained_on["uri"], version=trained_on["version"]),
-        read_run(store, version),
+        f"Model {version.id}: {version.architecture.backbone}, {version.regime}",
+        dataset,
+        run,
+        champion=_champion(store, version),
     )
     store.put_if_absent(f"{outcome.run}/report.html", page.encode())
+    write_index(outcome.models)
 
 
 def summarize_training(outcome: TrainOutcome) -> dict[str, Any]:
@@ -78,39 +132,137 @@ def _limit(history: list[dict[str, Any]]) -> str:
     return str(history[-1]["ledger"]["limit"]) if seconds >= SHORT_S else ""
 
 
-def training_page(title: str, dataset: Dataset, run: EvaluatedRun) -> str:
+def training_page(
+    title: str, dataset: Dataset, run: EvaluatedRun, champion: EvaluatedRun | None = None
+) -> str:
     """Return the page of a run. `dataset` is the version that it was trained on.
 
-    Parts that the run did not record (recall by class, times of its epochs) are left out.
+    `champion` is the model that the run is compared with, if there is one. Parts that the run did
+    not record (times of its epochs, the runner-up of a prediction) are left out.
     """
     version, counts = run.version, run.confusion
-    has_matrix = len(version.classes) <= MATRIX_CLASSES
+    classes = version.classes
     bins = reliability(
         run.test.column("score").to_numpy(),
         pc.equal(run.test.column("label"), run.test.column("predicted")).to_numpy(),
     )
-    config = version.lineage["config"]
+    mistakes = mistake_gallery(dataset, run)
+    gallery = class_gallery(dataset, run)
+    targets = mistakes.targets | {
+        (number, number): gallery.targets[name]
+        for number, name in enumerate(classes)
+        if name in gallery.targets
+    }
 
     return template("training.html.j2").render(
         title=title,
         version=version,
         numbers=_headline_numbers(run),
-        curves=data_uri(curves([run]), "png"),
-        mistakes=mistake_tiles(dataset, run),
+        champion=None if champion is None else compare_with_champion(run, champion),
+        curves=curves([run]) + _rate_charts(run),
+        epochs=_epochs(run),
+        mistakes=mistakes,
         mistakes_total=int((~run.hits).sum()),
+        mistakes_file=MISTAKES,
         test_total=len(run.hits),
-        recalls=_recalls(run),
+        classes=class_rows(
+            counts,
+            classes,
+            split_counts(dataset.index),
+            gallery.targets,
+            None if champion is None else f1_by_class(champion.confusion, champion.version.classes),
+        ),
+        balance=class_balance(dataset, gallery.targets),
         never_right=run.never_right,
-        select_by=config.get("select_by", "top1"),
-        confusion=confusion_table(counts, version.classes) if has_matrix else None,
-        confused=most_confused(counts, version.classes),
+        select_by=version.lineage["config"].get("select_by", "top1"),
+        confusion=confusion_matrix(counts, classes, targets),
+        confused=most_confused(counts, classes, targets),
+        gallery=gallery,
         binary=_binary(run),
         calibration_error=calibration_error(bins),
-        reliability=data_uri(reliability_diagram(bins), "png"),
-        times=_epoch_times(run.history),
+        reliability=reliability_charts(bins),
+        phases=_phases(run.history),
+        limit=_limit(run.history),
         dataset=dataset.manifest,
-        configuration={name.replace("_", "-"): value for name, value in config.items()},
+        settings=_settings(version),
+        more_settings=_more_settings(version),
+        origin=_origin(version),
+        command=reproduce("train", TrainConfig, version.lineage["config"]),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChampionComparison:
+    """A model against the champion: on the test pictures that both have, if there are any.
+
+    `difference` is None without common pictures, `is_better` None if chance explains the result.
+    """
+
+    champion: ModelVersion
+    accuracy: Interval
+    champion_accuracy: Interval
+    common: int
+    test_total: int
+    difference: Interval | None
+    only_new: int
+    only_champion: int
+
+    @property
+    def is_better(self) -> bool | None:
+        if self.difference is None or self.difference.low <= 0 <= self.difference.high:
+            return None
+        return self.difference.low > 0
+
+
+def compare_with_champion(run: EvaluatedRun, champion: EvaluatedRun) -> ChampionComparison:
+    """Compare two runs on their common test pictures, those with the same content and label."""
+    keys = ["sample_id", "label"]
+    columns = [*keys, "predicted"]
+    # A dataset may hold a picture twice: each content counts once.
+    mine, theirs = (
+        table.select(columns).group_by(keys, use_threads=False).aggregate([("predicted", "min")])
+        for table in (run.test, champion.test)
+    )
+    both = mine.join(theirs, keys, join_type="inner", right_suffix="_champion", use_threads=False)
+    hits, champion_hits = (
+        np.asarray(both.column("label").to_numpy() == both.column(name).to_numpy(), dtype=np.bool_)
+        for name in ("predicted_min", "predicted_min_champion")
+    )
+    if not len(both):
+        accuracies, difference = (run.accuracy, champion.accuracy), None
+    else:
+        accuracies = wilson(int(hits.sum()), len(both)), wilson(int(champion_hits.sum()), len(both))
+        difference = paired_difference(hits, champion_hits)
+
+    return ChampionComparison(
+        champion=champion.version,
+        accuracy=accuracies[0],
+        champion_accuracy=accuracies[1],
+        common=len(both),
+        test_total=len(run.test),
+        difference=difference,
+        only_new=int((hits & ~champion_hits).sum()),
+        only_champion=int((~hits & champion_hits).sum()),
+    )
+
+
+def _champion(store: Store, version: ModelVersion) -> EvaluatedRun | None:
+    """Return the champion that this version is compared with, None if there was no other one.
+
+    If the version is the champion already, that is the champion before it. A champion whose run
+    was deleted, or that was not made by `train`, cannot be compared.
+    """
+    for promotion in reversed(promotions(store)):
+        if promotion.version == version.version:
+            continue
+        champion = get_model(store, promotion.version)
+        if not champion.lineage.get("run"):
+            return None
+        try:
+            return read_run(store, champion)
+        except NotFoundError:
+            return None
+    return None
 
 
 def _headline_numbers(run: EvaluatedRun) -> list[tuple[str, str]]:
@@ -134,22 +286,39 @@ def _headline_numbers(run: EvaluatedRun) -> list[tuple[str, str]]:
     return numbers
 
 
-def _recalls(run: EvaluatedRun) -> list[dict[str, Any]]:
-    """Return a row for each class, the lowest recall first; classes without samples are last."""
-    recall = run.version.metrics["test"].get("recall") or {}
-    counts = run.confusion
-    rows = [
-        {
-            "name": name,
-            "recall": recall[name],
-            "samples": int(counts[number].sum()),
-            "hits": int(counts[number, number]),
-        }
-        for number, name in enumerate(run.version.classes)
-        if name in recall
-    ]
+def _rate_charts(run: EvaluatedRun) -> list[Chart]:
+    """Return the chart of the learning rate; none for a head that was solved, or without steps."""
+    from afinar.training.optim import lr_at_step
 
-    return sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])
+    config = run.version.lineage["config"]
+    rows = [row for row in run.history if (row.get("ledger") or {}).get("steps")]
+    peak, epochs = config.get("learning_rate"), config.get("epochs")
+    if not rows or not peak or not isinstance(epochs, int):
+        return []
+
+    # A resumed epoch has the steps since then: the longest one is complete.
+    steps = max(row["ledger"]["steps"] for row in rows)
+    done = min(epochs, max(row["epoch"] for row in rows)) * steps
+    numbers = sorted({round(place) for place in np.linspace(0, done - 1, _RATE_POINTS)})
+    schedule, warmup = config.get("schedule", "cosine"), config.get("warmup", 0.0)
+    points = [
+        ((step + 1) / steps, peak * lr_at_step(schedule, warmup, step, epochs * steps))
+        for step in numbers
+    ]
+    return [rate_chart(points)]
+
+
+def _epochs(run: EvaluatedRun) -> list[dict[str, Any]]:
+    """Return a row for each epoch: losses, accuracies, seconds if they were recorded."""
+    return [
+        {
+            "epoch": row["epoch"],
+            "values": [row["train"]["loss"], row["val"]["loss"]],
+            "shares": [row["train"]["top1"], row["val"]["top1"]],
+            "seconds": (row.get("ledger") or {}).get("seconds"),
+        }
+        for row in run.history
+    ]
 
 
 def _binary(run: EvaluatedRun) -> dict[str, Any] | None:
@@ -172,7 +341,7 @@ def _binary(run: EvaluatedRun) -> dict[str, Any] | None:
         "positive": binary["positive"],
         "average_precision": binary["average_precision"],
         "rows": rows,
-        "plot": data_uri(binary_curves(binary), "png"),
+        "charts": binary_charts(binary),
     }
 
 
@@ -186,29 +355,61 @@ def _share(counts: dict[str, Any] | None, name: str, *, interval: bool = False) 
     return f"{text} ({share.low:.1%} – {share.high:.1%})" if interval else text
 
 
-def most_confused(counts: NDArray[np.int64], classes: list[str]) -> list[tuple[str, str, int]]:
-    """Return the most frequent pairs of true and predicted class that differ, with their counts."""
-    wrong = counts - np.diag(np.diag(counts))
-    pairs = np.argwhere(wrong)
-    order = np.argsort(-wrong[tuple(pairs.T)], kind="stable")[:_CONFUSED_PAIRS]
+def _phases(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the seconds of all epochs by phase, none if the run recorded no times."""
+    seconds = dict.fromkeys(_PHASES, 0.0)
+    for row in history:
+        for phase in _PHASES:
+            seconds[phase] += (row.get("ledger") or {}).get(phase) or 0.0
+    total = sum(seconds.values())
+    if not total:
+        return []
     return [
-        (classes[true], classes[predicted], int(wrong[true, predicted]))
-        for true, predicted in pairs[order]
+        {"name": name, "seconds": seconds[phase], "share": seconds[phase] / total}
+        for phase, name in _PHASES.items()
     ]
 
 
-def _epoch_times(history: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the seconds of each epoch by phase, and the sentence on the limit of the last one.
+def _limit(history: list[dict[str, Any]]) -> str:
+    """Return the sentence on what limited the last epoch."""
+    return str((history[-1].get("ledger") or {}).get("limit") or "") if history else ""
 
-    None if the run recorded no times.
-    """
-    epochs = [(row["epoch"], row["ledger"]) for row in history if row.get("ledger")]
-    if not epochs:
-        return None
-    rows = [
-        {"epoch": epoch, "seconds": [times.get(phase) for phase in _PHASES]}
-        for epoch, times in epochs
+
+def _settings(version: ModelVersion) -> list[tuple[str, str]]:
+    """Return the values that describe the training; zeros that stand for a default are resolved."""
+    config = version.lineage["config"]
+    network = version.architecture
+    settings = [
+        ("backbone", network.backbone),
+        ("cut", network.cut),
+        ("head", network.head),
+        ("input", f"{network.input_size} px"),
+        ("weights", version.lineage["weights"] or "random"),
     ]
-    _, last_times = epochs[-1]
+    return settings + [
+        (name.replace("_", " "), _value(config[name])) for name in _MAIN_SETTINGS if name in config
+    ]
 
-    return {"columns": list(_PHASES.values()), "rows": rows, "limit": last_times.get("limit")}
+
+def _more_settings(version: ModelVersion) -> list[tuple[str, str]]:
+    config = version.lineage["config"]
+    return [
+        (name.replace("_", "-"), _value(value))
+        for name, value in config.items()
+        if name not in _MAIN_SETTINGS
+    ]
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _origin(version: ModelVersion) -> list[tuple[str, str]]:
+    lineage = version.lineage
+    return [
+        ("model", version.id),
+        ("dataset", f"{lineage['dataset']['uri']}, version {lineage['dataset']['version']}"),
+        ("run", lineage["run"].removeprefix("runs/")),
+        ("initial weights", lineage["weights"] or "random"),
+        *lineage["libraries"].items(),
+    ]

@@ -49,11 +49,15 @@ def evaluate_test(
 
     # Each worker fills in its own positions; the sum with the zeros of the others is exact.
     probabilities = (test.logits.double() / temperature).softmax(dim=1)
-    local = torch.stack([probabilities.argmax(dim=1).double(), probabilities.amax(dim=1)])
-    gathered = torch.zeros(2, len(samples), dtype=torch.float64, device=group.device)
+    score, best = probabilities.max(dim=1)
+    others = probabilities.scatter(1, best[:, None], -1.0)
+    second_score, second_best = others.max(dim=1)
+    local = torch.stack([best.double(), second_best.double(), score, second_score])
+    gathered = torch.zeros(4, len(samples), dtype=torch.float64, device=group.device)
     gathered[:, torch.from_numpy(test.positions).to(group.device)] = local
-    predicted, scores = group.all_reduce_sum(gathered)
-    return TestEvaluation(metrics, TestPredictions(predicted.long(), scores))
+    classes, runners_up, scores, runner_up_scores = group.all_reduce_sum(gathered)
+    predictions = TestPredictions(classes.long(), scores, runners_up.long(), runner_up_scores)
+    return TestEvaluation(metrics, predictions)
 
 
 def _binary_scores(local: LocalLogits, temperature: float, group: Group) -> BinaryScores:

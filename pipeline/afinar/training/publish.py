@@ -88,10 +88,15 @@ class TrainResult(TrialResult):
 
 @dataclass(frozen=True)
 class TestPredictions:
-    """Predicted class numbers int64 [n] of the test split, and their probabilities float64 [n]."""
+    """Predicted class numbers int64 [n] of the test split, and their probabilities float64 [n].
+
+    `runners_up` and `runner_up_scores` are those of the second most probable class.
+    """
 
     classes: Tensor
     scores: Tensor
+    runners_up: Tensor
+    runner_up_scores: Tensor
 
 
 def write_result(
@@ -167,6 +172,8 @@ def _test_table(
             "label": pa.array(names[test.targets], pa.string()),
             "predicted": pa.array(names[predictions.classes.cpu().numpy()], pa.string()),
             "score": pa.array(predictions.scores.cpu().numpy()),
+            "runner_up": pa.array(names[predictions.runners_up.cpu().numpy()], pa.string()),
+            "runner_up_score": pa.array(predictions.runner_up_scores.cpu().numpy()),
         }
     )
 
