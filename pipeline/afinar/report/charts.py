@@ -26,7 +26,7 @@ HEIGHT: Final = 232
 COLOURS: Final = 6
 """Number of colours of series: `--c1` to `--c6` in `base.html.j2`."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 12, 10, 38
 _MARKS: Final = 40  # a longer line has no marks
 _TICKS: Final = 5
 
@@ -161,8 +161,14 @@ class Chart:
         return round(start + share * (end - start), 2)
 
 
+def exact_axis(label: str, low: float, high: float, *, integer: bool = False) -> Axis:
+    """Return an axis from `low` to `high` with the round ticks between them."""
+    rounded = axis(label, low, high, integer=integer)
+    return Axis(label, low, high, [tick for tick in rounded.ticks if low <= tick[0] <= high])
+
+
 def axis(label: str, low: float, high: float, *, integer: bool = False, unit: str = "") -> Axis:
-    """Return an axis from `low` to a round number at or above `high`, with round ticks.
+    """Return an axis between round numbers below `low` and above `high`, with round ticks.
 
     Steps are 1, 2 or 5 times a power of ten (Heckbert, "Nice numbers for graph labels", Graphics
     Gems, 1990). Example: 0 to 0.83 has the ticks 0, 0.2, 0.4, 0.6, 0.8 and 1.
@@ -194,7 +200,7 @@ def curves(runs: list[EvaluatedRun]) -> list[Chart]:
     ]
     accuracies = [row[split]["top1"] for h in histories for row in h for split in ("train", "val")]
     # One epoch has no line: its axis has a neighbour to either side.
-    x = axis("epoch", min(epochs), max(*epochs, min(epochs) + 1), integer=True)
+    x = exact_axis("epoch", min(epochs), max(*epochs, min(epochs) + 1), integer=True)
     loss = Chart(title="Loss (cross-entropy) by epoch", x=x, y=axis("loss", 0, max(losses)))
     lowest = math.floor(10 * min(accuracies)) * 10
     accuracy = Chart(
@@ -210,7 +216,9 @@ def curves(runs: list[EvaluatedRun]) -> list[Chart]:
 def _add_curves(
     chart: Chart, run: EvaluatedRun, key: str, scale: int, colour: int, with_name: bool
 ) -> None:
-    for split, name in (("train", "training"), ("val", "validation")):
+    for number, (split, name) in enumerate((("train", "training"), ("val", "validation"))):
+        if not with_name:
+            colour = 2 - number
         points = [(float(row["epoch"]), scale * row[split][key]) for row in run.history]
         label = f"{run.name}, {name}" if with_name else name
         chart.line(points, colour, dashed=split == "train", name=label)
@@ -225,7 +233,7 @@ def rate_chart(points: list[Point]) -> Chart:
     epochs, rates = zip(*points, strict=True)
     chart = Chart(
         title="Learning rate by epoch",
-        x=axis("epoch", 0, max(1.0, *epochs), integer=True),
+        x=exact_axis("epoch", 0, max(1.0, *epochs), integer=True),
         y=axis("learning rate", 0, max(rates)),
     )
     chart.line(points, 1)
@@ -300,7 +308,7 @@ def histogram(
     total = int(counts.sum()) or 1
     chart = Chart(
         title=title,
-        x=axis(label, float(edges[0]), float(edges[-1])),
+        x=exact_axis(label, float(edges[0]), float(edges[-1])),
         y=axis("pictures", 0, max(int(counts.max()), 1), integer=True),
     )
     ends = itertools.pairwise(edges.tolist())

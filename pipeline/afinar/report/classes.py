@@ -15,7 +15,7 @@ from afinar.dataset.reader import Dataset
 from afinar.report.charts import Key
 from afinar.storage.arrow import group_by
 
-SPLITS: Final = ("train", "val", "test")
+SPLITS: Final = ("train", "validation", "test")
 _HELD_OUT: Final = "in no split"
 _UNLABELLED: Final = "(no label)"
 
@@ -29,7 +29,7 @@ class ClassRow:
 
     name: str
     train: int
-    val: int
+    validation: int
     test: int
     hits: int
     recall: float | None
@@ -62,7 +62,7 @@ def class_rows(
             ClassRow(
                 name=name,
                 train=pictures["train"][name],
-                val=pictures["val"][name],
+                validation=pictures["validation"][name],
                 test=true[number],
                 hits=hits,
                 recall=hits / true[number] if true[number] else None,

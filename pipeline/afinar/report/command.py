@@ -30,7 +30,8 @@ def reproduce(job: str, kind: type[JobConfig], values: Mapping[str, Any]) -> str
             positional.append(shlex.quote(str(value)))
         elif value != _default(field) and value is not None:
             flags.append(_flag(field.name.replace("_", "-"), value))
-    return " ".join([f"afinar {job}", *positional, *flags])
+    # One flag on a line: a browser would break a long line within `--`.
+    return " \\\n  ".join([" ".join([f"afinar {job}", *positional]), *flags])
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

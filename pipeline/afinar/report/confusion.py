@@ -22,7 +22,7 @@ MATRIX_CLASSES: Final = 120
 """Largest number of classes of a matrix: more than that nobody reads, pairs are listed instead."""
 PAIRS: Final = 100
 
-_PER_PAIR: Final = 12
+_PER_PAIR: Final = 24
 _CELL_PX: Final = 18
 _LEFT_PX: Final = 160
 _TOP_PX: Final = 130
@@ -197,6 +197,7 @@ def mistake_gallery(
             [row["row"] for row in rows],
             [mistake_caption(row) for row in rows],
             size_px,
+            alts=[f"{row['label']} predicted as {row['predicted']}" for row in rows],
             stretch=stretch,
         )
     )
@@ -212,13 +213,10 @@ def mistake_gallery(
     return MistakeGallery(groups, targets)
 
 
-def mistake_caption(row: dict[str, Any], *, with_classes: bool = False) -> str:
-    """Return the score of a wrong prediction, and the class that came second."""
+def mistake_caption(row: dict[str, Any]) -> str:
+    """Return the score of a wrong prediction, and the class that came second, if it is recorded."""
     text = f"{row['score']:.0%}"
-    if with_classes:
-        text = f"{row['label']} predicted as {row['predicted']}, {text}"
-    runner_up = row.get("runner_up")
-    if runner_up is None:
+    if row.get("runner_up") is None:
         return text
-    second = "the true class" if runner_up == row["label"] else runner_up
+    second = "the true class" if row["runner_up"] == row["label"] else row["runner_up"]
     return f"{text}, then {second} {row['runner_up_score']:.0%}"

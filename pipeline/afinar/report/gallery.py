@@ -63,16 +63,17 @@ def class_gallery(
     certain = _least_certain(run, classes, min(_LEAST_CERTAIN, per_class - 1)) if run else {}
     chosen = _choose(dataset, classes, per_class - (_LEAST_CERTAIN if certain else 0))
 
-    rows, captions, sizes = [], [], []
+    rows, captions, alts, sizes = [], [], [], []
     splits = dataset.index.column("split")
     for name in classes:
         of_class = [(row, splits[row].as_py() or "in no split") for row in chosen[name]]
         of_class += certain.get(name, [])
         rows += [row for row, _ in of_class]
-        captions += [f"{name}, {caption}" for _, caption in of_class]
+        captions += [caption for _, caption in of_class]
+        alts += [f"{name}, {caption}" for _, caption in of_class]
         sizes.append(len(of_class))
 
-    pictures = iter(tiles(dataset, rows, captions, size_px))
+    pictures = iter(tiles(dataset, rows, captions, size_px, alts=alts))
     numbers = {name: number for number, name in enumerate(dataset.classes)}
     counts = dataset.manifest.counts["labels"]
     return ClassGallery(

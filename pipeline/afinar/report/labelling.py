@@ -97,8 +97,9 @@ def contact_sheets(rows: pa.Table, stats: LabelStats) -> list[ClassSheet]:
         chosen += most + least
         sizes.append((len(most), len(least)))
 
-    captions = [f"{row['label']}, {row['score']:.1%}" for row in chosen]
-    pictures = iter(file_tiles(chosen, captions))
+    captions = [f"{row['score']:.1%}" for row in chosen]
+    alts = [f"{row['label']}, {row['score']:.1%}" for row in chosen]
+    pictures = iter(file_tiles(chosen, captions, alts))
     return [
         ClassSheet(
             target=f"sheet-{number}",

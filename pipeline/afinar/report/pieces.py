@@ -33,11 +33,15 @@ _BLOCK: Final = 16
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture: its URI as title, and a caption. `image` is a data URI, empty if it is gone."""
+    """One picture: its URI as title, and a caption. `image` is a data URI, empty if it is gone.
+
+    `alt` describes the picture to those who do not see it: by default the caption.
+    """
 
     image: str
     title: str
     caption: str
+    alt: str = ""
 
     @property
     def link(self) -> str:
@@ -70,6 +74,7 @@ def tiles(
     captions: Sequence[str],
     size_px: int = THUMBNAIL_PX,
     *,
+    alts: Sequence[str] = (),
     stretch: bool = False,
 ) -> list[Tile]:
     """Return a tile for each of `rows` (positions in the index), titled with its uri."""
@@ -79,7 +84,8 @@ def tiles(
         for start in range(0, len(rows), _BLOCK)
         for image in dataset.read(rows[start : start + _BLOCK])
     ]
-    return [Tile(*parts) for parts in zip(images, uris, captions, strict=True)]
+    texts = zip(images, uris, captions, alts or captions, strict=True)
+    return [Tile(image, uri, caption, alt) for image, uri, caption, alt in texts]
 
 
 def read_thumbnails(rows: list[dict[str, Any]], view: StoredView) -> Iterator[bytes | None]:
@@ -109,11 +115,13 @@ def read_thumbnails(rows: list[dict[str, Any]], view: StoredView) -> Iterator[by
         yield from pool.map(read, rows)
 
 
-def file_tiles(rows: list[dict[str, Any]], captions: list[str]) -> list[Tile]:
+def file_tiles(
+    rows: list[dict[str, Any]], captions: Sequence[str], alts: Sequence[str]
+) -> list[Tile]:
     """Return a tile of the picture of each row (uri, etag), read whole from its source."""
     view = StoredView(size=THUMBNAIL_PX, fit="pad", background=(127, 127, 127))
     images = read_thumbnails(rows, view)
     return [
-        Tile(data_uri(image, "jpeg") if image else "", row["uri"], caption)
-        for row, caption, image in zip(rows, captions, images, strict=True)
+        Tile(data_uri(image, "jpeg") if image else "", row["uri"], caption, alt)
+        for row, caption, alt, image in zip(rows, captions, alts, images, strict=True)
     ]

@@ -9,7 +9,9 @@ from urllib.parse import quote
 
 import jinja2
 
-_NAME: Final = 44  # characters of a name that is shown; the whole name is in its title
+# Characters of a name that are shown; the whole name is in its title.
+_NAME: Final = 44
+_FILE: Final = 32
 
 
 def template(name: str) -> jinja2.Template:
@@ -60,8 +62,8 @@ def shorten(text: str, limit: int = _NAME) -> str:
 
 
 def short_uri(uri: str) -> str:
-    """Return the last two parts of a URI, shortened."""
-    return shorten("/".join(uri.rsplit("/", 2)[-2:]))
+    """Return the name of a file, shortened."""
+    return shorten(uri.rsplit("/", 1)[-1], _FILE)
 
 
 def file_link(uri: str) -> str:
