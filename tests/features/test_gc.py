@@ -22,7 +22,7 @@ from tests.archives import ingest
 from tests.conftest import make_archive
 from tests.executors import InterruptedExecutor
 from tests.features.jobs import compute
-from tests.ingest.test_forget import objects_with
+from tests.ingestion.test_forget import objects_with
 
 
 @pytest.fixture

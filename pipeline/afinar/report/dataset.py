@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from afinar.config.base import as_dict
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.reader import Dataset, open_dataset
-from afinar.ingest.driver import IngestOutcome
+from afinar.ingestion.driver import IngestOutcome
 from afinar.logs import log_settings
 from afinar.pictures.resize import Pixels
 from afinar.report.charts import Chart, axis, histogram

@@ -13,11 +13,11 @@ from afinar.config.evaluate import EvaluateConfig
 from afinar.evaluation.corruptions import corruptions
 from afinar.evaluation.intervals import calibration_error, reliability
 from afinar.logs import log_settings
-from afinar.report.pieces import Tile, confusion_table, data_uri, tiles
-from afinar.report.plots import reliability_diagram, thumbnail
+from afinar.report.charts import reliability_charts
+from afinar.report.confusion import confusion_matrix, most_confused
+from afinar.report.pieces import Tile, data_uri, thumbnail, tiles
 from afinar.report.rendering import template
 from afinar.report.run_folder import record_run, report_uri
-from afinar.report.training import MATRIX_CLASSES, most_confused
 from afinar.storage.arrow import to_parquet
 from afinar.storage.names import new_run
 from afinar.storage.open import open_store
@@ -120,12 +120,12 @@ def evaluation_page(outcome: EvaluateOutcome, summary: dict[str, Any]) -> str:
         mistakes=_mistakes(outcome),
         mistakes_total=int((~outcome.hits).sum()),
         recalls=_recalls(counts, classes),
-        confusion=confusion_table(counts, classes) if len(classes) <= MATRIX_CLASSES else None,
-        confused=most_confused(counts, classes),
+        confusion=confusion_matrix(counts, classes, {}),
+        confused=most_confused(counts, classes, {}),
         examples=_examples(outcome),
         calibration_error=calibration_error(bins),
         temperature=outcome.version.temperature,
-        reliability=data_uri(reliability_diagram(bins), "png"),
+        reliability=reliability_charts(bins),
     )
 
 

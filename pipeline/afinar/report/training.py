@@ -127,9 +127,13 @@ def summarize_training(outcome: TrainOutcome) -> dict[str, Any]:
 
 
 def _limit(history: list[dict[str, Any]]) -> str:
-    """Return the sentence on what limits the last epoch, "" for trainings of a few seconds."""
-    seconds = sum(row["ledger"]["seconds"] for row in history)
-    return str(history[-1]["ledger"]["limit"]) if seconds >= SHORT_S else ""
+    """Return the sentence on what limited the last epoch, "" for trainings of a few seconds.
+
+    Runs of earlier versions have no times.
+    """
+    ledgers = [row.get("ledger") or {} for row in history]
+    seconds = sum(ledger.get("seconds") or 0.0 for ledger in ledgers)
+    return str(ledgers[-1].get("limit") or "") if seconds >= SHORT_S else ""
 
 
 def training_page(
@@ -368,11 +372,6 @@ def _phases(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         {"name": name, "seconds": seconds[phase], "share": seconds[phase] / total}
         for phase, name in _PHASES.items()
     ]
-
-
-def _limit(history: list[dict[str, Any]]) -> str:
-    """Return the sentence on what limited the last epoch."""
-    return str((history[-1].get("ledger") or {}).get("limit") or "") if history else ""
 
 
 def _settings(version: ModelVersion) -> list[tuple[str, str]]:

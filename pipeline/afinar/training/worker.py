@@ -192,12 +192,12 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
     if config.solves_head and part.is_solved_at_once:
         epochs = 0
 
-    per_epoch = steps_per_epoch(task.epoch_samples, config.batch_size)
+    per_epoch = steps_per_epoch(task.epoch_samples, config.samples_per_step)
     time_limit = TimeLimit(
         task.deadline_s,
         epochs * per_epoch,
         steps_per_epoch=per_epoch,
-        batch_size=config.batch_size,
+        batch_size=config.samples_per_step,
         validation=len(samples.validation),
         test=len(samples.test),
     )
