@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from afinar import open_model
 from afinar.analysis.evaluate import EvaluateOutcome, run_evaluation
 from afinar.config.evaluate import EvaluateConfig
 from afinar.dataset.reader import open_dataset
 from afinar.errors import RequestError
-from afinar.inference.predictor import open_model
 from afinar.models.registry.versions import find_model
 from afinar.report.evaluation import record_evaluation
 from afinar.units.executor import InlineExecutor

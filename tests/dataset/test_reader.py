@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afinar import open_dataset
+from afinar.dataset.reader import open_dataset
 from afinar.errors import IntegrityError, RequestError, StorageError
 from tests.archives import ingest
 from tests.conftest import jpeg

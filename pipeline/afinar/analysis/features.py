@@ -83,8 +83,9 @@ def picture_features(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_feature_network([features.spec], weights, device)
-    (row,) = network(image[None])
-    return row[0]
+    (rows,) = network(image[None])
+    row: NDArray[np.floating[Any]] = rows[0]
+    return row
 
 
 def require_features(config: SimilarConfig, dataset: Dataset) -> Features:

@@ -18,17 +18,17 @@ from numpy.typing import NDArray
 
 from afinar.analysis.contents import Contents, distinct_ids, find_contents
 from afinar.analysis.features import complete_features
-from afinar.config.similar import SimilarConfig
-from afinar.dataset.reader import Dataset, open_dataset
-from afinar.errors import RequestError
-from afinar.evaluation.clusters import WeakCluster, find_clusters, weak_clusters
-from afinar.evaluation.label_errors import (
+from afinar.analysis.label_errors import (
     FOLDS,
     MIN_OF_CLASS,
     LabelScores,
     out_of_fold,
     score_labels,
 )
+from afinar.config.similar import SimilarConfig
+from afinar.dataset.reader import Dataset, open_dataset
+from afinar.errors import RequestError
+from afinar.evaluation.clusters import WeakCluster, find_clusters, weak_clusters
 from afinar.evaluation.near_duplicates import (
     MIN_CORRELATION,
     THUMBNAIL_PX,

@@ -85,7 +85,8 @@ def _rotation(image: Picture, degrees: float) -> Picture:
 
 
 def _rounded(values: NDArray[np.floating]) -> Picture:
-    return np.rint(values).clip(0, 255).astype(np.uint8)
+    rounded: Picture = np.rint(values).clip(0, 255).astype(np.uint8)
+    return rounded
 
 
 _FUNCTIONS: Final[dict[str, tuple[Callable[[Picture, float], Picture], tuple[float, ...]]]] = {

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from afinar.analysis.label_errors import TRULY_WRONG
 from afinar.analysis.similar import SimilarOutcome
 from afinar.analysis.tables import (
     corrections_csv,
@@ -21,7 +22,6 @@ from afinar.analysis.tables import (
     suspicious_table,
 )
 from afinar.config.similar import SimilarConfig
-from afinar.evaluation.label_errors import TRULY_WRONG
 from afinar.evaluation.near_duplicates import MIN_CORRELATION, groups_of
 from afinar.logs import log_settings
 from afinar.predictions.review_queue import FORM
@@ -222,7 +222,7 @@ def _class_rows(outcome: SimilarOutcome) -> list[dict[str, Any]]:
     for place in judged.scores.ranking[judged.scores.is_flagged[judged.scores.ranking]]:
         by_class[int(labels[place])].append(int(place))
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, places in sorted(by_class.items(), key=lambda item: -len(item[1])):
         shown = places[:_OF_CLASS] if len(rows) < _CLASSES else []
         rows.append(

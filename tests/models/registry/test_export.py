@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from afinar import open_model
 from afinar.cli.main import main
 from afinar.config.models import ExportFormat
 from afinar.errors import ModelError, RequestError
-from afinar.inference.predictor import open_model
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.cuts import resolve_cut
 from afinar.models.networks.network import build_network

@@ -174,6 +174,6 @@ def estimated_joint(
     np.add.at(joint, (targets[is_counted], actual[is_counted]), 1)
 
     scale = counts / np.maximum(joint.sum(axis=1), 1)
-    numbers = np.rint(joint * scale[:, None]).astype(np.int64)
+    numbers: NDArray[np.int64] = np.rint(joint * scale[:, None]).astype(np.int64)
     np.fill_diagonal(numbers, 0)
     return numbers
