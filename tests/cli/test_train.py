@@ -19,6 +19,9 @@ def summary(points: list[dict[str, Any]]) -> dict[str, Any]:
     }
     return {
         "model": "models/@1-0a1b2c3d",
+        "promoted": True,
+        "champion": 1,
+        "why": "no champion before it",
         "architecture": {"backbone": "resnet18", "cut": "x", "head": "linear", "input_size": 224},
         "weights": "imagenet",
         "params_total": 10,
@@ -38,6 +41,20 @@ def summary(points: list[dict[str, Any]]) -> dict[str, Any]:
         "report": "report.html",
         "limit": "",
     }
+
+
+def test_summary_says_who_is_champion_and_why() -> None:
+    values = summary([])
+    assert "champion     version 1, this one: no champion before it" in describe(values)
+    stays = {"promoted": False, "champion": 3, "why": "version 4 is not better"}
+    assert "version 3 stays: version 4 is not better" in describe(values | stays)
+    nobody = {"promoted": False, "champion": None, "why": "it guesses"}
+    assert "none: it guesses" in describe(values | nobody)
+    settings = values["settings"] | {
+        "workers": 2, "device": "CPU", "precision": "float32", "augment": "flip", "is_cut": True
+    }  # fmt: skip
+    text = " ".join(describe(values | {"settings": settings}).split())
+    assert "augmentation flip, float32, 2 workers on CPU, cut by --time-limit" in text
 
 
 def test_operating_points_of_two_classes_have_a_line_each() -> None:

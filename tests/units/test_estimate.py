@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pytest
 
 from afinar.units.cut import PLAN
-from afinar.units.estimate import SAMPLE, Sample, extrapolate, list_requests, sample_pending
+from afinar.units.estimate import (
+    SAMPLE,
+    Sample,
+    extrapolate,
+    list_requests,
+    measure_start,
+    sample_pending,
+)
 
 
 def plan(pending: int, up_to_date: int = 0) -> pa.Table:
@@ -24,12 +32,27 @@ def test_cost_of_the_sample_is_extrapolated_to_pending_pictures_and_workers() ->
     sample.rejects["empty"] = 2
     estimate = extrapolate(plan(1000, up_to_date=50), sample, workers=2, listing_s=0.25)
     assert (estimate.listed, estimate.to_read, estimate.units) == (1050, 1000, 10)
+    assert estimate.start_seconds == 3.0
     assert estimate.seconds == 4.5, "0.25 s listing, 3 s start, 1000 x 0.0025 s / 2 workers"
     assert estimate.images_per_second == 800.0
     assert (estimate.bytes_read, estimate.bytes_written) == (10_000, 20_000)
     assert estimate.stages == {"fetch": 0.2, "decode": 0.8}
     assert estimate.sample_rejects == {"empty": 2}
     assert sample.reject_rate == 0.01
+
+
+def test_workers_without_a_unit_do_nothing() -> None:
+    sample = Sample(100)
+    sample.timer.seconds = {"decode": 1.0}
+    estimate = extrapolate(plan(100), sample, workers=64, listing_s=0)
+    assert (estimate.units, estimate.seconds) == (1, 1.0)
+
+
+def test_start_is_measured_and_that_of_ray_is_a_multiple(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 2.0, 10.0, 12.0])
+    monkeypatch.setattr("afinar.units.estimate.time.monotonic", lambda: next(clock))
+    assert measure_start("sys", starts_ray=False) == 2.0
+    assert measure_start("sys", starts_ray=True) > 2.0
 
 
 def test_nothing_pending_costs_only_the_listing() -> None:

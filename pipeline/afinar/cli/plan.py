@@ -8,9 +8,12 @@ from typing import Any
 
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_counts, format_left_out, format_size, format_table
+from afinar.config.base import cluster_address
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
+from afinar.execution.choice import FEW_INGESTED, FEW_LABELLED, choose_for_units, this_machine
+from afinar.execution.executor import asks_for_ray
 from afinar.logs import wrap
 from afinar.units.progress import format_duration
 
@@ -56,13 +59,28 @@ def _configure_label(argv: list[str]) -> LabelConfig:
 
 def run(config: IngestConfig | LabelConfig) -> dict[str, Any]:
     """Time a sample of the work and return the estimate. Writes nothing."""
+
+    is_labelling = isinstance(config, LabelConfig)
+
+    def starts_ray(pictures: int) -> bool:
+        choice = choose_for_units(
+            pictures,
+            pictures,
+            limit=FEW_LABELLED if is_labelling else FEW_INGESTED,
+            workers=config.workers,
+            asks_for_ray=asks_for_ray(config.address),
+            uses_gpus=is_labelling,
+            machine=this_machine(),
+        )
+        return not choice.without_ray and cluster_address(config.address) is None
+
     if isinstance(config, LabelConfig):
         from afinar.labelling.estimate import forecast_label
 
-        return asdict(forecast_label(config))
+        return asdict(forecast_label(config, starts_ray))
     from afinar.ingestion.estimate import forecast_ingest
 
-    return asdict(forecast_ingest(config))
+    return asdict(forecast_ingest(config, starts_ray))
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -79,7 +97,11 @@ def describe(summary: dict[str, Any]) -> str:
         ("to read", f"{summary['to_read']} in {summary['units']} units, {read}"),
         ("to write", f"about {format_size(summary['bytes_written'])}"),
         ("requests", format_counts(summary["requests"])),
-        ("time", f"about {time} with {summary['workers']} workers as fast as this one"),
+        (
+            "time",
+            f"about {time} with {summary['workers']} workers as fast as this one; "
+            f"{format_duration(summary['start_seconds'])} of it until they are ready",
+        ),
         ("rate", f"{summary['images_per_second']:.0f} pictures/s; {phases}"),
         ("sample", f"{summary['sampled']} pictures; rejected: {rejects}"),
     ]

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_counts, format_left_out, format_size, format_table
+from afinar.cli.formatting import (
+    format_columns,
+    format_counts,
+    format_left_out,
+    format_size,
+    format_table,
+)
 from afinar.config.status import StatusConfig
+from afinar.sources.entry import SPLITS
 
+_CLASSES: Final = 30  # rows of the table of classes
 EXAMPLE = "afinar status dataset/ --verify"
 
 
@@ -38,7 +46,24 @@ def describe(summary: dict[str, Any]) -> str:
         f"{format_counts(version['splits'])}"
         for version in summary["versions"]
     ]
-    return "\n".join([table, "versions", *versions])
+    return "\n".join([table, *_class_lines(summary), "versions", *versions])
+
+
+def _class_lines(summary: dict[str, Any]) -> list[str]:
+    """Return a table of classes and splits; of many classes the largest and the smallest."""
+    by_class = list(summary.get("by_class", {}).items())
+    if not by_class:
+        return []
+    shown = by_class
+    if len(by_class) > _CLASSES:
+        shown = by_class[: _CLASSES // 2] + by_class[-_CLASSES // 2 :]
+    rows = [("  class", *SPLITS)]
+    rows += [(f"  {name}", *(str(splits[split]) for split in SPLITS)) for name, splits in shown]
+    left = len(by_class) - len(shown)
+    return [
+        *format_columns(rows).splitlines(),
+        *([f"  and {left} classes between"] if left else []),
+    ]
 
 
 def _dataset_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

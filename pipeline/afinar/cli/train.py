@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from afinar.training.task import TrainTask
 
 INTERRUPTED = "the same command resumes the training from its newest checkpoint"
-EXAMPLE = "afinar train dataset/ models/ --backbone resnet18 --regime full --epochs 5"
+EXAMPLE = "afinar train dataset/ models/ --backbone resnet18 --time-limit 30"
 
 
 def configure(argv: list[str]) -> TrainConfig:

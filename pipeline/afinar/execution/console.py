@@ -9,6 +9,7 @@ from typing import Any, Final
 from ray._private import worker as ray_worker
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
+from afinar.execution import ray_log
 from afinar.execution.worker_lines import WorkerLines
 
 _HANDLER: Final = "afinar"
@@ -29,6 +30,7 @@ def worker_output(verbose: bool) -> Iterator[None]:
     def print_afinar_lines(batch: dict[str, Any]) -> None:
         process = f"{batch.get('ip')} {batch.get('pid')}"
         batch["lines"] = printer.print_log(process, batch["lines"])
+        ray_log.keep(process, batch["lines"])
 
     ray_worker._worker_logs_enabled = verbose
     global_worker_stdstream_dispatcher.add_handler(_HANDLER, print_afinar_lines)

@@ -28,7 +28,8 @@ from ray.train.v2.api.config import FailureConfig, ScalingConfig
 
 from afinar.config.base import cluster_address
 from afinar.config.train import TrainConfig
-from afinar.errors import AfinarError, RequestError, ShortfallError
+from afinar.errors import AfinarError, RequestError, ShortfallError, StorageError
+from afinar.execution import ray_log
 from afinar.execution.failures import root_cause
 from afinar.execution.session import (
     cluster_cores,
@@ -53,6 +54,7 @@ from afinar.execution.train_failure import (
     record_start,
 )
 from afinar.logs import LogSettings, configure_worker_logging, log_settings
+from afinar.storage.open import open_store
 from afinar.training.distributed import Group
 from afinar.training.hooks import Metrics, TrainHooks
 from afinar.training.task import TrainTask, resolve_task
@@ -120,6 +122,7 @@ def launch_on_ray(
             raise
         finally:
             _delete_ray_files(trainer.run_config)
+            _save_ray_log(task)
 
 
 class _Trainer(TorchTrainer):
@@ -282,6 +285,14 @@ def _delete_ray_files(config: RunConfig) -> None:
             filesystem.delete_dir(f"{folder}/{config.name}")
     except OSError as error:
         logger.debug(f"could not delete {folder}/{config.name}: {error}")
+
+
+def _save_ray_log(task: TrainTask) -> None:
+    """Write what Ray's processes printed; the training does not depend on it."""
+    try:
+        ray_log.save(open_store(task.config.models), task.run)
+    except StorageError as error:
+        logger.debug(f"could not write Ray's log: {error}")
 
 
 class _Watch:

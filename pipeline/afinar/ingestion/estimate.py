@@ -17,7 +17,16 @@ from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
 from afinar.storage.multi_store import open_root
 from afinar.storage.objects import sha256
-from afinar.units.estimate import Forecast, Sample, extrapolate, list_requests, sample_pending
+from afinar.units.cut import count_pending
+from afinar.units.estimate import (
+    Forecast,
+    Sample,
+    StartsRay,
+    extrapolate,
+    list_requests,
+    measure_start,
+    sample_pending,
+)
 from afinar.units.executor import InlineExecutor
 from afinar.units.plans import left_out_of
 
@@ -32,7 +41,9 @@ class IngestForecast(Forecast):
     dataset: str
 
 
-def forecast_ingest(config: IngestConfig) -> IngestForecast:
+def forecast_ingest(
+    config: IngestConfig, starts_ray: StartsRay = lambda _: False
+) -> IngestForecast:
     """List the source, and read and decode a sample of the pictures to be read; writes nothing."""
     started = time.monotonic()
     job = IngestJob(config, InlineExecutor())
@@ -42,6 +53,12 @@ def forecast_ingest(config: IngestConfig) -> IngestForecast:
 
     root = job.root_of(planned.table)
     sample = _measure(root, job.view, sample_pending(planned.table, root))
+    if sample.pictures:
+        pending = count_pending(planned.table, done=set())
+        sample.start_s = measure_start(
+            "afinar.ingest.worker, ray" if starts_ray(pending) else "afinar.ingest.worker",
+            starts_ray=starts_ray(pending),
+        )
     workers = config.workers or os.cpu_count() or 1
     estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)
     puts = estimate.units * _PUTS_PER_UNIT + (_PUTS_PER_VERSION if estimate.to_read else 0)

@@ -19,7 +19,7 @@ from afinar.storage.arrow import to_parquet
 from afinar.storage.open import read_uri
 from afinar.storage.records import as_record, parse_object
 from afinar.units.cut import count_pending
-from afinar.units.estimate import Forecast, Sample, extrapolate
+from afinar.units.estimate import Forecast, Sample, StartsRay, extrapolate, measure_start
 from afinar.units.executor import InlineExecutor
 from afinar.units.plans import left_out_of
 
@@ -29,14 +29,13 @@ _PUTS_PER_VERSION: Final = 3  # plan, list, manifest
 
 @dataclass(kw_only=True)
 class LabelForecast(Forecast):
-    """Estimate of a labelling. `start_seconds` is the time to load the model."""
+    """Estimate of a labelling."""
 
     predictions: str
     model: str
-    start_seconds: float
 
 
-def forecast_label(config: LabelConfig) -> LabelForecast:
+def forecast_label(config: LabelConfig, starts_ray: StartsRay = lambda _: False) -> LabelForecast:
     """List the source, and label a sample of the pending pictures; writes nothing."""
     started = time.monotonic()
     job = LabelJob(config, InlineExecutor())
@@ -47,6 +46,10 @@ def forecast_label(config: LabelConfig) -> LabelForecast:
     pending = count_pending(planned.table, done=set())
     entries = tuple(job.source.sample(planned.table)) if pending else ()
     sample = _measure(job.spec(pending), entries) if entries else Sample(0)
+    if entries:
+        # The model's start was measured in this process, which has imported torch for it.
+        modules = "ray" if starts_ray(pending) else "sys"
+        sample.start_s += measure_start(modules, starts_ray=starts_ray(pending))
     workers = config.workers or (_local_workers() if entries else os.cpu_count() or 1)
     estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)
     puts = _puts(estimate.units, estimate.to_read, sample.reject_rate)
@@ -55,7 +58,6 @@ def forecast_label(config: LabelConfig) -> LabelForecast:
         source=job.source.uri,
         predictions=job.out,
         model=job.model,
-        start_seconds=round(sample.start_s, 2),
         requests=job.source.count_requests(planned.table) | {"PUT": puts},
         notes=planned.notes,
         left_out=left_out_of(planned.table),
@@ -132,9 +134,8 @@ def read_forecast(path: str, job: LabelJob) -> dict[str, Any]:
 def forecast_error(forecast: dict[str, Any], summary: dict[str, Any]) -> dict[str, float]:
     """Return the estimated `seconds` for the pictures that a run read, and its relative `error`.
 
-    An error of 0.1 means that the run took 10 % longer. The run includes the start of Ray, the
-    estimate does not. A resumed run has read fewer pictures than were estimated; only those are
-    compared.
+    An error of 0.1 means that the run took 10 % longer. A resumed run has read fewer pictures than
+    were estimated; only those are compared.
     """
     estimated = forecast["listing_seconds"]
     if summary["read"]:

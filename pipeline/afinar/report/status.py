@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from afinar.config.status import StatusConfig
 from afinar.config.strict import structure
 from afinar.dataset.gc import collect_garbage, drop_plans, open_plans, verify_dataset
@@ -16,6 +19,7 @@ from afinar.features.gc import collect_features, status_of_features, verify_feat
 from afinar.models.registry.versions import VERSIONS, find_champion, get_model
 from afinar.pictures.preprocessing import StoredView
 from afinar.predictions.gc import collect, require_manifest, verify
+from afinar.sources.entry import SPLITS
 from afinar.storage.arrow import group_by
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
@@ -123,8 +127,21 @@ def _shards(store: Store, manifest: Manifest) -> dict[str, Any]:
         "shards": len(shards),
         "shard_bytes": sum(ref.bytes for ref in shards),
         "dead_rows": sum(ref.rows for ref in shards) - len(live),
+        "by_class": _by_class(index),
         "notes": few_notes(index.column("label"), index.column("split")),
     }
+
+
+def _by_class(index: pa.Table) -> dict[str, dict[str, int]]:
+    """Return the labelled samples of each class in each split, the largest class first."""
+    labelled = index.filter(pc.is_valid(index.column("label")))
+    counts = group_by(labelled, ["label", "split"]).aggregate([("uri", "count")])
+    table: dict[str, dict[str, int]] = {}
+    for row in counts.to_pylist():
+        splits = table.setdefault(row["label"], dict.fromkeys(SPLITS, 0))
+        if row["split"] is not None:  # null: held out
+            splits[row["split"]] = row["uri_count"]
+    return dict(sorted(table.items(), key=lambda item: (-sum(item[1].values()), item[0])))
 
 
 def _predictions(config: StatusConfig, store: Store) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import subprocess
+import sys
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,6 +20,8 @@ from afinar.units.cut import iter_units, unit_names
 from afinar.units.progress import PhaseTimer
 
 SAMPLE: Final = 200  # pictures
+# The start of a local Ray takes as long as so many starts of a process that imports ray.
+_RAY_PROCESSES: Final = 3.0
 _PER_LIST: Final = 1000  # objects in one answer of S3
 _CHUNK: Final = 65_536  # uris that are Python objects at a time
 
@@ -25,8 +30,8 @@ _CHUNK: Final = 65_536  # uris that are Python objects at a time
 class Estimate:
     """Extrapolation from a sample to all pending pictures, with `workers` processes like this one.
 
-    Times are in seconds, without the start of Ray. `stages` are fractions of a unit's time by
-    phase."""
+    Times are in seconds. `start_seconds` is the time until workers are ready: the start of Ray, of
+    processes, and of what they load. `stages` are fractions of a unit's time by phase."""
 
     listed: int
     to_read: int
@@ -35,6 +40,7 @@ class Estimate:
     sampled: int
     sample_rejects: dict[str, int]
     listing_seconds: float
+    start_seconds: float
     seconds: float
     images_per_second: float
     stages: dict[str, float]
@@ -81,22 +87,39 @@ class Sample:
         return self.rejects.total() / max(self.pictures, 1)
 
 
+StartsRay = Callable[[int], bool]
+"""Function that tells if a job over so many pictures starts a Ray of its own."""
+
+
+def measure_start(modules: str, *, starts_ray: bool) -> float:
+    """Return the seconds until workers are ready that import `modules`, comma-separated.
+
+    One such process is started here, so the result is that of this machine as busy as it is now.
+    """
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", f"import {modules}"], check=False, capture_output=True)
+    process_s = time.monotonic() - started
+    return process_s * (1 + _RAY_PROCESSES) if starts_ray else process_s
+
+
 def extrapolate(plan: pa.Table, sample: Sample, *, workers: int, listing_s: float) -> Estimate:
     """Extrapolate the cost of a sample to all pictures of a plan (PLAN) that have a unit.
 
     Example: 200 pictures took 0.5 s; of 10,000 pending pictures two workers take 10,000 x 0.0025 /
-    2 = 12.5 s, besides listing and start."""
+    2 = 12.5 s, besides listing and start. No more workers than units have work."""
     pending = plan.filter(pc.is_valid(plan.column("unit")))
-    seconds = sample.seconds_each * len(pending) / workers
+    units = len(unit_names(plan))
+    seconds = sample.seconds_each * len(pending) / max(1, min(workers, units))
 
     return Estimate(
         listed=len(plan),
         to_read=len(pending),
-        units=len(unit_names(plan)),
+        units=units,
         workers=workers,
         sampled=sample.pictures,
         sample_rejects=dict(sample.rejects),
         listing_seconds=round(listing_s, 2),
+        start_seconds=round(sample.start_s, 2),
         seconds=round(listing_s + sample.start_s + seconds, 1),
         images_per_second=round(len(pending) / seconds, 1) if seconds else 0.0,
         stages=_time_fractions(sample.timer),
