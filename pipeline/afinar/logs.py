@@ -65,20 +65,25 @@ def escape_lines(text: str) -> str:
     return "\n".join(map(escape_controls, text.split("\n")))
 
 
-def wrap(text: str, indent: int = 2) -> str:
-    """Break a line at its blanks into lines of `COLUMNS`; those after the first are indented.
+_COMMAND: Final = re.compile("`[^`]*`")
 
-    Paths and names are not broken: they are to be copied.
+
+def wrap(text: str, indent: int = 2, columns: int = COLUMNS) -> str:
+    """Break a line at its blanks so that it fits `columns`; further lines are indented.
+
+    Paths, names and commands between backticks are not broken: they are to be copied.
     """
-    if len(text) <= COLUMNS:
+    if len(text) <= columns:
         return text.rstrip()
-    return textwrap.fill(
-        text,
-        COLUMNS,
+    whole = _COMMAND.sub(lambda command: command[0].replace(" ", "\0"), text)
+    lines = textwrap.wrap(
+        whole,
+        columns,
         subsequent_indent=" " * indent,
         break_long_words=False,
         break_on_hyphens=False,
     )
+    return "\n".join(lines).replace("\0", " ")
 
 
 class _TextFormatter(logging.Formatter):

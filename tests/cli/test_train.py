@@ -45,7 +45,7 @@ def summary(points: list[dict[str, Any]]) -> dict[str, Any]:
 
 def test_summary_says_who_is_champion_and_why() -> None:
     values = summary([])
-    assert "champion     version 1, this one: no champion before it" in describe(values)
+    assert "champion    version 1, this one: no champion before it" in describe(values)
     stays = {"promoted": False, "champion": 3, "why": "version 4 is not better"}
     assert "version 3 stays: version 4 is not better" in describe(values | stays)
     nobody = {"promoted": False, "champion": None, "why": "it guesses"}

@@ -20,7 +20,7 @@ from afinar.training.driver import run_training
 from afinar.training.worker import run_worker
 from afinar.units.executor import InlineExecutor
 from tests.archives import flat_archive, ingest, label
-from tests.conftest import make_archive
+from tests.conftest import Trained, jpeg, make_archive
 from tests.training.runs import config
 
 
@@ -72,9 +72,9 @@ def test_pictures_of_the_source_and_elsewhere_are_labelled_and_kept(
     # A later ingest keeps them, also when the archive is gone, and reads only what is new.
     assert ingest(pictures, dataset).units_run == 0
     other.unlink()
-    make_archive(pictures, 22)
+    (pictures / "rust" / "new.jpg").write_bytes(jpeg(99))
     later = ingest(pictures, dataset)
-    assert (later.removed, later.relabelled) == (0, 0)
+    assert (later.added, later.removed, later.relabelled) == (1, 0, 0)
     assert expected.items() <= labels(dataset).items()
     again = table(tmp_path / "again.csv", [(str(scan), "rust")])
     ingest(pictures, dataset, add_labels=str(again))
@@ -117,7 +117,8 @@ def test_review_of_a_labelling_becomes_the_next_training(
     models = tmp_path / "models"
 
     def train(**options: Any) -> Any:
-        configuration = config(_Of(dataset), models, epochs=1, promote="always", **options)
+        data = Trained(pictures, dataset, str(models))
+        configuration = config(data, models, epochs=1, promote="always", **options)
         return run_training(configuration, lambda task: run_worker(task, Group()))
 
     train()
@@ -141,10 +142,3 @@ def test_review_of_a_labelling_becomes_the_next_training(
     outcome = train(seed=1)
     assert outcome.version.lineage["dataset"]["version"] == 2
     assert outcome.champion.champion == outcome.version.version == 2
-
-
-class _Of:
-    """What `config` takes of a trained model: the dataset."""
-
-    def __init__(self, dataset: str) -> None:
-        self.dataset = dataset

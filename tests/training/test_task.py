@@ -35,7 +35,7 @@ def test_new_dataset_version_begins_a_new_run_and_notes_the_interrupted_one(
     run_ingest(ingest, InlineExecutor())
     task = plan_training(configuration, "another")
     assert (task.run, task.resumed, task.dataset_version) == ("another", False, 2)
-    note = capfd.readouterr().err
+    note = " ".join(capfd.readouterr().err.split())  # lines are broken
     assert "note: 1 training is unfinished here: `afinar status" in note
     assert f"afinar status {tmp_path / 'models'}" in note
     epochs = [row["epoch"] for row in train(task, Group()).history]

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 import tyro
 
 from afinar.config.base import POSITIONAL, JobConfig
-from afinar.config.presets import PRESETS
+from afinar.config.presets import with_preset
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
@@ -54,8 +54,8 @@ def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
     recipe = _find_flag(argv, "recipe")
     defaults = load_recipe(config_class, recipe) if recipe else {}
     if config_class is TrainConfig:
-        preset = _find_flag(argv, "preset") or defaults.get("preset", "none")
-        defaults = PRESETS.get(preset, {}) | defaults  # tyro reports a preset that does not exist
+        preset = _find_flag(argv, "preset")  # tyro reports one that does not exist
+        defaults = with_preset(defaults | ({"preset": preset} if preset else {}))
     description = ast.get_docstring(_definition(config_class))
     parsed: Any = tyro.cli(
         _parser_class(config_class, defaults),

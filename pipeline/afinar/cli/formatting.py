@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from afinar.logs import escape_controls, wrap
+from afinar.logs import COLUMNS, escape_controls, wrap
 from afinar.storage.left_out import describe_left_out
 
 
@@ -51,4 +51,10 @@ def format_columns(rows: Sequence[tuple[str, ...]]) -> str:
 def format_table(rows: list[tuple[str, str]]) -> str:
     """Return names and values as two aligned columns; long values continue below themselves."""
     width = max(len(name) for name, _ in rows)
-    return "\n".join(wrap(f"{name:<{width}}  {value}", indent=width + 2) for name, value in rows)
+    room = COLUMNS - width - 2
+    lines = []
+    for name, value in rows:
+        first, *others = wrap(value, 0, room).splitlines() or [""]
+        lines.append(f"{name:<{width}}  {first}".rstrip())
+        lines += [f"{'':<{width}}  {line}" for line in others]
+    return "\n".join(lines)

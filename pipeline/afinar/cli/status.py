@@ -57,7 +57,7 @@ def _class_lines(summary: dict[str, Any]) -> list[str]:
     shown = by_class
     if len(by_class) > _CLASSES:
         shown = by_class[: _CLASSES // 2] + by_class[-_CLASSES // 2 :]
-    rows = [("  class", *SPLITS)]
+    rows: list[tuple[str, ...]] = [("  class", *SPLITS)]
     rows += [(f"  {name}", *(str(splits[split]) for split in SPLITS)) for name, splits in shown]
     left = len(by_class) - len(shown)
     return [

@@ -169,7 +169,7 @@ def _format_network(summary: dict[str, Any]) -> str:
     stages = list(dict.fromkeys(node["stage"] for node in summary["nodes"] if node["stage"]))
     # The last stage is 1: `last:N` trains those up to N.
     numbers = {stage: len(stages) - position for position, stage in enumerate(stages)}
-    nodes = summary["nodes"] if summary["all"] else _by_stage(summary["nodes"], summary["cut"])
+    nodes = summary["nodes"] if summary["all"] else _by_stage(summary["nodes"])
     trained = len(stages) if summary["stages_trained"] is None else summary["stages_trained"]
     rows = [("last:N", "", "node", "shape", "parameters", "stage")]
     for node in nodes:
@@ -198,12 +198,12 @@ def _format_network(summary: dict[str, Any]) -> str:
     return "\n".join([format_columns(rows), "", format_table(totals)])
 
 
-def _by_stage(nodes: list[dict[str, Any]], cut: str) -> list[dict[str, Any]]:
+def _by_stage(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one row for each stage, that of its last node; behind the cut for each module."""
     rows: dict[tuple[str | None, str], dict[str, Any]] = {}
     for node in nodes:
         module = "" if node["stage"] else node["node"].partition(".")[0]
-        key = node["stage"], node["node"] if node["node"] == cut else module
+        key = node["stage"], module
         before = rows.pop(key, {"parameters": 0})
         rows[key] = {**node, "parameters": before["parameters"] + node["parameters"]}
     return list(rows.values())

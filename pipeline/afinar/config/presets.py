@@ -15,3 +15,8 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
     },
 }
 """Fields of `TrainConfig` by preset. A recipe and flags come before them."""
+
+
+def with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """Return fields that a user has given, and those of their preset that are not among them."""
+    return PRESETS.get(values.get("preset", "none"), {}) | values
