@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from afinar.api.jobs import _configure
 from afinar.cli.arguments import parse
 from afinar.config.base import as_dict
 from afinar.config.presets import PRESETS
@@ -36,3 +37,8 @@ def test_recipe_comes_before_the_preset_and_may_name_one(tmp_path: Path) -> None
     config = train("--recipe", str(recipe))
     assert (config.preset, config.ema, config.repeats) == ("best", 0.5, 3)
     assert train("--recipe", str(recipe), "--preset", "quick").repeats == 1
+
+
+def test_function_in_python_takes_presets_too() -> None:
+    config = _configure("train", TrainConfig, ("dataset", "models"), {"preset": "best", "ema": 0.5})
+    assert (config.epochs, config.ema, config.repeats) == (30, 0.5, 3)

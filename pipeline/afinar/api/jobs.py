@@ -27,6 +27,7 @@ from afinar.cli.formatting import escape_names
 from afinar.config.base import JobConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
+from afinar.config.presets import with_preset
 from afinar.config.recipes import load_recipe
 from afinar.config.strict import MismatchError, structure
 from afinar.config.train import TrainConfig
@@ -170,6 +171,8 @@ def _configure(
             values[name] = structure(value, hints[name])
         except MismatchError as error:
             raise RequestError(f"{function}({name}={value!r}): {error}") from error
+    if config_class is TrainConfig:
+        values = with_preset(values)
     try:
         return config_class(**values)
     except TypeError as error:  # an argument without a default is missing

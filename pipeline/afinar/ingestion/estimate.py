@@ -56,7 +56,7 @@ def forecast_ingest(
     if sample.pictures:
         pending = count_pending(planned.table, done=set())
         sample.start_s = measure_start(
-            "afinar.ingest.worker, ray" if starts_ray(pending) else "afinar.ingest.worker",
+            "afinar.ingestion.worker, ray" if starts_ray(pending) else "afinar.ingestion.worker",
             starts_ray=starts_ray(pending),
         )
     workers = config.workers or os.cpu_count() or 1
