@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from afinar.logs import configure_logging
+from afinar.units.executor import Executor
 from tests.servers import seaweedfs
 
 # The time that a property takes is no reason to fail.
@@ -124,6 +125,17 @@ def local_ray() -> Iterator[None]:
 
     with ray_session("local", 2, dashboard=True):
         yield
+
+
+@pytest.fixture(params=["ray", "processes"])
+def killable_executor(request: pytest.FixtureRequest) -> Executor:
+    """Return an executor on the tests' Ray, and in a second run of the test one without Ray."""
+    from afinar.execution.executor import LocalExecutor, RayExecutor
+
+    if request.param == "processes":
+        return LocalExecutor(2)
+    request.getfixturevalue("local_ray")
+    return RayExecutor(None)
 
 
 @pytest.fixture(scope="session")

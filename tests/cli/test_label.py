@@ -15,7 +15,6 @@ from afinar.cli import label, plan
 from afinar.config.label import LabelConfig
 from afinar.config.status import StatusConfig
 from afinar.errors import RequestError, ShortfallError
-from afinar.execution.executor import RayExecutor
 from afinar.labelling.estimate import forecast_label
 from afinar.report.status import read_status
 from afinar.units.executor import InlineExecutor
@@ -24,7 +23,7 @@ from tests.conftest import Trained, make_archive
 
 @pytest.fixture(autouse=True)
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RayExecutor, "for_job", lambda config: InlineExecutor())
+    monkeypatch.setattr(label, "JobExecutor", lambda config: InlineExecutor())
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Ray, whose workers die or hang at certain pictures."""
+"""Executors whose workers die or hang at certain pictures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from afinar.execution.executor import RayExecutor
-from afinar.units.executor import RetryPolicy
+from afinar.units.executor import Executor, RetryPolicy
 
 KILLER, STOPPER = b"kills its worker", b"is decoded for ever"
 
@@ -50,8 +49,11 @@ def _dangerous(decode: Callable[..., Any]) -> Callable[..., Any]:
     return dangerous
 
 
-class DangerousExecutor(RayExecutor):
-    """Ray, whose processes have that decoder."""
+class DangerousExecutor:
+    """Another executor, whose processes have that decoder."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
 
     def run(
         self,
@@ -63,4 +65,4 @@ class DangerousExecutor(RayExecutor):
             prepare = partial(prepare_dangerous, policy.preprocessing.prepare)
             preprocessing = replace(policy.preprocessing, prepare=prepare)
             policy = replace(policy, preprocessing=preprocessing)
-        return super().run(partial(make_dangerous, make_work), tasks, policy)
+        return self._executor.run(partial(make_dangerous, make_work), tasks, policy)

@@ -1,9 +1,10 @@
 """`python -m tests.cluster.label_chaos VICTIM SEED SOURCE OUT MODEL AUDIT`: a labelling with kills.
 
 VICTIM is what gets SIGKILL: `actor` (two workers, one after the other, on a local Ray of two
-cores), `preprocessing` (two processes that decode for a worker on the other core), `raylet` (of one
-of three nodes) or `none`. SEED determines when. Each worker appends the units that it starts to a
-file of its own in AUDIT. Prints how many pictures were labelled and how many processes were killed.
+cores), `process` (two workers without Ray), `preprocessing` (two processes that decode for a worker
+on the other core), `raylet` (of one of three nodes); `none`, or `none-of-processes` without Ray.
+SEED determines when. Each worker appends the units that it starts to a file of its own in AUDIT.
+Prints how many pictures were labelled and how many processes were killed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,22 +28,21 @@ import ray
 from ray.cluster_utils import Cluster
 
 from afinar.config.label import LabelConfig
-from afinar.execution.executor import RayExecutor
+from afinar.execution.executor import LocalExecutor, RayExecutor
 from afinar.execution.session import ray_session
 from afinar.labelling.driver import LabelSummary, run_labelling
-from afinar.units.executor import RetryPolicy
+from afinar.units.executor import Executor, RetryPolicy
 from tests.cluster.raylets import HEALTH
 
 
-class AuditedExecutor(RayExecutor):
-    """Ray, whose workers write down the units that they start.
+class AuditedExecutor:
+    """Another executor, whose workers write down the units that they start.
 
     With a folder `busy` other processes decode, each with a file in it while it prepares a block.
     """
 
-    def __init__(self, audit: Path, busy: Path | None) -> None:
-        super().__init__(None, workers=1 if busy else 0, always_preprocess=busy is not None)
-        self._audit, self._busy = audit, busy
+    def __init__(self, executor: Executor, audit: Path, busy: Path | None) -> None:
+        self._executor, self._audit, self._busy = executor, audit, busy
 
     def run(
         self,
@@ -54,7 +55,7 @@ class AuditedExecutor(RayExecutor):
             assert policy.preprocessing is not None
             prepare = partial(_prepare_visibly, policy.preprocessing.prepare, self._busy)
             policy = replace(policy, preprocessing=replace(policy.preprocessing, prepare=prepare))
-        return super().run(partial(_audit_units, make_work, self._audit), tasks, policy)
+        return self._executor.run(partial(_audit_units, make_work, self._audit), tasks, policy)
 
 
 def _prepare_visibly(prepare: Callable[[Any], Any], busy: Path, block: Any) -> Any:
@@ -146,14 +147,20 @@ def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) 
 
         killer = Killer(folder, folder, rng, 1, kill_raylet)
     else:
-        times = 0 if victim == "none" else 2
+        times = 0 if victim.startswith("none") else 2
         killer = Killer(
             folder, busy or folder, rng, times, lambda process: process.send_signal(signal.SIGKILL)
         )
-    with ray_session("local", 2):
+    executor: Executor = RayExecutor(
+        None, workers=1 if busy else 0, always_preprocess=busy is not None
+    )
+    session: AbstractContextManager[None] = ray_session("local", 2)
+    if victim.endswith(("process", "processes")):
+        executor, session = LocalExecutor(2), nullcontext()
+    with session:
         killer.start()
         try:
-            summary = run_audited(source, out, model, AuditedExecutor(folder, busy))
+            summary = run_audited(source, out, model, AuditedExecutor(executor, folder, busy))
         finally:
             killer.stop.set()
             killer.join()

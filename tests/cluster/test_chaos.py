@@ -1,4 +1,4 @@
-"""Ingest on a real Ray with faults: workers and raylets die, messages are lost, two jobs compete.
+"""Ingest with faults, on a real Ray and without: processes die, messages are lost, jobs compete.
 
 Each test requires the dataset that an undisturbed ingest writes.
 """
@@ -22,13 +22,16 @@ import pytest
 from afinar import open_dataset
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
+from afinar.units.executor import Executor
 from tests.archives import ingest
 from tests.cluster.dangerous import KILLER, STOPPER, DangerousExecutor
 from tests.cluster.faults import REPOSITORY, RPC_CHAOS
 from tests.conftest import SCRIPTS, make_archive, many_pictures, run_afinar
 from tests.datasets import object_hashes
 
-PICTURES = 1600
+PICTURES = 1600  # few enough for processes without Ray
+WITHOUT_RAY = ("--workers", "2")
+ON_RAY = (*WITHOUT_RAY, "--address", "local")
 
 
 @dataclass(frozen=True)
@@ -54,46 +57,47 @@ def assert_equal(dataset: Path, expected: Undisturbed) -> None:
 
 
 def busy_workers(driver: int) -> list[psutil.Process]:
-    """Return the worker processes below a driver that are running a unit."""
+    """Return the worker processes below a driver; of those of Ray the ones that run a unit."""
     try:
         children = psutil.Process(driver).children(recursive=True)
         return [
             process
             for process in children
-            if any("ray::Worker.run" in argument for argument in process.cmdline())
+            if any(re.search(r"ray::Worker.run|local_worker", each) for each in process.cmdline())
         ]
     except psutil.NoSuchProcess:
         return []
 
 
 def test_picture_kills_its_worker_it_is_a_reject_and_the_others_are_ingested(
-    local_ray: None, tmp_path: Path
+    killable_executor: Executor, tmp_path: Path
 ) -> None:
+    executor = DangerousExecutor(killable_executor)
     archive = make_archive(tmp_path / "pictures", 60)
     for name in ("rust/003.jpg", "rust/040.jpg"):
         (archive / name).write_bytes((archive / name).read_bytes() + KILLER)
-    summary = ingest(archive, tmp_path / "dataset", DangerousExecutor(None))
+    summary = ingest(archive, tmp_path / "dataset", executor)
     assert (summary.samples, summary.rejects_by_reason) == (118, {"killed_worker": 2})
     rejects = open_dataset(str(tmp_path / "dataset")).rejects.column("uri").to_pylist()
     assert rejects == [f"{archive}/rust/003.jpg", f"{archive}/rust/040.jpg"]
     assert not list(open_store(str(tmp_path / "dataset")).walk("attempts"))
-    again = ingest(archive, tmp_path / "dataset", DangerousExecutor(None))
+    again = ingest(archive, tmp_path / "dataset", executor)
     assert (again.units_run, again.rejects) == (0, 2), "a rejected picture is not read again"
 
 
 @pytest.mark.slow
 def test_picture_hangs_its_worker_it_is_a_reject_of_the_ingest(
-    local_ray: None, tmp_path: Path
+    killable_executor: Executor, tmp_path: Path
 ) -> None:
     archive = make_archive(tmp_path / "pictures", 12)
     (archive / "rust/003.jpg").write_bytes((archive / "rust/003.jpg").read_bytes() + STOPPER)
-    executor = DangerousExecutor(None)
+    executor = DangerousExecutor(killable_executor)
     summary = ingest(archive, tmp_path / "dataset", executor, unit_timeout_s=2.0, max_reject_rate=1)
     assert (summary.samples, summary.rejects_by_reason) == (23, {"killed_worker": 1})
 
 
 def test_memory_is_full_ingest_ends_with_a_sentence(archive: Path, tmp_path: Path) -> None:
-    arguments = ["ingest", str(archive), "dataset", "--size", "32", "--workers", "1"]
+    arguments = ["ingest", str(archive), "dataset", "--size", "32", "--address", "local"]
     environment = {"RAY_memory_usage_threshold": "0.01"}
     done = run_afinar(*arguments, cwd=tmp_path, env=environment)
     assert done.returncode == 1
@@ -104,16 +108,16 @@ def test_memory_is_full_ingest_ends_with_a_sentence(archive: Path, tmp_path: Pat
     assert "give fewer --workers" in last
 
 
-def ingest_command(source: Path, dataset: Path, workers: int) -> list[str]:
-    arguments = ["ingest", str(source), str(dataset), "--size", "32", "--workers", str(workers)]
-    return [str(SCRIPTS / "afinar"), *arguments]
+def ingest_command(source: Path, dataset: Path, *more: str) -> list[str]:
+    return [str(SCRIPTS / "afinar"), "ingest", str(source), str(dataset), "--size", "32", *more]
 
 
+@pytest.mark.parametrize("flags", [ON_RAY, WITHOUT_RAY], ids=["ray", "processes"])
 def test_workers_killed_at_random_moments_dataset_is_the_undisturbed_one(
-    undisturbed: Undisturbed, tmp_path: Path
+    undisturbed: Undisturbed, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     dataset, rng = tmp_path / "dataset", random.Random(0)
-    command = ingest_command(undisturbed.source, dataset, workers=2)
+    command = ingest_command(undisturbed.source, dataset, *flags)
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
     killed = 0
@@ -154,7 +158,7 @@ def test_raylet_killed_midway_dataset_is_the_undisturbed_one(
 def test_messages_lost_between_driver_and_workers_dataset_is_the_undisturbed_one(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    arguments = ["ingest", str(undisturbed.source), "dataset", "--size", "32", "--workers", "2"]
+    arguments = ["ingest", str(undisturbed.source), "dataset", "--size", "32", *ON_RAY]
     environment = {"RAY_testing_rpc_failure": RPC_CHAOS}
     done = run_afinar(*arguments, "--json", cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -162,11 +166,12 @@ def test_messages_lost_between_driver_and_workers_dataset_is_the_undisturbed_one
     assert_equal(tmp_path / "dataset", undisturbed)
 
 
+@pytest.mark.parametrize("flags", [("--address", "local"), ()], ids=["ray", "processes"])
 def test_two_ingests_at_once_every_unit_is_committed_once(
-    undisturbed: Undisturbed, tmp_path: Path
+    undisturbed: Undisturbed, tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     dataset = tmp_path / "dataset"
-    command = ingest_command(undisturbed.source, dataset, workers=1)
+    command = ingest_command(undisturbed.source, dataset, "--workers", "1", *flags)
     drivers = [
         subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

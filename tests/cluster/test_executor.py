@@ -1,15 +1,12 @@
-"""RayExecutor on a real Ray: results, errors, workers that die or hang, clusters without room.
+"""Executors on a real Ray and without Ray: results, errors, workers that die or hang, no room.
 
 The decisions are tested without Ray in tests/execution/test_retry.py.
 """
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,42 +18,41 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from afinar.errors import ModelError, RequestError, ShortfallError, StorageError
 from afinar.execution.actor_pool import ActorPool
-from afinar.execution.executor import RayExecutor
+from afinar.execution.executor import LocalExecutor, RayExecutor
 from afinar.execution.retry import PoolPolicy
 from afinar.execution.session import wait_for_resources
 from afinar.execution.train_launcher import _first_failure
 from afinar.execution.worker import Worker
 from afinar.logs import log_settings
-from afinar.units.executor import RetryPolicy
+from afinar.units.executor import Executor, RetryPolicy
+from tests.work import (
+    Attempt,
+    make_broken,
+    make_crash,
+    make_dead,
+    make_die_once,
+    make_double,
+    make_fatal,
+    make_log_and_print,
+    make_refuse,
+)
+
+MakeExecutor = Callable[..., Executor]
 
 
-def make_double(offset: int) -> Callable[[int], int]:
-    return lambda number: 2 * number + offset
+@pytest.fixture(params=["ray", "processes"])
+def make_executor(request: pytest.FixtureRequest) -> MakeExecutor:
+    """Return a function that makes an executor: on Ray, or on processes of this machine."""
+    if request.param == "processes":
+        return lambda workers=2, **options: LocalExecutor(workers, **options)
+    request.getfixturevalue("local_ray")
+    return lambda workers=0, **options: RayExecutor(None, workers, **options)
 
 
-def make_broken() -> Callable[[int], int]:
-    raise ModelError("golden samples have other logits here")
-
-
-def refuse(number: int) -> int:
-    raise RequestError(f"no {number}")
-
-
-def crash(number: int) -> int:
-    raise ZeroDivisionError(number)
-
-
-def die_once(flag: Path) -> str:
-    if not flag.exists():
-        flag.touch()
-        os._exit(1)
-    return flag.name
-
-
-def test_every_task_has_one_result(local_ray: None) -> None:
-    assert sorted(RayExecutor(None).run(partial(make_double, 1), range(50))) == list(
-        range(1, 101, 2)
-    )
+def test_every_task_has_one_result(make_executor: MakeExecutor) -> None:
+    results = make_executor().run(partial(make_double, 1), range(50))
+    assert sorted(results) == list(range(1, 101, 2))
+    assert list(make_executor().run(partial(make_double, 1), [])) == []
 
 
 def test_actors_without_room_do_not_delay_the_job(local_ray: None) -> None:
@@ -65,28 +61,22 @@ def test_actors_without_room_do_not_delay_the_job(local_ray: None) -> None:
     )
 
 
-def test_errors_of_the_work_are_raised_unwrapped(local_ray: None) -> None:
+def test_errors_of_the_work_are_raised_unwrapped(make_executor: MakeExecutor) -> None:
     with pytest.raises(RequestError, match="no 3"):
-        list(RayExecutor(None).run(lambda: refuse, [3]))
+        list(make_executor().run(make_refuse, [3]))
     with pytest.raises(ModelError, match="golden"):
-        list(RayExecutor(None).run(make_broken, [1, 2]))
+        list(make_executor().run(make_broken, [1, 2]))
     with pytest.raises(ZeroDivisionError):
-        list(RayExecutor(None).run(lambda: crash, [3]))
-
-
-def log_and_print(number: int) -> int:
-    print("printed by the work")
-    logging.getLogger("afinar.work").info(f"logged by unit {number}")
-    return number
+        list(make_executor().run(make_crash, [3]))
 
 
 def test_workers_log_lines_reach_the_console_without_other_output(
-    local_ray: None, capfd: pytest.CaptureFixture[str]
+    make_executor: MakeExecutor, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert list(RayExecutor(None).run(lambda: log_and_print, [1])) == [1]
+    assert list(make_executor().run(make_log_and_print, [1])) == [1]
     out, err, deadline = "", "", time.monotonic() + 30
     while "logged" not in err and time.monotonic() < deadline:
-        time.sleep(0.5)  # Ray's log monitor reads the output of workers about once a second
+        time.sleep(0.1)  # Ray's log monitor reads the output of workers about once a second
         output = capfd.readouterr()
         out, err = out + output.out, err + output.err
     assert err.splitlines() == ["logged by unit 1"]
@@ -94,50 +84,23 @@ def test_workers_log_lines_reach_the_console_without_other_output(
 
 
 @pytest.mark.slow
-def test_worker_that_dies_is_replaced_and_its_unit_retried(local_ray: None, tmp_path: Path) -> None:
-    assert sorted(RayExecutor(None).run(lambda: die_once, [tmp_path / "c", tmp_path / "d"])) == [
-        "c",
-        "d",
-    ]
+def test_worker_that_dies_is_replaced_and_its_unit_retried(
+    make_executor: MakeExecutor, tmp_path: Path
+) -> None:
+    results = make_executor().run(make_die_once, [tmp_path / "c", tmp_path / "d"])
+    assert sorted(results) == ["c", "d"]
 
 
-def make_dead() -> Callable[[int], int]:
-    os._exit(1)
-
-
-def test_workers_that_die_at_every_start_fail_the_job(local_ray: None) -> None:
+def test_workers_that_die_at_every_start_fail_the_job(make_executor: MakeExecutor) -> None:
     with pytest.raises(StorageError, match="3 workers in a row died as they started"):
-        list(RayExecutor(None).run(make_dead, range(10)))
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A unit that kills its worker, or hangs, in its first `fatal` attempts."""
-
-    name: str
-    fatal: int
-    attempt: int = 0
-    hangs: bool = False
-
-    def next_attempt(self) -> Attempt:
-        return replace(self, attempt=self.attempt + 1)
-
-
-def make_fatal() -> Callable[[Attempt], tuple[str, int]]:
-    def work(unit: Attempt) -> tuple[str, int]:
-        if unit.attempt < unit.fatal:
-            time.sleep(3600) if unit.hangs else os._exit(1)
-        return unit.name, unit.attempt
-
-    return work
+        list(make_executor().run(make_dead, range(10)))
 
 
 @pytest.mark.slow
-def test_retried_unit_has_the_task_of_the_next_attempt(local_ray: None) -> None:
+def test_retried_unit_has_the_task_of_the_next_attempt(make_executor: MakeExecutor) -> None:
     units = [Attempt("one", 2), *(Attempt(str(number), 0) for number in range(6))]
-    done = dict(
-        RayExecutor(None).run(make_fatal, units, RetryPolicy(next_attempt=Attempt.next_attempt))
-    )
+    policy = RetryPolicy(next_attempt=Attempt.next_attempt)
+    done = dict(make_executor().run(make_fatal, units, policy))
     assert done.pop("one") == 2
     assert set(done) == {str(number) for number in range(6)}
     assert set(done.values()) == {0}, "units queued behind the fatal one have no attempt more"
@@ -192,19 +155,16 @@ def test_cluster_is_asked_for_more_workers_than_it_has_room_for(
 
 
 @pytest.mark.slow
-def test_hung_worker_is_replaced(local_ray: None) -> None:
+def test_hung_worker_is_replaced(make_executor: MakeExecutor) -> None:
     units = [Attempt("hung", 1, hangs=True), Attempt("other", 0)]
-    done = RayExecutor(None).run(
-        make_fatal, units, RetryPolicy(deadline_s=lambda _: 3.0, next_attempt=Attempt.next_attempt)
-    )
+    policy = RetryPolicy(deadline_s=lambda _: 3.0, next_attempt=Attempt.next_attempt)
+    done = make_executor().run(make_fatal, units, policy)
     assert sorted(done) == [("hung", 1), ("other", 0)]
 
 
 @pytest.mark.slow
-def test_unit_that_kills_every_worker_fails_the_job(
-    local_ray: None,
-) -> None:
-    executor = RayExecutor(None, pool_policy=PoolPolicy(max_attempts=3))
+def test_unit_that_kills_every_worker_fails_the_job(make_executor: MakeExecutor) -> None:
+    executor = make_executor(pool_policy=PoolPolicy(max_attempts=3))
     policy = RetryPolicy(next_attempt=Attempt.next_attempt)
     with pytest.raises(StorageError, match="3 workers in a row failed at one unit"):
         list(executor.run(make_fatal, [Attempt("one", 99)], policy))

@@ -15,7 +15,7 @@ from tests.conftest import SCRIPTS, Trained
 
 FLAGS = (
     "--backbone small_cnn --weights none --regime scratch --input-size 64 --batch-size 8 "
-    "--epochs 4000 --checkpoint-steps 1 --workers 1 --cores-per-worker 1"
+    "--epochs 4000 --checkpoint-steps 1 --workers 1 --cores-per-worker 1 --address local"
 ).split()
 
 

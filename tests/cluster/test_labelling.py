@@ -1,4 +1,4 @@
-"""Labelling on a real Ray: bad pictures, and workers, raylets and drivers that are killed."""
+"""Labelling with faults, on a real Ray and without: bad pictures, and processes that are killed."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from afinar import open_predictions
 from afinar.execution.executor import RayExecutor
 from afinar.storage.arrow import from_parquet
 from afinar.storage.open import open_store
+from afinar.units.executor import Executor
 from tests.archives import flat_archive, label, picture
 from tests.cluster.dangerous import KILLER, STOPPER, DangerousExecutor
 from tests.cluster.faults import REPOSITORY, RPC_CHAOS
@@ -26,12 +27,13 @@ from tests.conftest import Trained, many_pictures, run_afinar
 
 
 def test_picture_kills_its_worker_it_is_a_reject_and_the_others_are_labelled(
-    local_ray: None, trained: Trained, tmp_path: Path
+    killable_executor: Executor, trained: Trained, tmp_path: Path
 ) -> None:
+    executor = DangerousExecutor(killable_executor)
     scans = flat_archive(tmp_path / "scans", 96)
     (scans / "050.jpg").write_bytes(picture(50) + KILLER)
     (scans / "095.jpg").write_bytes(picture(95) + KILLER)
-    summary = label(scans, tmp_path / "out", trained, DangerousExecutor(None), precision="float32")
+    summary = label(scans, tmp_path / "out", trained, executor, precision="float32")
     assert (summary.labelled, summary.rejects_by_reason) == (94, {"killed_worker": 2})
     predictions = open_predictions(str(tmp_path / "out"))
     assert [Path(row["uri"]).name for row in predictions.rejects.to_pylist()] == [
@@ -39,7 +41,7 @@ def test_picture_kills_its_worker_it_is_a_reject_and_the_others_are_labelled(
         "095.jpg",
     ]
     assert not list(open_store(str(tmp_path / "out")).walk("attempts")), "attempt files are deleted"
-    second = label(scans, tmp_path / "out", trained, DangerousExecutor(None), precision="float32")
+    second = label(scans, tmp_path / "out", trained, executor, precision="float32")
     assert (second.units_run, second.skipped, second.rejected) == (0, 94, 2)
 
 
@@ -64,14 +66,14 @@ def test_picture_kills_preprocessing_it_is_a_reject(
 ) -> None:
     scans = flat_archive(tmp_path / "scans", 24)
     (scans / "005.jpg").write_bytes(picture(5) + KILLER)
-    executor = DangerousExecutor(None, workers=1, always_preprocess=True)
+    executor = DangerousExecutor(RayExecutor(None, workers=1, always_preprocess=True))
     summary = label(scans, tmp_path / "out", trained, executor)
     assert (summary.labelled, summary.rejects_by_reason) == (23, {"killed_worker": 1})
 
 
 @pytest.mark.slow
 def test_picture_hangs_its_worker_it_is_a_reject(
-    local_ray: None, trained: Trained, tmp_path: Path
+    killable_executor: Executor, trained: Trained, tmp_path: Path
 ) -> None:
     scans = flat_archive(tmp_path / "scans", 12)
     (scans / "005.jpg").write_bytes(picture(5) + STOPPER)
@@ -79,7 +81,7 @@ def test_picture_hangs_its_worker_it_is_a_reject(
         scans,
         tmp_path / "out",
         trained,
-        DangerousExecutor(None),
+        DangerousExecutor(killable_executor),
         precision="float32",
         unit_timeout_s=2.0,
     )
@@ -145,8 +147,9 @@ def chaos(
         str(audit),
     ]
     command = [sys.executable, "-m", *argv]
-    if victim == "driver":
-        command[3] = "none"
+    is_driver = victim in {"driver", "driver-of-processes"}
+    if is_driver:
+        command[3] = "none" if victim == "driver" else "none-of-processes"
         job = subprocess.Popen(
             command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -164,9 +167,9 @@ def chaos(
     outcome = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     require_same(out, expected)
     # Blocks of a preprocessing task that was killed are prepared again; its worker goes on.
-    running = {"driver": 2, "preprocessing": 0}.get(victim, outcome["killed"])
+    running = 2 if is_driver else {"preprocessing": 0}.get(victim, outcome["killed"])
     assert len(started_units(audit)) - expected.units <= running
-    if victim != "driver":
+    if not is_driver:
         assert outcome["killed"] >= 1, "the job ended before anything was killed"
 
 
@@ -179,7 +182,10 @@ def test_workers_are_killed_predictions_are_the_same_and_little_is_repeated(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 4))
-@pytest.mark.parametrize("victim", ["actor", "preprocessing", "raylet", "driver"])
+@pytest.mark.parametrize(
+    "victim",
+    ["actor", "preprocessing", "raylet", "driver", "process", "driver-of-processes"],
+)
 def test_processes_are_killed_predictions_are_the_same(
     undisturbed: Undisturbed,
     trained: Trained,

@@ -46,7 +46,7 @@ def test_line_that_another_worker_logs_later_is_printed_again(
     """A second worker continues after the first one died: its lines are news."""
     with worker_output(verbose=False):
         emit(1, "[afinar] going on from step 4")
-        monkeypatch.setattr("afinar.execution.console._SAME_LINE_S", 0.0)
+        monkeypatch.setattr("afinar.execution.worker_lines._SAME_LINE_S", 0.0)
         emit(2, "[afinar] going on from step 4")
     assert capsys.readouterr().err == "going on from step 4\n" * 2
 

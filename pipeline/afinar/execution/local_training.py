@@ -53,7 +53,9 @@ def train_here(task: TrainTask, should_stop: Callable[[Metrics], bool] = lambda 
     """
     config = task.config
     group = Group("cuda" if torch.cuda.is_available() else "cpu", alone=True)
-    torch.set_num_threads(config.cores_per_worker or this_machine().cores)
+    # torch's own number respects OMP_NUM_THREADS, and knows nothing of a container's limit.
+    cores = min(torch.get_num_threads(), this_machine().cores)
+    torch.set_num_threads(config.cores_per_worker or cores)
     task = resolve_task(task, 1, on_gpu=group.device.type == "cuda")
     hooks = TrainHooks(on_epoch_end=should_stop)
 

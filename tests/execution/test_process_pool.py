@@ -1,0 +1,97 @@
+"""What only processes without Ray have to prove; the rest is in tests/cluster/test_executor.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from afinar.errors import StorageError
+from afinar.execution.executor import LocalExecutor
+from afinar.execution.retry import PoolPolicy
+from tests.work import make_crash, make_crash_awkwardly, make_double
+
+DRIVER = """
+import sys
+from functools import partial
+from pathlib import Path
+
+from afinar.execution.executor import LocalExecutor
+from tests.execution.test_process_pool import make_endless
+
+list(LocalExecutor(2).run(partial(make_endless, Path(sys.argv[1])), [1, 2]))
+"""
+
+
+def make_endless(folder: Path) -> Callable[[int], None]:
+    def work(number: int) -> None:
+        (folder / str(os.getpid())).touch()
+        time.sleep(3600)
+
+    return work
+
+
+def make_killed() -> Callable[[int], None]:
+    return lambda _: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_environment() -> Callable[[str], str]:
+    return lambda name: os.environ.get(name, "")
+
+
+def test_bug_in_the_work_has_the_traceback_of_the_worker() -> None:
+    with pytest.raises(ZeroDivisionError) as crash:
+        list(LocalExecutor(1).run(make_crash, [3]))
+    assert "in crash" in crash.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="AwkwardError: unit 3 because of its error"):
+        list(LocalExecutor(1).run(make_crash_awkwardly, [3]))
+
+
+def test_memory_that_stays_full_fails_the_job() -> None:
+    """The system's killer of processes sends SIGKILL."""
+    executor = LocalExecutor(1, PoolPolicy(max_memory_kills=2))
+    with pytest.raises(StorageError, match="memory is full: 2 workers in a row were killed"):
+        list(executor.run(make_killed, [1]))
+
+
+def test_workers_have_the_environment_of_their_driver_and_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://there")
+    names = ["AWS_ENDPOINT_URL", "OMP_NUM_THREADS"]
+    assert list(LocalExecutor(1).run(make_environment, names)) == ["http://there", "1"]
+
+
+def test_user_modules_in_the_current_folder_are_not_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("queue", "random", "types"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a script of the user')")
+    monkeypatch.chdir(tmp_path)
+    assert list(LocalExecutor(1).run(partial(make_double, 0), [1])) == [2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_workers_end_with_their_driver(number: signal.Signals, tmp_path: Path) -> None:
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while len(list(tmp_path.iterdir())) < 2:
+        assert driver.poll() is None, "the driver ended before its workers began"
+        time.sleep(0.05)
+    workers = [psutil.Process(int(path.name)) for path in tmp_path.iterdir()]
+    driver.send_signal(number)
+    driver.wait(60)
+    gone, alive = psutil.wait_procs(workers, timeout=60)
+    assert len(gone) == 2, alive
