@@ -26,11 +26,13 @@ from tests.bench.regimes import regimes
 from tests.bench.s3 import s3
 from tests.bench.scaling import scaling
 from tests.bench.stall import stall
+from tests.bench.starts import starts
 from tests.bench.world import NotMeasuredError, WrongBenchError
 
 BENCHES: dict[str, Callable[[], bool]] = {
     "requests": requests,
     "demo": demo,
+    "starts": starts,
     "large": large,
     "limit": limit,
     "peers": peers,

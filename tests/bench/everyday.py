@@ -16,16 +16,16 @@ GIB = 2**30
 
 
 def demo() -> bool:
-    """Require that the demo takes at most 5 minutes and 8 GB on two cores."""
+    """Require that the demo takes at most 3 minutes and 8 GB on two cores."""
     folder = Path(tempfile.mkdtemp(prefix="afinar-bench-"))
     try:
         taken = measure([AFINAR, "demo", str(folder / "demo")])
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(
-        f"demo: {taken.seconds:.0f} s (limit 300), peak {taken.peak_bytes / GIB:.2f} GiB (limit 8)"
+        f"demo: {taken.seconds:.0f} s (limit 180), peak {taken.peak_bytes / GIB:.2f} GiB (limit 8)"
     )
-    return taken.exit_code == 0 and taken.seconds <= 300 and taken.peak_bytes <= 8e9
+    return taken.exit_code == 0 and taken.seconds <= 180 and taken.peak_bytes <= 8e9
 
 
 REQUESTS = {

@@ -36,7 +36,7 @@ from tests.bench.world import (
     start_command,
 )
 
-START_S: Final = 15.0
+START_S: Final = 8.0
 OVERHEAD: Final = 0.05
 SIZE: Final = 224
 COUNT: Final = 20_000
@@ -46,7 +46,7 @@ _EVERY_S: Final = 0.01
 
 
 def label_start() -> bool:
-    """Require a start of 15 s beyond that of Ray, and 5 % overhead on 20,000 pictures."""
+    """Require a start of 8 s beyond that of Ray, and 5 % overhead on 20,000 pictures."""
     require_cores()
     with in_memory() as folder:
         source = make_pictures(folder / "pictures", SMALL, scaled(COUNT), distinct=scaled(1000))
