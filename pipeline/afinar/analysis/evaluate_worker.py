@@ -33,6 +33,11 @@ class EvaluationUnit:
     rows: NDArray[np.int64]
     corruption: Corruption | None
 
+    @property
+    def pictures(self) -> int:
+        """Number of pictures."""
+        return len(self.rows)
+
 
 @dataclass(frozen=True, kw_only=True)
 class UnitPredictions:

@@ -7,7 +7,7 @@ from typing import Any
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_columns, format_table
 from afinar.config.evaluate import EvaluateConfig
-from afinar.execution.executor import RayExecutor
+from afinar.execution.executor import JobExecutor
 
 EXAMPLE = "afinar evaluate dataset/ --model models/@champion"
 
@@ -22,7 +22,7 @@ def run(config: EvaluateConfig) -> dict[str, Any]:
     from afinar.analysis.evaluate import run_evaluation
     from afinar.report.evaluation import record_evaluation
 
-    return record_evaluation(config, run_evaluation(config, RayExecutor.for_job(config)))
+    return record_evaluation(config, run_evaluation(config, JobExecutor(config)))
 
 
 def describe(summary: dict[str, Any]) -> str:

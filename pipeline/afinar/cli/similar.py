@@ -7,7 +7,7 @@ from typing import Any
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_columns, format_counts, format_table
 from afinar.config.similar import SimilarConfig
-from afinar.execution.executor import RayExecutor
+from afinar.execution.executor import JobExecutor
 
 INTERRUPTED = "features that were computed are kept; run the same command again"
 EXAMPLE = """afinar similar dataset/
@@ -30,7 +30,7 @@ def run(config: SimilarConfig) -> dict[str, Any]:
     from afinar.analysis.similar import run_similar
     from afinar.report.similar import record_similar
 
-    return record_similar(config, run_similar(config, RayExecutor.for_job(config)))
+    return record_similar(config, run_similar(config, JobExecutor(config)))
 
 
 def describe(summary: dict[str, Any]) -> str:

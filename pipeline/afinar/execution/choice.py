@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-FEW_LABELLED: Final = 500
-"""Pictures that a job labels without Ray. One core labels 500 in 2 s (mobilenet_v3_small) to 20 s
-(resnet50)."""
+FEW_PREDICTED: Final = 500
+"""Pictures that a job runs through a network without Ray. One core needs 2 s (mobilenet_v3_small)
+to 20 s (resnet50) for 500."""
 FEW_INGESTED: Final = 2000
 """Pictures that a job ingests without Ray: 2 to 3 s of one core."""
 FEW_COPIED: Final = 20_000

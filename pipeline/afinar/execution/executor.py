@@ -20,7 +20,7 @@ from afinar.config.label import LabelConfig
 from afinar.execution.choice import (
     FEW_COPIED,
     FEW_INGESTED,
-    FEW_LABELLED,
+    FEW_PREDICTED,
     choose_for_units,
     this_machine,
 )
@@ -190,7 +190,7 @@ class JobExecutor:
             limit=limit,
             workers=config.workers,
             asks_for_ray=asks_for_ray(config.address),
-            uses_gpus=policy is not None and policy.preprocessing is not None,
+            uses_gpus=policy is not None and (policy.uses_gpus or bool(policy.preprocessing)),
             machine=this_machine(),
         )
 
@@ -207,7 +207,7 @@ class JobExecutor:
         """Return the most pictures for which Ray is not started."""
         if policy is None:
             return FEW_COPIED
-        return FEW_LABELLED if isinstance(self._config, LabelConfig) else FEW_INGESTED
+        return FEW_INGESTED if isinstance(self._config, IngestConfig) else FEW_PREDICTED
 
 
 def asks_for_ray(address: str | None) -> bool:
@@ -216,7 +216,10 @@ def asks_for_ray(address: str | None) -> bool:
 
 
 def _take(tasks: Iterator[Any], limit: int) -> tuple[list[Any], int]:
-    """Take tasks until they have more than `limit` pictures; return them and their pictures."""
+    """Take tasks until they have more than `limit` pictures; return them and their pictures.
+
+    A task without a number of pictures counts as one.
+    """
     taken, pictures = [], 0
     for task in tasks:
         taken.append(task)
