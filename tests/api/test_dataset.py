@@ -40,7 +40,8 @@ def test_arrays_have_the_pixels_and_labels_of_a_split(dataset: afinar.Dataset) -
     rows = [row for row in dataset.index.to_pylist() if row["split"] == "validation"]
     assert [dataset.classes[label] for label in labels] == [row["label"] for row in rows]
     assert images.shape == (len(rows), 64, 64, 3)
-    assert (images.dtype, labels.dtype) == (np.uint8, np.int64)
+    assert images.dtype == np.uint8
+    assert labels.dtype == np.int64
     assert len(dataset.numpy().images) == 80
     with pytest.raises(afinar.RequestError, match="one of train, validation, test"):
         dataset.numpy("valid")  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import pytest
 import afinar
 from afinar.api import jobs
 from afinar.cli import train as train_command
+from afinar.config.ingest import IngestConfig
 from afinar.training.distributed import Group
 from afinar.training.task import TrainTask
 from afinar.training.worker import run_worker
@@ -86,9 +87,7 @@ def test_opened_predictions_say_which_partition_they_are(
 def test_paths_may_be_path_objects_and_recipes_give_values(tmp_path: Path) -> None:
     recipe = tmp_path / "own.toml"
     recipe.write_text("size = 48\nseed = 3\n")
-    config = jobs._configure(
-        "ingest", jobs.IngestConfig, (tmp_path, "d"), {"recipe": recipe, "seed": 4}
-    )
+    config = jobs._configure("ingest", IngestConfig, (tmp_path, "d"), {"recipe": recipe, "seed": 4})
     assert (config.source, config.size, config.seed) == (str(tmp_path), 48, 4)
 
 
