@@ -13,6 +13,7 @@ import afinar
 from afinar.api import jobs
 from afinar.cli import train as train_command
 from afinar.config.ingest import IngestConfig
+from afinar.config.train import TrainConfig
 from afinar.training.distributed import Group
 from afinar.training.task import TrainTask
 from afinar.training.worker import run_worker
@@ -89,6 +90,17 @@ def test_paths_may_be_path_objects_and_recipes_give_values(tmp_path: Path) -> No
     recipe.write_text("size = 48\nseed = 3\n")
     config = jobs._configure("ingest", IngestConfig, (tmp_path, "d"), {"recipe": recipe, "seed": 4})
     assert (config.source, config.size, config.seed) == (str(tmp_path), 48, 4)
+
+
+def test_presets_give_values_as_on_the_command_line() -> None:
+    def configure(**options: object) -> TrainConfig:
+        return jobs._configure("train", TrainConfig, ("d", "m"), options)
+
+    assert configure(preset="quick").regime == "frozen"
+    assert configure(preset="quick", regime="auto").regime == "auto"
+    assert configure(preset="best").repeats == 3
+    with pytest.raises(afinar.RequestError, match="preset='worst'"):
+        configure(preset="worst")
 
 
 @pytest.mark.parametrize(

@@ -27,8 +27,7 @@ from afinar.cli.formatting import escape_names
 from afinar.config.base import JobConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
-from afinar.config.presets import with_preset
-from afinar.config.recipes import load_recipe
+from afinar.config.presets import load_defaults
 from afinar.config.strict import MismatchError, structure
 from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
@@ -163,16 +162,13 @@ def _configure(
         name: fspath(value) if isinstance(value, PathLike) else value
         for name, value in given.items()
     }
-    recipe = given.get("recipe")
-    values = load_recipe(config_class, recipe) if recipe else {}
     hints = typing.get_type_hints(config_class)
     for name, value in given.items():
         try:
-            values[name] = structure(value, hints[name])
+            given[name] = structure(value, hints[name])
         except MismatchError as error:
             raise RequestError(f"{function}({name}={value!r}): {error}") from error
-    if config_class is TrainConfig:
-        values = with_preset(values)
+    values = load_defaults(config_class, given.get("recipe"), given.get("preset")) | given
     try:
         return config_class(**values)
     except TypeError as error:  # an argument without a default is missing

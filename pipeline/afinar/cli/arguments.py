@@ -13,9 +13,7 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 import tyro
 
 from afinar.config.base import POSITIONAL, JobConfig
-from afinar.config.presets import with_preset
-from afinar.config.recipes import load_recipe
-from afinar.config.train import TrainConfig
+from afinar.config.presets import load_defaults
 from afinar.errors import RequestError
 
 C = TypeVar("C", bound=JobConfig)
@@ -51,11 +49,8 @@ def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
     recipe or a wrong value.
     """
     _refuse_other_names(config_class, argv)
-    recipe = _find_flag(argv, "recipe")
-    defaults = load_recipe(config_class, recipe) if recipe else {}
-    if config_class is TrainConfig:
-        preset = _find_flag(argv, "preset")  # tyro reports one that does not exist
-        defaults = with_preset(defaults | ({"preset": preset} if preset else {}))
+    preset = _find_flag(argv, "preset") if "preset" in _field_names(config_class) else None
+    defaults = load_defaults(config_class, _find_flag(argv, "recipe"), preset)
     description = ast.get_docstring(_definition(config_class))
     parsed: Any = tyro.cli(
         _parser_class(config_class, defaults),
@@ -66,14 +61,17 @@ def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
     )
     groups = [getattr(parsed, name) for name in config_class.GROUPS]
     values = {name: value for part in (parsed, *groups) for name, value in vars(part).items()}
-    fields = dataclasses.fields(config_class)
 
-    return config_class(**{field.name: values[field.name] for field in fields})
+    return config_class(**{name: values[name] for name in _field_names(config_class)})
+
+
+def _field_names(config_class: type[JobConfig]) -> list[str]:
+    return [field.name for field in dataclasses.fields(config_class)]
 
 
 def _refuse_other_names(config_class: type[JobConfig], argv: list[str]) -> None:
     """Raise RequestError for a flag that has another name here."""
-    ours = {f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(config_class)}
+    ours = {f"--{name.replace('_', '-')}" for name in _field_names(config_class)}
     for word in argv:
         flag = word.partition("=")[0]
         wanted = [name for name in _OTHER_NAMES.get(flag, "").split(" or ") if name in ours]

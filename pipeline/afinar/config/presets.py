@@ -1,8 +1,11 @@
-"""Presets of a training: values for the flags that a user has not given."""
+"""Values for flags that a user has not given: those of a recipe, and of a preset of trainings."""
 
 from __future__ import annotations
 
 from typing import Any, Final
+
+from afinar.config.base import JobConfig
+from afinar.config.recipes import load_recipe
 
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     "none": {},
@@ -17,6 +20,13 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
 """Fields of `TrainConfig` by preset. A recipe and flags come before them."""
 
 
-def with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """Return fields that a user has given, and those of their preset that are not among them."""
-    return PRESETS.get(values.get("preset", "none"), {}) | values
+def load_defaults(
+    config_class: type[JobConfig], recipe: str | None, preset: str | None
+) -> dict[str, Any]:
+    """Return the fields that a recipe or a preset sets; the preset may be named by the recipe.
+
+    A preset that does not exist sets nothing: the configuration's types refuse its name. Raises
+    RequestError for a recipe that cannot be used.
+    """
+    defaults = load_recipe(config_class, recipe) if recipe else {}
+    return PRESETS.get(preset or defaults.get("preset", "none"), {}) | defaults
