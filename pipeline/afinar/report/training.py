@@ -32,6 +32,7 @@ from afinar.report.confusion import (
 )
 from afinar.report.gallery import class_gallery
 from afinar.report.index import write_index
+from afinar.report.model_card import put_model_card
 from afinar.report.rendering import template
 from afinar.storage.arrow import to_parquet
 from afinar.storage.open import open_store
@@ -80,7 +81,7 @@ _MAIN_SETTINGS: Final = (
 
 
 def write_training_page(outcome: TrainOutcome) -> None:
-    """Write the page of a published training and its mistakes into its run folder."""
+    """Write the page of a published training, its mistakes and its model card."""
     store, version = open_store(outcome.models), outcome.version
     trained_on = version.lineage["dataset"]
     dataset = open_dataset(trained_on["uri"], version=trained_on["version"])
@@ -97,6 +98,7 @@ def write_training_page(outcome: TrainOutcome) -> None:
         champion=_champion(store, version),
     )
     store.put_if_absent(f"{outcome.run}/report.html", page.encode())
+    put_model_card(store, version)
     write_index(outcome.models)
 
 

