@@ -63,7 +63,7 @@ def publish_random(models: Path, backbone: str, stored_size: int) -> str:
     )
     network = build_network(architecture).network.eval()
     with torch.no_grad():
-        network.classifier[-1].weight.mul_(5)  # type: ignore[index, union-attr, operator]
+        network.classifier[-1].weight.mul_(5)  # type: ignore[index]
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (5, stored_size, stored_size, 3), dtype=np.uint8)
     store = open_store(str(models))
