@@ -109,11 +109,11 @@ def test_bfloat16_is_used_only_where_the_processor_has_it(
     without_bfloat16(monkeypatch)
     optimized = optimize_for_inference(network, golden, VIEW, "auto", MANY)
     assert isinstance(optimized, OpenVinoNetwork)
-    assert optimized._precision == "f32"
+    assert optimized.precision == "f32"
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     optimized = optimize_for_inference(network, golden, VIEW, "auto", MANY)
     assert isinstance(optimized, OpenVinoNetwork)
-    assert optimized._precision == "bf16"
+    assert optimized.precision == "bf16"
 
 
 def test_bfloat16_with_other_predictions_openvino_computes_in_float32(
@@ -123,7 +123,7 @@ def test_bfloat16_with_other_predictions_openvino_computes_in_float32(
     monkeypatch.setattr(optimize, "matches_within_tolerance", lambda *_: False)
     optimized = optimize_for_inference(network, golden, VIEW, "auto", MANY)
     assert isinstance(optimized, OpenVinoNetwork)
-    assert optimized._precision == "f32"
+    assert optimized.precision == "f32"
 
 
 def test_other_golden_logits_torch_computes(
@@ -159,7 +159,7 @@ def test_network_that_cannot_be_converted_stays_in_torch_with_one_line(
     assert not isinstance(optimized, OpenVinoNetwork)
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
-    assert "OpenVINO cannot compute this network" in lines[0]
+    assert "OpenVINO cannot compute this network: torch does (RuntimeError)" in lines[0]
 
 
 def test_published_model_predicts_the_same_through_openvino(trained: Trained) -> None:

@@ -16,6 +16,7 @@ from afinar.models.registry.versions import ModelVersion, find_model
 from afinar.report.model_card import CARD, code, model_card, put_model_card
 from afinar.report.training import write_training_page
 from afinar.training.driver import TrainOutcome
+from afinar.training.promotion import ChampionChoice
 from afinar.training.publish import TrainResult
 from tests.conftest import Trained
 from tests.report.html import Reader
@@ -58,7 +59,8 @@ def test_card_has_data_metrics_licence_use_and_origin(
         f"{test['top1']:.1%} ({interval.low:.1%} to {interval.high:.1%})",
         f"{test['largest_share']:.1%}, {test['largest_class']}",
         "random weights",
-        f"afinar train {trained.dataset} {trained.models} --backbone small_cnn",
+        f"afinar train {trained.dataset} {trained.models} ",
+        "--backbone small_cnn",
         f"{trained.models}@{version.id}",
         version.lineage["libraries"]["torch"],
         "Intended use",
@@ -104,7 +106,12 @@ def test_card_is_written_with_the_report_once_and_survives_garbage_collection(
     store, version = find_model(f"{models}@1")
     run = version.lineage["run"]
     outcome = TrainOutcome(
-        models=str(models), run=run, version=version, result=TrainResult(), seconds=1.0
+        models=str(models),
+        run=run,
+        version=version,
+        result=TrainResult(),
+        seconds=1.0,
+        champion=ChampionChoice(is_promoted=True, champion=1, why="the first version"),
     )
     write_training_page(outcome)
     card = models / run / CARD

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from afinar.models.networks.cuts import TRACING
 from afinar.models.networks.heads import pool_activations
@@ -69,7 +68,7 @@ class OpenVinoNetwork(Network):
     def __init__(self, network: Network, input_size: int, precision: str) -> None:
         super().__init__(network.backbone, network.classifier, network.pool)
         self._input_size = input_size
-        self._precision = precision
+        self.precision = precision
         self._compiled: dict[int, CompiledModel] = {}
 
     def features(self, images: Tensor) -> Tensor:
@@ -98,6 +97,7 @@ class OpenVinoNetwork(Network):
         openvino = _import_openvino()
         from openvino.frontend import FrontEndManager
         from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+        from torch.fx.experimental.proxy_tensor import make_fx
 
         def pooled(pixels: Tensor) -> Tensor:
             return pool_activations(self.backbone(pixels.permute(0, 3, 1, 2)), self.pool)
@@ -115,7 +115,7 @@ class OpenVinoNetwork(Network):
             model,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": self._precision,
+                "INFERENCE_PRECISION_HINT": self.precision,
                 "NUM_STREAMS": 1,
                 "INFERENCE_NUM_THREADS": torch.get_num_threads(),
                 # Pinned, all worker processes would run on the first core.

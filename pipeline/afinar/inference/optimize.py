@@ -94,8 +94,9 @@ def _openvino(network: Network, golden: Golden, view: InputView) -> Network | No
         converted = OpenVinoNetwork(network, view.input_size, "f32")
         logits = compute_logits(converted, golden.images, view)
     except _NOT_CONVERTED as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        logger.info("note: OpenVINO cannot compute this network, torch does (%s)", reason)
+        kind = type(error).__name__
+        logger.info("note: OpenVINO cannot compute this network: torch does (%s)", kind)
+        logger.debug("OpenVINO's error", exc_info=True)
         return None
 
     if relative_difference(golden, logits) <= FLOAT32_TOLERANCE:

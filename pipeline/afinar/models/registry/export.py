@@ -16,13 +16,12 @@ import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
 
 from afinar.config.models import ExportFormat
 from afinar.errors import ModelError, RequestError
@@ -32,6 +31,9 @@ from afinar.models.registry.bundle import load_network
 from afinar.models.registry.golden import Golden, assert_matches_record, get_golden, softmax
 from afinar.models.registry.versions import ModelVersion
 from afinar.storage.store import Store
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 TOLERANCE: Final = 1e-3
 """Largest difference of a probability of the golden samples in the file that was written."""
@@ -153,7 +155,7 @@ def _traced(pipeline: _Pipeline, size: int) -> ExportedProgram:
     images = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with TRACING, torch.no_grad():
         return torch.export.export(
-            pipeline, (images,), dynamic_shapes=({0: Dim("n", min=1, max=_MAX_BATCH)},)
+            pipeline, (images,), dynamic_shapes=({0: torch.export.Dim("n", min=1, max=_MAX_BATCH)},)
         )
 
 
