@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import pyarrow as pa
 import pytest
 
 from afinar import open_dataset
@@ -15,9 +16,10 @@ from afinar.ingestion.driver import run_ingest
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
 from tests.conftest import jpeg
-from tests.report.html import NASTY
+from tests.report.html import LONG, NASTY, RIGHT_TO_LEFT
 
 CLASS = NASTY.replace("/", "\N{FRACTION SLASH}")
+FILE_NAMES = ('"><b>{}.jpg', f"{RIGHT_TO_LEFT}-{{}}.jpg", f"{LONG}-{{}}.jpg", "plain-{}.jpg")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     for name, tint in ((CLASS, (60, 140, 60)), ("rust", (170, 80, 50))):
         (folder / "pictures" / name).mkdir(parents=True)
         for number in range(40):
-            (folder / "pictures" / name / f'"><b>{number}.jpg').write_bytes(
+            file = FILE_NAMES[number % len(FILE_NAMES)].format(number)
+            (folder / "pictures" / name / file).write_bytes(
                 jpeg(number + 50 * len(name), tint=tint)
             )
     dataset, models = str(folder / "dataset"), str(folder / "models")
@@ -63,3 +66,12 @@ def _train(dataset: str, models: str, regime: str, epochs: int) -> EvaluatedRun:
     )
     task = plan_training(config, regime)
     return read_run(open_store(models), publish(task, train(task, Group()), 1.0))
+
+
+def with_one_mistake(run: EvaluatedRun) -> EvaluatedRun:
+    """Return the same run with only its prediction of the highest score wrong."""
+    rows = run.test.sort_by([("score", "descending")]).to_pylist()
+    rows[0]["predicted"] = next(name for name in run.version.classes if name != rows[0]["label"])
+    rows[0] |= {"runner_up": rows[0]["label"], "runner_up_score": 0.015625}
+    rows[1:] = [{**row, "predicted": row["label"]} for row in rows[1:]]
+    return replace(run, test=pa.Table.from_pylist(rows, schema=run.test.schema))
