@@ -44,7 +44,7 @@ def page(compared: Compared) -> str:
 
 def test_names_that_look_like_markup_stay_text(page: str) -> None:
     reader = assert_sound(page)
-    assert "b" not in Reader(section(page, "mistakes")).tags
+    assert Reader(section(page, "mistakes")).tags.count("b") == 1, "the title of the mistake"
     assert f"Report of {NASTY}" in reader.text
     assert f"{NASTY}.jpg" in " ".join(reader.titles), "the whole name"
 

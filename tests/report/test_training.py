@@ -29,6 +29,7 @@ TIMES = {
     "prepare_s": 0.25,
     "compute_s": 7.75,
     "seconds": 10.0,
+    "steps": 8,
     "limit": f"Computing took most of the time {NASTY}.",
 }
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from afinar.dataset.reader import Dataset
 from afinar.evaluation.comparison import EvaluatedRun
 from afinar.report.pieces import PICTURES, THUMBNAIL_PX, Tile, tiles
+from afinar.report.rendering import shorten
 
 TABLE_CLASSES: Final = 20
 """Largest number of classes of a table; more are drawn in cells of 18 px."""
@@ -23,6 +24,7 @@ MATRIX_CLASSES: Final = 120
 PAIRS: Final = 100
 
 _PER_PAIR: Final = 24
+_CAPTION: Final = 28  # characters of a class name below a picture
 _CELL_PX: Final = 18
 _LEFT_PX: Final = 160
 _TOP_PX: Final = 130
@@ -197,7 +199,7 @@ def mistake_gallery(
             [row["row"] for row in rows],
             [mistake_caption(row) for row in rows],
             size_px,
-            alts=[f"{row['label']} predicted as {row['predicted']}" for row in rows],
+            alts=[mistake_title(row) for row in rows],
             stretch=stretch,
         )
     )
@@ -218,5 +220,15 @@ def mistake_caption(row: dict[str, Any]) -> str:
     text = f"{row['score']:.0%}"
     if row.get("runner_up") is None:
         return text
-    second = "the true class" if row["runner_up"] == row["label"] else row["runner_up"]
+    second = (
+        "the true class"
+        if row["runner_up"] == row["label"]
+        else shorten(row["runner_up"], _CAPTION)
+    )
     return f"{text}, then {second} {row['runner_up_score']:.0%}"
+
+
+def mistake_title(row: dict[str, Any]) -> str:
+    """Return the true and the predicted class of a wrong prediction."""
+    label, predicted = (shorten(row[name], _CAPTION) for name in ("label", "predicted"))
+    return f"{label} predicted as {predicted}"
