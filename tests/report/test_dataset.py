@@ -15,8 +15,8 @@ from afinar import open_dataset
 from afinar.config.forget import ForgetConfig
 from afinar.config.ingest import IngestConfig
 from afinar.dataset.reader import Dataset
-from afinar.ingest.driver import run_ingest
-from afinar.ingest.forget import run_forget
+from afinar.ingestion.driver import run_ingest
+from afinar.ingestion.forget import run_forget
 from afinar.report import gallery
 from afinar.report.dataset import dataset_page, explained_by_class, measure_pictures, record_ingest
 from afinar.report.gallery import class_gallery, sampled_shards
@@ -177,8 +177,8 @@ def test_index_lists_the_runs_the_newest_first(tmp_path: Path) -> None:
     assert versions == {1, 2}
 
     index = assert_sound((tmp_path / "dataset" / "index.html").read_text())
-    rows = index.table_below("run (UTC)", "version", "listed")
-    assert sorted(row[1:3] for row in rows) == [["1", "1"], ["2", "2"]]
+    rows = index.table_below("run (UTC)", "job", "version", "listed")
+    assert sorted(row[1:4] for row in rows) == [["ingest", "1", "1"], ["ingest", "2", "2"]]
     assert sum(address.endswith("/report.html") for address in index.addresses) == 2
 
     damaged.write_text("{")

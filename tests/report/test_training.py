@@ -284,6 +284,7 @@ def test_training_writes_page_mistakes_and_index(
 ) -> None:
     from afinar.report.training import write_training_page
     from afinar.training.driver import TrainOutcome
+    from afinar.training.promotion import ChampionChoice
     from afinar.training.publish import TrainResult
 
     models = compared.dataset.store.root.removesuffix("/dataset") + "/models"
@@ -295,6 +296,7 @@ def test_training_writes_page_mistakes_and_index(
         version=version,
         result=TrainResult(),
         seconds=1.0,
+        champion=ChampionChoice(champion=2, is_promoted=True, why="it is better by a test"),
     )
     write_training_page(outcome)
     write_training_page(outcome)  # as after an interruption
@@ -302,6 +304,7 @@ def test_training_writes_page_mistakes_and_index(
     page = store.get(f"{outcome.run}/report.html").decode()
     assert_sound(page)
     assert f"Comparison with the champion, model {compared.runs[0].version.id}" in page
+    assert "Champion: it is better by a test." in page
     name = f"{outcome.run}/mistakes.parquet"
     mistakes = from_parquet(store.get(name), uri=name)
     assert len(mistakes) == int((~compared.runs[1].hits).sum())

@@ -24,6 +24,13 @@ PAGE: Final = "index.html"
 RUNS: Final = 200
 """Runs of an index, the newest ones."""
 
+# A key of the summary by which a job's runs are recognised.
+_JOBS: Final = {
+    "added": "ingest",
+    "labelled": "label",
+    "corruptions": "evaluate",
+    "duplicates": "similar",
+}
 _ATTEMPTS: Final = 5
 _READS: Final = 16
 _RUN_COLUMNS: Final = (
@@ -129,6 +136,7 @@ def _runs(store: Store) -> RunIndex:
             link=f"runs/{run}/report.html" if f"runs/{run}/report.html" in names else "",
             title=_minute(created_at(run)) or run,
             cells=[
+                next((job for key, job in _JOBS.items() if key in summary), ""),
                 *(_number(summary.get(name)) for name in columns),
                 _seconds(summary.get("seconds")),
             ],
@@ -136,7 +144,7 @@ def _runs(store: Store) -> RunIndex:
         )
         for run, summary in zip(newest, summaries, strict=True)
     ]
-    return RunIndex(columns=[*columns, "time"], rows=rows, total=len(runs))
+    return RunIndex(columns=["job", *columns, "time"], rows=rows, total=len(runs))
 
 
 def _summary(store: Store, run: str) -> dict[str, Any]:

@@ -96,6 +96,7 @@ def write_training_page(outcome: TrainOutcome) -> None:
         dataset,
         run,
         champion=_champion(store, version),
+        decision=outcome.champion.why,
     )
     store.put_if_absent(f"{outcome.run}/report.html", page.encode())
     put_model_card(store, version)
@@ -139,11 +140,16 @@ def _limit(history: list[dict[str, Any]]) -> str:
 
 
 def training_page(
-    title: str, dataset: Dataset, run: EvaluatedRun, champion: EvaluatedRun | None = None
+    title: str,
+    dataset: Dataset,
+    run: EvaluatedRun,
+    champion: EvaluatedRun | None = None,
+    decision: str = "",
 ) -> str:
     """Return the page of a run. `dataset` is the version that it was trained on.
 
-    `champion` is the model that the run is compared with, if there is one. Parts that the run did
+    `champion` is the model that the run is compared with, if there is one; `decision` says which of
+    them is the champion now, and why. Parts that the run did
     not record (times of its epochs, the runner-up of a prediction) are left out.
     """
     version, counts = run.version, run.confusion
@@ -165,6 +171,7 @@ def training_page(
         version=version,
         numbers=_headline_numbers(run),
         champion=None if champion is None else compare_with_champion(run, champion),
+        decision=decision,
         curves=curves([run]) + _rate_charts(run),
         epochs=_epochs(run),
         mistakes=mistakes,
