@@ -24,7 +24,7 @@ from afinar.execution.session import wait_for_resources
 from afinar.execution.train_launcher import _first_failure
 from afinar.execution.worker import Worker
 from afinar.logs import log_settings
-from afinar.units.executor import Executor, RetryPolicy
+from afinar.units.executor import Executor, Preprocessing, RetryPolicy
 from tests.work import (
     Attempt,
     make_broken,
@@ -104,6 +104,61 @@ def test_retried_unit_has_the_task_of_the_next_attempt(make_executor: MakeExecut
     assert done.pop("one") == 2
     assert set(done) == {str(number) for number in range(6)}
     assert set(done.values()) == {0}, "units queued behind the fatal one have no attempt more"
+
+
+def make_watchful() -> Callable[[Attempt], tuple[str, int, bool]]:
+    """Return work that also returns whether another unit ran in its process at the same time."""
+    running: set[str] = set()
+
+    def work(unit: Attempt) -> tuple[str, int, bool]:
+        running.add(unit.name)
+        time.sleep(0.3)
+        is_alone = running == {unit.name}
+        if unit.attempt < unit.fatal:
+            os._exit(1)
+        running.remove(unit.name)
+        return unit.name, unit.attempt, is_alone
+
+    return work
+
+
+def test_worker_with_a_device_overlaps_units_a_retried_one_is_alone(local_ray: None) -> None:
+    units = [Attempt("fatal", 2), *(Attempt(str(number), 0) for number in range(8))]
+    executor = RayExecutor(None, workers=1, always_preprocess=True)
+    policy = RetryPolicy(next_attempt=Attempt.next_attempt, uses_gpus=True)
+    results = {name: rest for name, *rest in executor.run(make_watchful, units, policy)}
+    assert set(results) == {unit.name for unit in units}
+    assert results["fatal"] == [2, True]
+    assert all(is_alone for attempt, is_alone in results.values() if attempt)
+    assert sum(not is_alone for _, is_alone in results.values()) >= 4, "the others overlap"
+
+
+def prepare_slowly(number: int) -> int:
+    time.sleep(0.05)
+    return 10 * number
+
+
+def make_sum() -> Callable[..., int]:
+    return lambda unit, blocks=(): sum(blocks) or 10 * unit  # a retry has no blocks
+
+
+def test_blocks_of_further_units_are_prepared_ahead(local_ray: None) -> None:
+    """Units of one block each: those that wait for the worker are prepared, too, but not all."""
+    started: list[int] = []
+
+    def blocks(unit: int) -> list[int]:
+        started.append(unit)
+        return [unit]
+
+    executor = RayExecutor(None, workers=1, always_preprocess=True)
+    preprocessing = Preprocessing(blocks=blocks, prepare=prepare_slowly)
+    results = executor.run(
+        make_sum, range(30), RetryPolicy(uses_gpus=True, preprocessing=preprocessing)
+    )
+    first = next(results)
+    assert 4 <= len(started) <= 8, "two blocks per core, and those of finished units"
+    assert sorted([first, *results]) == [10 * number for number in range(30)]
+    assert started == list(range(30))
 
 
 def test_idle_workers_take_over_the_units_of_a_dead_one_without_room_for_another(
