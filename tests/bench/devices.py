@@ -50,7 +50,7 @@ class NullDevice:
     def allocate(self, shape: tuple[int, ...]) -> Images:
         return np.zeros(shape, dtype=np.uint8)
 
-    def submit(self, images: Images) -> Handle:
+    def submit(self, images: Images) -> Handle[PredictorOutput]:
         return _Done(PredictorOutput(scores_of(images, self._classes), None))
 
 
@@ -83,7 +83,7 @@ class SimulatedDevice(NullDevice):
         """Share of that time in which it had nothing to compute."""
         return self.idle_s / (self.finished_s - self.started_s)
 
-    def submit(self, images: Images) -> Handle:
+    def submit(self, images: Images) -> Handle[PredictorOutput]:
         with self._lock:
             now = time.perf_counter()
             if not self.pictures:
@@ -94,7 +94,7 @@ class SimulatedDevice(NullDevice):
         return _Done(PredictorOutput(scores_of(images, self._classes), None), self.finished_s)
 
 
-def with_device(labeller: Labeller, make: Callable[[int], Device]) -> Labeller:
+def with_device(labeller: Labeller, make: Callable[[int], Device[PredictorOutput]]) -> Labeller:
     """Return the labeller with another device, and batches of 64."""
     device = make(len(labeller.predictor.classes))
     size_px = labeller.predictor.version.stored_view.size

@@ -5,6 +5,7 @@ The decisions are tested without Ray in tests/execution/test_retry.py.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from afinar.dataset.reader import open_dataset
+from afinar import open_dataset
+from afinar.dataset import reader
 from afinar.errors import IntegrityError, RequestError, StorageError
 from tests.archives import ingest
 from tests.conftest import jpeg
@@ -60,7 +61,9 @@ def test_folder_without_dataset_or_version_is_refused(archive: Path, tmp_path: P
 
 def test_damaged_shard_is_verified_later_the_caller_is_told(archive: Path, tmp_path: Path) -> None:
     ingest(archive, tmp_path / "dataset")
-    dataset = open_dataset(str(tmp_path / "dataset"), cache=tmp_path / "cache", verify_later=True)
+    dataset = reader.open_dataset(
+        str(tmp_path / "dataset"), cache=tmp_path / "cache", verify_later=True
+    )
     good = dataset.read([5])
     dataset.wait_verified()
 
@@ -68,7 +71,9 @@ def test_damaged_shard_is_verified_later_the_caller_is_told(archive: Path, tmp_p
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
-    damaged = open_dataset(str(tmp_path / "dataset"), cache=tmp_path / "cache", verify_later=True)
+    damaged = reader.open_dataset(
+        str(tmp_path / "dataset"), cache=tmp_path / "cache", verify_later=True
+    )
     assert damaged.read([5]).shape == good.shape, "its pixels are used while it is hashed"
     with pytest.raises(IntegrityError, match="not what was committed"):
         damaged.wait_verified()

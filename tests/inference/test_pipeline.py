@@ -38,7 +38,7 @@ class LateDevice:
     def allocate(self, shape: tuple[int, ...]) -> Images:
         return np.zeros(shape, np.uint8)
 
-    def submit(self, images: Images) -> Handle:
+    def submit(self, images: Images) -> Handle[PredictorOutput]:
         self.submitted.append(int(images[0, 0, 0, 0]))
         return _Late(images, self.allowed)
 
@@ -51,7 +51,7 @@ def filler(level: int, count: int = 1) -> Callable[[Images], int]:
     return fill
 
 
-def run_unit(pipeline: Pipeline, levels: Sequence[int]) -> list[float]:
+def run_unit(pipeline: Pipeline[PredictorOutput], levels: Sequence[int]) -> list[float]:
     """Submit a batch for each level, and return what the device read of each."""
     with pipeline.filling():
         batches = [pipeline.submit(filler(level)) for level in levels]
@@ -104,11 +104,10 @@ def test_reading_fails_its_buffer_is_free_again() -> None:
 
 
 def test_cpu_computes_in_the_thread_that_asks() -> None:
-    class Doubling:
-        def outputs(self, images: Images, features: bool) -> PredictorOutput:
-            return PredictorOutput(2.0 * images[:, 0, 0, :], None)
+    def double(images: Images) -> PredictorOutput:
+        return PredictorOutput(2.0 * images[:, 0, 0, :].astype(np.float32), None)
 
-    pipeline = Pipeline(CpuDevice(Doubling()), 4, 4)  # type: ignore[arg-type]
+    pipeline = Pipeline(CpuDevice(double), 4, 4)
     with pipeline.filling():
         batch = pipeline.submit(filler(5, 3))
     assert batch is not None

@@ -190,7 +190,7 @@ class JobExecutor:
             limit=limit,
             workers=config.workers,
             asks_for_ray=asks_for_ray(config.address),
-            uses_gpus=policy is not None and (policy.uses_gpus or bool(policy.preprocessing)),
+            uses_gpus=policy is not None and policy.uses_gpus,
             machine=this_machine(),
         )
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +45,7 @@ from afinar.units.cut import (
     tapered_sizes,
     unit_names,
 )
-from afinar.units.executor import Executor, Preprocessing
+from afinar.units.executor import Executor, RetryPolicy
 from afinar.units.plans import Plan, delete_plan
 from afinar.units.results import RunTotals, UnitResult
 from afinar.units.run import IncrementalJob, Planned, Published, run_incremental
@@ -300,9 +300,7 @@ class FeatureJob(IncrementalJob[_Current, int]):
 
     def run_units(self, table: pa.Table, done: set[str], current: _Current) -> Iterator[UnitResult]:
         tasks = (UnitTask(unit, entries) for unit, entries in iter_units(table, "", done))
-        # Without blocks: a worker with a GPU reads the shards itself, in threads.
-        preprocessing = Preprocessing[UnitTask](blocks=_no_blocks, prepare=_unused)
-        policy = retry_policy(self.config.unit_timeout_s, preprocessing)
+        policy: RetryPolicy[UnitTask] = retry_policy(self.config.unit_timeout_s, uses_gpus=True)
         job = FeatureJobSpec(
             dataset=self.dataset,
             version=current.dataset.manifest.version,
@@ -373,15 +371,6 @@ def _sample_ids_by_unit(plan: pa.Table) -> dict[str, pa.Array]:
         name: ids[start:end]
         for name, start, end in zip(names.to_pylist(), starts[:-1], starts[1:], strict=True)
     }
-
-
-def _no_blocks(task: UnitTask) -> list[Any]:
-    del task
-    return []
-
-
-def _unused(block: Any) -> Any:
-    return block
 
 
 def _numbers(current: _Current) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -80,32 +80,41 @@ class FeatureNetwork:
 
         Raises RequestError if a value does not fit the type in which it is to be stored.
         """
-        pixels = torch.from_numpy(images).to(self.device, non_blocking=True)
-        with (
-            torch.inference_mode(),
-            tf32_disabled(self.device),
-            autocast(self.device, self._precision),
-        ):
-            inputs = apply_input_view(pixels, self.specs[0].input_view)
-            outputs = self._module(inputs)
-        return [
-            to_stored(values, spec.stored_as)
-            for values, spec in zip(outputs, self.specs, strict=True)
-        ]
+        with torch.inference_mode(), tf32_disabled(self.device):
+            tensors = self.compute(torch.from_numpy(images).to(self.device))
+            return self.finish([tensor.cpu().numpy() for tensor in tensors])
+
+    def compute(self, pixels: Tensor) -> list[Tensor]:
+        """Return features as they are stored, of pixels that are on the device.
+
+        For each spec float [n, width], and a boolean: whether all are finite before they are
+        stored. The caller disables gradients, and TF32.
+        """
+        with autocast(self.device, self._precision):
+            outputs = self._module(apply_input_view(pixels, self.specs[0].input_view))
+        tensors: list[Tensor] = []
+        for values, spec in zip(outputs, self.specs, strict=True):
+            tensors += [values.to(_TYPES[spec.stored_as]), values.isfinite().all()]
+        return tensors
+
+    def finish(self, arrays: Sequence[NDArray[Any]]) -> list[NDArray[np.floating]]:
+        """Return the features among what `compute` gave, as arrays of the host.
+
+        Raises RequestError if a value does not fit the type in which it is to be stored.
+        """
+        for stored, was_finite in zip(arrays[::2], arrays[1::2], strict=True):
+            _require_finite(stored, bool(was_finite))
+        return list(arrays[::2])
 
 
-def to_stored(values: Tensor, stored_as: StoredType) -> NDArray[np.floating]:
-    """Return features as they are stored. Raises RequestError if they exceed float16."""
-    stored = values.to(_TYPES[stored_as])
-    if not stored.isfinite().all():
+def _require_finite(stored: NDArray[np.floating], was_finite: bool) -> None:
+    if not np.isfinite(stored).all():
         raise RequestError(
             "features of this backbone are not finite numbers in float16, whose largest is 65,504: "
             "give --stored-as float32"
-            if values.isfinite().all()
+            if was_finite
             else "the features of this backbone are not finite numbers"
         )
-    array: NDArray[np.floating] = stored.cpu().numpy()
-    return array
 
 
 @dataclass(frozen=True)

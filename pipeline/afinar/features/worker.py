@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -13,11 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from afinar.dataset.reader import open_dataset
-from afinar.dataset.shards import MappedShard
 from afinar.features.key import FeatureSpec
 from afinar.features.manifest import open_features_store
-from afinar.features.network import FeatureNetwork, load_feature_network
+from afinar.features.network import load_feature_network
 from afinar.features.shards import put_shard
+from afinar.inference.device import CpuDevice, CudaDevice, Device, Images
+from afinar.inference.picture_stream import PictureBatches, Pictures, ShardPictures
+from afinar.inference.pipeline import Pipeline, SubmittedBatch
 from afinar.pictures.decode import configure_pillow
 from afinar.sources.entry import Entry
 from afinar.storage.markers import UnitMarker, commit_unit
@@ -29,7 +32,7 @@ from afinar.units.tasks import UnitTask
 
 _CACHE_BYTES: Final = 8 * 2**30  # of a remote dataset's shards on one machine: each is read once
 _BATCH: Final = {"cpu": 8, "cuda": 256}
-_READERS: Final = {"cpu": 1, "cuda": 4}  # threads: a GPU is faster than one core reads
+_DECODERS: Final = {"cpu": 1, "cuda": 4}  # threads: a GPU is faster than one core decodes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,77 +46,64 @@ class FeatureJobSpec:
     batch_size: int = 0
 
 
-class ShardRows:
-    """Pictures of a dataset by shard and row. A shard stays mapped until another one is read."""
-
-    def __init__(self, dataset: str, version: int) -> None:
-        self._dataset = open_dataset(dataset, version=version, cache_bytes=_CACHE_BYTES)
-        self._mapped: tuple[str, MappedShard] | None = None
-
-    def shards_of(self, entries: Sequence[Entry]) -> list[MappedShard]:
-        """Map the shards of these entries, one after the other."""
-        return [self._shard(str(entry.shard)) for entry in entries]
-
-    def _shard(self, path: str) -> MappedShard:
-        if self._mapped is None or self._mapped[0] != path:
-            self._mapped = (path, self._dataset.map_shard(path))
-        return self._mapped[1]
-
-
 @dataclass(frozen=True)
 class FeatureWorker:
-    """The unit function of one worker process."""
+    """The unit function of one worker process.
+
+    Several threads may run units. Their pictures go through the one `pipeline`, a unit at a time.
+    """
 
     job: FeatureJobSpec
-    network: FeatureNetwork
-    pictures: ShardRows
+    pipeline: Pipeline[list[NDArray[np.floating]]]
+    pictures: Pictures
 
     def __call__(self, task: UnitTask) -> UnitResult:
         """Run one unit. Running it twice cannot change a published object."""
         timer = PhaseTimer()
-        parts: list[list[NDArray[np.floating]]] = [[] for _ in self.job.specs]
-        for images in self._batches(task.entries, timer):
-            with timer.phase("forward"):
-                for part, values in zip(parts, self.network(images), strict=True):
-                    part.append(values)
+        outputs = self._compute(task.entries, timer)
 
         sample_ids = pa.array([entry.sample_id for entry in task.entries], pa.string())
         with timer.phase("write"):
-            for spec, part in zip(self.job.specs, parts, strict=True):
+            for number, spec in enumerate(self.job.specs):
                 store = open_features_store(self.job.dataset, spec.key)
-                ref = put_shard(store, task.unit, sample_ids, np.concatenate(part), spec.stored_as)
+                features = np.concatenate([output[number] for output in outputs])
+                ref = put_shard(store, task.unit, sample_ids, features, spec.stored_as)
                 _commit(store, task.unit, ref)
         return UnitResult(task.unit, len(task.entries), 0, timer.seconds)
 
-    def _batches(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[NDArray[np.uint8]]:
-        """Yield the stored views of the entries, uint8 [n, size, size, 3], read ahead in threads.
+    def _compute(
+        self, entries: Sequence[Entry], timer: PhaseTimer
+    ) -> list[list[NDArray[np.floating]]]:
+        """Return the features of each batch."""
+        with timer.phase("fetch"):
+            self.pictures.prefetch(entries)
+        size, most = self.pipeline.batch_size, self.pipeline.device.batches
+        pending: deque[SubmittedBatch[list[NDArray[np.floating]]]] = deque()
+        outputs: list[list[NDArray[np.floating]]] = []
 
-        Only the wait for a batch counts as `fetch`.
-        """
-        device = self.network.device.type
-        size = self.job.batch_size or _BATCH.get(device, _BATCH["cpu"])
-        groups = [entries[start : start + size] for start in range(0, len(entries), size)]
-        readers = _READERS.get(device, 1)
-        with ThreadPoolExecutor(readers) as pool:
-            waiting: list[Future[NDArray[np.uint8]]] = []
-            for group in groups:
-                # Shards are mapped in this thread, in order: each is fetched once.
-                with timer.phase("fetch"):
-                    shards = self.pictures.shards_of(group)
-                waiting.append(pool.submit(_gather, shards, group))
-                if len(waiting) > readers:
-                    with timer.phase("fetch"):
-                        images = waiting.pop(0).result()
-                    yield images
-            for future in waiting:
-                with timer.phase("fetch"):
-                    images = future.result()
-                yield images
+        def collect() -> None:
+            with timer.phase("forward"):
+                outputs.append(pending.popleft().result())
+
+        try:
+            with self.pipeline.filling(), self.pictures.batches(entries, timer) as batches:
+                for start in range(0, len(entries), size):
+                    if len(pending) == most:
+                        collect()
+                    fill = partial(_fill, batches, entries[start : start + size])
+                    batch = self.pipeline.submit(fill)
+                    assert batch is not None, "every row of a shard is a picture"
+                    pending.append(batch)
+            while pending:
+                collect()
+        finally:
+            for batch in pending:
+                batch.discard()
+        return outputs
 
 
-def _gather(shards: Sequence[MappedShard], entries: Sequence[Entry]) -> NDArray[np.uint8]:
-    rows = [int(entry.row or 0) for entry in entries]
-    return np.stack([shard.picture(row) for shard, row in zip(shards, rows, strict=True)])
+def _fill(batches: PictureBatches, entries: Sequence[Entry], images: Images) -> int:
+    return len(batches.fill(entries, images))
 
 
 def _commit(store: Store, unit: str, ref: ObjectRef) -> None:
@@ -132,4 +122,15 @@ def make_feature_worker(job: FeatureJobSpec) -> FeatureWorker:
     configure_pillow()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_feature_network(job.specs, job.weights, device)
-    return FeatureWorker(job, network, ShardRows(job.dataset, job.version))
+    dataset = open_dataset(job.dataset, version=job.version, cache_bytes=_CACHE_BYTES)
+    chosen: Device[list[NDArray[np.floating]]] = (
+        CudaDevice(device, network.compute, network.finish)
+        if device.type == "cuda"
+        else CpuDevice(network)
+    )
+    batch_size = job.batch_size or _BATCH[device.type]
+    return FeatureWorker(
+        job=job,
+        pipeline=Pipeline(chosen, batch_size, dataset.view.size),
+        pictures=ShardPictures(dataset, dataset.view, _DECODERS[device.type]),
+    )

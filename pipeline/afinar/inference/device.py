@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from functools import partial
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,19 +16,22 @@ from afinar.inference.predictor import Predictor, PredictorOutput
 from afinar.models.networks.precision import tf32_disabled
 
 Images = NDArray[np.uint8]
+Arrays = list[NDArray[Any]]
+Output = TypeVar("Output")
+Output_co = TypeVar("Output_co", covariant=True)
 
 _GPU_BATCHES: Final = 4  # one is copied, one computed, one fetched, one filled by the process
 
 
-class Handle(Protocol):
+class Handle(Protocol[Output_co]):
     """A submitted batch."""
 
-    def result(self) -> PredictorOutput:
-        """Wait for the batch and return its scores and features. Called once, by any thread."""
+    def result(self) -> Output_co:
+        """Wait for the batch and return its output. Called once, by any thread."""
         ...
 
 
-class Device(Protocol):
+class Device(Protocol[Output_co]):
     """Computes batches of pictures in the order in which they are submitted.
 
     `batches` is the number of batches in memory, submitted or being filled, that keep it busy.
@@ -38,7 +43,7 @@ class Device(Protocol):
         """Return memory from which batches are submitted."""
         ...
 
-    def submit(self, images: Images) -> Handle:
+    def submit(self, images: Images) -> Handle[Output_co]:
         """Begin to compute stored views uint8 [n, size, size, 3].
 
         The memory must not change before the result is fetched. Called by one thread at a time.
@@ -47,44 +52,50 @@ class Device(Protocol):
 
 
 @dataclass(frozen=True)
-class _Uncomputed:
+class _Uncomputed(Generic[Output]):
     """A batch that the thread which asks for its result computes."""
 
-    predictor: Predictor
+    compute: Callable[[Images], Output]
     images: Images
-    features: bool
 
-    def result(self) -> PredictorOutput:
-        return self.predictor.outputs(self.images, self.features)
+    def result(self) -> Output:
+        return self.compute(self.images)
 
 
-class CpuDevice:
-    """The calling process: a batch is computed when its result is fetched."""
+class CpuDevice(Generic[Output]):
+    """The calling process: `compute` is called when the result of a batch is fetched."""
 
     batches = 1
 
-    def __init__(self, predictor: Predictor, *, features: bool = False) -> None:
-        self._predictor, self._features = predictor, features
+    def __init__(self, compute: Callable[[Images], Output]) -> None:
+        self._compute = compute
 
     def allocate(self, shape: tuple[int, ...]) -> Images:
         return np.empty(shape, dtype=np.uint8)
 
-    def submit(self, images: Images) -> Handle:
-        return _Uncomputed(self._predictor, images, self._features)
+    def submit(self, images: Images) -> Handle[Output]:
+        return _Uncomputed(self._compute, images)
 
 
-class CudaDevice:
+class CudaDevice(Generic[Output]):
     """A GPU with a stream for copies to it and one for the network.
 
     While it computes a batch the next one is copied, and no call but `result` waits for it.
+    `compute` maps pixels on the GPU to tensors on the GPU, and `finish` those, as arrays of the
+    host, to the output.
     """
 
     batches = _GPU_BATCHES
 
-    def __init__(self, predictor: Predictor, *, features: bool = False) -> None:
-        self._predictor, self._features = predictor, features
-        self._copies = torch.cuda.Stream(predictor.device)  # type: ignore[no-untyped-call]
-        self._compute = torch.cuda.Stream(predictor.device)  # type: ignore[no-untyped-call]
+    def __init__(
+        self,
+        device: torch.device,
+        compute: Callable[[Tensor], Sequence[Tensor]],
+        finish: Callable[[Arrays], Output],
+    ) -> None:
+        self._device, self._compute, self._finish = device, compute, finish
+        self._copy_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._compute_stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def allocate(self, shape: tuple[int, ...]) -> Images:
         """Return pinned memory: only from that is a copy asynchronous, and it is five times faster.
@@ -94,47 +105,51 @@ class CudaDevice:
         pinned: Images = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
         return pinned
 
-    def submit(self, images: Images) -> Handle:
-        predictor = self._predictor
-        with torch.inference_mode(), tf32_disabled(predictor.device):
-            with torch.cuda.stream(self._copies):
-                pixels = torch.from_numpy(images).to(predictor.device, non_blocking=True)
-            self._compute.wait_stream(self._copies)
-            with torch.cuda.stream(self._compute):
+    def submit(self, images: Images) -> Handle[Output]:
+        with torch.inference_mode(), tf32_disabled(self._device):
+            with torch.cuda.stream(self._copy_stream):
+                pixels = torch.from_numpy(images).to(self._device, non_blocking=True)
+            self._compute_stream.wait_stream(self._copy_stream)
+            with torch.cuda.stream(self._compute_stream):
                 # The allocator must not give the memory to the next copy before it was read.
-                pixels.record_stream(self._compute)
-                scores, features = predictor.compute(pixels)
-                fetched = _to_pinned(scores)
-                rows = _to_pinned(features) if self._features else None
+                pixels.record_stream(self._compute_stream)
+                fetched = [_to_pinned(tensor) for tensor in self._compute(pixels)]
                 # A thread that waits for it sleeps.
                 done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-                done.record(self._compute)
-        return _OnGpu(fetched, rows, done)
+                done.record(self._compute_stream)
+        return _OnGpu(fetched, done, self._finish)
 
 
 def _to_pinned(tensor: Tensor) -> Tensor:
     """Begin to copy a tensor to host memory."""
-    host = torch.empty(tensor.shape, dtype=torch.float32, pin_memory=True)
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     return host.copy_(tensor, non_blocking=True)
 
 
 @dataclass(frozen=True)
-class _OnGpu:
-    """A batch whose scores and features are copied to the host before the event `done`."""
+class _OnGpu(Generic[Output]):
+    """A batch whose tensors are copied to the host before the event `done`."""
 
-    scores: Tensor
-    features: Tensor | None
+    fetched: list[Tensor]
     done: torch.cuda.Event
+    finish: Callable[[Arrays], Output]
 
-    def result(self) -> PredictorOutput:
+    def result(self) -> Output:
         self.done.synchronize()
         # Copies: pinned memory is scarce, and goes back to the next batches.
-        features = None if self.features is None else self.features.numpy().copy()
-        return PredictorOutput(self.scores.numpy().copy(), features)
+        return self.finish([tensor.numpy().copy() for tensor in self.fetched])
 
 
-def device_for(predictor: Predictor, *, features: bool = False) -> Device:
+def device_for(predictor: Predictor, *, features: bool = False) -> Device[PredictorOutput]:
     """Return the device that a predictor's network is on; `features` are fetched if wanted."""
-    if predictor.device.type == "cuda":
-        return CudaDevice(predictor, features=features)
-    return CpuDevice(predictor, features=features)
+    if predictor.device.type != "cuda":
+        return CpuDevice(partial(predictor.outputs, features=features))
+
+    def compute(pixels: Tensor) -> list[Tensor]:
+        scores, activations = predictor.compute(pixels)
+        return [scores, activations.float()] if features else [scores]
+
+    def finish(arrays: Arrays) -> PredictorOutput:
+        return PredictorOutput(arrays[0], arrays[1] if features else None)
+
+    return CudaDevice(predictor.device, compute, finish)

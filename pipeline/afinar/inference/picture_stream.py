@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -161,8 +161,9 @@ class ShardPictures(Pictures):
     The shards of a few units stay mapped. Several threads may read.
     """
 
-    def __init__(self, dataset: Dataset, view: StoredView) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: Dataset, view: StoredView, decoders: int = 1) -> None:
+        """`decoders` threads decode the pictures of a `jpeg` store ahead."""
+        self._dataset, self._decoders = dataset, decoders
         # A model trained on a `jpeg` store has learned from compressed pixels. Compress those of a
         # `pixels` store as well, so that both give the same input.
         self._through_jpeg = view.store == "jpeg" and dataset.view.store == "pixels"
@@ -178,8 +179,13 @@ class ShardPictures(Pictures):
     def batches(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureBatches]:
         if self._copies:
             yield _RowBatches(self._shard, timer)
-        else:
+        elif self._decoders == 1:
             yield StreamBatches(self._picture(entry, timer) for entry in entries)
+        else:
+            with ThreadPoolExecutor(self._decoders) as pool:
+                # The time of each thread is no time of the unit's.
+                pictures = pool.map(lambda entry: self._picture(entry, PhaseTimer()), entries)
+                yield StreamBatches(pictures)
 
     def prefetch(self, entries: Sequence[Entry]) -> None:
         """Map and verify the shards, so that the reading thread need not."""

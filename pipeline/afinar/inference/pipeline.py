@@ -11,20 +11,20 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Lock
+from typing import Generic
 
-from afinar.inference.device import Device, Handle, Images
-from afinar.inference.predictor import PredictorOutput
+from afinar.inference.device import Device, Handle, Images, Output
 
 
 @dataclass(frozen=True)
-class SubmittedBatch:
+class SubmittedBatch(Generic[Output]):
     """A batch on the device, and the buffer that is free again when its result is fetched."""
 
-    handle: Handle
+    handle: Handle[Output]
     buffer: Images
     free: SimpleQueue[Images]
 
-    def result(self) -> PredictorOutput:
+    def result(self) -> Output:
         """Wait for the batch and return its output."""
         try:
             return self.handle.result()
@@ -37,10 +37,10 @@ class SubmittedBatch:
             self.result()
 
 
-class Pipeline:
+class Pipeline(Generic[Output]):
     """A ring of buffers of `batch_size` pictures in front of a device. Used by several threads."""
 
-    def __init__(self, device: Device, batch_size: int, size_px: int) -> None:
+    def __init__(self, device: Device[Output], batch_size: int, size_px: int) -> None:
         self.device, self.batch_size = device, batch_size
         self._filling = Lock()
         self._free: SimpleQueue[Images] = SimpleQueue()
@@ -56,7 +56,7 @@ class Pipeline:
         with self._filling:
             yield
 
-    def submit(self, fill: Callable[[Images], int]) -> SubmittedBatch | None:
+    def submit(self, fill: Callable[[Images], int]) -> SubmittedBatch[Output] | None:
         """Let `fill` copy pictures into a buffer and return their number; submit them.
 
         Waits for a free buffer. Returns None if there are no pictures.

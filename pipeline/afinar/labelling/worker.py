@@ -21,7 +21,7 @@ from afinar.inference.batch_size import choose_batch_size
 from afinar.inference.device import Images, device_for
 from afinar.inference.picture_stream import Block, BlockBatches, PictureBatches, Pictures
 from afinar.inference.pipeline import Pipeline, SubmittedBatch
-from afinar.inference.predictor import Predictor, load_predictor
+from afinar.inference.predictor import Predictor, PredictorOutput, load_predictor
 from afinar.labelling.tasks import LabelSpec
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import configure_pillow
@@ -61,7 +61,7 @@ class _Batch:
 
     entries: list[Entry]
     sample_ids: list[str]
-    submitted: SubmittedBatch
+    submitted: SubmittedBatch[PredictorOutput]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Labeller:
 
     spec: LabelSpec
     predictor: Predictor
-    pipeline: Pipeline
+    pipeline: Pipeline[PredictorOutput]
     pictures: Pictures
     store: Store
 
