@@ -162,7 +162,7 @@ class ShardPictures(Pictures):
     """
 
     def __init__(self, dataset: Dataset, view: StoredView, decoders: int = 1) -> None:
-        """`decoders` threads decode the pictures of a `jpeg` store ahead."""
+        """Read with `decoders` threads, which decode the pictures of a `jpeg` store ahead."""
         self._dataset, self._decoders = dataset, decoders
         # A model trained on a `jpeg` store has learned from compressed pixels. Compress those of a
         # `pixels` store as well, so that both give the same input.
