@@ -19,8 +19,9 @@ from afinar.models.networks.weights import find_weights, load_weights
 from afinar.training.batches import Samples
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator
+from afinar.training.feature_cache import FeatureCache
 from afinar.training.head_start import HeadSolver, solver_samples
-from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
+from afinar.training.inputs import FeatureInputs, PixelInputs
 from afinar.training.linear_probe import ALL_SCALINGS, SMOOTH_SCALINGS, Objective
 from afinar.training.mixing import Mixing
 from afinar.training.optim import Optimizer
@@ -104,7 +105,8 @@ def trained_part(
     """Return the network with pixels as inputs, or its classifier with features as inputs.
 
     Features are computed once if the backbone is frozen and there is no augmentation, so that every
-    epoch would compute the same ones, and if they fit `--window-mb`.
+    epoch would compute the same ones, and if they fit `--window-mb`. They come from the cache of
+    the dataset as far as it has them.
     """
     config = task.config
     pixels = PixelInputs(dataset, task.input_view, config.augmentation, config.seed, group.device)
@@ -125,10 +127,18 @@ def trained_part(
             "computed in every epoch"
         )
         return TrainedPart(network, pixels, pixels, count)
-    features = compute_features(network, pixels, rows, group, precision, threads)
+    cache = FeatureCache(
+        task=task,
+        network=network,
+        dataset=dataset,
+        pixels=pixels,
+        group=group,
+        precision=precision,
+        threads=threads,
+    )
     return TrainedPart(
         network.classifier,
-        FeatureInputs(features, rows),
+        FeatureInputs(cache.load(rows), rows),
         pixels,
         count,
         count == len(samples.train),
