@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tests.bench.batches import batches
 from tests.bench.everyday import demo, requests
+from tests.bench.features import features
 from tests.bench.feeding import feeding
 from tests.bench.hardware import bfloat16, gpu, has_amx, has_gpu
 from tests.bench.incremental import incremental
@@ -44,6 +45,7 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "stall": stall,
     "scaling": scaling,
     "regimes": regimes,
+    "features": features,
     "label_bound": label_bound,
     "label_peers": label_peers,
     "label_ray": label_ray,

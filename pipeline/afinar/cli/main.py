@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "ingest": "convert a folder or an s3:// prefix of pictures to an Arrow dataset",
     "features": "compute and keep the features of a dataset's pictures, which heads are trained on",
     "train": "train a classifier on a dataset and publish it as the next model version",
+    "compare": "compare backbones, cuts, heads and regimes on one dataset, and say which to take",
     "label": "label every picture of a folder, an s3:// prefix, a list or a dataset",
     "plan": "estimate time, bytes and requests of an ingest or a labelling from a sample",
     "status": "show a dataset, predictions or models; verify them; delete what nothing needs",

@@ -112,6 +112,36 @@ def publish_trial(
     return _complete(task, launch, on_published, trial.seconds)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedRun:
+    """A training that is complete and evaluated on the test split, and not published.
+
+    `publish_run` publishes it. `seconds` is the time from launch to the result.
+    """
+
+    task: TrainTask
+    result: TrainResult
+    seconds: float
+
+
+def run_unpublished(config: TrainConfig, launch: Launcher) -> EvaluatedRun:
+    """Train and evaluate a classifier, as `run_training` does, without publishing it.
+
+    An interrupted run of the same request is resumed, and a complete one is returned.
+    """
+    task = plan_training(config, new_run())
+    started = time.monotonic()
+    result = _launch(task, launch, read_result)
+    return EvaluatedRun(task=task, result=result, seconds=time.monotonic() - started)
+
+
+def publish_run(run: EvaluatedRun) -> ModelVersion:
+    """Publish a run, or return the version that has it already."""
+    version = publish(run.task, run.result, run.seconds)
+    cleanup_after_publish(run.task, run.result)
+    return version
+
+
 def discard_trial(trial: Trial) -> None:
     """Delete a trial with its weights."""
     give_up(open_store(trial.task.config.models), trial.task)

@@ -219,16 +219,20 @@ def cleanup_after_publish(task: TrainTask, result: TrainResult) -> None:
     checkpoints.delete_except({epoch["path"] for epoch in result.best})
 
 
-def _raise_if_published(store: Store, run: str) -> None:
+def find_published(store: Store, run: str) -> ModelVersion | None:
+    """Return the version that a run was published as, None if it was not."""
     for number in reversed(versions(store, VERSIONS)):
         lineage = read_version(store, VERSIONS, number).get("lineage")
         if isinstance(lineage, dict) and lineage.get("run") == f"runs/{run}":
-            raise _PublishedError(get_model(store, number))
+            return get_model(store, number)
+    return None
 
 
 def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) -> ModelVersion:
     config = task.config
-    _raise_if_published(open_store(config.models), task.run)
+    published = find_published(open_store(config.models), task.run)
+    if published is not None:
+        raise _PublishedError(published)
     return ModelVersion(
         version=number,
         architecture=task.architecture,

@@ -1,0 +1,97 @@
+"""Publish a row of a comparison as the next version of a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from afinar.comparison.cells import CellResult, read_head
+from afinar.comparison.grid import train_config
+from afinar.config.compare import CompareConfig
+from afinar.dataset.reader import open_dataset
+from afinar.errors import NotFoundError, RequestError
+from afinar.features.reader import open_key
+from afinar.models.registry.versions import ModelVersion
+from afinar.storage.open import open_store
+from afinar.training.batches import Samples
+from afinar.training.distributed import Group
+from afinar.training.driver import Launcher, publish_run, run_unpublished
+from afinar.training.evaluator import LocalLogits
+from afinar.training.final_evaluation import compute_split_metrics
+from afinar.training.hyperparameters import resolved_values
+from afinar.training.preparation import initial_network
+from afinar.training.publish import (
+    TestPredictions,
+    TrainResult,
+    cleanup_after_publish,
+    find_published,
+    publish,
+    write_result,
+)
+from afinar.training.task import labelled_samples, plan_training, resolve_task
+
+
+def publish_cell(config: CompareConfig, result: CellResult, launch: Launcher) -> ModelVersion:
+    """Publish a finished cell: a training as it is, or a head on its backbone.
+
+    Returns the version that has it already, if there is one. Raises RequestError for neighbours,
+    which are no network.
+    """
+    if result.cell.head == "knn":
+        raise RequestError("--publish: nearest neighbours are no network; choose another row")
+    published = find_published(open_store(config.runs), result.run or _run_of(result))
+    if published is not None:
+        return published
+    if result.run:
+        return publish_run(run_unpublished(train_config(config, result.cell), launch))
+    return _publish_head(config, result)
+
+
+def _run_of(result: CellResult) -> str:
+    """Return the name of the run under which a head on features is published."""
+    return f"compare-{result.cell.id}"
+
+
+def _publish_head(config: CompareConfig, result: CellResult) -> ModelVersion:
+    """Publish the backbone with the head that was trained on its features."""
+    alone = Group(alone=True)
+    task = resolve_task(
+        plan_training(train_config(config, result.cell), _run_of(result)), 1, on_gpu=False
+    )
+    network = initial_network(task, alone).network
+    assert result.weights is not None, "a head on features has weights"
+    network.classifier.load_state_dict(read_head(open_store(task.config.models), result.weights))
+
+    dataset = open_dataset(task.config.dataset, version=task.dataset_version)
+    samples = labelled_samples(dataset, task.config, task.classes)
+    stored = open_key(task.config.dataset, str(result.cell.settings["features"]))
+    if stored is None:
+        raise NotFoundError("the features of this row have been deleted: run the command again")
+    ids = dataset.index.column("sample_id")
+
+    def evaluate(split: Samples) -> LocalLogits:
+        values = torch.from_numpy(stored.read(ids.take(pa.array(split.rows))))
+        with torch.no_grad():
+            logits = network.classifier.eval()(values)
+        return LocalLogits(np.arange(len(split)), logits, torch.from_numpy(split.targets))
+
+    validation, test = evaluate(samples.validation), evaluate(samples.test)
+    probabilities = (test.logits.double() / result.temperature).softmax(dim=1)
+    metrics = {
+        name: compute_split_metrics(split, task.classes, alone, result.temperature)
+        for name, split in (("val", validation), ("test", test))
+    }
+    trained = TrainResult(
+        settings=resolved_values(task.config) | {"precision": "float32"},
+        regime="frozen",
+        metrics=metrics,
+        temperature=result.temperature,
+        params_total=sum(parameter.numel() for parameter in network.parameters()),
+        params_trainable=result.params_trainable,
+    )
+    predictions = TestPredictions(probabilities.argmax(dim=1), probabilities.amax(dim=1))
+    written = write_result(task, network.eval(), dataset, samples.test, predictions, trained)
+    version = publish(task, written, result.seconds)
+    cleanup_after_publish(task, written)
+    return version

@@ -1,0 +1,249 @@
+"""Comparisons in this process, with a small network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from afinar.compare import heads as heads_module
+
+from afinar import open_dataset, open_features, open_model
+from afinar.comparison.driver import CompareOutcome, run_compare
+from afinar.comparison.heads import subset
+from afinar.config.compare import CompareConfig
+from afinar.dataset.reader import Dataset
+from afinar.dataset.shards import MappedShard
+from afinar.errors import RequestError
+from afinar.report.compare import record_comparison
+from afinar.storage.arrow import from_parquet
+from afinar.training.distributed import Group
+from afinar.training.task import TrainTask
+from afinar.training.worker import run_worker
+from afinar.units.executor import InlineExecutor
+from tests.conftest import Trained
+from tests.features.jobs import put_weights
+
+
+def launch(task: TrainTask) -> None:
+    run_worker(task, Group())
+
+
+def refuse_launch(task: TrainTask) -> None:
+    raise AssertionError(f"run {task.run} is trained again")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return put_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
+
+
+def compare(
+    trained: Trained, runs: Path, weights: str, launcher: Any = launch, **options: Any
+) -> CompareOutcome:
+    values: dict[str, Any] = {
+        "backbone": "small_cnn",
+        "cut": "3,6",
+        "input_size": 64,
+        "seeds": 2,
+        "epochs": 1,
+        "batch_size": 8,
+        **options,
+    }
+    config = CompareConfig(dataset=trained.dataset, runs=str(runs), weights=weights, **values)
+    return run_compare(config, InlineExecutor(), launcher)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def outcome(trained: Trained, runs: Path, weights: str) -> CompareOutcome:
+    """Return a comparison of two cuts, three heads and two trainings."""
+    return compare(
+        trained, runs, weights, regime="frozen,last:1,scratch", fractions="0.5,1", publish="best"
+    )
+
+
+def test_table_has_a_row_for_each_point_of_the_grid(outcome: CompareOutcome) -> None:
+    rows = {(row.cut, row.head, row.regime) for row in outcome.table.rows}
+    assert rows == {
+        *((cut, head, "frozen") for cut in ("3", "6") for head in ("knn", "linear", "mlp")),
+        ("6", "linear", "last:1"),
+        ("6", "linear", "scratch"),
+    }
+    seeds = {(row.head, row.regime): len(row.seeds) for row in outcome.table.rows}
+    assert seeds["mlp", "frozen"] == 2
+    assert seeds["knn", "frozen"] == seeds["linear", "frozen"] == 1
+    curve = {(row.cut, row.head, row.fraction) for row in outcome.table.learning_curve}
+    assert curve == {(cut, head, 0.5) for cut in ("3", "6") for head in ("linear", "mlp")}
+
+
+def test_rows_are_ranked_by_validation_and_have_intervals(outcome: CompareOutcome) -> None:
+    rows = outcome.table.rows
+    assert [row.number for row in rows] == list(range(1, len(rows) + 1))
+    assert [row.val for row in rows] == sorted((row.val for row in rows), reverse=True)
+    assert rows[0].p_value is None and all(row.p_value is not None for row in rows[1:])
+    for row in rows:
+        assert row.test.low <= row.test.value <= row.test.high
+        assert row.macro_f1.low <= row.macro_f1.value <= row.macro_f1.high
+        assert row.images_per_second > 0 and row.bytes > 0
+    assert any(row.pareto for row in rows)
+    frozen = {row.head: row for row in rows if row.regime == "frozen" and row.cut == "6"}
+    assert frozen["linear"].params_trainable == 2 * 32 + 2
+    assert frozen["knn"].params_trainable == 0
+    assert outcome.table.recommendation.startswith("Take row ")
+
+
+def test_finished_cells_are_never_computed_again(
+    outcome: CompareOutcome,
+    trained: Trained,
+    runs: Path,
+    weights: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a cell is computed again")
+
+    monkeypatch.setattr(heads_module, "_train", refuse)
+    again = compare(
+        trained, runs, weights, refuse_launch, regime="frozen,last:1,scratch", fractions="0.5,1"
+    )
+    assert again.computed == 0
+    assert again.folder == outcome.folder
+
+    def without_times(table: Any) -> Any:
+        return [{**row, "feature_seconds": 0} for row in table.as_dict()["rows"]]
+
+    assert without_times(again.table) == without_times(outcome.table)
+    smaller = compare(trained, runs, weights, refuse_launch, cut="6", head="linear")
+    assert smaller.computed == 0
+
+
+def test_killed_comparison_goes_on_where_it_was(
+    trained: Trained, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, calls = heads_module._train, []
+
+    def killed(cell: Any, *rest: Any) -> Any:
+        calls.append(cell.id)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return train(cell, *rest)
+
+    monkeypatch.setattr(heads_module, "_train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compare(trained, tmp_path, weights, cut="6")
+    outcome = compare(trained, tmp_path, weights, cut="6")
+    assert (outcome.cells, outcome.computed) == (4, 2)
+    assert len(calls) == 5 and len(set(calls)) == 4
+
+
+def test_heads_open_no_picture_and_no_shard_of_pixels(
+    outcome: CompareOutcome,
+    trained: Trained,
+    tmp_path: Path,
+    weights: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert outcome.computed, "the features are cached"
+
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("pixels are read")
+
+    monkeypatch.setattr(Dataset, "read", refuse)
+    monkeypatch.setattr(MappedShard, "__init__", refuse)
+    assert compare(trained, tmp_path, weights, seeds=1).computed == 6
+
+
+def test_published_row_labels_as_its_head_does(
+    outcome: CompareOutcome, trained: Trained, runs: Path, weights: str
+) -> None:
+    linear = next(
+        row for row in outcome.table.rows if row.head == "linear" and row.regime == "frozen"
+    )
+    for number in (linear.number, next(r.number for r in outcome.table.rows if r.head == "mlp")):
+        published = compare(
+            trained,
+            runs,
+            weights,
+            refuse_launch,
+            regime="frozen,last:1,scratch",
+            fractions="0.5,1",
+            publish=str(number),
+        )
+        version = published.published
+        assert version is not None
+        row = published.table.rows[number - 1]
+        assert version.architecture.cut == row.cut
+        assert version.architecture.head == row.head
+        predictor = open_model(f"{runs}@{version.id}")
+        dataset = open_dataset(trained.dataset)
+        features = open_features(trained.dataset, cut=row.cut).read(dataset.index["sample_id"])
+        with torch.no_grad():
+            logits = predictor.network.classifier(torch.from_numpy(features)).numpy()
+        scores = predictor(dataset.read(range(len(features))))
+        ratio = np.log(scores[:, 1] / scores[:, 0]) * version.temperature
+        expected = logits[:, 1] - logits[:, 0]
+        assert np.abs(ratio - expected).max() <= 2e-3 * np.abs(logits).max()
+        test = version.metrics["test"]["top1"]
+        if len(row.seeds) == 1:
+            assert test == pytest.approx(row.test.value)
+
+
+def test_row_is_published_once(
+    outcome: CompareOutcome, trained: Trained, runs: Path, weights: str
+) -> None:
+    assert outcome.published is not None
+    best = next(row for row in outcome.table.rows if row.head != "knn")
+    assert outcome.published.architecture.cut == best.cut
+    rows = [str(best.number)]
+    rows += [str(row.number) for row in outcome.table.rows if row.regime == "last:1"]
+    for number in rows:
+        published = [
+            compare(
+                trained,
+                runs,
+                weights,
+                refuse_launch,
+                regime="frozen,last:1,scratch",
+                fractions="0.5,1",
+                publish=number,
+            ).published
+            for _ in range(2)
+        ]
+        assert published[0] is not None
+        assert published[0] == published[1]
+
+
+def test_page_and_summary(outcome: CompareOutcome) -> None:
+    summary = json.loads(json.dumps(record_comparison(outcome)))
+    assert {"rows", "recommendation"} <= summary.keys()
+    page = Path(summary["report"]).read_text()
+    assert "5 nearest" not in summary["rows"][0]["head"]
+    assert all(str(row["cut"]) in page for row in summary["rows"])
+    table = from_parquet(Path(summary["table"]).read_bytes())
+    assert len(table) == len(summary["rows"]) + len(summary["learning_curve"])
+
+
+def test_backbone_without_weights_is_compared_from_scratch(
+    trained: Trained, tmp_path: Path
+) -> None:
+    outcome = compare(trained, tmp_path, "imagenet", cut="auto", regime="frozen,scratch", seeds=1)
+    assert [row.regime for row in outcome.table.rows] == ["scratch"]
+    assert "no known weights" in outcome.table.notes[0]
+    with pytest.raises(RequestError, match="add the regime scratch"):
+        compare(trained, tmp_path, "imagenet", cut="auto", regime="frozen")
+
+
+def test_subsets_are_nested_and_have_every_class() -> None:
+    targets = np.repeat([0, 1, 2], [3, 40, 100])
+    smaller, larger = (set(subset(targets, share, 5).tolist()) for share in (0.1, 0.5))
+    assert smaller < larger
+    assert {int(targets[row]) for row in smaller} == {0, 1, 2}
+    assert len(subset(targets, 1, 5)) == 143
