@@ -28,6 +28,7 @@ from afinar.features.manifest import (
     unit_of,
 )
 from afinar.features.shards import put_shard, read_shard
+from afinar.storage.markers import committed_units
 from afinar.storage.names import split_name
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
@@ -121,6 +122,26 @@ def status_of_features(dataset: Dataset) -> list[KeyStatus]:
             known = pc.is_in(wanted, version.index.column("sample_id"))
             found.append(KeyStatus(version.manifest, pc.sum(known).as_py() or 0))
     return found
+
+
+@dataclass(frozen=True)
+class PlanStatus:
+    """A stored plan by its name below the dataset, with the numbers of its units."""
+
+    name: str
+    units: int
+    committed: int
+
+
+def unfinished_plans(dataset: str) -> list[PlanStatus]:
+    """Return the plans of jobs that run or were interrupted."""
+    plans = list(stored_plans(open_features_store(dataset)))
+    keys = feature_keys(dataset) if plans else []
+    done = {unit for key in keys for unit in committed_units(open_features_store(dataset, key))}
+    return [
+        PlanStatus(f"features/{plan.name}", len(plan.units), len(plan.units & done))
+        for plan in plans
+    ]
 
 
 def collect_features(dataset: str, *, drop_plans: bool) -> list[str]:

@@ -71,16 +71,20 @@ class Features:
                 f"{places.null_count} of {len(wanted)} pictures have no features in "
                 f"{self.store.root}: compute them with `afinar features`"
             )
-        shards = self.index.column("shard").take(places).to_numpy(zero_copy_only=False)
         rows = self.index.column("row").take(places).to_numpy()
+        shards = self.index.column("shard").take(places)
+        names = shards.unique().to_pylist()
+        numbers = pc.index_in(shards, pa.array(names, pa.string())).to_numpy()
 
+        # Sorted by shard: each is mapped once.
+        order = np.argsort(numbers, kind="stable")
+        ends = np.searchsorted(numbers[order], np.arange(len(names)), side="right").tolist()
         values: NDArray[np.float32] | None = None
-        for name in dict.fromkeys(shards.tolist()):
-            ref = self._shards[name]
+        for name, start, end in zip(names, [0, *ends], ends, strict=False):
+            ref, positions = self._shards[name], order[start:end]
             shard = read_shard(self.store, ref, self.manifest.width, self.spec.stored_as)
-            if values is None:
+            if values is None:  # not before a shard has confirmed the width
                 values = np.empty((len(wanted), shard.shape[1]), dtype=np.float32)
-            positions = np.flatnonzero(shards == name)
             values[positions] = shard[rows[positions]]
         return np.empty((0, self.manifest.width), np.float32) if values is None else values
 

@@ -15,7 +15,12 @@ from afinar.dataset.manifest import FOLDER, Manifest, get_manifests, is_dataset
 from afinar.dataset.reader import Dataset
 from afinar.dataset.stratification import few_notes
 from afinar.errors import RequestError
-from afinar.features.gc import collect_features, status_of_features, verify_features
+from afinar.features.gc import (
+    collect_features,
+    status_of_features,
+    unfinished_plans,
+    verify_features,
+)
 from afinar.models.registry.versions import VERSIONS, find_champion, get_model
 from afinar.pictures.preprocessing import StoredView
 from afinar.predictions.gc import collect, require_manifest, verify
@@ -61,6 +66,10 @@ def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:
 
     summary |= {"versions": [_version(manifest) for manifest in kept], **_head(current)}
     summary["plans"] = _plans(store, open_plans(store, current.version))
+    summary["plans"] += [
+        {"plan": plan.name, "units": plan.units, "committed": plan.committed}
+        for plan in unfinished_plans(store.root)
+    ]
     summary["features"] = _features(Dataset(store, current))
 
     if config.verify:
