@@ -64,9 +64,9 @@ def record_similar(config: SimilarConfig, outcome: SimilarOutcome) -> dict[str, 
     contents: dict[str, tuple[str, bytes | memoryview]] = {
         "groups": ("groups.csv", groups_csv(outcome)),
         "pairs": ("pairs.parquet", to_parquet(tables.pairs)),
-        "pictures": ("pictures.parquet", to_parquet(tables.pictures)),
+        "table": ("pictures.parquet", to_parquet(tables.pictures)),
         "corrections": (FORM, corrections_csv(tables.suspicious)),
-        "labels": ("labels.html", _labels_page(outcome, tables).encode()),
+        "review": ("labels.html", _labels_page(outcome, tables).encode()),
     }
     files = {}
     for name, (file, data) in contents.items():
