@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
@@ -22,17 +21,7 @@ from afinar.evaluation.near_duplicates import (
     perceptual_hashes,
 )
 from afinar.evaluation.neighbours import nearest_neighbours, unit_rows
-
-
-def scene(seed: int, width: int = 300, height: int = 220) -> Image.Image:
-    """Return a picture with structure at several scales, as a photograph has."""
-    rng = np.random.default_rng(seed)
-    pixels = np.zeros((height, width, 3))
-    for cells in (3, 6, 12, 24):
-        noise = rng.integers(0, 256, (cells, cells, 3)).astype(np.uint8)
-        layer = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
-        pixels += np.asarray(layer) / 4
-    return Image.fromarray(pixels.astype(np.uint8))
+from tests.evaluation.scenes import encoded, scene
 
 
 def stored(image: Image.Image, size: int = 96) -> Any:
@@ -41,12 +30,6 @@ def stored(image: Image.Image, size: int = 96) -> Any:
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
-
-
-def encoded(image: Image.Image, quality: int) -> Image.Image:
-    sink = io.BytesIO()
-    image.save(sink, format="JPEG", quality=quality)
-    return Image.open(sink)
 
 
 COPIES = {
