@@ -26,6 +26,7 @@ from tests.bench.planning import planning
 from tests.bench.regimes import regimes
 from tests.bench.s3 import s3
 from tests.bench.scaling import scaling
+from tests.bench.similar import similar
 from tests.bench.stall import stall
 from tests.bench.starts import starts
 from tests.bench.world import NotMeasuredError, WrongBenchError
@@ -46,6 +47,7 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "scaling": scaling,
     "regimes": regimes,
     "features": features,
+    "similar": similar,
     "label_bound": label_bound,
     "label_peers": label_peers,
     "label_ray": label_ray,
