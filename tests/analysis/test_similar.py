@@ -153,6 +153,21 @@ def test_wrong_labels_come_first_and_the_form_leaves_labels_to_people(analysed: 
     assert ranks["same-bytes.jpg"] == ranks["010.jpg"]
 
 
+def test_a_form_that_people_filled_in_corrects_these_labels_only(
+    analysed: Analysed, tmp_path: Path
+) -> None:
+    form = pyarrow.csv.read_csv(analysed.summary["files"]["corrections"]).to_pylist()
+    filled = tmp_path / "corrections.csv"
+    lines = [f'"{row["uri"]}",{"moss" if NASTY in row["uri"] else ""}' for row in form]
+    filled.write_text("\n".join(["uri,label", *lines]))
+    dataset = str(tmp_path / "dataset")
+    shutil.copytree(analysed.dataset, dataset)
+    before = values_by_file(open_dataset(dataset).index, "label")
+    ingest(analysed.pictures, dataset, split="0.4,0.3,0.3", add_labels=str(filled))
+    after = values_by_file(open_dataset(dataset).index, "label")
+    assert after == {**before, NASTY: "moss"}
+
+
 def test_pages_say_what_to_do_and_names_stay_text(analysed: Analysed) -> None:
     html = (analysed.folder / "report.html").read_text()
     page = Reader(html)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from afinar.ingest.driver import run_ingest
 
 from afinar.analysis.similar import SimilarOutcome, run_similar
 from afinar.config.ingest import IngestConfig
@@ -21,7 +22,6 @@ from afinar.dataset.reader import open_dataset
 from afinar.features.driver import FeatureRequest, resolve_features
 from afinar.features.manifest import NewShard, add_shards, open_features_store
 from afinar.features.shards import put_shard
-from afinar.ingest.driver import run_ingest
 from afinar.storage.versions import new_owner
 from afinar.units.executor import InlineExecutor
 from tests.bench.photo_sets import make_fabric, make_photos
@@ -144,8 +144,16 @@ def synthetic() -> bool:
     table.limit("rows with the neighbours of brute force", f"{answer['same']:.1%}", "≥ 99.5 %",
                 holds=answer["same"] >= 0.995)  # fmt: skip
     ratio = seconds["brute force"] / seconds["neighbours"]
-    table.add("neighbours, processor s", f"{seconds['neighbours']:.0f}", f"said {answer['estimate_s']:.0f} s of time")
-    table.add("brute force in NumPy, processor s", f"{seconds['brute force']:.0f}", f"{ratio:.1f} × as long")
+    table.add(
+        "neighbours, processor s",
+        f"{seconds['neighbours']:.0f}",
+        f"said {answer['estimate_s']:.0f} s of time",
+    )
+    table.add(
+        "brute force in NumPy, processor s",
+        f"{seconds['brute force']:.0f}",
+        f"{ratio:.1f} × as long",
+    )
     for name in ("hashes", "candidates", "clusters", "labels", "ranking"):
         table.add(f"{name}, processor s", f"{seconds[name]:.1f}")
     return table.show(f"similar: {request['rows']:,} × {WIDTH} synthetic features")

@@ -23,7 +23,8 @@ def test_result_depends_on_the_picture_alone(corruption: Corruption) -> None:
     before = BATCH.copy()
     result = corruption(BATCH)
     np.testing.assert_array_equal(BATCH, before)
-    assert (result.dtype, result.shape) == (np.uint8, BATCH.shape)
+    assert result.dtype == np.uint8
+    assert result.shape == BATCH.shape
     np.testing.assert_array_equal(result, corruption(BATCH))
     for picture, corrupted in zip(BATCH, result, strict=True):
         np.testing.assert_array_equal(corruption(picture[None])[0], corrupted)
@@ -33,10 +34,10 @@ def test_result_depends_on_the_picture_alone(corruption: Corruption) -> None:
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
 def test_strengths_change_pictures_more_and_more(name: str) -> None:
-    smooth = np.linspace(0, 255, 64)[None, :, None, None] + np.zeros((1, 64, 64, 3))
-    smooth = smooth.astype(np.uint8) if name == "rotation" else BATCH
+    ramp = np.linspace(0, 255, 64)[None, :, None, None] + np.zeros((1, 64, 64, 3))
+    pictures = ramp.astype(np.uint8) if name == "rotation" else BATCH
     changes = [
-        float(np.abs(corruption(smooth).astype(float) - smooth).mean())
+        float(np.abs(corruption(pictures).astype(float) - pictures).mean())
         for corruption in corruptions((name,))
     ]
     assert changes[0] < changes[1] < changes[2]

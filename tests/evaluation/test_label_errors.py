@@ -6,11 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.datasets import load_digits
-
-from afinar.errors import ShortfallError
 from afinar.evaluation.label_errors import (
     FOLDS,
     assign_folds,
@@ -18,6 +13,11 @@ from afinar.evaluation.label_errors import (
     out_of_fold,
     score_labels,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from afinar.errors import ShortfallError
 
 
 def planted(samples: int, seed: int = 0) -> tuple[Any, Any, Any]:

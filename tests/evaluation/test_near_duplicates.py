@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ def stored(image: Image.Image, size: int = 96) -> Any:
     return np.asarray(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
-COPIES = {
+COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "exact": lambda image: image,
     "re-encoded": lambda image: encoded(image, 40),
     "resized": lambda image: image.resize((140, 103)),

@@ -100,15 +100,23 @@ def nearest_neighbours(
 
 
 def estimate_s(units: Tensor, k: int) -> float:
-    """Return the seconds that `nearest_neighbours` will take, from the time of two blocks."""
+    """Return the seconds that `nearest_neighbours` will take, from the time of one product.
+
+    It is the second one of a row of blocks: the first one fills the lists of neighbours, which
+    takes longer. 0.0 for fewer than three blocks of rows.
+    """
     blocks = list(_blocks(len(units), _BLOCK))
     if len(blocks) < 3:
         return 0.0
-    started = time.perf_counter()
-    best = _Best.empty(_BLOCK, k)
-    for columns in blocks[:2]:
-        best.merge(blocks[0], units[blocks[0]] @ units[columns].T, columns.start)
-    return (time.perf_counter() - started) / 2 * len(blocks) * (len(blocks) + 1) / 2
+    rows, product_s = blocks[0], 0.0
+    best = _Best.empty(len(units), k)
+    for columns in blocks[1:3]:
+        started = time.perf_counter()
+        similarity = units[rows] @ units[columns].T
+        best.merge(columns, similarity.T, rows.start)
+        best.merge(rows, similarity, columns.start)
+        product_s = time.perf_counter() - started
+    return product_s * len(blocks) * (len(blocks) + 1) / 2
 
 
 @dataclass(frozen=True)

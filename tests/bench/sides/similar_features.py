@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from afinar.evaluation.label_errors import out_of_fold, score_labels
 
 from afinar.evaluation.clusters import find_clusters
-from afinar.evaluation.label_errors import out_of_fold, score_labels
 from afinar.evaluation.near_duplicates import candidate_pairs, hash_vectors
 from afinar.evaluation.neighbours import (
     estimate_s,
