@@ -174,7 +174,8 @@ def test_pages_say_what_to_do_and_names_stay_text(analysed: Analysed) -> None:
     assert "About half of such labels are really wrong" in page.text
     assert "--group" in page.text
     assert NASTY not in html
-    assert all(address.startswith(("data:", "labels.html")) for address in page.addresses)
+    kinds = ("data:", "file:", "#", "labels.html")
+    assert all(address.startswith(kinds) for address in page.addresses)
     form = (analysed.folder / "labels.html").read_text()
     assert NASTY not in form
     assert "Expect about half of them to be right" in Reader(form).text

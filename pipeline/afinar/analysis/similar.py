@@ -276,9 +276,9 @@ class _Analysis:
         targets = np.searchsorted(kept, labels[contents])
         logger.info(f"similar: labels of {len(contents)} pictures, in {FOLDS} folds")
         with ProgressReporter("labels", len(contents)) as progress:
-            probabilities = out_of_fold(
-                features[contents], targets, groups[contents], len(kept), progress.add
-            )
+            # A copy of the features only if some are left out: they take most of the memory.
+            judged = features if len(contents) == len(features) else features[contents]
+            probabilities = out_of_fold(judged, targets, groups[contents], len(kept), progress.add)
         scores = score_labels(probabilities, targets)
         return Judged(
             contents=contents,

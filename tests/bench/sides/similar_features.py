@@ -59,6 +59,7 @@ def main(rows: int, width: int) -> dict[str, Any]:
     found = timed("neighbours", lambda: nearest_neighbours(units, K))
     by_hash = timed("hashes", lambda: nearest_neighbours(hash_vectors(hashes), K))
     timed("candidates", lambda: candidate_pairs(found, by_hash, thumbnails))
+    del units  # as in the driver
     timed("clusters", lambda: (find_clusters(found), far_from_all(found)))
     probabilities = timed(
         "labels", lambda: out_of_fold(features, targets, np.arange(rows), CLASSES)
@@ -68,6 +69,7 @@ def main(rows: int, width: int) -> dict[str, Any]:
 
     # Afterwards, so that its memory is not measured.
     sample = np.arange(0, rows, max(1, rows // SAMPLED))[:SAMPLED]
+    units = unit_rows(features)
     started = time.process_time()
     order = _brute_force(units.numpy(), sample)
     seconds["brute force"] = (time.process_time() - started) / len(sample) * rows
