@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -79,7 +79,7 @@ def label_openvino() -> bool:
         source = make_pictures(folder / "pictures", SMALL, max(scaled(ENGINE_PICTURES), 32))
         for name in NETWORKS:
             model = make_model(folder / f"{name}-models", name, SIZE)
-            request = {"model": model, "source": str(source)}
+            request: dict[str, Any] = {"model": model, "source": str(source)}
             request |= {"pictures": ENGINE_PICTURES, "rounds": ENGINE_ROUNDS}
             answer = run_side("label_engines", request, timeout_s=900)
             times, used = answer["times_ms"], answer["precisions"]

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from afinar.ingest.driver import run_ingest
 
 from afinar.analysis.similar import SimilarOutcome, run_similar
 from afinar.config.ingest import IngestConfig
 from afinar.config.similar import SimilarConfig
 from afinar.dataset.reader import open_dataset
-from afinar.features.driver import FeatureRequest, resolve_features
 from afinar.features.manifest import NewShard, add_shards, open_features_store
+from afinar.features.network import FeatureRequest, resolve_features
 from afinar.features.shards import put_shard
+from afinar.ingestion.driver import run_ingest
 from afinar.storage.versions import new_owner
 from afinar.units.executor import InlineExecutor
 from tests.bench.photo_sets import make_fabric, make_photos
@@ -99,7 +99,7 @@ def _add_copies(table: Table, name: str, found: Planted, outcome: SimilarOutcome
         *(f"{shares[kind]:.0%} of {len(found.copies[kind])}" for kind in KINDS),
         f"{len(pairs - known)} of {len(pairs)}",
         f"exact and re-encoded ≥ {FOUND:.0%}, false ≤ {FALSE:.0%}",
-        holds=holds,
+        holds=bool(holds),
     )
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from afinar.compare import heads as heads_module
 
 from afinar import open_dataset, open_features, open_model
+from afinar.comparison import heads as heads_module
 from afinar.comparison.driver import CompareOutcome, run_compare
 from afinar.comparison.heads import subset
 from afinar.config.compare import CompareConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.stats import binom  # type: ignore[import-untyped]
+from scipy.stats import binom
 
 from afinar.evaluation.clusters import binomial_tail, find_clusters, weak_clusters
 from afinar.evaluation.neighbours import nearest_neighbours, unit_rows

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from afinar.labelling.stats import Baseline
 from afinar.predictions.schema import REJECTS
 from afinar.report.comparison import LabelledArchive, comparison_page
 from afinar.report.labelling import label_page
@@ -19,7 +20,7 @@ from afinar.report.review import review_page
 from afinar.report.training import training_page
 from tests.report.conftest import Compared, with_one_mistake
 from tests.report.html import LONG, NASTY, RIGHT_TO_LEFT
-from tests.report.test_labelling import THEN, Baseline, run_of
+from tests.report.test_labelling import THEN, run_of
 from tests.report.test_review import queue_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

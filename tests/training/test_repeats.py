@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from afinar.evaluation.intervals import half_interval
 from afinar.models.registry.versions import find_model
 from afinar.training.distributed import Group
 from afinar.training.driver import TrainOutcome
-from afinar.training.repeats import half_interval, run_repeats
+from afinar.training.repeats import run_repeats
 from afinar.training.task import TrainTask
 from afinar.training.worker import run_worker
 from tests.conftest import Trained

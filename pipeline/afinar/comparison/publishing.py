@@ -18,11 +18,10 @@ from afinar.training.batches import Samples
 from afinar.training.distributed import Group
 from afinar.training.driver import Launcher, publish_run, run_unpublished
 from afinar.training.evaluator import LocalLogits
-from afinar.training.final_evaluation import compute_split_metrics
+from afinar.training.final_evaluation import best_two, compute_split_metrics
 from afinar.training.hyperparameters import resolved_values
 from afinar.training.preparation import initial_network
 from afinar.training.publish import (
-    TestPredictions,
     TrainResult,
     cleanup_after_publish,
     find_published,
@@ -90,7 +89,7 @@ def _publish_head(config: CompareConfig, result: CellResult) -> ModelVersion:
         params_total=sum(parameter.numel() for parameter in network.parameters()),
         params_trainable=result.params_trainable,
     )
-    predictions = TestPredictions(probabilities.argmax(dim=1), probabilities.amax(dim=1))
+    predictions = best_two(probabilities)
     written = write_result(task, network.eval(), dataset, samples.test, predictions, trained)
     version = publish(task, written, result.seconds)
     cleanup_after_publish(task, written)

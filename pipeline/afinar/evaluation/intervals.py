@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Z95: Final = 1.959963984540054  # two-sided 95 % point of the normal distribution
+
+
+# Quantiles 0.975 of Student's t for 1 to 19 degrees of freedom.
+_T_975: Final = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,13 @@ def wilson(hits: int, trials: int) -> Interval:
     centre = share + Z95**2 / (2 * trials)
     scale = 1 + Z95**2 / trials
     return Interval(share, max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale))
+
+
+def half_interval(values: list[float]) -> float | None:
+    """Return half the length of the 95 % interval of the mean of 2 to 20 values."""
+    if len(values) < 2:
+        return None
+    return float(_T_975[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values)))
 
 
 def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Interval:

@@ -10,8 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from afinar.evaluation.intervals import Interval, wilson
-from afinar.training.repeats import half_interval
+from afinar.evaluation.intervals import Interval, half_interval, wilson
 
 _RESAMPLES: Final = 400
 

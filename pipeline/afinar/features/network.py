@@ -107,6 +107,13 @@ class FeatureNetwork:
         return list(arrays[::2])
 
 
+def to_stored(values: Tensor, stored_as: StoredType) -> NDArray[np.floating]:
+    """Return features as they are stored. Raises RequestError for those that do not fit."""
+    stored: NDArray[np.floating] = values.to(_TYPES[stored_as]).cpu().numpy()
+    _require_finite(stored, bool(values.isfinite().all()))
+    return stored
+
+
 def _require_finite(stored: NDArray[np.floating], was_finite: bool) -> None:
     if not np.isfinite(stored).all():
         raise RequestError(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from afinar.training.batches import Samples
 from afinar.training.distributed import Group
@@ -49,15 +49,23 @@ def evaluate_test(
 
     # Each worker fills in its own positions; the sum with the zeros of the others is exact.
     probabilities = (test.logits.double() / temperature).softmax(dim=1)
-    score, best = probabilities.max(dim=1)
-    others = probabilities.scatter(1, best[:, None], -1.0)
-    second_score, second_best = others.max(dim=1)
-    local = torch.stack([best.double(), second_best.double(), score, second_score])
+    own = best_two(probabilities)
+    local = torch.stack(
+        [own.classes.double(), own.runners_up.double(), own.scores, own.runner_up_scores]
+    )
     gathered = torch.zeros(4, len(samples), dtype=torch.float64, device=group.device)
     gathered[:, torch.from_numpy(test.positions).to(group.device)] = local
     classes, runners_up, scores, runner_up_scores = group.all_reduce_sum(gathered)
     predictions = TestPredictions(classes.long(), scores, runners_up.long(), runner_up_scores)
     return TestEvaluation(metrics, predictions)
+
+
+def best_two(probabilities: Tensor) -> TestPredictions:
+    """Return the two most probable classes of each sample, of probabilities [n, classes]."""
+    scores, classes = probabilities.max(dim=1)
+    others = probabilities.scatter(1, classes[:, None], -1.0)
+    runner_up_scores, runners_up = others.max(dim=1)
+    return TestPredictions(classes, scores, runners_up, runner_up_scores)
 
 
 def _binary_scores(local: LocalLogits, temperature: float, group: Group) -> BinaryScores:

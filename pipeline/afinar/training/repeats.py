@@ -7,14 +7,14 @@ one that is published.
 from __future__ import annotations
 
 import logging
-import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from afinar.config.train import TrainConfig
+from afinar.evaluation.intervals import half_interval
 from afinar.training.checkpoint import RankedEpoch
 from afinar.training.driver import (
     Launcher,
@@ -26,12 +26,6 @@ from afinar.training.driver import (
 )
 
 logger = logging.getLogger(__name__)
-
-# Quantiles 0.975 of Student's t for 1 to 19 degrees of freedom.
-_T_975: Final = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093,
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +108,6 @@ def summarize(trials: list[Trial], best: Trial) -> Repeats:
         low=None if half is None else mean - half,
         high=None if half is None else mean + half,
     )
-
-
-def half_interval(values: list[float]) -> float | None:
-    """Return half the length of the 95 % interval of the mean of 2 to 20 values."""
-    if len(values) < 2:
-        return None
-    return float(_T_975[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values)))
 
 
 def _as_ranked(trial: Trial) -> RankedEpoch:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from afinar.evaluation.label_errors import out_of_fold, score_labels
 
+from afinar.analysis.label_errors import out_of_fold, score_labels
 from afinar.evaluation.clusters import find_clusters
 from afinar.evaluation.near_duplicates import candidate_pairs, hash_vectors
 from afinar.evaluation.neighbours import (
@@ -84,7 +84,7 @@ def main(rows: int, width: int) -> dict[str, Any]:
 
 def _brute_force(units: Any, sample: Any) -> list[Any]:
     """Return the k nearest rows of some rows, from whole rows of the matrix of distances."""
-    found = []
+    found: list[Any] = []
     for start in range(0, len(sample), 64):
         rows = sample[start : start + 64]
         distances = 2 - 2 * units[rows] @ units.T

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from afinar.evaluation.label_errors import (
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+
+from afinar.analysis.label_errors import (
     FOLDS,
     assign_folds,
     estimated_joint,
     out_of_fold,
     score_labels,
 )
-from hypothesis import given
-from hypothesis import strategies as st
-from sklearn.datasets import load_digits
-
 from afinar.errors import ShortfallError
 
 
