@@ -27,7 +27,7 @@ from tests.features.jobs import compute
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Return 120 pictures: units of 48, 24 and 48."""
+    """Return 120 pictures: units of 64 and 56."""
     return make_archive(tmp_path / "pictures", 60)
 
 
@@ -124,7 +124,7 @@ def test_interrupted_job_computes_only_what_is_left(
     ingest(archive, dataset)
     executor = RecordingExecutor()
     summary = compute(dataset, weights, executor)
-    assert summary.read == len(executor.uris) == 121 - 48
+    assert summary.read == len(executor.uris) == 121 - 64
     assert len(set(executor.uris)) == len(executor.uris)
     for cut in ("3", "6"):
         assert open_features(dataset, cut=cut).has(open_dataset(dataset).index["sample_id"]).all()
@@ -163,7 +163,7 @@ def test_worker_that_runs_a_unit_again_changes_nothing(dataset: str, weights: st
 
     summary = compute(dataset, weights, TwiceExecutor(), cut="3")
     store = open_features_store(dataset, summary.features[0].key)
-    assert len(list(store.walk("shards"))) == 3
+    assert len(list(store.walk("shards"))) == 2
     assert list(store.walk("units")) == [], "markers are deleted when their units are published"
 
 
