@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from afinar.storage.folder_reader import FolderReader
 from afinar.storage.markers import committed_units
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_store
+from afinar.units.executor import InlineExecutor
 from afinar.units.tasks import UnitTask
 from tests.archives import BROKEN, flat_archive, ingest, label
 from tests.conftest import Trained, jpeg
@@ -194,3 +198,32 @@ def test_unit_is_committed_already_late_duplicate_leaves_no_object(
     late = next(info for info in open_store(str(scans)).walk() if info.name == "late.jpg")
     make_labeller(spec)(UnitTask(unit, (Entry(late.name, late.uri, late.etag, late.size),)))
     assert {info.name for info in store.walk()} == before
+
+
+class ThreadExecutor:
+    """Runs three units at a time in threads, as a worker with a GPU does."""
+
+    def run(self, make_work: Any, tasks: Any, policy: Any = None) -> Iterator[Any]:
+        with ThreadPoolExecutor(3) as pool:
+            yield from pool.map(make_work(), list(tasks))
+
+
+@pytest.mark.parametrize("from_shards", [False, True])
+def test_units_overlap_in_threads_predictions_are_the_same(
+    trained: Trained, tmp_path: Path, from_shards: bool
+) -> None:
+    source = flat_archive(tmp_path / "scans", 280)
+    if from_shards:
+        ingest(source, tmp_path / "dataset", labels="none")
+        source = tmp_path / "dataset"
+    else:
+        (source / "bad.jpg").write_bytes(BROKEN["truncated"])
+    for name, executor in (("threads", ThreadExecutor()), ("inline", InlineExecutor())):
+        summary = label(
+            source, tmp_path / name, trained, executor, precision="float32", scores=True
+        )
+        assert (summary.labelled, summary.rejected) == (280, 0 if from_shards else 1)
+        assert summary.units_run > 3
+    threads, inline = (open_predictions(str(tmp_path / name)) for name in ("threads", "inline"))
+    assert threads.table == inline.table
+    assert threads.rejects == inline.rejects

@@ -49,9 +49,9 @@ class Pipeline(Generic[Output]):
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """Hold the right to submit. A thread that holds it must fetch its own results in time:
+        """Hold the right to submit. One thread has it at a time, others wait.
 
-        it may have `device.batches` batches submitted and not fetched, and waits if others have.
+        The thread must fetch a result before it submits more than `device.batches` batches.
         """
         with self._filling:
             yield
