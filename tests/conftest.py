@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -172,6 +173,14 @@ def location(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return str(tmp_path / "store")
     prefix: str = request.getfixturevalue("bucket")
     return f"{prefix}/store"
+
+
+def heed_interrupts() -> None:
+    """Let SIGINT interrupt a process that is about to start, also if the tests' shell ignores it.
+
+    A shell without job control starts what it runs in the background so.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_afinar(

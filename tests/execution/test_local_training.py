@@ -17,7 +17,7 @@ from afinar.execution import local_training
 from afinar.models.registry.versions import find_model
 from afinar.training.driver import run_training
 from afinar.training.task import TrainTask, plan_training
-from tests.conftest import SCRIPTS, Trained, run_afinar
+from tests.conftest import SCRIPTS, Trained, heed_interrupts, run_afinar
 from tests.training.runs import config, rows_by_step, wait_for_step
 
 OPTIONS: dict[str, Any] = {
@@ -60,12 +60,19 @@ def test_training_that_was_interrupted_or_killed_resumes_to_the_same_weights(
     arguments = ["train", trained.dataset, "models", *FLAGS]
     with (tmp_path / "log").open("wb") as log:
         job = subprocess.Popen(
-            [SCRIPTS / "afinar", *arguments], cwd=tmp_path, stdout=log, stderr=log
+            [SCRIPTS / "afinar", *arguments],
+            cwd=tmp_path,
+            stdout=log,
+            stderr=log,
+            preexec_fn=heed_interrupts,  # noqa: PLW1509
         )
-        (worker,) = wait_for_step(tmp_path / "audit", 17, workers=1).values()
-        assert worker == job.pid, "no other process trains"
-        job.send_signal(number)
-        assert job.wait(120) == code
+        try:
+            (worker,) = wait_for_step(tmp_path / "audit", 17, workers=1, timeout_s=300).values()
+            assert worker == job.pid, "no other process trains"
+            job.send_signal(number)
+            assert job.wait(120) == code
+        finally:
+            job.kill()
     output = (tmp_path / "log").read_text()
     assert "Traceback" not in output
     if number == signal.SIGINT:

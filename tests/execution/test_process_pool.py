@@ -17,6 +17,7 @@ import pytest
 from afinar.errors import StorageError
 from afinar.execution.executor import LocalExecutor
 from afinar.execution.retry import PoolPolicy
+from tests.conftest import heed_interrupts
 from tests.work import make_crash, make_crash_awkwardly, make_double
 
 DRIVER = """
@@ -86,12 +87,16 @@ def test_workers_end_with_their_driver(number: signal.Signals, tmp_path: Path) -
         [sys.executable, "-c", DRIVER, str(tmp_path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509
     )
-    while len(list(tmp_path.iterdir())) < 2:
-        assert driver.poll() is None, "the driver ended before its workers began"
-        time.sleep(0.05)
-    workers = [psutil.Process(int(path.name)) for path in tmp_path.iterdir()]
-    driver.send_signal(number)
-    driver.wait(60)
+    try:
+        while len(list(tmp_path.iterdir())) < 2:
+            assert driver.poll() is None, "the driver ended before its workers began"
+            time.sleep(0.05)
+        workers = [psutil.Process(int(path.name)) for path in tmp_path.iterdir()]
+        driver.send_signal(number)
+        driver.wait(60)
+    finally:
+        driver.kill()
     gone, alive = psutil.wait_procs(workers, timeout=60)
     assert len(gone) == 2, alive
