@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from tests.bench.world import CORES, WrongBenchError, in_memory, require_cores, 
 
 SAME: Final = 0.995
 COUNT: Final = 2000
-ENGINE_PICTURES: Final = 256
-ENGINE_ROUNDS: Final = 9
+ENGINE_PICTURES: Final = 128
+ENGINE_ROUNDS: Final = 5
 SIZE: Final = 224
 NETWORKS: Final = ("mobilenet_v3_small", "resnet18")
 _UNCERTAIN: Final = 0.6  # probability, of two classes, below which the label could change
@@ -79,9 +79,12 @@ def label_openvino() -> bool:
         source = make_pictures(folder / "pictures", SMALL, max(scaled(ENGINE_PICTURES), 32))
         for name in NETWORKS:
             model = make_model(folder / f"{name}-models", name, SIZE)
-            request: dict[str, Any] = {"model": model, "source": str(source)}
-            request |= {"pictures": ENGINE_PICTURES, "rounds": ENGINE_ROUNDS}
-            answer = run_side("label_engines", request, timeout_s=900)
+            answer = run_side(
+                "label_engines",
+                {"model": model, "source": str(source), "pictures": ENGINE_PICTURES,
+                 "rounds": ENGINE_ROUNDS},
+                timeout_s=900,
+            )  # fmt: skip
             times, used = answer["times_ms"], answer["precisions"]
             if not used["openvino"].startswith("OpenVINO"):
                 raise WrongBenchError(f"{name} was not computed by OpenVINO")
