@@ -11,23 +11,13 @@ import pytest
 
 import afinar
 from afinar.api import jobs
-from afinar.cli import train as train_command
 from afinar.config.ingest import IngestConfig
 from afinar.config.train import TrainConfig
-from afinar.training.distributed import Group
-from afinar.training.task import TrainTask
-from afinar.training.worker import run_worker
 from tests.archives import BROKEN
 from tests.conftest import Trained, make_archive
 
 
-def test_ingest_train_and_label(
-    tmp_path: Path, local_ray: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def launch(task: TrainTask) -> None:
-        run_worker(task, Group())
-
-    monkeypatch.setattr(train_command, "_launch", launch)  # training on Ray: tests/cluster
+def test_ingest_train_and_label(tmp_path: Path) -> None:
     pictures, dataset, models = (tmp_path / name for name in ("pictures", "dataset", "models"))
     make_archive(pictures, 12)
 
@@ -39,7 +29,7 @@ def test_ingest_train_and_label(
 
     trained = afinar.train(
         str(dataset), str(models), backbone="small_cnn", regime="scratch", weights="none",
-        input_size=64, epochs=1,
+        input_size=64, epochs=1, promote="always",
     )  # fmt: skip
     assert trained.model.version.version == 1
     assert 0 <= trained.metrics["test"]["top1"] <= 1
@@ -68,7 +58,7 @@ def test_one_picture_is_only_shown(trained: Trained) -> None:
 
 
 def test_opened_predictions_say_which_partition_they_are(
-    trained: Trained, tmp_path: Path, local_ray: None, caplog: pytest.LogCaptureFixture
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = str(tmp_path / "out")
     few = str(next(trained.pictures.iterdir()))

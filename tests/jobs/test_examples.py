@@ -19,19 +19,19 @@ pytest.importorskip("conformal_clip_data")
 
 
 def run_notebook(path: Path) -> list[Any]:
-    """Run the code cells; return the value of each cell's last line, None for a statement."""
+    """Run the code cells; return the values of their last lines, where those are expressions."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     names: dict[str, Any] = {"__name__": "__main__"}
     shown = []
     for number, cell in enumerate(cells):
         if cell["cell_type"] != "code":
             continue
-        *body, last = ast.parse("".join(cell["source"])).body
-        if not isinstance(last, ast.Expr):
-            body, last = [*body, last], ast.Expr(ast.Constant(None))
-        exec(compile(ast.Module(body, []), f"{path.name}, cell {number}", "exec"), names)
-        value = compile(ast.Expression(last.value), f"{path.name}, cell {number}", "eval")
-        shown.append(eval(value, names))
+        where = f"{path.name}, cell {number}"
+        body = ast.parse("".join(cell["source"])).body
+        last = body.pop() if isinstance(body[-1], ast.Expr) else None
+        exec(compile(ast.Module(body, []), where, "exec"), names)
+        if isinstance(last, ast.Expr):
+            shown.append(eval(compile(ast.Expression(last.value), where, "eval"), names))
     return shown
 
 
