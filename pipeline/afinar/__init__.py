@@ -4,6 +4,7 @@ Jobs, with the arguments of the command line:
 
 - `ingest(SOURCE, DATASET, size=224, …)`: convert pictures to an Arrow dataset, or update it.
 - `train(DATASET, MODELS, backbone="resnet18", …)`: fine-tune a network, publish a model version.
+- `compare(DATASET, RUNS, backbone="a,b", …)`: compare networks, heads and regimes.
 - `label(SOURCE, PREDICTIONS, model=MODELS, …)`: label pictures (batch inference).
 
 What they write:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from afinar.api.dataset import open_dataset as open_dataset
     from afinar.api.history import Models as Models
     from afinar.api.history import open_models as open_models
+    from afinar.api.jobs import compare as compare
     from afinar.api.jobs import ingest as ingest
     from afinar.api.jobs import label as label
     from afinar.api.jobs import train as train
@@ -58,6 +60,7 @@ _MODULES = {
     "RequestError": "afinar.errors",
     "Sample": "afinar.api.dataset",
     "ShortfallError": "afinar.errors",
+    "compare": "afinar.api.jobs",
     "ingest": "afinar.api.jobs",
     "label": "afinar.api.jobs",
     "open_dataset": "afinar.api.dataset",
@@ -80,6 +83,7 @@ __all__ = [
     "Sample",
     "ShortfallError",
     "__version__",
+    "compare",
     "ingest",
     "label",
     "open_dataset",

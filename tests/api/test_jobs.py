@@ -112,10 +112,14 @@ def test_missing_arguments_and_unknown_networks_are_request_errors(tmp_path: Pat
         afinar.ingest("a")  # type: ignore[call-arg]
     with pytest.raises(afinar.RequestError, match="resnet18"):
         afinar.train("a", "b", backbone="resnet81")
+    with pytest.raises(afinar.RequestError, match="resnet18"):
+        afinar.compare("a", "b", backbone="resnet34,resnet81")
+    with pytest.raises(afinar.RequestError, match="holds no dataset"):
+        afinar.compare(str(tmp_path), "b")
 
 
 def test_functions_describe_their_arguments() -> None:
-    for function in (afinar.ingest, afinar.train, afinar.label):
+    for function in (afinar.ingest, afinar.train, afinar.compare, afinar.label):
         parameters = inspect.signature(function).parameters
         assert next(iter(parameters)) in {"source", "dataset"}
         assert function.__doc__ is not None

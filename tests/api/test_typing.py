@@ -68,8 +68,9 @@ def test_scripts_of_a_user_are_type_checked(tmp_path: Path) -> None:
 def test_public_names_are_pinned_lazy_and_documented() -> None:
     assert afinar.__all__ == [
         "AfinarError", "Dataset", "Model", "Models", "PictureError", "Prediction", "Predictions",
-        "RequestError", "Sample", "ShortfallError", "__version__", "ingest", "label",
-        "open_dataset", "open_model", "open_models", "open_predictions", "train",
+        "RequestError", "Sample", "ShortfallError", "__version__", "compare", "ingest",
+        "label", "open_dataset", "open_features", "open_model", "open_models",
+        "open_predictions", "train",
     ]  # fmt: skip
     assert dir(afinar) == sorted(afinar.__all__)
     public = [name for name in afinar.__all__ if name != "__version__"]

@@ -19,12 +19,14 @@ from html import escape
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import afinar.cli.compare
 import afinar.cli.ingest
 import afinar.cli.label
 import afinar.cli.train
 from afinar.cli.arguments import field_docstrings
 from afinar.cli.formatting import escape_names
 from afinar.config.base import JobConfig
+from afinar.config.compare import CompareConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.config.presets import load_defaults
@@ -89,6 +91,21 @@ class TrainResult(JobResult):
     @property
     def report(self) -> str:
         """URI of the HTML page of the run."""
+        return str(self.summary["report"])
+
+
+class CompareResult(JobResult):
+    """Result of a comparison."""
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of the table: network, head, regime, metrics, seconds."""
+        rows: list[dict[str, Any]] = self.summary["rows"]
+        return rows
+
+    @property
+    def report(self) -> str:
+        """URI of the HTML page of the comparison."""
         return str(self.summary["report"])
 
 
@@ -229,6 +246,20 @@ def train(config: TrainConfig) -> TrainResult:
     summary = afinar.cli.train.run(config)
     text = afinar.cli.train.describe(escape_names(summary))
     return TrainResult(summary=summary, text=text)
+
+
+@_takes(CompareConfig)
+def compare(config: CompareConfig) -> CompareResult:
+    """Compare backbones, cuts, heads and regimes on a dataset, as `afinar compare` does.
+
+    Example: `compare("dataset/", "runs/", backbone="resnet18,efficientnet_lite0")`. What is
+    finished is not computed again. Raises RequestError for a wrong request.
+    """
+    for backbone in config.backbones:
+        require_backbone(backbone)
+    summary = afinar.cli.compare.run(config)
+    text = afinar.cli.compare.describe(escape_names(summary))
+    return CompareResult(summary=summary, text=text)
 
 
 @_takes(LabelConfig)

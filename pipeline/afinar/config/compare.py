@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal
 
@@ -31,9 +31,9 @@ class CompareConfig(UnitJobConfig):
         **UnitJobConfig.GROUPS,
     }
 
-    dataset: Annotated[str, POSITIONAL]
+    dataset: Annotated[str, POSITIONAL] = field(kw_only=False)
     """Dataset made by `afinar ingest`."""
-    runs: Annotated[str, POSITIONAL]
+    runs: Annotated[str, POSITIONAL] = field(kw_only=False)
     """Folder or s3:// prefix for results, and for the model that --publish publishes."""
     backbone: str = "resnet18"
     """Backbones, comma-separated."""
