@@ -41,7 +41,7 @@ class Installed:
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, cwd=self.folder, env=self.environment, capture_output=True, text=True,
-            timeout=900, check=False,
+            timeout=1800, check=False,
         )  # fmt: skip
 
 
