@@ -108,6 +108,10 @@ def test_long_lines_are_broken_at_blanks_only() -> None:
     ("words", "answer"),
     [
         ("train a b --model resnet18", "--model is called --backbone here"),
+        (
+            "train a b --backbone efficientnet",
+            "did you mean efficientnet_lite0, efficientnet_b0, efficientnet_b1?",
+        ),
         ("train a b --lr 0.01", "--lr is called --learning-rate here"),
         ("train a b --presets best", "--presets is called --preset here"),
         ("train a b --preset fast", "--preset"),

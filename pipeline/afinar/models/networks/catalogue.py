@@ -86,7 +86,13 @@ def require_backbone(name: str) -> BackboneInfo:
 
         return timm_info(name)
     if name not in CATALOGUE:
-        similar = difflib.get_close_matches(name, CATALOGUE, n=3, cutoff=0.5)
+        # Of the variants of a family the small ones: `efficientnet` may mean any of them.
+        variants = sorted(other for other in CATALOGUE if other.startswith(name))
+        bundled = [variant for variant in variants if variant == "efficientnet_lite0"]
+        similar = [*bundled, *variants][:3] or difflib.get_close_matches(
+            name, CATALOGUE, n=3, cutoff=0.5
+        )
+        similar = list(dict.fromkeys(similar))
         hint = (
             f"did you mean {', '.join(similar)}?" if similar else "the README lists the backbones"
         )
