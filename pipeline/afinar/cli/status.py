@@ -13,6 +13,7 @@ from afinar.cli.formatting import (
     format_table,
 )
 from afinar.config.status import StatusConfig
+from afinar.logs import wrap
 from afinar.sources.entry import SPLITS
 
 _CLASSES: Final = 30  # rows of the table of classes
@@ -46,6 +47,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"{format_counts(version['splits'])}"
         for version in summary["versions"]
     ]
+    versions = [wrap(line, indent=8) for line in versions]
     return "\n".join([table, *_class_lines(summary), "versions", *versions])
 
 
