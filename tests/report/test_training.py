@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from afinar.cli import models as cli_models
+from afinar.config.models import ModelsConfig
 from afinar.dataset.reader import Dataset
 from afinar.evaluation.comparison import EvaluatedRun
 from afinar.models.registry.aliases import promote
@@ -120,6 +122,16 @@ def test_parts_that_an_older_run_did_not_record_are_left_out(compared: Compared)
         assert heading not in text
     for heading in ("Confusion matrix", "Settings", "calibration error", "Results by class"):
         assert heading in text
+
+
+def test_head_that_was_solved_has_a_table_and_no_curves(
+    compared: Compared, rich: EvaluatedRun
+) -> None:
+    run = replace(rich, history=[{**rich.history[0], "epoch": 0}])
+    page = training_page("Solved", compared.dataset, run)
+    assert "<svg" not in section(page, "results")
+    assert "<details open>" in section(page, "results")
+    assert [row[0] for row in assert_sound(page).table_below("epoch")] == ["0"]
 
 
 def test_operating_points_have_a_row_each_with_intervals_on_test(
@@ -317,6 +329,10 @@ def test_training_writes_page_mistakes_and_index(
         f"model {compared.runs[0].version.id}",
     ]
     assert f"{outcome.run}/report.html" in index.addresses
+
+    cli_models.run(ModelsConfig(models=models, action="promote", version="1"))
+    rows = Reader(store.get("index.html").decode()).table_below("model", "network")
+    assert [row[0].endswith("champion") for row in rows] == [False, True]
 
 
 def test_class_names_of_any_script_are_text_of_the_page(

@@ -19,9 +19,13 @@ def configure(argv: list[str]) -> ModelsConfig:
 
 def run(config: ModelsConfig) -> dict[str, Any]:
     """List, show, promote, roll back or export, and return the summary."""
+    from afinar.report.index import write_index
     from afinar.report.models import run_models
 
-    return run_models(config)
+    summary = run_models(config)
+    if config.action in {"promote", "rollback"}:
+        write_index(config.models)  # it marks the champion
+    return summary
 
 
 def describe(summary: dict[str, Any]) -> str:

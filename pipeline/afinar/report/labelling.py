@@ -189,7 +189,7 @@ def _histogram(now: LabelStats, before: LabelStats | None, name: str) -> Chart:
     shares_before = _shares(before) if before and before.pictures else []
     chart = Chart(
         title="Pictures by confidence",
-        x=share_axis("probability of the label, at the temperature of the model"),
+        x=share_axis("probability of the label"),
         y=axis("share of pictures", 0, 100 * max([*shares, *shares_before, 0.01]), unit=" %"),
     )
     for number, (share, count) in enumerate(zip(shares, now.histogram, strict=True)):

@@ -172,7 +172,8 @@ def training_page(
         numbers=_headline_numbers(run),
         champion=None if champion is None else compare_with_champion(run, champion),
         decision=decision,
-        curves=curves([run]) + _rate_charts(run),
+        # A head that was solved has one row, which is no curve.
+        curves=curves([run]) + _rate_charts(run) if len(run.history) > 1 else [],
         epochs=_epochs(run),
         mistakes=mistakes,
         mistakes_total=int((~run.hits).sum()),
