@@ -15,6 +15,7 @@ from afinar.analysis.evaluate import EvaluateOutcome, run_evaluation
 from afinar.config.evaluate import EvaluateConfig
 from afinar.dataset.reader import open_dataset
 from afinar.errors import RequestError
+from afinar.execution.executor import RayExecutor
 from afinar.models.registry.versions import find_model
 from afinar.report.evaluation import record_evaluation
 from afinar.units.executor import InlineExecutor
@@ -65,6 +66,14 @@ def test_corrupted_pictures_are_compared_with_the_same_plain_ones(trained: Train
     hits = open_model(trained.champion)(darkest).argmax(axis=1) == plan.targets[plan.corrupted]
     assert outcome.corrupted[2].accuracy.value == hits.mean()
     assert outcome.corrupted[2].difference.value == pytest.approx(hits.mean() - plain.mean())
+
+
+def test_workers_on_ray_give_the_same_result(trained: Trained, local_ray: None) -> None:
+    config = EvaluateConfig(dataset=trained.dataset, model=trained.champion, corruptions="jpeg")
+    ours = run_evaluation(config, InlineExecutor())
+    on_ray = run_evaluation(config, RayExecutor(None))
+    np.testing.assert_array_equal(ours.predicted, on_ray.predicted)
+    assert ours.corrupted == on_ray.corrupted
 
 
 @pytest.fixture

@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
+from afinar.ingest.forget import run_forget
 from PIL import Image
 
 from afinar.analysis.nearest import find_nearest
 from afinar.analysis.similar import SimilarOutcome, run_similar
 from afinar.analysis.tables import PAIRS, PICTURES
 from afinar.cli.main import main
+from afinar.config.forget import ForgetConfig
 from afinar.config.similar import SimilarConfig
 from afinar.dataset.reader import open_dataset
 from afinar.errors import RequestError
@@ -239,6 +241,17 @@ def test_a_dataset_without_labels_is_compared_all_the_same(
     assert summary["labels"] is None
     assert summary["duplicates"]["groups"] == 8
     assert any("labels are not judged" in note for note in summary["notes"])
+
+
+def test_forget_leaves_no_page_and_no_table_of_a_run(analysed: Analysed, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    shutil.copytree(analysed.dataset, dataset)
+    config = ForgetConfig(path=str(dataset), uris=(str(analysed.pictures / "moss" / "000.jpg"),))
+    summary = run_forget(config, InlineExecutor())
+    assert {path.name for path in (dataset / "runs").rglob("*") if path.is_file()} == {
+        "config.json"
+    }
+    assert any("runs/ were deleted" in note for note in summary.notes)
 
 
 def test_wrong_requests_say_what_to_change(tmp_path: Path) -> None:

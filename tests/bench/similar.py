@@ -93,7 +93,7 @@ def _add_copies(table: Table, name: str, found: Planted, outcome: SimilarOutcome
     }
     known = set(map(frozenset, chain.from_iterable(found.copies.values())))
     false = len(pairs - known) / max(len(pairs), 1)
-    holds = min(shares["exact"], shares["re-encoded"]) >= FOUND and false <= FALSE
+    holds = bool(min(shares["exact"], shares["re-encoded"]) >= FOUND and false <= FALSE)
     table.limit(
         name,
         *(f"{shares[kind]:.0%} of {len(found.copies[kind])}" for kind in KINDS),

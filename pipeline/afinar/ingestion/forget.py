@@ -133,6 +133,7 @@ class _Erasure:
             versions = [dataset.manifest.version for dataset in kept]
             summary.versions_withdrawn = [number for number in versions if number < summary.version]
         summary.objects_removed = self._collect(lease, set(summary.versions_withdrawn))
+        summary.objects_removed += self._erase_runs(summary)
         summary.notes += _NOTES
         return summary
 
@@ -154,6 +155,22 @@ class _Erasure:
         delete_objects(self.store, pages)
         self.store.delete_scratch(0)
         return len(removed)
+
+    def _erase_runs(self, summary: ForgetSummary) -> int:
+        """Delete what runs on this dataset wrote, except their configurations; return the number.
+
+        Pages have thumbnails; tables and summaries have uris and content hashes.
+        """
+        names = [info.name for info in self.store.walk("runs")]
+        erased = [name for name in names if not name.endswith("/config.json")]
+        for name in erased:
+            self.store.delete(name)
+        if erased:
+            summary.notes.append(
+                f"{len(erased)} pages and tables of earlier runs in runs/ were deleted: run "
+                "`afinar similar` or `afinar evaluate` again if you need them"
+            )
+        return len(erased)
 
     def _find(self, kept: list[Dataset]) -> _Matches:
         """Look the wanted pictures up in every kept version."""
