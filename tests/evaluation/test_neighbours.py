@@ -74,11 +74,28 @@ def test_few_and_constant_rows() -> None:
 def test_nearest_to_one_row_are_its_neighbours() -> None:
     features = np.random.default_rng(1).normal(size=(300, 20)).astype(np.float16)
     everything = nearest_neighbours(unit_rows(features), 4)
-    found = nearest_to(features[17], features, 5)
+    found = nearest_to(features[17], [features[:10], features[10:10], features[10:]], 5)
     assert found.rows[0] == 17
     assert found.distances[0] == 0
     np.testing.assert_array_equal(found.rows[1:], everything.indices[17])
     np.testing.assert_allclose(found.distances[1:], everything.distances[17], rtol=1e-5)
+
+
+def test_rows_that_are_not_wanted_are_left_out() -> None:
+    features = np.random.default_rng(1).normal(size=(50, 8)).astype(np.float32)
+    is_wanted = np.arange(50) % 2 == 1
+    found = nearest_to(features[4], [features], 100, is_wanted)
+    assert sorted(found.rows.tolist()) == list(range(1, 50, 2))
+    assert (np.diff(found.distances) >= 0).all()
+
+
+def test_nearest_to_keeps_digits_of_features_with_a_large_mean() -> None:
+    rng = np.random.default_rng(1)
+    features = (100 + 0.01 * rng.normal(size=(400, 64))).astype(np.float32)
+    found = nearest_to(features[3], [features], 4)
+    assert found.rows[0] == 3
+    wanted = brute_force(features, 3)
+    np.testing.assert_array_equal(found.rows[1:], wanted.indices[3])
 
 
 def test_median_distance_ignores_copies() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from afinar.analysis.features import picture_features, require_features
 from afinar.config.similar import SimilarConfig
-from afinar.dataset.reader import open_dataset
+from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import NotFoundError, RequestError
 from afinar.evaluation.neighbours import nearest_to
+from afinar.features.reader import Features
 from afinar.pictures.decode import decode
 from afinar.pictures.profiles import require_colour_management
 from afinar.pictures.rejects import PictureError
@@ -39,15 +43,18 @@ def find_nearest(config: SimilarConfig) -> dict[str, Any]:
     except PictureError as error:
         raise PictureError(error.reason, f"{uri}: {error.detail}") from error
 
-    ids = dataset.index.column("sample_id")
-    ids = ids.filter(pa.array(features.has(ids))).unique()
-    values = features.read(ids)
+    table = _stored_rows(features, dataset)
     sample_id = sha256(data)
-    place = pc.index(ids, sample_id).as_py()
-    query = values[place] if place >= 0 else picture_features(features, config.weights, image)
-    found = nearest_to(query, values, config.neighbours)
+    place = pc.index(table.sample_ids, sample_id).as_py()
+    query = (
+        features.read([sample_id])[0]
+        if place >= 0
+        else picture_features(features, config.weights, image)
+    )
+    found = nearest_to(query, table.parts, config.neighbours, table.is_wanted)
 
-    rows = pc.index_in(ids.take(pa.array(found.rows)), dataset.index.column("sample_id"))
+    found_ids = table.sample_ids.take(pa.array(found.rows))
+    rows = pc.index_in(found_ids, dataset.index.column("sample_id"))
     pictures = dataset.index.take(rows).select(["uri", "label", "split"]).to_pylist()
     return {
         "picture": uri,
@@ -63,3 +70,39 @@ def find_nearest(config: SimilarConfig) -> dict[str, Any]:
             for picture, distance in zip(pictures, found.distances, strict=True)
         ],
     }
+
+
+@dataclass(frozen=True)
+class _StoredRows:
+    """Features as their shards have them; `sample_ids` [n] are of their rows, one after another.
+
+    `is_wanted` bool [n] is False for pictures that the dataset does not have any more, and for
+    repeated rows.
+    """
+
+    parts: list[NDArray[np.floating[Any]]]
+    sample_ids: pa.Array
+    is_wanted: NDArray[np.bool_]
+
+
+def _stored_rows(features: Features, dataset: Dataset) -> _StoredRows:
+    names, parts = [], []
+    for name, values in features.iter_shards():
+        names.append(name)
+        parts.append(values)
+    starts = np.cumsum([0, *map(len, parts)])
+
+    # The index is sorted by content, not by place.
+    index = features.index
+    numbers = pc.index_in(index.column("shard"), pa.array(names, pa.string())).to_numpy()
+    places = starts[numbers] + index.column("row").to_numpy()
+    rows = np.full(starts[-1], -1)
+    rows[places] = np.arange(len(index))
+    is_first = np.zeros(len(index), dtype=np.bool_)
+    ids = index.column("sample_id")
+    is_first[np.unique(pc.index_in(ids, ids.unique()).to_numpy(), return_index=True)[1]] = True
+    is_known = pc.is_in(ids, dataset.index.column("sample_id")).to_numpy(zero_copy_only=False)
+    is_good = is_first & is_known.astype(np.bool_)
+
+    sample_ids = ids.take(pa.array(rows, pa.int64(), mask=rows < 0)).combine_chunks()
+    return _StoredRows(parts, sample_ids, np.where(rows >= 0, is_good[rows], False))

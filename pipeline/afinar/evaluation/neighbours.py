@@ -7,7 +7,7 @@ without centring any two pictures are similar.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 _BLOCK: Final = 4096  # rows and columns of a block of similarities: 64 MB
 _CONVERTED: Final = 16384  # rows that are converted at a time
+_SCANNED: Final = 2048  # rows of a block that is compared with one query: in the cache of a core
 _GATHERED: Final = 2**24  # numbers of neighbours' features that are gathered at a time, 64 MB
 
 Features = NDArray[np.floating[Any]]
@@ -166,18 +167,50 @@ class Nearest:
     distances: NDArray[np.float32]
 
 
-def nearest_to(query: Features, features: Features, k: int) -> Nearest:
-    """Return the k rows of features [n, d] that are nearest to a query [d].
+def nearest_to(
+    query: Features,
+    parts: Sequence[Features],
+    k: int,
+    is_wanted: NDArray[np.bool_] | None = None,
+) -> Nearest:
+    """Return the k rows that are nearest to a query [d].
 
-    Distances are those of `nearest_neighbours`. No copy of the features is made.
+    `parts` are arrays [m, d], such as mapped shards; rows are counted over all of them. Rows for
+    which `is_wanted` [n] is False are left out. Distances are those of `nearest_neighbours`. A
+    block of rows is in memory at a time: it is read once for the mean and once for the distances.
     """
-    mean = mean_of(features)
-    unit = _scaled(query[None], mean)[0]
-    distances = np.empty(len(features), dtype=np.float32)
-    for block in _blocks(len(features), _CONVERTED):
-        distances[block] = (_scaled(features[block], mean) - unit).norm(dim=1).numpy()
-    rows = np.argsort(distances, kind="stable")[:k]
-    return Nearest(rows=rows, distances=distances[rows])
+    blocks = [part[block] for part in parts for block in _blocks(len(part), _SCANNED)]
+    total = torch.zeros(len(query), dtype=torch.float64)
+    for block in blocks:
+        total += torch.from_numpy(block.astype(np.float32)).sum(dim=0)
+    centre = (total / max(sum(map(len, blocks)), 1)).float()
+
+    centred_query = torch.from_numpy(np.asarray(query, dtype=np.float32)) - centre
+    cosines = [torch.empty(0)]
+    for block in blocks:
+        rows = torch.from_numpy(block.astype(np.float32)).sub_(centre)
+        cosines.append((rows @ centred_query) / rows.norm(dim=1).clamp_min_(1e-12))
+    similarity = torch.cat(cosines)
+    if is_wanted is not None:
+        similarity[torch.from_numpy(~is_wanted)] = -torch.inf
+
+    # A cosine near 1 has few digits: the distances of somewhat more rows are computed directly.
+    wanted = len(similarity) if is_wanted is None else int(is_wanted.sum())
+    chosen = similarity.topk(min(4 * k + 16, wanted)).indices.numpy()
+    near = torch.from_numpy(_rows_of(parts, chosen)) - centre
+    units = near / near.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    unit_query = centred_query / centred_query.norm().clamp_min(1e-12)
+    distances = (units - unit_query).norm(dim=1).numpy()
+    order = np.lexsort((chosen, distances))[:k]
+    return Nearest(rows=chosen[order], distances=distances[order])
+
+
+def _rows_of(parts: Sequence[Features], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return rows that are counted over all parts, float32 [m, d]."""
+    starts = np.cumsum([0, *map(len, parts)])
+    places = np.searchsorted(starts, rows, side="right") - 1
+    found = [parts[part][row - starts[part]] for part, row in zip(places, rows, strict=True)]
+    return np.asarray(found, dtype=np.float32)
 
 
 def far_from_all(neighbours: Neighbours) -> NDArray[np.bool_]:

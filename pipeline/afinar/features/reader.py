@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -58,6 +58,14 @@ class Features:
             dtype=np.bool_,
         )
         return known
+
+    def iter_shards(self) -> Iterator[tuple[str, NDArray[np.floating]]]:
+        """Yield the name of each shard with its features [rows, width], as they are stored.
+
+        They are views of mapped files: no memory is taken until they are used.
+        """
+        for name, ref in self._shards.items():
+            yield name, read_shard(self.store, ref, self.manifest.width, self.spec.stored_as)
 
     def read(self, sample_ids: Sequence[str] | pa.ChunkedArray) -> NDArray[np.float32]:
         """Return the features of these pictures, float32 [n, width], in their order.

@@ -41,6 +41,9 @@ def read_shard(
         table = from_ipc(map_file(file), uri=uri, rows=ref.rows)
     schema = shard_schema(width, stored_as)
     table = conform(table, schema, uri, required=schema.names)
-    numbers = table.column("features").combine_chunks().flatten()
+    column = table.column("features")
+    # Without a copy: one batch is what `put_shard` writes.
+    rows = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    numbers = rows.flatten()
     array: NDArray[np.floating] = numbers.to_numpy(zero_copy_only=False)
     return array.reshape(len(table), width)
