@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
-from afinar.ingest.forget import run_forget
 from PIL import Image
 
 from afinar.analysis.nearest import find_nearest
@@ -23,6 +22,7 @@ from afinar.config.forget import ForgetConfig
 from afinar.config.similar import SimilarConfig
 from afinar.dataset.reader import open_dataset
 from afinar.errors import RequestError
+from afinar.ingestion.forget import run_forget
 from afinar.pictures.rejects import PictureError
 from afinar.report.similar import record_similar
 from afinar.units.executor import InlineExecutor
