@@ -114,9 +114,8 @@ def _find(annotated: AnnotatedListing, rows: AddedRows) -> pa.Table:
     require_one_value(uris, labels, _FLAG, "label")
 
     outside = len(uris.filter(pc.invert(pc.is_in(uris, listed))).unique())
-    annotated.notes.append(
-        f"{len(uris)} labels added, {outside} of them of pictures outside the source"
-    )
+    added = "1 label" if len(uris) == 1 else f"{len(uris)} labels"
+    annotated.notes.append(f"{added} added, {outside} of them of pictures outside the source")
     return pa.Table.from_arrays(
         [uris.cast(pa.large_string()), labels.cast(pa.string())], schema=ADDED
     )
