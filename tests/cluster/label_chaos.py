@@ -171,4 +171,7 @@ def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) 
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    # Workers without Ray import the functions of their work, which this file's __main__ has not.
+    from tests.cluster import label_chaos
+
+    label_chaos.main(*sys.argv[1:])

@@ -120,12 +120,14 @@ def test_workers_killed_at_random_moments_dataset_is_the_undisturbed_one(
     command = ingest_command(undisturbed.source, dataset, *flags)
     with (tmp_path / "log").open("wb") as log:
         driver = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
-    killed = 0
+    killed = committed = 0
     while driver.poll() is None:
-        if killed < 3 and (workers := busy_workers(driver.pid)):
+        # Between two kills a unit is committed: three workers that die as they start end the job.
+        now = len(list((dataset / "units").glob("*.json")))
+        if killed < 3 and now > committed and (workers := busy_workers(driver.pid)):
             rng.choice(workers).kill()
-            killed += 1
-        time.sleep(0.2 + rng.random() / 2)
+            killed, committed = killed + 1, now
+        time.sleep(0.1 + rng.random() / 4)
     assert driver.returncode == 0, (tmp_path / "log").read_text()[-3000:]
     assert killed == 3
     assert_equal(dataset, undisturbed)
