@@ -172,6 +172,6 @@ def main(victim: str, seed: str, source: str, out: str, model: str, audit: str) 
 
 if __name__ == "__main__":
     # Workers without Ray import the functions of their work, which this file's __main__ has not.
-    from tests.cluster import label_chaos
+    from tests.cluster import label_chaos  # noqa: PLW0406
 
     label_chaos.main(*sys.argv[1:])
