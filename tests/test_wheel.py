@@ -107,7 +107,8 @@ def test_shell_lines_of_the_readme_run(installed: Installed) -> None:
     for text in ("24 = 24 added", "version 1: the first", "4 = 4 labelled", "efficientnet_lite0"):
         assert text in done.stdout, text
     assert "\x1b" not in done.stdout + done.stderr
-    assert list((installed.folder / "predictions" / "single").glob("*.parquet"))
+    for ending in ("parquet", "csv"):
+        assert list((installed.folder / "predictions" / "single").rglob(f"*.{ending}")), ending
 
 
 def test_python_lines_of_the_readme_run_after_them(installed: Installed) -> None:
