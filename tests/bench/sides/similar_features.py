@@ -57,9 +57,9 @@ def main(rows: int, width: int) -> dict[str, Any]:
     units = unit_rows(features)
     estimate = timed("estimate", lambda: estimate_s(units, K))
     found = timed("neighbours", lambda: nearest_neighbours(units, K))
+    del units  # as in the driver
     by_hash = timed("hashes", lambda: nearest_neighbours(hash_vectors(hashes), K))
     timed("candidates", lambda: candidate_pairs(found, by_hash, thumbnails))
-    del units  # as in the driver
     timed("clusters", lambda: (find_clusters(found), far_from_all(found)))
     probabilities = timed(
         "labels", lambda: out_of_fold(features, targets, np.arange(rows), CLASSES)
