@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_columns, format_size, format_table
 from afinar.config.compare import CompareConfig
-from afinar.execution.executor import RayExecutor
+from afinar.execution.executor import JobExecutor
 from afinar.models.networks.catalogue import require_backbone
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ def run(config: CompareConfig) -> dict[str, Any]:
     from afinar.comparison.driver import run_compare
     from afinar.report.compare import record_comparison
 
-    return record_comparison(run_compare(config, RayExecutor.for_job(config), _launch))
+    return record_comparison(run_compare(config, JobExecutor(config), _launch))
 
 
 def _launch(task: TrainTask) -> None:
-    from afinar.execution.train_launcher import launch_on_ray
+    from afinar.execution.local_training import launch
 
-    launch_on_ray(task)
+    launch(task)
 
 
 def describe(summary: dict[str, Any]) -> str:

@@ -14,12 +14,12 @@ from afinar.errors import NotFoundError, RequestError
 from afinar.features.reader import open_key
 from afinar.models.registry.versions import ModelVersion
 from afinar.storage.open import open_store
-from afinar.training.batches import Samples
 from afinar.training.distributed import Group
 from afinar.training.driver import Launcher, publish_run, run_unpublished
-from afinar.training.evaluator import LocalLogits
-from afinar.training.final_evaluation import best_two, compute_split_metrics
+from afinar.training.evaluator import Evaluator
+from afinar.training.final_evaluation import compute_split_metrics, evaluate_test
 from afinar.training.hyperparameters import resolved_values
+from afinar.training.inputs import FeatureInputs
 from afinar.training.preparation import initial_network
 from afinar.training.publish import (
     TrainResult,
@@ -67,30 +67,25 @@ def _publish_head(config: CompareConfig, result: CellResult) -> ModelVersion:
     stored = open_key(task.config.dataset, str(result.cell.settings["features"]))
     if stored is None:
         raise NotFoundError("the features of this row have been deleted: run the command again")
-    ids = dataset.index.column("sample_id")
-
-    def evaluate(split: Samples) -> LocalLogits:
-        values = torch.from_numpy(stored.read(ids.take(pa.array(split.rows))))
-        with torch.no_grad():
-            logits = network.classifier.eval()(values)
-        return LocalLogits(np.arange(len(split)), logits, torch.from_numpy(split.targets))
-
-    validation, test = evaluate(samples.validation), evaluate(samples.test)
-    probabilities = (test.logits.double() / result.temperature).softmax(dim=1)
-    metrics = {
-        name: compute_split_metrics(split, task.classes, alone, result.temperature)
-        for name, split in (("val", validation), ("test", test))
-    }
+    rows = np.concatenate([samples.validation.rows, samples.test.rows])
+    ids = dataset.index.column("sample_id").take(pa.array(rows))
+    inputs = FeatureInputs(torch.from_numpy(stored.read(ids)), rows)
+    evaluator = Evaluator(inputs, task.classes, alone, 1, torch.float32)
+    head, temperature = network.classifier.eval(), result.temperature
+    validation = evaluator.compute_logits(head, samples.validation)
+    test = evaluate_test(task, head, evaluator, samples.test, validation, temperature)
     trained = TrainResult(
         settings=resolved_values(task.config) | {"precision": "float32"},
         regime="frozen",
-        metrics=metrics,
-        temperature=result.temperature,
+        metrics={
+            "val": compute_split_metrics(validation, task.classes, alone, temperature),
+            "test": test.metrics,
+        },
+        temperature=temperature,
         params_total=sum(parameter.numel() for parameter in network.parameters()),
         params_trainable=result.params_trainable,
     )
-    predictions = best_two(probabilities)
-    written = write_result(task, network.eval(), dataset, samples.test, predictions, trained)
+    written = write_result(task, network.eval(), dataset, samples.test, test.predictions, trained)
     version = publish(task, written, result.seconds)
     cleanup_after_publish(task, written)
     return version
