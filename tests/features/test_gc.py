@@ -48,7 +48,7 @@ def test_forgotten_picture_has_no_features_left(
     content = sha256((archive / "moss" / "003.jpg").read_bytes())
     assert objects_with(dataset, content)
     with pytest.raises(KeyboardInterrupt):  # a plan that names the picture, and units with it
-        compute(dataset, weights, InterruptedExecutor(2), cut="9")
+        compute(dataset, weights, InterruptedExecutor(1), cut="9")
     summary = forget(dataset, "moss/003.jpg", monkeypatch=monkeypatch)
     assert summary["features_erased"] == 2
     assert objects_with(dataset, content) == []
@@ -83,7 +83,7 @@ def test_garbage_collection_keeps_published_and_leased_features(dataset: str, we
     store.put_if_absent(f"features/{open_features(dataset, cut='3').key}/shards/dead-1.arrow", b"")
     removed = collect_features(dataset, drop_plans=False)
     assert [name.rsplit("/", 1)[-1] for name in removed] == ["dead-1.arrow"]
-    assert compute(dataset, weights, cut="9").read == 72, "the committed unit was kept"
+    assert compute(dataset, weights, cut="9").read == 56, "the committed unit was kept"
 
     with pytest.raises(KeyboardInterrupt):
         compute(dataset, weights, InterruptedExecutor(1), cut="auto")

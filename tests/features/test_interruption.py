@@ -35,7 +35,7 @@ def die_at_put(number: int, before: bool, patch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_archive(tmp_path_factory.mktemp("archive") / "pictures", 60)
+    return make_archive(tmp_path_factory.mktemp("archive") / "pictures", 90)
 
 
 # Of the 22 objects that a job of three units and two cuts puts, the first ones are probes and plan.
@@ -52,10 +52,10 @@ def test_nothing_is_computed_twice_and_nothing_missing(
             compute(dataset, weights, first, cut="3,6")
     compute(dataset, weights, second, cut="3,6")
 
-    assert len(first.uris) + len(second.uris) <= 120 + 48, "one unit was in flight"
+    assert len(first.uris) + len(second.uris) <= 180 + 64, "one unit was in flight"
     assert set(first.uris) | set(second.uris) == set(
         open_dataset(dataset).index["sample_id"].to_pylist()
     )
     for features in list_all(dataset):
-        assert len(features.index) == len(features.sample_ids) == 120
+        assert len(features.index) == len(features.sample_ids) == 180
     assert verify_features(dataset).damaged == []

@@ -54,7 +54,8 @@ def test_a_training_from_a_model_publishes_nothing_that_validates_worse(
     parent = find_model(trained.champion)
     (start,) = result.history
     before, after = parent.version.metrics["val"], start["val"]
-    assert (-after["top1"], after["loss"]) <= (-before["top1"], before["loss"] * 1.0001)
+    # Features are kept in float16, which has three digits.
+    assert (-after["top1"], after["loss"]) <= (-before["top1"], before["loss"] * 1.001)
     assert start["head"] == "model" or after["loss"] < before["loss"]
 
     weights, begun = published(tmp_path, result), load_network(*parent).state_dict()

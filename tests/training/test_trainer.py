@@ -216,7 +216,9 @@ def test_checkpoint_keeps_the_keys_of_its_file_format(
     cursor = record["cursor"]
     assert list(cursor) == ["epoch", "batch", "step", "sums", "history", "best"]
     assert list(cursor["best"][0]) == ["epoch", "top1", "loss", "weights", "macro_f1"]
-    assert list(cursor["history"][0]) == ["epoch", "train", "val", "ledger", "seconds"]
+    assert list(cursor["history"][0]) == [
+        *("epoch", "train", "val", "ledger", "learning_rate", "seconds")
+    ]
 
 
 def test_damaged_checkpoint_is_refused(

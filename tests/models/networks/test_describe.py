@@ -111,13 +111,15 @@ def test_describe_command_prints_a_table_and_does_not_import_ray(tmp_path: Path)
         "--backbone", "small_cnn", "--input-size", "64", "--weights", "none", cwd=tmp_path
     )
     assert lines[-1] == "0 False"
-    assert lines[0].split() == ["node", "shape", "parameters", "stage"]
-    assert lines[1].split() == ["0", "32", "x", "62", "x", "62", "896", "0"]
+    assert lines[0].split() == ["last:N", "node", "shape", "parameters", "stage"]
+    assert lines[1].split() == ["5", "trained", "2", "32", "x", "31", "x", "31", "896", "0"]
     (cut_line,) = [line for line in lines if line.endswith("<- cut")]
-    assert cut_line.split()[0] == "17"
+    assert cut_line.split()[:3] == ["1", "trained", "17"]
     assert any(line.endswith("behind the cut") for line in lines)
     total = 896 + 3 * 9248 + (32 * 4 + 1) * 256 + 257 * 1000
-    assert f"{total:,}" in lines[-2]
+    assert any(line.startswith("parameters") and f"{total:,}" in line for line in lines)
+    assert "nodes" in lines[-2]
+    assert "--all" in lines[-2]
     assert not list(tmp_path.iterdir())
 
 
