@@ -53,14 +53,14 @@ class DeadlyExecutor:
 
 @pytest.mark.usefixtures("local_ray")
 def test_killed_worker_repeats_no_unit_but_its_own(tmp_path: Path) -> None:
-    archive = make_archive(tmp_path / "pictures", 60)
+    archive = make_archive(tmp_path / "pictures", 90)
     dataset, marks = tmp_path / "dataset", tmp_path / "marks"
     marks.mkdir()
     ingest(archive, dataset)
     weights = put_weights(tmp_path / "small.safetensors")
     summary = compute(dataset, weights, DeadlyExecutor(marks), cut="3,6")
-    assert {result.pictures for result in summary.features} == {120}
-    assert len(open_features(str(dataset), cut="3").sample_ids) == 120
+    assert {result.pictures for result in summary.features} == {180}
+    assert len(open_features(str(dataset), cut="3").sample_ids) == 180
 
     units = [path.name.split("-")[0] for path in marks.iterdir()]
     assert (len(set(units)), len(units)) == (3, 4), "one unit ran twice"

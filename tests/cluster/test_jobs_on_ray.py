@@ -244,7 +244,7 @@ def test_submitted_job_returns_the_exit_code_of_the_job(tmp_path: Path, cluster:
 
     done = submit("train", f"{root}/dataset", f"{root}/models", *TRAIN, "--epochs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    done = submit("label", f"{root}/pictures", f"{root}/out", "--model", f"{root}/models@champion")
+    done = submit("label", f"{root}/pictures", f"{root}/out", "--model", f"{root}/models@1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(open_predictions(f"{root}/out").table) == 40
 
