@@ -34,7 +34,7 @@ from afinar.report.gallery import class_gallery
 from afinar.report.index import write_index
 from afinar.report.model_card import put_model_card
 from afinar.report.rendering import template
-from afinar.storage.arrow import to_parquet
+from afinar.storage.arrow import group_by, to_parquet
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.units.progress import SHORT_S, format_duration
@@ -234,7 +234,7 @@ def compare_with_champion(run: EvaluatedRun, champion: EvaluatedRun) -> Champion
     columns = [*keys, "predicted"]
     # A dataset may hold a picture twice: each content counts once.
     mine, theirs = (
-        table.select(columns).group_by(keys, use_threads=False).aggregate([("predicted", "min")])
+        group_by(table.select(columns), keys).aggregate([("predicted", "min")])
         for table in (run.test, champion.test)
     )
     both = mine.join(theirs, keys, join_type="inner", right_suffix="_champion", use_threads=False)
