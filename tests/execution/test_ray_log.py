@@ -10,6 +10,7 @@ from afinar.storage.open import open_store
 
 def test_lines_are_written_once(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
+    ray_log.save(open_store(str(tmp_path / "earlier")), "run")  # lines of other tests
     ray_log.keep("10.0.0.1 7", ["core_worker.cc:2465: Actor", "GLHF!"])
     ray_log.save(store, "first")
     (path,) = (tmp_path / "runs" / "first").iterdir()
