@@ -10,6 +10,7 @@ from tests.bench.batches import batches
 from tests.bench.everyday import demo, requests
 from tests.bench.features import features
 from tests.bench.feeding import feeding
+from tests.bench.gate_years import gate_years
 from tests.bench.hardware import bfloat16, gpu, has_amx, has_gpu
 from tests.bench.incremental import incremental
 from tests.bench.labelling_bound import label_bound
@@ -48,6 +49,7 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "regimes": regimes,
     "features": features,
     "similar": similar,
+    "gate_years": gate_years,
     "label_bound": label_bound,
     "label_peers": label_peers,
     "label_ray": label_ray,
