@@ -103,9 +103,9 @@ def gate_years() -> bool:
     for gain, disagreement in ((0.03, 0.15), (0.03, 0.09), (0.01, 0.09)):
         for decision in (1, 2, 5, 30):
             share = power(gain, disagreement, level_of(decision, 0.10))
-            cells = (f"{100 * gain:g}", f"{disagreement:.0%}", str(decision), f"{share:.0%}")
+            columns = (f"{100 * gain:g}", f"{disagreement:.0%}", str(decision), f"{share:.0%}")
             if (gain, disagreement, decision) == (0.03, 0.15, 1):
-                tries.limit(*cells, holds=share >= POWER_LIMIT)
+                tries.limit(*columns, holds=share >= POWER_LIMIT)
             else:
-                tries.add(*cells)
+                tries.add(*columns)
     return tries.show("A better candidate") and holds

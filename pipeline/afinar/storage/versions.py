@@ -10,8 +10,10 @@ and tries number 4.
 
 from __future__ import annotations
 
+import getpass
 import json
 import re
+import socket
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -108,6 +110,15 @@ def record_name(folder: str, number: int) -> str:
 def new_owner() -> str:
     """Return a random token that identifies the writes of one job."""
     return uuid.uuid4().hex
+
+
+def current_actor() -> str:
+    """Return USER@HOST of this process, for records that say who wrote them."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):  # a container whose user has no name
+        user = "unknown"
+    return f"{user}@{socket.gethostname()}"
 
 
 def probe_conditional_put(store: Store) -> None:

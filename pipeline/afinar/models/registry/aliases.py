@@ -10,8 +10,6 @@ A record is put only if its number is free, so of two promotions at once one fai
 
 from __future__ import annotations
 
-import getpass
-import socket
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Final
@@ -21,6 +19,7 @@ from afinar.errors import RequestError, ShortfallError
 from afinar.storage.records import as_record
 from afinar.storage.store import Store
 from afinar.storage.versions import (
+    current_actor,
     latest,
     new_owner,
     publish,
@@ -106,18 +105,9 @@ def _put(store: Store, number: int, version: int, why: str, owner: str) -> bool:
         version=version,
         why=why,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        actor=_actor(),
+        actor=current_actor(),
     )
     return publish(store, CHAMPION, number, asdict(promotion), owner)
-
-
-def _actor() -> str:
-    """Return USER@HOST of this process."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError):  # a container whose user has no name
-        user = "unknown"
-    return f"{user}@{socket.gethostname()}"
 
 
 def _as_promotion(store: Store, number: int, record: dict[str, object]) -> Promotion:
