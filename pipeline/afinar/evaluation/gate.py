@@ -179,11 +179,21 @@ def mcnemar(wins: int, losses: int) -> float:
 
     Example: 9 wins and 1 loss give 11 / 1024 = 0.0107.
     """
-    tosses = wins + losses
-    log_half = tosses * math.log(2)
-    return min(
-        1.0, math.fsum(math.exp(_log_choose(tosses, k) - log_half) for k in range(wins, tosses + 1))
+    return binomial_tail(wins, wins + losses, 0.5)
+
+
+def binomial_tail(hits: int, trials: int, rate: float) -> float:
+    """Return the probability of at least `hits` of `trials`, each a hit with probability `rate`."""
+    if hits <= 0 or rate >= 1:
+        return 1.0
+    if rate <= 0:
+        return 0.0
+    log_rate, log_rest = math.log(rate), math.log1p(-rate)
+    terms = (
+        _log_choose(trials, k) + k * log_rate + (trials - k) * log_rest
+        for k in range(hits, trials + 1)
     )
+    return min(1.0, math.fsum(math.exp(term) for term in terms))
 
 
 def smallest_gain(test: Paired, level: float) -> float | None:
