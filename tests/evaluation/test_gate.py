@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from afinar.config.nightly import GateRules
 from afinar.evaluation.gate import (
     Change,
     Decision,
     Evidence,
-    GateRules,
     Paired,
     Verdict,
     decide,
@@ -70,12 +70,12 @@ all_rules = st.builds(
     GateRules,
     mode=st.sampled_from(["auto", "hold"]),
     alpha=st.floats(0.001, 0.5),
-    max_class_drop=st.none() | st.floats(0, 1),
-    max_loss_increase=st.none() | st.floats(0, 1),
-    max_slowdown=st.none() | st.floats(1, 3),
-    max_growth=st.none() | st.floats(1, 3),
+    max_class_drop=st.floats(0, 1),
+    max_loss_increase=st.floats(0, 1),
+    max_slowdown=st.just(0.0) | st.floats(1, 3),
+    max_growth=st.just(0.0) | st.floats(1, 3),
     min_new=st.integers(0, 50),
-    min_agreement=st.none() | st.floats(0, 1),
+    min_agreement=st.floats(0, 1),
 )
 
 
@@ -100,7 +100,7 @@ def test_a_better_candidate_is_promoted() -> None:
         ({"classes": {"cat": Paired(pictures=50, candidate_only=0, champion_only=20)}}, {},
          Verdict.REFUSED),
         ({"classes": {"cat": Paired(pictures=50, candidate_only=0, champion_only=20)}},
-         {"max_class_drop": None}, Verdict.PROMOTED),
+         {"max_class_drop": 0}, Verdict.PROMOTED),
         ({"newest": Paired(pictures=100, candidate_only=0, champion_only=20)}, {}, Verdict.REFUSED),
         ({"newest": None}, {}, Verdict.PROMOTED),
         ({"loss": Change(champion=0.3, candidate=0.5)}, {}, Verdict.REFUSED),
@@ -108,7 +108,7 @@ def test_a_better_candidate_is_promoted() -> None:
         ({"loss": None}, {}, Verdict.HELD),
         ({"seconds_per_picture": Change(champion=0.01, candidate=0.02)}, {}, Verdict.HELD),
         ({"weight_bytes": None}, {}, Verdict.HELD),
-        ({"weight_bytes": None}, {"max_growth": None}, Verdict.PROMOTED),
+        ({"weight_bytes": None}, {"max_growth": 0}, Verdict.PROMOTED),
         ({"new_pictures": 3}, {"min_new": 10}, Verdict.HELD),
         ({"agreement": 0.2}, {}, Verdict.HELD),
         ({"agreement": None}, {}, Verdict.PROMOTED),

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "train": "train a classifier on a dataset and publish it as the next model version",
     "compare": "compare backbones, cuts, heads and regimes on one dataset, and say which to take",
     "label": "label every picture of a folder, an s3:// prefix, a list or a dataset",
+    "nightly": "ingest what changed, train a candidate, promote it if it is better, and label",
     "plan": "estimate time, bytes and requests of an ingest or a labelling from a sample",
     "status": "show a dataset, predictions or models; verify them; delete what nothing needs",
     "models": "list the versions of a model, show one, promote one, roll back",
@@ -39,7 +40,7 @@ COMMANDS: Final = {
 
 EXIT_CODES: Final = (
     "Exit codes: 0 done, 1 the job ran and fell short, 2 the request is wrong, 3 submit lost the "
-    "cluster, 130 interrupted (143 by SIGTERM, 129 by SIGHUP)."
+    "cluster or another night holds the lock, 130 interrupted (143 by SIGTERM, 129 by SIGHUP)."
 )
 
 

@@ -93,6 +93,9 @@ class TrainConfig(JobConfig):
     """Dataset made by `afinar ingest`."""
     models: Annotated[str, POSITIONAL] = field(default="", kw_only=False)
     """Folder or s3:// prefix that holds the history of this model."""
+    exclude: str = ""
+    """CSV or Parquet FILE with the column uri: pictures that are left out of training, validation
+    and test, such as those whose labels are in doubt."""
     describe: bool = False
     """Do not train: print the stages of the backbone with their shapes and parameters, numbered as
     --regime last:N counts them."""
@@ -381,7 +384,8 @@ class TrainConfig(JobConfig):
     def paths(self) -> tuple[str, ...]:
         """Locations that the job reads and writes."""
         weights = "" if self.weights in NAMED_WEIGHTS else self.weights
-        return tuple(filter(None, (self.dataset, self.models, weights, self.audit)))
+        places = (self.dataset, self.models, weights, self.exclude, self.audit)
+        return tuple(filter(None, places))
 
     @property
     def solves_head(self) -> bool:

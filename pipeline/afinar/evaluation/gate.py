@@ -26,7 +26,9 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Literal
+from typing import Final
+
+from afinar.config.nightly import GateRules
 
 _CLASS_LEVEL: Final = 0.05  # of the test for a fall of recall, divided among the classes
 
@@ -37,28 +39,6 @@ class Verdict(StrEnum):
     PROMOTED = "promoted"
     HELD = "held"
     REFUSED = "refused"
-
-
-@dataclass(frozen=True, kw_only=True)
-class GateRules:
-    """Limits of the gate. A limit that is None is not checked."""
-
-    mode: Literal["auto", "hold"] = "auto"
-    """`hold` prepares everything and leaves the promotion to a person."""
-    alpha: float = 0.10
-    """Probability of ever promoting a model that is no better, for one test set."""
-    max_class_drop: float | None = 0.10
-    """Largest fall of a class's recall. A larger one refuses if chance does not explain it."""
-    max_loss_increase: float | None = 0.05
-    """Largest increase of the calibrated loss on the test pictures, nats."""
-    max_slowdown: float | None = 1.5
-    """Largest factor by which labelling may take longer."""
-    max_growth: float | None = 2.0
-    """Largest factor by which the weights may grow."""
-    min_new: int = 0
-    """Smallest number of new pictures since the champion was trained."""
-    min_agreement: float | None = 0.5
-    """Smallest share of unlabelled pictures for which both models give the same answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +240,7 @@ def _classes(evidence: Evidence, rules: GateRules) -> Iterator[Check]:
     if evidence.new_classes:
         names = ", ".join(evidence.new_classes)
         yield _held("classes", f"it has new classes, compared on the common ones only: {names}")
-    if rules.max_class_drop is None:
+    if not rules.max_class_drop:
         return
 
     level = _CLASS_LEVEL / max(1, len(evidence.classes))
@@ -288,7 +268,7 @@ def _newest(newest: Paired | None) -> Iterator[Check]:
 
 def _limits(evidence: Evidence, rules: GateRules) -> Iterator[Check]:
     loss = evidence.loss
-    if rules.max_loss_increase is not None:
+    if rules.max_loss_increase:
         if loss is None:
             yield _held("calibration", "the calibrated losses were not measured")
         elif not loss.candidate - loss.champion <= rules.max_loss_increase:  # NaN refuses
@@ -311,7 +291,7 @@ def _limits(evidence: Evidence, rules: GateRules) -> Iterator[Check]:
             )
 
     least, agreement = rules.min_agreement, evidence.agreement
-    if least is not None and agreement is not None and not agreement >= least:
+    if least and agreement is not None and not agreement >= least:
         yield _held(
             "agreement",
             f"both models agree on {agreement:.0%} of the unlabelled pictures, less than "
@@ -319,9 +299,9 @@ def _limits(evidence: Evidence, rules: GateRules) -> Iterator[Check]:
         )
 
 
-def _factor(name: str, change: Change | None, limit: float | None, what: str) -> Iterator[Check]:
+def _factor(name: str, change: Change | None, limit: float, what: str) -> Iterator[Check]:
     """Hold a candidate that is slower or larger by more than a factor."""
-    if limit is None:
+    if not limit:
         return
     if change is None:
         yield _held(name, f"the {name} of the models was not measured")

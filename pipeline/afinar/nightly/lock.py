@@ -22,18 +22,22 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeVar
 
 from afinar.errors import AfinarError, ShortfallError, StorageError
 from afinar.storage.records import as_record
 from afinar.storage.store import Store
 from afinar.storage.versions import current_actor, latest, new_owner, publish, record_name, versions
+from afinar.units.executor import Executor, RetryPolicy
 
 logger = logging.getLogger(__name__)
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 FOLDER: Final = "lock"
 
@@ -131,6 +135,23 @@ class Lease:
                 f"{other}: it publishes nothing"
             )
         return ""
+
+
+class LeasedExecutor:
+    """An executor after whose units the lock must still be held: the driver publishes then."""
+
+    def __init__(self, executor: Executor, lease: Lease) -> None:
+        self._executor, self._lease = executor, lease
+
+    def run(
+        self,
+        make_work: Callable[[], Callable[[Task], Result]],
+        tasks: Iterable[Task],
+        policy: RetryPolicy[Task] | None = None,
+    ) -> Iterator[Result]:
+        """Yield results. Raises LeaseLostError after the last if the lock was lost."""
+        yield from self._executor.run(make_work, tasks, policy)
+        self._lease.require()
 
 
 @contextmanager

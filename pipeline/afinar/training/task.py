@@ -41,6 +41,7 @@ from afinar.models.networks.weights import (
 from afinar.models.registry.versions import StoredModel
 from afinar.pictures.preprocessing import InputView
 from afinar.sources.entry import SPLITS
+from afinar.sources.tables import read_table
 from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.records import read_record
 from afinar.storage.store import Store
@@ -375,6 +376,9 @@ def labelled_samples(dataset: Dataset, config: TrainConfig, classes: list[str]) 
     labels = index.column("label")
     numbers = pc.index_in(labels, pa.array(classes, index.schema.field("label").type))
     targets = pc.fill_null(numbers, -1).to_numpy().astype(np.int64)
+    if config.exclude:
+        excluded = read_table("--exclude", config.exclude, "uri").column("uri")
+        targets[pc.is_in(index.column("uri"), excluded.combine_chunks()).to_numpy()] = -1
 
     samples = {}
     for split in SPLITS:

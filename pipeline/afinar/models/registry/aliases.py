@@ -50,6 +50,25 @@ def champion_number(store: Store) -> int | None:
     return None if current is None else _as_promotion(store, *current).version
 
 
+def champion_record(store: Store) -> int:
+    """Return the number of the champion's current record, 0 without one: see `promote_after`."""
+    current = latest(store, CHAMPION)
+    return 0 if current is None else current[0]
+
+
+def promote_after(store: Store, record: int, version: int, why: str) -> None:
+    """Make a version the champion if the alias has not been moved since `record` was current.
+
+    Raises ShortfallError if it has: the decision was made against another champion.
+    """
+    if not _put(store, record + 1, version, why, new_owner()):
+        winner = _as_promotion(store, record + 1, read_version(store, CHAMPION, record + 1))
+        raise ShortfallError(
+            f"{winner.actor or 'another job'} made version {winner.version} of {store.root} the "
+            f"champion meanwhile ({winner.why}): version {version} was compared with another one"
+        )
+
+
 def promotions(store: Store) -> list[Promotion]:
     """Return all records of the champion, the oldest first."""
 

@@ -1,0 +1,76 @@
+"""`afinar nightly --recipe nightly.toml`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from afinar.cli.arguments import parse
+from afinar.cli.formatting import format_table
+from afinar.config.nightly import NightlyConfig
+from afinar.execution.executor import RayExecutor
+from afinar.models.networks.catalogue import require_backbone
+
+if TYPE_CHECKING:
+    from afinar.training.task import TrainTask
+
+INTERRUPTED = "the same command continues the night"
+EXAMPLE = "afinar nightly --recipe nightly.toml"
+
+
+def configure(argv: list[str]) -> NightlyConfig:
+    """Parse the arguments."""
+    config = parse(NightlyConfig, argv, "afinar nightly", EXAMPLE)
+    require_backbone(config.backbone)
+    return config
+
+
+def run(config: NightlyConfig) -> dict[str, Any]:
+    """Run a night and write its page, or renew the test set; return the summary."""
+    from afinar.nightly.night import Services, renew_test, run_night
+    from afinar.report.training import write_training_page
+
+    if config.action == "renew-test":
+        return asdict(renew_test(config))
+
+    services = Services(
+        executor=RayExecutor.for_job, launch=_launch, write_training_page=write_training_page
+    )
+    record = run_night(config, services)
+    return {**asdict(record), "nights": config.nights}
+
+
+def _launch(task: TrainTask) -> None:
+    # Imported here, so that a night without change imports no ray.
+    from afinar.execution.train_launcher import launch_on_ray
+
+    launch_on_ray(task)
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """Return the summary as text."""
+    if "ids" in summary:
+        return f"test set {summary['number']}: {summary['pictures']} pictures"
+    gate = summary["steps"].get("gate") or {}
+    rows = [
+        ("night", summary["night"]),
+        ("outcome", summary["outcome"]),
+        *[("", reason) for reason in summary["reasons"]],
+        ("champion", f"version {summary['champion']}"),
+    ]
+    if summary["candidate"] is not None:
+        rows.append(("candidate", f"version {summary['candidate']}"))
+    if gate.get("smallest_gain") is not None:
+        gain = f"{100 * gate['smallest_gain']:.1f} points on {gate['test_pictures']} test pictures"
+        rows.append(("smallest gain", f"{gain} could have been shown tonight"))
+    if gate.get("score"):
+        score = gate["score"]
+        value = f"{score['value']:.1%} (95 % interval {score['low']:.1%} to {score['high']:.1%})"
+        rows.append(("accuracy", f"{value}, on test pictures that no gate uses"))
+    alarms = (summary["steps"].get("watch") or {}).get("alarms", [])
+    rows += [("alarm", alarm) for alarm in alarms]
+    labelled = summary["steps"].get("label") or {}
+    if labelled:
+        rows.append(("labelled", f"{labelled['labelled']} of {labelled['listed']} in the archive"))
+    rows.append(("time", f"{summary['seconds']:.1f} s"))
+    return format_table(rows)

@@ -1,0 +1,247 @@
+"""Nights: their steps, what they decide, and what they leave behind, without Ray."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afinar.config.base import JobConfig
+from afinar.config.nightly import GateRules, NightlyConfig
+from afinar.models.registry.aliases import champion_number
+from afinar.nightly.night import Services, run_night
+from afinar.nightly.records import NightRecord, read_nights
+from afinar.predictions.part_reader import open_predictions
+from afinar.storage.open import open_store
+from afinar.training.distributed import Group
+from afinar.training.task import TrainTask
+from afinar.training.worker import run_worker
+from afinar.units.executor import Executor, InlineExecutor
+
+COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
+PX = 32
+
+
+class World:
+    """Pictures of an uploads folder and an archive, and the nights over them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.rng = np.random.default_rng(0)
+        self.count = 0
+
+    def upload(self, label: str, count: int, folder: str = "", true: str = "") -> list[Path]:
+        """Write pictures of a class, whose colour is that of `true` if it is given."""
+        paths = []
+        for _ in range(count):
+            self.count += 1
+            path = self.root / "uploads" / label / folder / f"{self.count:04}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._draw(true or label).save(path)
+            paths.append(path)
+        return paths
+
+    def archive(self, count: int) -> None:
+        """Write pictures of all classes without labels."""
+        folder = self.root / "archive"
+        folder.mkdir(exist_ok=True)
+        for number in range(count):
+            self.count += 1
+            label = list(COLOURS)[number % len(COLOURS)]
+            self._draw(label).save(folder / f"{self.count:04}.png")
+
+    def _draw(self, label: str) -> Image.Image:
+        colour = np.array(COLOURS.get(label, (120, 120, 120)))
+        noise = self.rng.normal(0, 60, (PX, PX, 3))
+        return Image.fromarray((colour + noise).clip(0, 255).astype(np.uint8))
+
+    def config(self, **options: Any) -> NightlyConfig:
+        places = {
+            name: str(self.root / folder)
+            for name, folder in (
+                ("source", "uploads"), ("dataset", "dataset"), ("models", "models"),
+                ("nights", "nights"), ("archive", "archive"), ("predictions", "predictions"),
+            )
+        }  # fmt: skip
+        values = {"backbone": "small_cnn", "weights": "none", "regime": "scratch", "size": PX}
+        training = self.root / "training.toml"
+        training.write_text("epochs = 3\nbatch_size = 16\nworkers = 1\nlearning_rate = 0.003\n")
+        return NightlyConfig(**{**places, **values, "training": str(training), **options})
+
+    def night(self, services: Services | None = None, **options: Any) -> NightRecord:
+        return run_night(self.config(**options), services or SERVICES)
+
+    @property
+    def champion(self) -> int | None:
+        return champion_number(open_store(str(self.root / "models")))
+
+
+def launch(task: TrainTask) -> None:
+    run_worker(task, Group())
+
+
+def executor(config: JobConfig) -> Executor:
+    del config
+    return InlineExecutor()
+
+
+SERVICES = Services(executor=executor, launch=launch)
+
+
+@pytest.fixture(scope="module")
+def first_night(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Return a world after its first night."""
+    world = World(tmp_path_factory.mktemp("night"))
+    for label in COLOURS:
+        world.upload(label, 40)
+    world.archive(12)
+    record = world.night()
+    assert record.outcome == "promoted", record.reasons
+    return world
+
+
+@pytest.fixture
+def world(first_night: World, tmp_path: Path) -> Iterator[World]:
+    """Return a copy of the world after its first night; absolute paths stay those of the copy."""
+    backup = tmp_path / "backup"
+    shutil.copytree(first_night.root, backup, symlinks=True)
+    count = first_night.count
+    yield first_night
+    shutil.rmtree(first_night.root)
+    shutil.copytree(backup, first_night.root, symlinks=True)
+    first_night.count = count
+
+
+def test_the_first_night_promotes_a_model_and_labels_the_archive(world: World) -> None:
+    (record,) = read_nights(open_store(str(world.root / "nights")))
+
+    assert record.champion == record.candidate == world.champion == 1
+    assert record.steps["label"]["labelled"] == 12
+    assert set(record.steps) == {
+        "start", "ingest", "watch", "train", "rehearse", "gate", "promote", "label"
+    }  # fmt: skip
+
+
+def test_a_night_without_change_does_nothing(world: World) -> None:
+    record = world.night()
+
+    assert record.outcome == "no change"
+    assert world.champion == 1
+    assert record.steps["label"]["labelled"] == 0
+
+
+def test_new_pictures_of_the_archive_are_labelled_once(world: World) -> None:
+    world.archive(3)
+    record = world.night()
+
+    assert record.outcome == "no change"
+    assert record.steps["label"]["labelled"] == 3
+    table = open_predictions(str(world.root / "predictions")).table
+    assert len(table) == len(set(table.column("uri").to_pylist())) == 15
+
+
+def test_a_candidate_that_is_not_better_is_refused_with_its_numbers(world: World) -> None:
+    world.upload("red", 6)
+    record = world.night()
+
+    assert record.outcome in {"refused", "promoted"}
+    gate = record.steps["gate"]
+    assert gate["decision"] == 1
+    assert gate["test_pictures"] > 5
+    assert record.reasons
+    if record.outcome == "refused":
+        assert world.champion == 1
+        assert any("not shown to be better" in reason for reason in record.reasons)
+
+
+def test_each_decision_on_a_test_set_is_counted(world: World) -> None:
+    decisions = []
+    for _ in range(2):
+        world.upload("red", 2)
+        decisions.append(world.night(gate=GateRules(mode="hold")).steps["gate"]["decision"])
+
+    assert decisions == [1, 2]
+
+
+def test_mislabelled_uploads_are_held_out(world: World) -> None:
+    world.upload("red", 10, "good")
+    world.night(gate=GateRules(mode="hold"))
+    wrong = world.upload("red", 14, "bad", true="blue")
+
+    record = world.night(gate=GateRules(mode="hold"))
+
+    watch = record.steps["watch"]
+    assert watch["alarms"]
+    assert watch["held_pictures"] >= 10
+    assert record.steps["train"]["held"] == watch["held_pictures"]
+    assert len(wrong) >= watch["held_pictures"]
+
+
+def test_a_deleted_class_is_refused(world: World) -> None:
+    shutil.rmtree(world.root / "uploads" / "blue")
+    record = world.night()
+
+    assert record.outcome == "refused"
+    assert any("lost classes of the champion: blue" in reason for reason in record.reasons)
+    assert world.champion == 1
+
+
+def test_a_new_class_is_held(world: World) -> None:
+    COLOURS["grey"] = (120, 120, 120)
+    try:
+        world.upload("grey", 20)
+    finally:
+        del COLOURS["grey"]
+    record = world.night()
+
+    assert record.outcome in {"held", "refused"}
+    assert any("new classes" in check["reason"] for check in record.steps["gate"]["checks"])
+    assert world.champion == 1
+
+
+def test_promote_anyway_is_recorded(world: World) -> None:
+    world.upload("red", 3)
+    record = world.night(promote="anyway", gate=GateRules(mode="hold"))
+
+    assert record.outcome == "promoted"
+    assert "promoted anyway" in record.reasons[0]
+    assert world.champion == 2
+
+
+@pytest.mark.parametrize(
+    "step", ["start", "ingest", "watch", "train", "rehearse", "gate", "promote", "label"]
+)
+def test_a_night_that_ends_after_any_step_is_continued(
+    world: World, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from afinar.nightly.records import Night
+
+    class KilledError(BaseException):
+        pass
+
+    complete = Night.complete
+
+    def complete_and_die(self: Night, name: str, record: dict[str, Any]) -> dict[str, Any]:
+        result = complete(self, name, record)
+        if name == step:
+            raise KilledError
+        return result
+
+    world.upload("red", 4)
+    monkeypatch.setattr(Night, "complete", complete_and_die)
+    with pytest.raises(KilledError):
+        world.night(promote="anyway")
+    monkeypatch.undo()
+
+    record = world.night(promote="anyway")
+
+    assert record.outcome == "promoted"
+    assert world.champion == record.candidate == 2
+    assert len(read_nights(open_store(str(world.root / "nights")))) == 2
+    versions = list((world.root / "models" / "versions").iterdir())
+    assert len(versions) == 2
