@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_table
 from afinar.config.nightly import NightlyConfig
-from afinar.execution.executor import RayExecutor
+from afinar.execution.executor import JobExecutor
 from afinar.models.networks.catalogue import require_backbone
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run(config: NightlyConfig) -> dict[str, Any]:
         return asdict(renew_test(config))
 
     services = Services(
-        executor=RayExecutor.for_job, launch=_launch, write_training_page=write_training_page
+        executor=JobExecutor, launch=_launch, write_training_page=write_training_page
     )
     record = run_night(config, services)
     return {**asdict(record), "nights": config.nights}
@@ -42,9 +42,9 @@ def run(config: NightlyConfig) -> dict[str, Any]:
 
 def _launch(task: TrainTask) -> None:
     # Imported here, so that a night without change imports no ray.
-    from afinar.execution.train_launcher import launch_on_ray
+    from afinar.execution.local_training import launch
 
-    launch_on_ray(task)
+    launch(task)
 
 
 def describe(summary: dict[str, Any]) -> str:

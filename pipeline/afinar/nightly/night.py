@@ -23,7 +23,7 @@ from afinar.dataset.reader import open_dataset
 from afinar.errors import AfinarError, RequestError, ShortfallError
 from afinar.evaluation.comparison import read_run
 from afinar.evaluation.gate import Verdict, decide
-from afinar.ingest.driver import run_ingest
+from afinar.ingestion.driver import run_ingest
 from afinar.models.registry.aliases import champion_number, champion_record, promote_after
 from afinar.models.registry.versions import ModelVersion, get_model
 from afinar.nightly.archive import label_archive
@@ -246,6 +246,7 @@ class _NightRun:
             "exclude": exclude,
             "dataset": self.config.dataset,
             "models": self.config.models,
+            "promote": "never",  # the gate decides
         }
         known = {field.name for field in fields(TrainConfig)}
         shared = {name: value for name, value in self.jobs.options.items() if name in known}
