@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from afinar.evaluation.clusters import binomial_tail, find_clusters, weak_clusters
+from afinar.evaluation.clusters import find_clusters, weak_clusters
+from afinar.evaluation.intervals import binomial_tail
 from afinar.evaluation.neighbours import nearest_neighbours, unit_rows
 
 

@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, mannwhitneyu
 
-from afinar.evaluation.gate import binomial_tail
-from afinar.evaluation.intervals import Interval
+from afinar.evaluation.intervals import Interval, binomial_tail
 from afinar.evaluation.watch import (
     Contradictions,
     auc,

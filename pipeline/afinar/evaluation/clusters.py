@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from afinar.evaluation.intervals import Interval, wilson
+from afinar.evaluation.intervals import Interval, binomial_tail, wilson
 from afinar.evaluation.neighbours import Neighbours
 
 MIN_CLUSTER: Final = 20
@@ -87,20 +86,3 @@ def weak_clusters(
                 )
             )
     return sorted(found, key=lambda cluster: cluster.accuracy.value)
-
-
-def binomial_tail(errors: int, trials: int, rate: float) -> float:
-    """Return the probability of at least so many errors in so many trials."""
-    if errors <= 0 or rate >= 1:
-        return 1.0
-    if rate <= 0:
-        return 0.0
-    logs = [
-        math.lgamma(trials + 1)
-        - math.lgamma(count + 1)
-        - math.lgamma(trials - count + 1)
-        + count * math.log(rate)
-        + (trials - count) * math.log1p(-rate)
-        for count in range(errors, trials + 1)
-    ]
-    return min(1.0, math.fsum(map(math.exp, logs)))

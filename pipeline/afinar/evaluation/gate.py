@@ -29,6 +29,7 @@ from enum import StrEnum
 from typing import Final
 
 from afinar.config.nightly import GateRules
+from afinar.evaluation.intervals import binomial_tail
 
 _CLASS_LEVEL: Final = 0.05  # of the test for a fall of recall, divided among the classes
 
@@ -160,20 +161,6 @@ def mcnemar(wins: int, losses: int) -> float:
     Example: 9 wins and 1 loss give 11 / 1024 = 0.0107.
     """
     return binomial_tail(wins, wins + losses, 0.5)
-
-
-def binomial_tail(hits: int, trials: int, rate: float) -> float:
-    """Return the probability of at least `hits` of `trials`, each a hit with probability `rate`."""
-    if hits <= 0 or rate >= 1:
-        return 1.0
-    if rate <= 0:
-        return 0.0
-    log_rate, log_rest = math.log(rate), math.log1p(-rate)
-    terms = (
-        _log_choose(trials, k) + k * log_rate + (trials - k) * log_rest
-        for k in range(hits, trials + 1)
-    )
-    return min(1.0, math.fsum(math.exp(term) for term in terms))
 
 
 def smallest_gain(test: Paired, level: float) -> float | None:
@@ -316,10 +303,6 @@ def _rehearsal(rehearsed: bool | None) -> Check:
     if rehearsed:
         return _passed("rehearsal", "it labelled pictures through the labelling worker")
     return _refused("rehearsal", "the labelling worker cannot label pictures with it")
-
-
-def _log_choose(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def _passed(name: str, reason: str) -> Check:

@@ -49,6 +49,24 @@ def half_interval(values: list[float]) -> float | None:
     return float(_T_975[len(values) - 2] * statistics.stdev(values) / math.sqrt(len(values)))
 
 
+def binomial_tail(hits: int, trials: int, rate: float) -> float:
+    """Return the probability of at least `hits` of `trials`, each a hit with probability `rate`."""
+    if hits <= 0 or rate >= 1:
+        return 1.0
+    if rate <= 0:
+        return 0.0
+    log_rate, log_rest = math.log(rate), math.log1p(-rate)
+    terms = (
+        _log_choose(trials, k) + k * log_rate + (trials - k) * log_rest
+        for k in range(hits, trials + 1)
+    )
+    return min(1.0, math.fsum(math.exp(term) for term in terms))
+
+
+def _log_choose(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
 def paired_difference(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Interval:
     """Return accuracy of `first` minus accuracy of `second` on the same samples.
 

@@ -20,8 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from afinar.evaluation.gate import binomial_tail
-from afinar.evaluation.intervals import Z95, Interval
+from afinar.evaluation.intervals import Z95, Interval, binomial_tail
 
 CONFIDENT: Final = 0.9
 """Probability from which a champion's answer counts as a contradiction of another label."""
