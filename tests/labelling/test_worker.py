@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from afinar import open_model, open_predictions
 from afinar.config.base import Precision
 from afinar.execution.executor import RayExecutor
-from afinar.inference.openvino import OpenVinoNetwork
 from afinar.labelling.source import FolderSource
 from afinar.labelling.tasks import LabelSpec
 from afinar.labelling.worker import make_labeller
@@ -229,35 +227,3 @@ def test_units_overlap_in_threads_predictions_are_the_same(
     threads, inline = (open_predictions(str(tmp_path / name)) for name in ("threads", "inline"))
     assert threads.table == inline.table
     assert threads.rejects == inline.rejects
-
-
-def test_job_of_many_pictures_is_computed_by_openvino_with_the_same_answers(
-    tmp_path: Path, trained: Trained
-) -> None:
-    scans, out = flat_archive(tmp_path / "scans", 21), str(tmp_path / "out")
-    label(scans, out, trained, precision="float32")
-    expected = {row["uri"]: row for row in open_predictions(out).table.to_pylist()}
-    spec = LabelSpec(
-        source=FolderSource(str(scans)),
-        predictions=str(tmp_path / "other"),
-        partition="other",
-        model=trained.champion,
-        top_k=5,
-        batch_size=8,
-        precision="auto",
-        pictures=10**9,
-    )
-    labeller = make_labeller(spec)
-    assert isinstance(labeller.predictor.network, OpenVinoNetwork)
-    entries = tuple(
-        Entry(info.name, str(scans / info.name), info.etag, info.size)
-        for info in open_store(str(scans)).walk()
-    )
-    unit = committed_units(open_store(out)).pop()
-    labeller(UnitTask(unit, entries))
-
-    (part,) = (tmp_path / "other" / "parts").rglob("*.parquet")
-    rows = pq.read_table(part).to_pylist()
-    assert len(rows) == len(expected) == 21
-    for row in rows:
-        assert row["score"] == pytest.approx(expected[row["uri"]]["score"], abs=REDUCED_TOLERANCE)

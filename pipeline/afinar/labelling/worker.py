@@ -243,9 +243,7 @@ def make_labeller(spec: LabelSpec) -> Labeller:
     torch.set_num_threads(1)
     configure_pillow()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = load_predictor(
-        *find_model(spec.model), device=device, precision=spec.precision, pictures=spec.pictures
-    )
+    predictor = load_predictor(*find_model(spec.model), device=device, precision=spec.precision)
 
     batch_size = spec.batch_size or choose_batch_size(predictor, spec.pictures)
     chosen = device_for(predictor, features=spec.optional_columns.features)

@@ -22,7 +22,6 @@ from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
 
 WARM = 20
-_MANY = 10**9  # pictures: as labelling, so OpenVINO where it is installed
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +60,7 @@ def _costs(request: dict[str, Any], barrier: Any, answers: Any) -> None:
     images = np.stack([decode(data, view).image for data in files])
     networks = {
         "published": load_network(store, version),
-        "labelling's": load_predictor(store, version, precision="auto", pictures=_MANY).network,
+        "labelling's": load_predictor(store, version, precision="auto").network,
     }
     inputs = apply_input_view(torch.from_numpy(images), version.input_view)
     forward = [
