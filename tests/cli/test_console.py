@@ -1,4 +1,4 @@
-"""What the console shows: lines of a training, stages of a network, widths, suggestions."""
+"""Output on the console: lines of a training, stages of a network, widths, suggestions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What commands start and import: nothing that they do not need."""
+"""Commands start no process and import no module that they do not need."""
 
 from __future__ import annotations
 

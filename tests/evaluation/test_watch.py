@@ -1,4 +1,4 @@
-"""What a night watches."""
+"""Comparison of tonight with earlier nights: labels and pictures."""
 
 from __future__ import annotations
 

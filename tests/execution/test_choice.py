@@ -1,4 +1,4 @@
-"""Where a job runs: pure decisions on what was requested and what the machine has."""
+"""Decide whether a job runs on Ray, from the request and the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only processes without Ray have to prove; the rest is in tests/cluster/test_executor.py."""
+"""Processes without Ray; tests for both executors are in tests/cluster/test_executor.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all pages have in common: colours that are readable, text for names, no network."""
+"""Common properties of all pages: colours that are readable, text for names, no network."""
 
 from __future__ import annotations
 

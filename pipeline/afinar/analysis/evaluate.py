@@ -31,7 +31,7 @@ from afinar.storage.open import normalize_uri
 from afinar.training.distributed import Group
 from afinar.training.evaluator import LocalLogits
 from afinar.training.final_evaluation import compute_split_metrics
-from afinar.units.executor import Executor, Preprocessing, RetryPolicy
+from afinar.units.executor import Executor, RetryPolicy
 from afinar.units.progress import ProgressReporter
 
 _UNIT: Final = 256  # pictures of a unit
@@ -40,7 +40,7 @@ _UNIT_DEADLINE_S: Final = 1800.0
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """What is evaluated: rows of the index and their class numbers of the model, both int64 [n].
+    """Samples to evaluate: rows of the index and class numbers of the model, both int64 [n].
 
     `corrupted` are positions in `rows`. `unknown` counts pictures by their class that the model
     lacks: they are not evaluated. `missing` are classes of the model that no picture has: to
@@ -203,11 +203,8 @@ def _predict(
 
 
 def _policy() -> RetryPolicy[EvaluationUnit]:
-    # Without blocks: a worker with a GPU reads and corrupts the pictures itself.
-    preprocessing = Preprocessing[EvaluationUnit](
-        blocks=lambda unit: [], prepare=lambda block: block
-    )
-    return RetryPolicy(deadline_s=lambda unit: _UNIT_DEADLINE_S, preprocessing=preprocessing)
+    """Return the policy of the job. A worker reads and corrupts the pictures itself."""
+    return RetryPolicy(uses_gpus=True, deadline_s=lambda unit: _UNIT_DEADLINE_S)
 
 
 def _units(plan: EvaluationPlan, conditions: list[Corruption | None]) -> Iterator[EvaluationUnit]:

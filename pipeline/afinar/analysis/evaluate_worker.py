@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -19,6 +20,8 @@ from afinar.models.registry.versions import find_model
 from afinar.pictures.jpeg import decode_stored, encode_stored
 
 _CACHE_BYTES: Final = 8 * 2**30  # of a remote dataset's shards: each is read for all conditions
+
+_FORWARD: Final = Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,8 @@ def predict_unit(predictor: Predictor, dataset: Dataset, unit: EvaluationUnit) -
 
 
 def _logits(predictor: Predictor, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    with torch.inference_mode(), tf32_disabled(predictor.device):
+    # A worker with a GPU runs several units in threads, and TF32 is a setting of the process.
+    with _FORWARD, torch.inference_mode(), tf32_disabled(predictor.device):
         pixels = torch.from_numpy(images).to(predictor.device)
         inputs = apply_input_view(pixels, predictor.version.input_view)
         logits: NDArray[np.float32] = predictor.network(inputs).float().cpu().numpy()

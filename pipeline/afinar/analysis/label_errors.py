@@ -34,7 +34,7 @@ _MAX_CHOSEN: Final = 5_000  # samples on which the strength of the regularisatio
 
 @dataclass(frozen=True, kw_only=True)
 class LabelScores:
-    """What the data say about the label of each sample.
+    """Scores of the given label of each sample, by which wrong labels are ranked.
 
     `margin` float32 [n] is the probability of the most probable other class minus that of the
     label, from -1 (certainly right) to 1 (certainly wrong). `predicted` int64 [n] is the most

@@ -1,4 +1,4 @@
-"""What the features of a dataset say about it: copies, leaks, wrong labels, outliers, weak spots.
+"""Find copies, leaks, wrong labels, outliers and weak clusters by the features of a dataset.
 
 The driver of `afinar similar`. It runs in one process: the features are computed by workers, and
 what is left takes seconds to minutes.

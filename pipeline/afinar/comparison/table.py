@@ -103,7 +103,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What the row is, for people."""
+        """Description of the row in words."""
         cut = self.cut if self.pool == "average" else f"{self.cut} ({self.pool})"
         share = f", {self.fraction:.0%} of the labels" if self.fraction < 1 else ""
         head = "5 nearest neighbours" if self.head == "knn" else f"{self.head} head"

@@ -49,7 +49,7 @@ class GateRules:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchRules:
-    """What is watched before training, the table `[watch]` of a recipe."""
+    """Checks of labels and pictures before training, the table `[watch]` of a recipe."""
 
     EXACT_KEYS: ClassVar[bool] = True
 
@@ -62,7 +62,7 @@ class WatchRules:
 
 @dataclass(frozen=True, kw_only=True)
 class HookRules:
-    """Whom a night tells that it was refused, held, or that it failed: the table `[hooks]`."""
+    """Receivers of a message when a night ends, the table `[hooks]` of a recipe."""
 
     EXACT_KEYS: ClassVar[bool] = True
 
@@ -120,7 +120,7 @@ class NightlyConfig(UnitJobConfig):
     """Prediction folder of the archive."""
 
     labels: str = "folder"
-    """Where labels come from, as in `afinar ingest`."""
+    """Source of the labels: `folder`, `none` or a table, as in `afinar ingest`."""
     split: str = "0.7,0.15,0.15"
     """Shares of train, validation and test, as in `afinar ingest`."""
     size: int = 0
@@ -136,7 +136,7 @@ class NightlyConfig(UnitJobConfig):
     """Initial weights, as in `afinar train`. With MODELS@champion a candidate begins with the
     champion."""
     regime: str = "frozen"
-    """What is trained, as in `afinar train`."""
+    """Regime of the training, as in `afinar train`."""
     training: str = ""
     """Recipe with further options of `afinar train`."""
 
@@ -149,9 +149,9 @@ class NightlyConfig(UnitJobConfig):
     gate: GateRules = field(default_factory=GateRules)
     """Limits of the gate."""
     watch: WatchRules = field(default_factory=WatchRules)
-    """What is watched before training."""
+    """Checks of labels and pictures before training."""
     hooks: HookRules = field(default_factory=HookRules)
-    """Whom a night tells about its outcome."""
+    """Receivers of a message about the outcome."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""

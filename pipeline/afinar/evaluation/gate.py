@@ -75,7 +75,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What is known about a candidate. None stands for what was not measured.
+    """Measurements of a candidate. None stands for a measurement that was not made.
 
     `decision` counts the decisions on this test set, this one included. `beats_largest` says
     whether the candidate beats always answering the largest class; it decides if there is no

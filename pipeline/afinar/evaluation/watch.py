@@ -1,4 +1,4 @@
-"""What a night watches: tonight's labels and tonight's pictures, against what was usual.
+"""Compare tonight's labels and pictures with those of earlier nights.
 
 **Labels.** A confident champion is rarely wrong. If it contradicts many of tonight's new labels of
 one class or one folder, those labels are probably wrong. The rate of contradiction is compared with
@@ -135,7 +135,7 @@ def auc(earlier: NDArray[np.floating], tonight: NDArray[np.floating]) -> Interva
 
 @dataclass(frozen=True, kw_only=True)
 class InputWatch:
-    """What tonight's pictures show. `alarm` is True if they are foreign and harder."""
+    """Tonight's pictures against earlier ones. `alarm`: they are foreign and harder."""
 
     alarm: bool
     sentences: list[str]

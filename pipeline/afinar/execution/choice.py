@@ -30,7 +30,7 @@ _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What a job of this process can use of its machine."""
+    """Cores and GPUs of this machine that a job can use."""
 
     cores: int
     gpus: int

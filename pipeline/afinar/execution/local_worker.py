@@ -4,6 +4,9 @@ The driver starts `python -c "from afinar.execution.local_worker import main; ma
 is a socket. It sends a Start, then one task after another. The worker answers with Ready, then with
 a Result for each task, or with a Failure if the work raised an error. What it prints goes to a pipe
 that the driver reads.
+
+Messages are pickled, as those of multiprocessing and Ray are. They travel through a socket pair
+that only the driver and this child hold. Nothing that is unpickled comes from a disk or a network.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ _DRIVER_ENDED: Final = 1  # exit code
 
 @dataclass(frozen=True)
 class Start:
-    """How the worker makes its function of units, pickled, and how it logs."""
+    """First message: the pickled function that makes the work function, and the log settings."""
 
     make_work: bytes
     log: LogSettings
@@ -61,7 +64,8 @@ def main() -> None:
     start: Start = tasks.get()
     configure_worker_logging(start.log)
     try:
-        # Unpickling imports the modules of the job.
+        # Unpickled here and not on receipt: it imports the job's modules, and an error in one of
+        # them must reach the driver as a Failure.
         make_work: Callable[[], Callable[[Any], Any]] = pickle.loads(start.make_work)  # noqa: S301
         work = make_work()
         connection.send(Ready())
@@ -84,6 +88,7 @@ def _transferable(error: Exception) -> Exception:
     if not isinstance(error, AfinarError):
         error.add_note(f"in a worker\n{traceback.format_exc()}")
     try:
+        # An error whose constructor takes other arguments is pickled and fails in the driver.
         pickle.loads(pickle.dumps(error))  # noqa: S301
     except Exception:  # noqa: BLE001  (its constructor takes something else than a message)
         copy = RuntimeError(f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""What Ray's processes print during a training, as a file of the run's folder."""
+"""Keep the output of Ray's processes during a training as a file of the run's folder."""
 
 from __future__ import annotations
 

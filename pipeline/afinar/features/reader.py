@@ -36,7 +36,7 @@ class Features:
 
     @property
     def spec(self) -> FeatureSpec:
-        """What the features are: backbone, weights, cut, pooling, views, precision."""
+        """Specification of the features: backbone, weights, cut, pooling, views, precision."""
         return self.manifest.spec
 
     @property

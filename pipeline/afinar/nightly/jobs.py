@@ -1,4 +1,4 @@
-"""How the steps of a night run jobs."""
+"""Run jobs in the steps of a night, with the options that they share."""
 
 from __future__ import annotations
 

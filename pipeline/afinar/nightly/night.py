@@ -69,7 +69,7 @@ WritePage = Callable[[TrainOutcome], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """How a night runs its jobs: an executor for a configuration, and the launcher of trainings.
+    """Services that run the jobs: an executor for a configuration, and the launcher of trainings.
 
     `write_training_page` is called when a version has been published.
     """

@@ -1,4 +1,4 @@
-"""What nights leave behind: their steps, their outcome, test sets and decisions.
+"""Records of nights: their steps, their outcome, test sets and decisions.
 
     <nights>/<date-n>/begin.json            first: who began it, with which recipe
              <date-n>/steps/<step>.json     one record per completed step, put-if-absent

@@ -28,7 +28,7 @@ _BATCH: Final = 32
 
 @dataclass(frozen=True, kw_only=True)
 class ChampionChoice:
-    """What became of a new version: the champion's number now, None if there is none, and why."""
+    """The champion after a training: its number, None if there is none, and the reason."""
 
     is_promoted: bool
     champion: int | None
