@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch.multiprocessing.spawn import start_processes
 
 from afinar.config.train import TrainConfig
 from afinar.training.checkpoint import TrainState
@@ -22,7 +19,7 @@ from afinar.training.sampler import RowNumbers
 from afinar.training.task import plan_training
 from afinar.training.worker import train
 from tests.conftest import Trained
-from tests.servers import free_port
+from tests.gloo import run_in_group
 
 
 def config(trained: Trained, models: Path, **options: Any) -> TrainConfig:
@@ -43,22 +40,15 @@ def run(configuration: TrainConfig) -> TrainResult:
     return train(plan_training(configuration, "run"), Group())
 
 
-def _worker(rank: int, size: int, port: int, configuration: TrainConfig) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
-    )
+def _train(rank: int, configuration: TrainConfig) -> None:
+    del rank
     train(plan_training(configuration, "run"), Group())
-    dist.destroy_process_group()
 
 
 def run_on(workers: int, configuration: TrainConfig, models: Path) -> TrainResult:
     """Train in that many worker processes, into `models`."""
     configuration = dataclasses.replace(configuration, models=str(models))
-    spawn: Callable[..., Any] = start_processes
-    spawn(_worker, args=(workers, free_port(), configuration), nprocs=workers, start_method="spawn")
+    run_in_group(workers, _train, configuration)
     result = read_result(plan_training(configuration, "run"))
     assert result is not None
     return result

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import start_processes
 
 from afinar.training.distributed import Group
-from tests.servers import free_port
+from tests.gloo import run_in_group
 
 
 def collect(group: Group) -> dict[str, Any]:
@@ -25,20 +23,12 @@ def collect(group: Group) -> dict[str, Any]:
     }
 
 
-def _worker(rank: int, size: int, port: int, folder: str) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
-    )
+def _collect(rank: int, folder: str) -> None:
     Path(folder, str(rank)).write_text(json.dumps(collect(Group())))
-    dist.destroy_process_group()
 
 
 def test_collectives_give_the_same_result_on_every_worker(tmp_path: Path) -> None:
-    spawn: Callable[..., Any] = start_processes
-    spawn(_worker, args=(3, free_port(), str(tmp_path)), nprocs=3, start_method="spawn")
+    run_in_group(3, _collect, str(tmp_path))
     for rank in range(3):
         assert json.loads((tmp_path / str(rank)).read_text()) == {
             "sum": [3, 3],

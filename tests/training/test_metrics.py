@@ -14,12 +14,11 @@ import pytest
 import torch
 from sklearn import metrics as sk
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
 
 from afinar.errors import ShortfallError
 from afinar.training.distributed import Group
 from afinar.training.metrics import compute_metrics, fit_temperature
-from tests.servers import free_port
+from tests.gloo import run_in_group
 
 Predictions = tuple[Tensor, Tensor]
 
@@ -83,15 +82,8 @@ def compute_cases(group: Group) -> dict[str, Any]:
     return results
 
 
-def _worker(rank: int, size: int, port: int, folder: str) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size
-    )
+def _compute(rank: int, folder: str) -> None:
     Path(folder, str(rank)).write_text(json.dumps(compute_cases(Group()), allow_nan=False))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +97,7 @@ def on_workers(
 ) -> list[dict[str, Any]]:
     """Results of each worker."""
     folder = tmp_path_factory.mktemp("metrics")
-    spawn: Callable[..., Any] = start_processes
-    spawn(
-        _worker,
-        args=(request.param, free_port(), str(folder)),
-        nprocs=request.param,
-        start_method="spawn",
-    )
+    run_in_group(request.param, _compute, str(folder))
     return [json.loads((folder / str(rank)).read_text()) for rank in range(request.param)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,6 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import start_processes
 
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import open_dataset
@@ -38,7 +37,7 @@ from afinar.training.task import labelled_samples, plan_training
 from afinar.training.timing import EpochTimer
 from afinar.training.worker import train
 from tests.conftest import Trained
-from tests.servers import free_port
+from tests.gloo import run_in_group
 from tests.training.runs import config, interrupt_after, run
 
 START = 2.0**16  # scale of a new training
@@ -205,11 +204,7 @@ def train_step(group: Group, inputs: Tensor, accumulate: int) -> tuple[TrainStep
     return step, optimizer
 
 
-def _overflow_on_rank_1(rank: int, port: int, folder: str) -> None:
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _overflow_on_rank_1(rank: int, folder: str) -> None:
     group, timer = Group(), EpochTimer(torch.device("cpu"))
     inputs = torch.ones(8, 2)
     inputs[4] = 1000.0  # the first sample of rank 1, in the first of its two parts
@@ -227,14 +222,12 @@ def _overflow_on_rank_1(rank: int, port: int, folder: str) -> None:
         seen.append({"scale": scale_of(optimizer), "weights": weights})
         inputs[4] = 1.0
     Path(folder, str(rank)).write_text(json.dumps(seen))
-    dist.destroy_process_group()
 
 
 def test_an_overflow_on_one_worker_skips_the_step_on_all(tmp_path: Path) -> None:
     torch.manual_seed(0)
     initial = [parameter.tolist() for parameter in Spike().parameters()]
-    spawn: Callable[..., Any] = start_processes
-    spawn(_overflow_on_rank_1, (free_port(), str(tmp_path)), nprocs=2, start_method="spawn")
+    run_in_group(2, _overflow_on_rank_1, str(tmp_path))
     zero, one = (json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1))
     assert zero == one
     assert [step["scale"] for step in zero] == [START / 2, START / 2]

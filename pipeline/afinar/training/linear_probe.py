@@ -213,10 +213,11 @@ class _Solver:
         self._basis: Tensor | None = None
         samples, width = train.values.shape
         if samples * width <= _MAX_KEPT:
-            self._inputs = scaling.apply(train.values)
+            inputs = scaling.apply(train.values)
             if samples < width:
-                self._basis, triangle = torch.linalg.qr(self._inputs.T)  # [width, samples]
-                self._inputs, width = triangle.T.contiguous(), samples
+                self._basis, triangle = torch.linalg.qr(inputs.T)  # [width, samples]
+                inputs, width = triangle.T, samples
+            self._inputs = inputs.float().contiguous()
         device = train.values.device
         self._weight = torch.zeros(objective.classes, width, dtype=torch.float64, device=device)
         self._bias = torch.zeros(objective.classes, dtype=torch.float64, device=device)
@@ -251,11 +252,12 @@ class _Solver:
         loss = torch.zeros((), dtype=torch.float64, device=self._bias.device)
         weight_gradient = torch.zeros_like(self._weight)
         bias_gradient = torch.zeros_like(self._bias)
+        weight = self._weight.float()
         for inputs, targets in self._blocks():
-            logits = torch.addmm(self._bias, inputs, self._weight.T)
+            logits = (inputs @ weight.T).double() + self._bias
             block_loss, gradient = self._objective.sum_and_gradient(logits, targets)
             loss += block_loss
-            weight_gradient.addmm_(gradient.T, inputs)
+            weight_gradient += gradient.float().T @ inputs
             bias_gradient += gradient.sum(dim=0)
         return loss / self._total, weight_gradient / self._total, bias_gradient / self._total
 
@@ -266,7 +268,7 @@ class _Solver:
             return
         values, targets = _blocks(self._train.values), _blocks(self._train.targets)
         for block, block_targets in zip(values, targets, strict=True):
-            yield self._scaling.apply(block), block_targets
+            yield self._scaling.apply(block).float(), block_targets
 
     def head(self, c: float) -> LinearHead:
         """Return the solution for plain features: w (x - mean) / d + b = (w / d) x + b'."""
