@@ -121,9 +121,18 @@ def _parser_type(name: str, hint: Any, help_text: str) -> Any:
     field_type: Any = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     # Shown as --model MODEL; other types keep tyro's own, such as INT or {crop,pad,squash}.
     is_text = field_type in {str, str | None, tuple[str, ...]}
-    argument = tyro.conf.arg(help=help_text, metavar=name.upper() if is_text else None)
+    argument = tyro.conf.arg(
+        help=help_text,
+        metavar=name.upper() if is_text else None,
+        help_behavior_hint=_default_hint,
+    )
     field_type = Annotated[field_type, argument]
     return Annotated[field_type, tyro.conf.Positional] if is_positional else field_type
+
+
+def _default_hint(default: str) -> str:
+    """Return the default as --help shows it, nothing for a flag that is off."""
+    return "" if default in {"''", "None", "False", ""} else f"(default: {default})"
 
 
 def _definition(config_class: type) -> ast.ClassDef:

@@ -161,7 +161,11 @@ def _describe_network(config: TrainConfig) -> dict[str, Any]:
     from afinar.models.networks.describe import describe_network
 
     summary = describe_network(config, classes)
-    return summary | {"all": config.all, "stages_trained": config.trainable_stages}
+    return summary | {
+        "all": config.all,
+        "stages_trained": config.trainable_stages,
+        "is_dataset_given": bool(config.dataset),
+    }
 
 
 def _format_network(summary: dict[str, Any]) -> str:
@@ -188,9 +192,12 @@ def _format_network(summary: dict[str, Any]) -> str:
 
     total, trainable = summary["params_total"], summary["params_trainable"]
     hidden = len(summary["nodes"]) - len(nodes)
+    head = f"{summary['params_head']:,} parameters for {summary['classes']:,} classes"
+    if not summary["is_dataset_given"]:
+        head += "; name a DATASET to count with its classes"
     totals = [
         ("network", f"{summary['backbone']} cut at {summary['cut']}, {summary['input_size']} px"),
-        ("head", f"{summary['params_head']:,} parameters for {summary['classes']} classes"),
+        ("head", head),
         ("parameters", f"{total:,}, of which {summary['regime']} trains {trainable:,}"),
     ]
     if hidden:
