@@ -63,7 +63,7 @@ def _bare_request(source: Path, folder: Path) -> Record:
 
 def _ingest(sources: dict[Size, Path], warm_up: Path, out: Path) -> list[Record]:
     ingests = [
-        {"source": str(source), "dataset": str(out / str(size[0])), "size": SIZE}
+        {"source": str(source), "dataset": str(out / str(size[0])), "size": SIZE, "fit": "crop"}
         for size, source in sources.items()
     ]
     first = {"source": str(warm_up), "dataset": str(out / "warm"), "size": SIZE}

@@ -60,7 +60,7 @@ def test_status_shows_verifies_and_deletes(dataset: str, capfd: pytest.CaptureFi
     assert [version["samples"] for version in status["versions"]] == [24]
     assert main(["status", dataset]) == 0
     text = capfd.readouterr().out
-    assert "32 x 32 px, crop, pixels" in text
+    assert "32 x 32 px, pad, pixels" in text
     assert "moss 12, rust 12" in text
 
     store = open_store(dataset)

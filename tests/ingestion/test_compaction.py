@@ -29,7 +29,7 @@ from tests.conftest import make_archive
 from tests.datasets import assert_pixels_match_files, shard_names
 from tests.executors import RecordingExecutor
 
-VIEW = StoredView(size=32, fit="crop")
+VIEW = StoredView(size=32, fit="pad")
 
 
 def shard(name: str, rows: int) -> ObjectRef:
@@ -59,7 +59,7 @@ def test_row_of_several_copies_counts_once() -> None:
 
 
 def test_live_rows_fill_new_shards_in_order() -> None:
-    view = StoredView(size=668, fit="crop")
+    view = StoredView(size=668, fit="pad")
     assert shard_pictures(view) == 100
     live = {"a": 60, "b": 30, "c": 50}
     worn = [LiveRows(shard(name, 200), tuple(range(rows))) for name, rows in live.items()]

@@ -42,7 +42,7 @@ def test_picture_is_a_sample_or_a_reject(archive: Path, location: str) -> None:
         data = Path(row["uri"]).read_bytes()
         assert row["sample_id"] == sha256(data)
         assert row["label"] == Path(row["uri"]).parent.name
-        np.testing.assert_array_equal(image, decode(data, StoredView(size=64, fit="crop")).image)
+        np.testing.assert_array_equal(image, decode(data, StoredView(size=64, fit="pad")).image)
     (reject,) = dataset.rejects.to_pylist()
     assert (reject["uri"], reject["reason"]) == (str(archive / "moss" / "empty.jpg"), "empty")
 
@@ -166,7 +166,7 @@ def test_dataset_of_an_earlier_decoder_goes_on_with_it(
         ingest(archive, dataset)
         with pytest.raises(KeyboardInterrupt):
             ingest(archive, tmp_path / "interrupted", InterruptedExecutor(0))
-    current = StoredView(size=64, fit="crop")
+    current = StoredView(size=64, fit="pad")
     earlier = replace(current, decoder="pillow/2")
     photo = photograph(1, 64, 64)
     data = saved(photo, icc_profile=rgb_profile(SPACES["Display P3"]))
@@ -182,7 +182,7 @@ def test_dataset_of_an_earlier_decoder_goes_on_with_it(
         is_unconverted = np.array_equal(opened.read([row])[0], np.asarray(photo))
         assert is_unconverted == (view == earlier)
     assert ingest(archive, dataset, size=48).lineage == 3
-    assert open_dataset(dataset).view == StoredView(size=48, fit="crop")
+    assert open_dataset(dataset).view == StoredView(size=48, fit="pad")
 
 
 def test_pillow_without_littlecms_is_refused_at_the_start(
@@ -199,7 +199,7 @@ def test_jpeg_store_is_smaller_and_matches_pixels_of_files(archive: Path, tmp_pa
     ingest(archive, tmp_path / "pixels", size=128)
     ingest(archive, tmp_path / "jpeg", size=128, store="jpeg")
     opened = open_dataset(str(tmp_path / "jpeg"))
-    assert opened.view == StoredView(size=128, fit="crop", store="jpeg")
+    assert opened.view == StoredView(size=128, fit="pad", store="jpeg")
     assert_pixels_match_files(opened)
 
     def size(name: str) -> int:

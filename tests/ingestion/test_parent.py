@@ -20,7 +20,7 @@ from afinar.units.executor import InlineExecutor
 from tests.archives import fail_reads, ingest
 from tests.conftest import jpeg
 
-VIEW = StoredView(size=64, fit="crop")
+VIEW = StoredView(size=64, fit="pad")
 
 
 def test_parent_of_a_new_dataset_is_empty(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_parent_of_a_new_dataset_is_empty(tmp_path: Path) -> None:
 def test_outcomes_of_another_preprocessing_are_not_reused(archive: Path, tmp_path: Path) -> None:
     ingest(archive, tmp_path / "dataset")
     store = open_store(str(tmp_path / "dataset"))
-    same, other = open_parent(store, VIEW), open_parent(store, StoredView(size=48, fit="crop"))
+    same, other = open_parent(store, VIEW), open_parent(store, StoredView(size=48, fit="pad"))
     assert (same.next_version, same.has_view, len(same.outcomes)) == (2, True, 24)
     assert (other.next_version, other.has_view, len(other.outcomes)) == (2, False, 0)
     assert len(other.index) == 24

@@ -29,7 +29,7 @@ from afinar.storage.store import ObjectInfo
 from afinar.training.sampler import epoch_order, global_batches, window_balance
 from afinar.units.cut import unit_names
 
-VIEW = StoredView(size=32, fit="crop")
+VIEW = StoredView(size=32, fit="pad")
 
 
 def listing(**etags: str) -> pa.Table:
@@ -80,7 +80,7 @@ def test_unit_names_begin_with_the_version_and_depend_on_the_view() -> None:
     pictures, nothing = listing(a="e1", b="e2"), OUTCOMES.empty_table()
     (first,) = unit_names(make_plan(pictures, nothing, VIEW, 1))
     (second,) = unit_names(make_plan(pictures, nothing, VIEW, 2))
-    (other_view,) = unit_names(make_plan(pictures, nothing, StoredView(size=48, fit="crop"), 1))
+    (other_view,) = unit_names(make_plan(pictures, nothing, StoredView(size=48, fit="pad"), 1))
     assert (first[:9], second[:9]) == ("00000001-", "00000002-")
     assert len({first[9:], second[9:], other_view[9:]}) == 3
 
@@ -102,9 +102,9 @@ def test_plan_does_not_depend_on_the_order_of_listing(names: set[str], rng: rand
 
 
 def test_shard_of_any_view_stays_within_128_mb_and_has_a_picture() -> None:
-    assert shard_pictures(StoredView(size=256, fit="crop")) == 682
-    assert shard_pictures(StoredView(size=256, fit="crop", store="jpeg")) == 2048
-    assert shard_pictures(StoredView(size=4096, fit="crop")) == 2
+    assert shard_pictures(StoredView(size=256, fit="pad")) == 682
+    assert shard_pictures(StoredView(size=256, fit="pad", store="jpeg")) == 2048
+    assert shard_pictures(StoredView(size=4096, fit="pad")) == 2
 
 
 def test_known_outcomes_leave_out_rejects_to_retry() -> None:

@@ -33,7 +33,7 @@ def test_change_of_the_fit_is_noted_with_its_cost(archive: Path, tmp_path: Path)
     ingest(archive, dataset, size=48)
     summary = ingest(archive, dataset, fit="squash")
     (note,) = [note for note in summary.notes if "decoded again" in note]
-    assert "from 48 px, crop, pixels" in note
+    assert "from 48 px, pad, pixels" in note
     assert "to 48 px, squash, pixels" in note
     assert "all 24 pictures" in note
     view = open_dataset(str(dataset)).view
@@ -43,4 +43,4 @@ def test_change_of_the_fit_is_noted_with_its_cost(archive: Path, tmp_path: Path)
 def test_new_dataset_has_the_stated_defaults(archive: Path, tmp_path: Path) -> None:
     ingest(archive, tmp_path / "dataset")
     view = open_dataset(str(tmp_path / "dataset")).view
-    assert (view.size, view.fit, view.store) == (256, "crop", "pixels")
+    assert (view.size, view.fit, view.store) == (256, "pad", "pixels")

@@ -42,7 +42,7 @@ def entry(sample_id: str | None = None) -> Entry:
 
 @pytest.mark.parametrize("store", ["pixels", "jpeg"])
 def test_decoded_picture_is_the_next_row_of_the_batch(store: StoreKind) -> None:
-    batch = make_batch_builder(StoredView(size=32, fit="crop", store=store))
+    batch = make_batch_builder(StoredView(size=32, fit="pad", store=store))
     for row in range(2):
         outcome = process_picture(entry(), PICTURE, batch, frozenset())
         assert outcome == {"sample_id": sha256(PICTURE), "row": row}
@@ -53,7 +53,7 @@ def test_decoded_picture_is_the_next_row_of_the_batch(store: StoreKind) -> None:
 
 
 def test_known_content_is_not_decoded() -> None:
-    batch = make_batch_builder(StoredView(size=32, fit="crop"))
+    batch = make_batch_builder(StoredView(size=32, fit="pad"))
     outcome = process_picture(entry(sha256(PICTURE)), PICTURE, batch, frozenset())
     assert outcome == {"sample_id": sha256(PICTURE), "shard": "shards/1", "row": 7}
     assert batch.count == 0
@@ -70,7 +70,7 @@ def test_known_content_is_not_decoded() -> None:
 def test_unusable_picture_is_a_reject_and_leaves_the_batch_unchanged(
     data: bytes | PictureError, reason: str
 ) -> None:
-    batch = make_batch_builder(StoredView(size=32, fit="crop"))
+    batch = make_batch_builder(StoredView(size=32, fit="pad"))
     outcome = process_picture(entry(), data, batch, frozenset({sha256(PICTURE)}))
     assert outcome["reason"] == reason
     assert batch.count == 0
@@ -196,7 +196,7 @@ def test_a_retried_unit_skips_the_pictures_at_which_two_attempts_died(
         attempt=4,
         source=str(archive),
         dataset=store.root,
-        view=StoredView(size=32, fit="crop"),
+        view=StoredView(size=32, fit="pad"),
     )
     assert build_shard(task).rejects == 1
     assert len(tried) == len(entries) - 1

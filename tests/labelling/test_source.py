@@ -215,10 +215,10 @@ def test_dataset_has_another_view_request_is_refused(
     archive: Path, tmp_path: Path, trained: Trained
 ) -> None:
     out = str(tmp_path / "out")
-    for options in ({"size": 32}, {"size": 64, "fit": "pad"}, {"size": 64, "store": "jpeg"}):
+    for options in ({"size": 32}, {"size": 64, "fit": "crop"}, {"size": 64, "store": "jpeg"}):
         dataset = str(tmp_path / f"dataset-{len(list(tmp_path.iterdir()))}")
         ingest(archive, dataset, **options)
-        with pytest.raises(RequestError, match="--size 64 --fit crop --store pixels") as refused:
+        with pytest.raises(RequestError, match="--size 64 --fit pad --store pixels") as refused:
             label(dataset, out, trained)
         assert refused.value.exit_code == 2
         assert str(archive) in str(refused.value), "the message names the original pictures"

@@ -68,7 +68,7 @@ class IngestConfig(UnitJobConfig):
     """Side of the stored square picture in pixels. 0: that of the dataset, 256 for a new one."""
     fit: FitChoice = "auto"
     """Method that makes a picture square: `crop` its centre, `pad` with background, or `squash`.
-    `auto`: that of the dataset, `crop` for a new one."""
+    `auto`: that of the dataset, `pad` for a new one."""
     store: StoreChoice = "auto"
     """Content of the shards: `pixels` (memory-mapped, read without decoding) or `jpeg` (quality 95,
     a fifth of the size). `auto`: that of the dataset, `pixels` for a new one."""
