@@ -119,6 +119,15 @@ def _model_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         champion = " (champion)" if version["version"] == summary["champion"] else ""
         network = f"{version['backbone']}, {version['classes']} classes, {version['run']}{champion}"
         rows.append((version["id"], network))
+    if summary["comparisons"]:
+        rows.append(("comparisons", str(summary["comparisons"])))
+    if summary["unpublished"]:
+        rows.append(
+            (
+                "unpublished",
+                f"{summary['unpublished']} complete trainings (--gc --drop-plans deletes them)",
+            )
+        )
     for run in summary["unfinished"]:
         rows.append(
             ("unfinished", f"{run['run']}: {run['dataset']}, version {run['dataset_version']}")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from afinar.config.base import fingerprint
+from afinar.config.compare import COMPARISONS
 from afinar.config.strict import Count, between
 from afinar.config.train import Pool
 from afinar.errors import NotFoundError
@@ -31,7 +32,7 @@ from afinar.storage.objects import ObjectRef, get_object, put_object
 from afinar.storage.records import read_record
 from afinar.storage.store import Store
 
-FOLDER: Final = "comparisons"
+FOLDER: Final = COMPARISONS
 
 HeadName = Literal["knn", "linear", "mlp"]
 

@@ -19,6 +19,7 @@ from afinar.evaluation.paired import (
     bootstrap_interval,
     half_of_seeds,
     holm,
+    paired_interval,
     paired_p_value,
 )
 
@@ -111,13 +112,32 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """The best transferred row against the best row from scratch, both by validation.
+
+    `difference` is that of their accuracies on the same test pictures, with its 95 % interval.
+    `gains` is True if transfer is better, False if it is worse, None within the noise.
+    """
+
+    transferred: int
+    scratch: int
+    difference: Interval
+    gains: bool | None
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
-    """Ranked rows, those of smaller shares of the labels, and the sentences on them."""
+    """Ranked rows, those of smaller shares of the labels, and the sentences on them.
+
+    `transfer` is None if no row is trained from scratch, or if all are.
+    """
 
     rows: list[Row]
     learning_curve: list[Row] = field(default_factory=list)
     recommendation: str
     notes: list[str] = field(default_factory=list)
+    transfer: Transfer | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -126,6 +146,7 @@ class Table:
             "learning_curve": [asdict(row) for row in self.learning_curve],
             "recommendation": self.recommendation,
             "notes": self.notes,
+            "transfer": asdict(self.transfer) if self.transfer else None,
         }
 
 
@@ -149,7 +170,13 @@ def make_table(evaluated: Sequence[Evaluated], classes: int, notes: list[str]) -
         _row(item, number, classes, None, pareto=False)
         for number, item in enumerate(parts, start=len(rows) + 1)
     ]
-    table = Table(rows=rows, learning_curve=curve, recommendation=_recommend(rows), notes=notes)
+    table = Table(
+        rows=rows,
+        learning_curve=curve,
+        recommendation=_recommend(rows),
+        notes=notes,
+        transfer=_transfer(whole, rows),
+    )
     return replace(table, notes=[*notes, *_learning_notes(table)])
 
 
@@ -245,6 +272,41 @@ def _recommend(rows: list[Row]) -> str:
             f"pictures per second: take it if that counts."
         )
     return text + ", and none of them labels much faster."
+
+
+def _transfer(items: Sequence[Evaluated], rows: Sequence[Row]) -> Transfer | None:
+    """Compare the best row that begins with pretrained weights with the best one that does not."""
+    pairs = [pair for pair in zip(items, rows, strict=True) if pair[1].head != "knn"]
+    scratch = next((pair for pair in pairs if pair[1].regime == "scratch"), None)
+    transferred = next((pair for pair in pairs if pair[1].regime != "scratch"), None)
+    if scratch is None or transferred is None:
+        return None
+    difference = paired_interval(transferred[0].hits, scratch[0].hits)
+    gains = None if difference.low <= 0 <= difference.high else difference.low > 0
+    verdict = {
+        True: "transfer gains",
+        False: "transfer loses",
+        None: "transfer neither gains nor loses by more than chance",
+    }[gains]
+    value, low, high = (
+        100 * share for share in (difference.value, difference.low, difference.high)
+    )
+    sentence = (
+        f"{verdict}: row {transferred[1].number}, {transferred[1].name}, minus row "
+        f"{scratch[1].number}, {scratch[1].name}, is {value:+.1f} points on the test split (95 % "
+        f"interval {low:+.1f} to {high:+.1f})"
+    )
+    if scratch[1].stopped:
+        sentence += (
+            f"; the latter was stopped {scratch[1].stopped}, --keep-all trains it to the end"
+        )
+    return Transfer(
+        transferred=transferred[1].number,
+        scratch=scratch[1].number,
+        difference=difference,
+        gains=gains,
+        sentence=sentence,
+    )
 
 
 def _learning_notes(table: Table) -> list[str]:

@@ -7,8 +7,11 @@ from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal
 
 from afinar.config.base import POSITIONAL, UnitJobConfig, require
-from afinar.config.features import StoredType, cuts_of, parse_pools, split_list
+from afinar.config.features import StoredType, cuts_of, parse_pools, split_list, weights_path
 from afinar.config.train import Pool
+
+COMPARISONS: Final = "comparisons"
+"""Folder of RUNS with cells, tables and pages of comparisons."""
 
 HEADS: Final = ("linear", "mlp")
 _MAX_SEEDS: Final = 20
@@ -16,7 +19,7 @@ _MAX_SEEDS: Final = 20
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(UnitJobConfig):
-    """Compare backbones, cuts, heads and regimes on one dataset, and say which to take.
+    """Compare backbones, cuts, heads and regimes on a dataset, and say which to take.
 
     Heads are trained on cached features, all heads of a cut in one task. Other regimes are
     trainings. A finished cell of the grid is stored in RUNS and never computed again.
@@ -27,12 +30,13 @@ class CompareConfig(UnitJobConfig):
             *("backbone", "cut", "pool", "head", "regime", "seeds", "fractions"),
             *("weights", "input_size", "hidden", "dropout"),
         ),
-        "trainings": ("epochs", "augment", "batch_size"),
+        "trainings": ("epochs", "augment", "batch_size", "keep_all"),
         **UnitJobConfig.GROUPS,
     }
 
     dataset: Annotated[str, POSITIONAL] = field(kw_only=False)
-    """Dataset made by `afinar ingest`."""
+    """Dataset made by `afinar ingest`, or several, comma-separated: then the page says on which of
+    them transfer gains."""
     runs: Annotated[str, POSITIONAL] = field(kw_only=False)
     """Folder or s3:// prefix for results, and for the model that --publish publishes."""
     backbone: str = "resnet18"
@@ -68,6 +72,10 @@ class CompareConfig(UnitJobConfig):
     """Augmentation of the trainings, as of `afinar train`."""
     batch_size: int = 0
     """Samples per step of the trainings. 0: the default of `afinar train`."""
+    keep_all: bool = False
+    """Train every row to the end, with all seeds. Without it, trainings of the lower half that are
+    worse than the best by more than chance are stopped after a quarter or half of the epochs, or
+    after a seed."""
     stored_as: StoredType = "float16"
     """Type in which features are stored."""
     max_gb: float = 20.0
@@ -89,9 +97,18 @@ class CompareConfig(UnitJobConfig):
             self.publish in {"", "best"} or self.publish.isdecimal(),
             f"--publish {self.publish}: give best, or the number of a row",
         )
+        require(
+            not self.publish or len(self.datasets) == 1,
+            f"--publish {self.publish}: RUNS holds the versions of one model; compare one DATASET",
+        )
         for backbone in self.backbones:  # reading the properties parses the strings
             _ = self.cuts_of(backbone)
         _ = self.pools, self.heads, self.regimes, self.shares
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        """Locations of the datasets."""
+        return split_list("DATASET", self.dataset)
 
     @cached_property
     def backbones(self) -> list[str]:
@@ -144,4 +161,4 @@ class CompareConfig(UnitJobConfig):
     @property
     def paths(self) -> tuple[str, ...]:
         """Locations that the job reads and writes."""
-        return (self.dataset, self.runs)
+        return (*self.datasets, self.runs, *weights_path(self.weights))

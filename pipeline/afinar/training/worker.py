@@ -229,7 +229,7 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
         hooks=hooks,
         sample_log=SampleLog(config.audit, task.run, group),
         on_epoch_end=functools.partial(put_event_file, store, task.run),
-        epochs=epochs if task.last_epoch is None else task.last_epoch,
+        epochs=epochs if task.last_epoch is None else min(epochs, task.last_epoch),
         time_limit=time_limit,
         start=start,
     )
