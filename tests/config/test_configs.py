@@ -62,6 +62,13 @@ def test_wrong_ingest_value_is_refused(options: dict[str, Any], message: str) ->
         ({"regime": "last:0"}, "choose frozen, last:N"),
         ({"augment": "turn:40"}, "--augment"),
         ({"models": ""}, "give --describe"),
+        ({"views": 2}, "only features of a frozen backbone"),
+        ({"views": 2, "regime": "frozen"}, "give --augment"),
+        ({"views": 2, "regime": "frozen", "augment": "mixup:0.2"}, "leave them out"),
+        (
+            {"views": 2, "regime": "frozen", "augment": "flip", "sampling": "balanced"},
+            "--class-weights balanced",
+        ),
         ({"regime": "frozen", "weights": "none"}, "random features"),
         ({"regime": "scratch", "weights": "models@1"}, "give --regime full"),
         ({"mean": "0,0,0", "std": "1,1,1"}, "of a file of weights"),

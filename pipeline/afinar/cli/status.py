@@ -87,7 +87,8 @@ def _dataset_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [
         (
             "features",
-            f"{features['backbone']} at {features['cut']} ({features['pool']}): "
+            f"{features['backbone']} at {features['cut']} ({features['pool']})"
+            f"{', ' + features['augmented'] if features['augmented'] else ''}: "
             f"{features['covered']} pictures x {features['width']}, "
             f"{format_size(features['bytes'])}, key {features['key']}",
         )

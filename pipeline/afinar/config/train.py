@@ -50,6 +50,7 @@ _MINIMA: Final = {
     "max_failures": 0,
     "start_timeout_s": 1,
     "time_limit": 0,
+    "views": 0,
 }
 _SHARES_BELOW_1: Final = ("dropout", "warmup", "label_smoothing", "ema")
 
@@ -77,7 +78,7 @@ class TrainConfig(JobConfig):
             *("weight_decay", "clip_norm", "ema", "precision", "compile", "seed"),
         ),
         "loss": ("label_smoothing", "class_weights", "sampling"),
-        "augmentation": ("augment",),
+        "augmentation": ("augment", "views"),
         "selection": (
             *("select_by", "promote", "patience", "keep_best", "repeats", "operating_points"),
         ),
@@ -218,6 +219,11 @@ class TrainConfig(JobConfig):
     saturation:SHARE, crop:AREA (random resized crop of at least this share of the picture), trivial
     (TrivialAugmentWide), erase:PROBABILITY (random erasing), mixup:ALPHA, cutmix:ALPHA; or `none`.
     `auto`: flip, but none for the frozen regime, whose features are computed once."""
+    views: int = 0
+    """With --regime frozen and --augment: number of augmented views of each training picture, whose
+    features are computed once and kept in the cache of the dataset. A solved head is solved on all
+    of them; else epoch e uses view e modulo this number. 0: each epoch augments anew and passes all
+    pictures through the network."""
     precision: TrainPrecision = "auto"
     """`float32`, `bfloat16`, `float16` (with a scaled loss), or `auto`: bfloat16 if all workers'
     hardware multiplies it (Tensor Cores since Ampere, AMX), else float16 on GPUs with Tensor Cores
@@ -286,6 +292,32 @@ class TrainConfig(JobConfig):
             self.regime != "scratch" or not self.has_weights_model,
             f"--regime scratch begins with random values, and --weights {self.weights} is a model: "
             "give --regime full, or no --weights",
+        )
+
+        self._check_views()
+
+    def _check_views(self) -> None:
+        if not self.views:
+            return
+        flag = f"--views {self.views}"
+        require(
+            self.regime == "frozen",
+            f"{flag} with --regime {self.regime}: only features of a frozen backbone can be kept; "
+            "give --regime frozen",
+        )
+        require(
+            self.augmentation.any,
+            f"{flag}: views of a picture differ by augmentation; give --augment, such as "
+            "flip,crop:0.6",
+        )
+        require(
+            not self.augmentation.mixes,
+            f"{flag}: mixup and cutmix mix pictures anew in each step; leave them out",
+        )
+        require(
+            self.sampling == "natural",
+            f"{flag} with --sampling {self.sampling}: repeated pictures would have the same view; "
+            "give --class-weights balanced instead",
         )
 
     def _check_ranges(self) -> None:

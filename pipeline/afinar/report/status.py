@@ -98,6 +98,7 @@ def _features(dataset: Dataset) -> list[dict[str, Any]]:
             "pool": status.manifest.spec.pool,
             "precision": status.manifest.spec.precision,
             "stored_as": status.manifest.spec.stored_as,
+            "augmented": status.manifest.spec.augmented,
             "width": status.manifest.width,
             "rows": status.manifest.rows,
             "covered": status.covered,

@@ -85,6 +85,9 @@ class HeadSolver:
         features = self._features(np.concatenate([train.rows, self.samples.validation.rows]), timer)
         on_train = Features(features[: len(train)], self._targets(train))
         on_validation = Features(features[len(train) :], self._targets(self.samples.validation))
+        views = self._views(train, timer)
+        if views:
+            on_train = Features(torch.cat(views), on_train.targets.repeat(len(views)))
 
         # One worker solves: rounding must not make the heads differ.
         measured = torch.zeros(5, dtype=torch.float64, device=self.group.device)
@@ -155,6 +158,17 @@ class HeadSolver:
         return compute_features(
             self.network, self.inputs, rows, self.group, self.precision, self.threads, timer=timer
         )
+
+    def _views(self, train: Samples, timer: EpochTimer) -> list[Tensor]:
+        """Return the features of the augmented views of training samples, none without views."""
+        inputs = self.inputs
+        if not isinstance(inputs, FeatureInputs):
+            return []
+        positions = inputs.load(train.rows)
+        return [
+            inputs.to_device(positions, train.rows, epoch, timer)
+            for epoch in range(len(inputs.views))
+        ]
 
     def _targets(self, samples: Samples) -> Tensor:
         return torch.from_numpy(samples.targets).to(self.group.device)
