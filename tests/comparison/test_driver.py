@@ -236,3 +236,20 @@ def test_subsets_are_nested_and_have_every_class() -> None:
     assert smaller < larger
     assert {int(targets[row]) for row in smaller} == {0, 1, 2}
     assert len(subset(targets, 1, 5)) == 143
+
+
+def test_refit_heads_are_rows_of_their_own_and_are_published_so(
+    trained: Trained, outcome: CompareOutcome, runs: Path, weights: str
+) -> None:
+    options: dict[str, Any] = {"cut": "3", "head": "linear", "seeds": 1, "publish": "best"}
+    again = compare(trained.dataset, runs, weights, refuse_launch, refit=True, **options)
+    assert again.computed == 1, "the neighbours are those of the other comparison"
+    (row,) = (row for row in again.table.rows if row.head == "linear")
+    assert row.refit and "refit on train and validation" in row.name
+    plain = next(row for row in outcome.table.rows if (row.cut, row.head) == ("3", "linear"))
+    assert row.val == pytest.approx(plain.val, abs=0.1)
+    assert again.published is not None
+    metrics = again.published.metrics
+    assert metrics["val"]["top1"] == pytest.approx(row.val), "that of the head before the refit"
+    assert metrics["test"]["top1"] == pytest.approx(row.test.value)
+    assert again.published.lineage["config"]["refit"] is True

@@ -221,3 +221,23 @@ def test_epochs_on_views_are_those_of_the_network_with_the_same_augmentation(
     for first, second in zip(anew.result.history, views.result.history, strict=True):
         assert second["train"]["loss"] == pytest.approx(first["train"]["loss"], rel=2e-3)
         assert second["val"]["loss"] == pytest.approx(first["val"]["loss"], rel=2e-3)
+
+
+def test_refit_head_is_published_and_validated_before_the_refit(
+    own: Trained, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = run_training(frozen(own, tmp_path / "a", weights, cut="3"), launch)
+    again = run_training(frozen(own, tmp_path / "b", weights, cut="3", refit=True), launch)
+    assert "head refit on " in capsys.readouterr().err
+    assert again.result.weights != plain.result.weights
+    assert again.version.metrics["val"]["samples"] == plain.version.metrics["val"]["samples"]
+    assert again.version.lineage["config"]["refit"] is True
+    predictor = open_model(again.models)
+    classes = open_dataset(own.dataset).classes
+    rows = _test_rows(own)
+    labels = open_dataset(own.dataset).index.column("label").take(rows).to_pylist()
+    predicted = predictor(open_dataset(own.dataset).read(rows)).argmax(axis=1)
+    top1 = np.mean(
+        [classes[number] == label for number, label in zip(predicted, labels, strict=True)]
+    )
+    assert top1 == pytest.approx(again.version.metrics["test"]["top1"])

@@ -104,7 +104,7 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(row["number"]),
         f"{row['backbone']} {row['cut']}{pool}",
-        row["head"],
+        row["head"] + (" (refit)" if row["refit"] else ""),
         f"{row['regime']}{share}",
         str(len(row["seeds"])),
         f"{row['val']:.1%}",

@@ -85,7 +85,8 @@ class CellResult:
     """A finished cell.
 
     `history` has epoch, loss and top1 on validation. `run` is the run of a training, `weights` the
-    object with the weights of a head on features, and `temperature` calibrates it.
+    object with the weights of a head on features, and `temperature` calibrates it. `chosen` are the
+    weights before a refit on training and validation, which `validation` belongs to.
     """
 
     cell: Cell
@@ -98,6 +99,7 @@ class CellResult:
     history: list[dict[str, Any]]
     run: str = ""
     weights: ObjectRef | None = None
+    chosen: ObjectRef | None = None
     temperature: float = 1.0
 
 

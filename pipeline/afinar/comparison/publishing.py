@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -86,7 +87,11 @@ def _evaluate_head(config: CompareConfig, result: CellResult) -> EvaluatedRun:
     inputs = FeatureInputs(torch.from_numpy(stored.read(ids)), rows)
     evaluator = Evaluator(inputs, task.classes, alone, 1, torch.float32)
     head, temperature = network.classifier.eval(), result.temperature
-    validation = evaluator.compute_logits(head, samples.validation)
+    chosen = head
+    if result.chosen is not None:  # a refit head has seen the validation pictures
+        chosen = copy.deepcopy(head)
+        chosen.load_state_dict(read_head(open_store(task.config.models), result.chosen))
+    validation = evaluator.compute_logits(chosen, samples.validation)
     test = evaluate_test(task, head, evaluator, samples.test, validation, temperature)
     trained = TrainResult(
         settings=resolved_values(task.config) | {"precision": "float32"},

@@ -73,6 +73,7 @@ class Row:
     - `p_value`: of the difference to the best row on the test split, corrected for the number of
       rows; None for the best row. `within_noise`: it is not below 0.05.
     - `pareto`: no row is both more accurate on validation and faster.
+    - `refit`: the head was solved again on training and validation pictures together.
     - `seconds`: mean of a seed's training. `images_per_second`: when labelling, on one core.
     - `bytes`: weights of the network up to the cut, and of the head.
     """
@@ -100,6 +101,7 @@ class Row:
     bytes: int
     pareto: bool
     stopped: str
+    refit: bool
     cells: list[str]
 
     @property
@@ -108,6 +110,7 @@ class Row:
         cut = self.cut if self.pool == "average" else f"{self.cut} ({self.pool})"
         share = f", {self.fraction:.0%} of the labels" if self.fraction < 1 else ""
         head = "5 nearest neighbours" if self.head == "knn" else f"{self.head} head"
+        head += " refit on train and validation" if self.refit else ""
         return f"{self.backbone} at {cut}, {head}, {self.regime}{share}"
 
 
@@ -223,6 +226,7 @@ def _row(item: Evaluated, number: int, classes: int, p_value: float | None, pare
         bytes=item.rate.bytes + head_bytes,
         pareto=pareto,
         stopped=item.stopped,
+        refit=bool(cell.settings.get("refit")),
         cells=[result.cell.id for result in item.cells],
     )
 

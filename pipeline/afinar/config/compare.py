@@ -28,7 +28,7 @@ class CompareConfig(UnitJobConfig):
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
         "grid": (
             *("backbone", "cut", "pool", "head", "regime", "seeds", "fractions"),
-            *("weights", "input_size", "hidden", "dropout"),
+            *("weights", "input_size", "hidden", "dropout", "refit"),
         ),
         "trainings": ("epochs", "augment", "batch_size", "keep_all"),
         **UnitJobConfig.GROUPS,
@@ -52,6 +52,9 @@ class CompareConfig(UnitJobConfig):
     regime: str = "frozen"
     """Regimes, comma-separated: `frozen`, `last:N`, `full`, `scratch`. All but frozen are trainings
     of minutes, with the first head, at the last cut of each backbone."""
+    refit: bool = False
+    """Solve linear heads of the frozen regime again on training and validation pictures together,
+    after validation has chosen their regularisation. Rows are ranked by the heads before that."""
     seeds: int = 3
     """Number of seeds (at most 20) of every row that depends on chance."""
     fractions: str = "1"

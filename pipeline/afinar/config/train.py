@@ -72,7 +72,7 @@ class TrainConfig(JobConfig):
             *("head", "hidden", "dropout", "output"),
         ),
         "optimization": (
-            *("preset", "regime", "head_init", "epochs", "time_limit", "batch_size"),
+            *("preset", "regime", "head_init", "refit", "epochs", "time_limit", "batch_size"),
             *("accumulate", "optimizer"),
             *("learning_rate", "head_rate", "layer_decay", "schedule", "warmup"),
             *("weight_decay", "clip_norm", "ema", "precision", "compile", "seed"),
@@ -152,6 +152,10 @@ class TrainConfig(JobConfig):
     after it), or `random`. Other heads begin with random weights. The head of a model in --weights
     is kept for its classes: with `solved` if it validates no worse than the solved head; rows of
     new classes are solved or random."""
+    refit: bool = False
+    """With --regime frozen and a solved head: after validation has chosen the strength of its
+    regularisation, solve it again on the pictures of training and validation together. What is
+    reported on validation is the head before that."""
     epochs: int | Literal["auto"] = "auto"
     """Passes over the training split. `auto`: 10, or as many as make 300 steps. To train a
     published model further, give the same command with `--weights MODELS@VERSION` and the number of
@@ -295,6 +299,15 @@ class TrainConfig(JobConfig):
         )
 
         self._check_views()
+        require(
+            not self.refit
+            or (
+                (self.regime == "frozen" and self.solves_head)
+                and (not self.augmentation.any or self.views > 0)
+            ),
+            "--refit solves the head again: give --regime frozen with a linear head on pretrained "
+            "weights, and --views if there is augmentation",
+        )
 
     def _check_views(self) -> None:
         if not self.views:

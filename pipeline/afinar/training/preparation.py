@@ -123,10 +123,11 @@ def trained_part(
         splits.append(samples.test)
     rows = np.concatenate([split.rows for split in splits])
     vectors = len(rows) + config.views * len(samples.train)
-    if config.views and 4 * width * vectors > feature_bytes:
+    if (config.views or config.refit) and 4 * width * vectors > feature_bytes:
+        flag = f"--views {config.views}" if config.views else "--refit"
         raise RequestError(
-            f"--views {config.views}: {vectors} x {width} features do not fit --window-mb "
-            f"{config.window_mb}; give fewer views, or a larger --window-mb"
+            f"{flag}: {vectors} x {width} features do not fit --window-mb {config.window_mb}; give "
+            "a larger --window-mb"
         )
     if 4 * width * vectors > feature_bytes:
         logger.info(
@@ -153,6 +154,11 @@ def trained_part(
         count = min(len(samples.train), max(2, solved // len(views)))
         if group.is_rank_zero:
             logger.info(f"features: {_views_line(config, len(samples.train))}")
+    if config.refit and count < len(samples.train):
+        raise RequestError(
+            f"--refit: the head can be solved on {count} of {len(samples.train)} training pictures "
+            "only; give a larger --window-mb, or no --refit"
+        )
     return TrainedPart(
         network.classifier,
         FeatureInputs(features, rows, views),
@@ -208,6 +214,7 @@ def head_solver(
         kept=kept,
         scalings=ALL_SCALINGS if config.regime == "frozen" else SMOOTH_SCALINGS,
         select_by=config.select_by,
+        refits=config.refit,
     )
 
 

@@ -312,7 +312,7 @@ def _fingerprint(task: TrainTask) -> str:
         del determining["select_by"]
     if task.config.sampling == "natural":
         del determining["sampling"]
-    for name in ("mean", "std", "exclude", "views"):
+    for name in ("mean", "std", "exclude", "views", "refit"):
         if not determining[name]:
             del determining[name]
     determining["layer_decay"] = task.config.layer_decay or default_layer_decay(task.config)
