@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from afinar.execution.choice import TrainingRoom
+from tests.comparison.runs import compare
 from tests.conftest import SCRIPTS, Trained, run_afinar
 from tests.features.jobs import put_weights
 
@@ -36,3 +42,25 @@ def test_comparison_with_killed_driver_is_completed_by_the_same_command(
     assert (summary["cells"], summary["computed"]) == (CELLS, CELLS - len(before))
     assert all(path.read_bytes() == data for path, data in before.items())
     assert {row["regime"] for row in summary["rows"]} == {"frozen", "last:1", "scratch"}
+
+
+@pytest.mark.slow
+def test_trainings_run_at_the_same_time_on_ray(
+    local_ray: None, trained: Trained, tmp_path: Path
+) -> None:
+    from afinar.execution.train_launcher import launch_on_ray
+
+    weights = put_weights(tmp_path / "small.safetensors")
+    options: dict[str, Any] = {"cut": "6", "regime": "full,scratch", "seeds": 1, "epochs": 4}
+    together = compare(
+        trained.dataset,
+        tmp_path / "together",
+        weights,
+        launch_on_ray,
+        open_room=lambda: contextlib.nullcontext(TrainingRoom(2, 1, 1)),
+        **options,
+    )
+    alone = compare(trained.dataset, tmp_path / "alone", weights, **options)
+    assert together.computed == alone.computed == 2
+    for first, second in zip(together.table.rows, alone.table.rows, strict=True):
+        assert (first.regime, first.val) == (second.regime, pytest.approx(second.val))
