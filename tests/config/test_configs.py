@@ -67,7 +67,6 @@ def test_wrong_ingest_value_is_refused(options: dict[str, Any], message: str) ->
         ({"refit": True, "regime": "frozen", "augment": "flip"}, "--views"),
         ({"views": 2}, "only features of a frozen backbone"),
         ({"views": 2, "regime": "frozen"}, "give --augment"),
-        ({"views": 2, "regime": "frozen", "augment": "mixup:0.2"}, "leave them out"),
         (
             {"views": 2, "regime": "frozen", "augment": "flip", "sampling": "balanced"},
             "--class-weights balanced",

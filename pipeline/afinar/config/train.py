@@ -324,10 +324,6 @@ class TrainConfig(JobConfig):
             "flip,crop:0.6",
         )
         require(
-            not self.augmentation.mixes,
-            f"{flag}: mixup and cutmix mix pictures anew in each step; leave them out",
-        )
-        require(
             self.sampling == "natural",
             f"{flag} with --sampling {self.sampling}: repeated pictures would have the same view; "
             "give --class-weights balanced instead",
