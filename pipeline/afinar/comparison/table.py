@@ -262,20 +262,21 @@ def _recommend(rows: list[Row]) -> str:
     text = (
         f"Take row {best.number}, {best.name}: {best.val:.1%} on validation, {_percent(best.test)}."
     )
-    others = [row for row in rows if row.within_noise and row is not best and row.head != "knn"]
+    networks = [row for row in rows if row is not best and row.head != "knn"]
+    others = [row for row in networks if row.within_noise]
     if not others:
-        return text + (
-            " Every other row is worse on the test split by more than chance." if rows[1:] else ""
-        )
+        worse = " Every other network is worse on the test split by more than chance."
+        return text + (worse if networks else "")
     faster = max(others, key=lambda row: row.images_per_second)
-    text += f" {len(others)} other rows are within the noise of the best on the test split"
+    count = "1 other row is" if len(others) == 1 else f"{len(others)} other rows are"
+    text += f" {count} within the noise of the best on the test split"
     if faster.images_per_second > 1.2 * best.images_per_second:
         factor = faster.images_per_second / best.images_per_second
         return text + (
             f"; of these, row {faster.number}, {faster.name}, labels {factor:.1f} times as many "
             f"pictures per second: take it if that counts."
         )
-    return text + ", and none of them labels much faster."
+    return text + ", and none labels much faster."
 
 
 def _transfer(items: Sequence[Evaluated], rows: Sequence[Row]) -> Transfer | None:

@@ -118,7 +118,7 @@ def validation_charts(histories: dict[str, list[dict[str, Any]]]) -> list[Chart]
     epochs = [row["epoch"] for row in rows]
     x = exact_axis("epoch", min(epochs), max(*epochs, min(epochs) + 1), integer=True)
     losses, shares = ([row[key] for row in rows] for key in ("loss", "top1"))
-    lowest = math.floor(10 * min(shares)) * 10
+    lowest = min(90, math.floor(10 * min(shares)) * 10)
     charts = [
         Chart(title="Validation loss by epoch", x=x, y=axis("loss", 0, max(losses))),
         Chart(title="Validation accuracy by epoch", x=x, y=axis("top-1", lowest, 100, unit=" %")),
@@ -139,7 +139,7 @@ def cost_chart(rows: list[Row]) -> Chart:
     low, high = math.floor(min(rates)), math.ceil(max(rates))
     high = max(high, low + 1)
     ticks = [(float(power), f"{10**power:g}") for power in range(low, high + 1)]
-    lowest = math.floor(10 * min(row.val for row in rows)) * 10
+    lowest = min(90, math.floor(10 * min(row.val for row in rows)) * 10)
     chart = Chart(
         title="Accuracy on validation by pictures per second on one core",
         x=Axis("pictures/s", low, high, ticks),
