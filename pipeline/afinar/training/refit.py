@@ -8,6 +8,7 @@ chosen. The test split stays untouched.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -21,6 +22,7 @@ _ITERATIONS: Final = 100
 _HISTORY: Final = 20  # of L-BFGS: pairs of steps and gradient differences
 _TOLERANCE: Final = 1e-6  # of the largest derivative of the mean loss
 _BLOCK: Final = 16384  # rows that are scaled at a time, in double precision
+_MAX_KEPT: Final = 2**26  # scaled features that are kept, 256 MB; more are scaled in each pass
 
 
 class ChosenHead(NamedTuple):
@@ -94,6 +96,14 @@ class _Scaling:
         return cls(mean, divisor * (std / divisor).square().mean().sqrt())
 
 
+def _scaled_blocks(samples: Features, scaling: _Scaling) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield scaled features float32 [n, width] and their class numbers."""
+    for values, targets in zip(
+        torch.split(samples.values, _BLOCK), torch.split(samples.targets, _BLOCK), strict=True
+    ):
+        yield ((values.double() - scaling.mean) / scaling.divisor).float(), targets
+
+
 def _minimize(
     samples: Features, objective: Objective, scaling: _Scaling, c: float, start: LinearHead
 ) -> LinearHead:
@@ -115,24 +125,22 @@ def _minimize(
         line_search_fn="strong_wolfe",
     )
 
+    is_kept = samples.values.numel() <= _MAX_KEPT
+    kept = list(_scaled_blocks(samples, scaling)) if is_kept else None
+
     def closure() -> Tensor:
-        loss, weight_gradient, bias_gradient = (
-            torch.zeros((), dtype=torch.float64, device=bias.device),
-            decay * weight,
-            torch.zeros_like(bias),
-        )
-        blocks = zip(
-            torch.split(samples.values, _BLOCK), torch.split(samples.targets, _BLOCK), strict=True
-        )
-        for values, targets in blocks:
-            inputs = (values.double() - scaling.mean) / scaling.divisor
-            logits = torch.addmm(bias, inputs, weight.T)
+        loss = decay * total / 2 * weight.square().sum()
+        weight_gradient, bias_gradient = decay * total * weight, torch.zeros_like(bias)
+        narrow = weight.float()
+        for inputs, targets in kept or _scaled_blocks(samples, scaling):
+            # Products in single precision, sums in double precision.
+            logits = (inputs @ narrow.T).double() + bias
             block_loss, gradient = objective.sum_and_gradient(logits, targets)
-            loss = loss + block_loss / total
-            weight_gradient = weight_gradient.addmm(gradient.T / total, inputs)
-            bias_gradient = bias_gradient + gradient.sum(dim=0) / total
-        weight.grad, bias.grad = weight_gradient, bias_gradient
-        return loss + decay / 2 * weight.square().sum()
+            loss += block_loss
+            weight_gradient += gradient.float().T @ inputs
+            bias_gradient += gradient.sum(dim=0)
+        weight.grad, bias.grad = weight_gradient / total, bias_gradient / total
+        return loss / total
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     plain = weight / scaling.divisor
