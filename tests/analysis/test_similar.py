@@ -112,11 +112,15 @@ def test_comparisons_and_ingests_note_the_same_leaks(analysed: Analysed, tmp_pat
 
     copy = tmp_path / "dataset"
     shutil.copytree(analysed.dataset, copy)
-    pictures = tmp_path / "pictures"
-    shutil.copytree(analysed.pictures, pictures)
-    picture(4711, "moss").save(pictures / "moss" / "new.jpg")
-    config = IngestConfig(source=str(pictures), dataset=str(copy), size=64, split="0.4,0.3,0.3")
-    summary = record_ingest(config, run_ingest(config, InlineExecutor()))
+    config = IngestConfig(
+        source=str(analysed.pictures), dataset=str(copy), size=64, split="0.4,0.3,0.3"
+    )
+    new = analysed.pictures / "moss" / "new.jpg"
+    picture(4711, "moss").save(new)
+    try:
+        summary = record_ingest(config, run_ingest(config, InlineExecutor()))
+    finally:
+        new.unlink()  # other tests ingest the same pictures
     (note,) = (note for note in summary["notes"] if "near-duplicate" in note)
     assert f"{count} test pictures" in note
     assert "near-duplicate in train or validation" in Path(summary["report"]).read_text()
