@@ -18,12 +18,17 @@ from afinar.analysis.nearest import find_nearest
 from afinar.analysis.similar import SimilarOutcome, run_similar
 from afinar.analysis.tables import PAIRS, PICTURES
 from afinar.cli.main import main
+from afinar.comparison.leaks import find_leaks
 from afinar.config.forget import ForgetConfig
+from afinar.config.ingest import IngestConfig
 from afinar.config.similar import SimilarConfig
 from afinar.dataset.reader import open_dataset
 from afinar.errors import RequestError
+from afinar.features.reader import list_all
+from afinar.ingestion.driver import run_ingest
 from afinar.ingestion.forget import run_forget
 from afinar.pictures.rejects import PictureError
+from afinar.report.dataset import record_ingest
 from afinar.report.similar import record_similar
 from afinar.units.executor import InlineExecutor
 from tests.archives import ingest
@@ -96,6 +101,29 @@ def test_all_copies_are_found_and_nothing_else(analysed: Analysed) -> None:
     assert analysed.summary["duplicates"]["groups"] == 8
     assert analysed.summary["duplicates"]["pictures"] == 16
     assert analysed.summary["duplicates"]["different_labels"] == 1
+
+
+def test_comparisons_and_ingests_note_the_same_leaks(analysed: Analysed, tmp_path: Path) -> None:
+    dataset, count = open_dataset(analysed.dataset), analysed.summary["leaks"]["test_pictures"]
+    (features,) = list_all(analysed.dataset)
+    found = find_leaks(dataset, features)
+    assert (found.leaked, found.searched) == (count, found.test)
+    assert f"{count} of {found.test} test pictures have a near-duplicate" in found.describe()
+
+    copy = tmp_path / "dataset"
+    shutil.copytree(analysed.dataset, copy)
+    config = IngestConfig(
+        source=str(analysed.pictures), dataset=str(copy), size=64, split="0.4,0.3,0.3"
+    )
+    new = analysed.pictures / "moss" / "new.jpg"
+    picture(4711, "moss").save(new)
+    try:
+        summary = record_ingest(config, run_ingest(config, InlineExecutor()))
+    finally:
+        new.unlink()  # other tests ingest the same pictures
+    (note,) = (note for note in summary["notes"] if "near-duplicate" in note)
+    assert f"{count} test pictures" in note
+    assert "near-duplicate in train or validation" in Path(summary["report"]).read_text()
 
 
 def test_leaks_are_the_pairs_in_different_splits(analysed: Analysed) -> None:

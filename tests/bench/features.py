@@ -203,7 +203,7 @@ def _comparison(dataset: str, folder: Path, table: Table) -> None:
     config = CompareConfig(
         dataset=dataset, runs=str(folder / "runs"), backbone=BACKBONE, cut="auto", seeds=3
     )
-    outcome = run_compare(config, InlineExecutor(), _refuse)
+    (outcome,) = run_compare(config, InlineExecutor(), _refuse)
     computing = sum(row.seconds * len(row.seeds) for row in outcome.table.rows) + max(
         row.feature_seconds for row in outcome.table.rows
     )

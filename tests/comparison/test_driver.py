@@ -1,4 +1,4 @@
-"""Comparisons in this process, with a small network."""
+"""Tables of comparisons in this process, what is computed again, and what is published."""
 
 from __future__ import annotations
 
@@ -12,49 +12,23 @@ import torch
 
 from afinar import open_dataset, open_features, open_model
 from afinar.comparison import heads as heads_module
-from afinar.comparison.driver import CompareOutcome, run_compare
+from afinar.comparison.driver import CompareOutcome
 from afinar.comparison.heads import subset
-from afinar.config.compare import CompareConfig
+from afinar.config.status import StatusConfig
 from afinar.dataset.reader import Dataset
 from afinar.dataset.shards import MappedShard
 from afinar.errors import RequestError
 from afinar.report.compare import record_comparison
+from afinar.report.status import read_status
 from afinar.storage.arrow import from_parquet
-from afinar.training.distributed import Group
-from afinar.training.task import TrainTask
-from afinar.training.worker import run_worker
-from afinar.units.executor import InlineExecutor
+from tests.comparison.runs import compare, refuse_launch
 from tests.conftest import Trained
 from tests.features.jobs import put_weights
-
-
-def launch(task: TrainTask) -> None:
-    run_worker(task, Group())
-
-
-def refuse_launch(task: TrainTask) -> None:
-    raise AssertionError(f"run {task.run} is trained again")
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     return put_weights(tmp_path_factory.mktemp("weights") / "small.safetensors")
-
-
-def compare(
-    trained: Trained, runs: Path, weights: str, launcher: Any = launch, **options: Any
-) -> CompareOutcome:
-    values: dict[str, Any] = {
-        "backbone": "small_cnn",
-        "cut": "3,6",
-        "input_size": 64,
-        "seeds": 2,
-        "epochs": 1,
-        "batch_size": 8,
-        **options,
-    }
-    config = CompareConfig(dataset=trained.dataset, runs=str(runs), weights=weights, **values)
-    return run_compare(config, InlineExecutor(), launcher)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +40,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcome(trained: Trained, runs: Path, weights: str) -> CompareOutcome:
     """Return a comparison of two cuts, three heads and two trainings."""
     return compare(
-        trained, runs, weights, regime="frozen,last:1,scratch", fractions="0.5,1", publish="best"
+        trained.dataset,
+        runs,
+        weights,
+        regime="frozen,last:1,scratch",
+        fractions="0.5,1",
+        publish="best",
     )
 
 
@@ -112,7 +91,12 @@ def test_finished_cells_are_never_computed_again(
 
     monkeypatch.setattr(heads_module, "_train", refuse)
     again = compare(
-        trained, runs, weights, refuse_launch, regime="frozen,last:1,scratch", fractions="0.5,1"
+        trained.dataset,
+        runs,
+        weights,
+        refuse_launch,
+        regime="frozen,last:1,scratch",
+        fractions="0.5,1",
     )
     assert again.computed == 0
     assert again.folder == outcome.folder
@@ -121,7 +105,7 @@ def test_finished_cells_are_never_computed_again(
         return [{**row, "feature_seconds": 0} for row in table.as_dict()["rows"]]
 
     assert without_times(again.table) == without_times(outcome.table)
-    smaller = compare(trained, runs, weights, refuse_launch, cut="6", head="linear")
+    smaller = compare(trained.dataset, runs, weights, refuse_launch, cut="6", head="linear")
     assert smaller.computed == 0
 
 
@@ -138,8 +122,8 @@ def test_killed_comparison_goes_on_where_it_was(
 
     monkeypatch.setattr(heads_module, "_train", killed)
     with pytest.raises(KeyboardInterrupt):
-        compare(trained, tmp_path, weights, cut="6")
-    outcome = compare(trained, tmp_path, weights, cut="6")
+        compare(trained.dataset, tmp_path, weights, cut="6")
+    outcome = compare(trained.dataset, tmp_path, weights, cut="6")
     assert (outcome.cells, outcome.computed) == (4, 2)
     assert len(calls) == 5 and len(set(calls)) == 4
 
@@ -158,7 +142,7 @@ def test_heads_open_no_picture_and_no_shard_of_pixels(
 
     monkeypatch.setattr(Dataset, "read", refuse)
     monkeypatch.setattr(MappedShard, "__init__", refuse)
-    assert compare(trained, tmp_path, weights, seeds=1).computed == 6
+    assert compare(trained.dataset, tmp_path, weights, seeds=1).computed == 6
 
 
 def test_published_row_labels_as_its_head_does(
@@ -169,7 +153,7 @@ def test_published_row_labels_as_its_head_does(
     )
     for number in (linear.number, next(r.number for r in outcome.table.rows if r.head == "mlp")):
         published = compare(
-            trained,
+            trained.dataset,
             runs,
             weights,
             refuse_launch,
@@ -200,6 +184,9 @@ def test_row_is_published_once(
     outcome: CompareOutcome, trained: Trained, runs: Path, weights: str
 ) -> None:
     assert outcome.published is not None
+    assert (runs / outcome.published.lineage["run"] / "report.html").is_file()
+    status = read_status(StatusConfig(path=str(runs)))
+    assert status["unfinished"] == []
     best = next(row for row in outcome.table.rows if row.head != "knn")
     assert outcome.published.architecture.cut == best.cut
     rows = [str(best.number)]
@@ -207,7 +194,7 @@ def test_row_is_published_once(
     for number in rows:
         published = [
             compare(
-                trained,
+                trained.dataset,
                 runs,
                 weights,
                 refuse_launch,
@@ -234,11 +221,13 @@ def test_page_and_summary(outcome: CompareOutcome) -> None:
 def test_backbone_without_weights_is_compared_from_scratch(
     trained: Trained, tmp_path: Path
 ) -> None:
-    outcome = compare(trained, tmp_path, "imagenet", cut="auto", regime="frozen,scratch", seeds=1)
+    outcome = compare(
+        trained.dataset, tmp_path, "imagenet", cut="auto", regime="frozen,scratch", seeds=1
+    )
     assert [row.regime for row in outcome.table.rows] == ["scratch"]
     assert "no known weights" in outcome.table.notes[0]
     with pytest.raises(RequestError, match="add the regime scratch"):
-        compare(trained, tmp_path, "imagenet", cut="auto", regime="frozen")
+        compare(trained.dataset, tmp_path, "imagenet", cut="auto", regime="frozen")
 
 
 def test_subsets_are_nested_and_have_every_class() -> None:
@@ -247,3 +236,20 @@ def test_subsets_are_nested_and_have_every_class() -> None:
     assert smaller < larger
     assert {int(targets[row]) for row in smaller} == {0, 1, 2}
     assert len(subset(targets, 1, 5)) == 143
+
+
+def test_refit_heads_are_rows_of_their_own_and_are_published_so(
+    trained: Trained, outcome: CompareOutcome, runs: Path, weights: str
+) -> None:
+    options: dict[str, Any] = {"cut": "3", "head": "linear", "seeds": 1, "publish": "best"}
+    again = compare(trained.dataset, runs, weights, refuse_launch, refit=True, **options)
+    assert again.computed == 1, "the neighbours are those of the other comparison"
+    (row,) = (row for row in again.table.rows if row.head == "linear")
+    assert row.refit and "refit on train and validation" in row.name
+    plain = next(row for row in outcome.table.rows if (row.cut, row.head) == ("3", "linear"))
+    assert row.val == pytest.approx(plain.val, abs=0.1)
+    assert again.published is not None
+    metrics = again.published.metrics
+    assert metrics["val"]["top1"] == pytest.approx(row.val), "that of the head before the refit"
+    assert metrics["test"]["top1"] == pytest.approx(row.test.value)
+    assert again.published.lineage["config"]["refit"] is True

@@ -10,7 +10,9 @@ import torch
 
 from afinar.config.features import FeaturesConfig
 from afinar.features.driver import FeaturesSummary, run_features
+from afinar.features.manifest import feature_keys, open_features_store
 from afinar.models.networks.custom_networks import small_cnn
+from afinar.storage.markers import committed_units
 from afinar.units.executor import InlineExecutor
 
 CUTS = "auto,3,6"  # dense, and two convolutions of small_cnn
@@ -33,3 +35,10 @@ def compute(
 ) -> FeaturesSummary:
     """Compute features, by default in this process."""
     return run_features(features_config(dataset, weights, **options), executor or InlineExecutor())
+
+
+def done_units(dataset: Path | str) -> set[str]:
+    """Return the units that are committed for all keys of a dataset."""
+    stores = [open_features_store(str(dataset), key) for key in feature_keys(str(dataset))]
+    units = [committed_units(store) for store in stores]
+    return set.intersection(*units) if units else set()

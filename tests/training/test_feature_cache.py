@@ -179,3 +179,65 @@ def test_two_workers_fill_and_read_what_one_does(
     for result in (filled, read):
         assert result.metrics["val"]["top1"] == one.metrics["val"]["top1"]
         assert result.metrics["val"]["loss"] == pytest.approx(one.metrics["val"]["loss"], rel=1e-3)
+
+
+def test_views_are_computed_once_and_the_head_is_solved_on_them(
+    own: Trained, tmp_path: Path, weights: str, reads: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"augment": "flip,brightness:0.4", "views": 2}
+    first = run_trial(frozen(own, tmp_path / "a", weights, **options), launch)
+    train = 80 - first.result.metrics["val"]["samples"] - len(_test_rows(own))
+    assert reads.count("picture") == 80 + 2 * train
+    text = " ".join(capsys.readouterr().err.split())
+    assert f"2 augmented views (flip,brightness:0.4) of each of {train} training pictures" in text
+    assert [row["epoch"] for row in first.result.history] == [0], "no epoch follows"
+
+    reads.clear()
+    again = run_trial(frozen(own, tmp_path / "b", weights, **options), launch)
+    mlp = run_trial(frozen(own, tmp_path / "c", weights, head="mlp", epochs=3, **options), launch)
+    assert reads == []
+    assert again.result.metrics == first.result.metrics
+    assert len(mlp.result.history) == 3
+    assert "epoch e uses view e modulo 2" in " ".join(capsys.readouterr().err.split())
+    assert len(feature_keys(own.dataset)) == 3
+    assert len(list_all(own.dataset)) == 1, "views are no features of the pictures as they are"
+
+    other = run_trial(frozen(own, tmp_path / "d", weights, seed=1, **options), launch)
+    assert reads.count("picture") == 2 * train, "another seed has other views"
+    assert other.result.metrics["val"]["samples"] == again.result.metrics["val"]["samples"]
+
+
+def _test_rows(own: Trained) -> list[int]:
+    splits = open_dataset(own.dataset).index.column("split").to_pylist()
+    return [row for row, split in enumerate(splits) if split == "test"]
+
+
+def test_epochs_on_views_are_those_of_the_network_with_the_same_augmentation(
+    own: Trained, tmp_path: Path, weights: str
+) -> None:
+    options: dict[str, Any] = {"augment": "flip,brightness:0.4", "head": "mlp", "epochs": 2}
+    anew = run_trial(frozen(own, tmp_path / "a", weights, dropout=0.0, **options), launch)
+    views = run_trial(frozen(own, tmp_path / "b", weights, dropout=0.0, views=2, **options), launch)
+    for first, second in zip(anew.result.history, views.result.history, strict=True):
+        assert second["train"]["loss"] == pytest.approx(first["train"]["loss"], rel=2e-3)
+        assert second["val"]["loss"] == pytest.approx(first["val"]["loss"], rel=2e-3)
+
+
+def test_refit_head_is_published_and_validated_before_the_refit(
+    own: Trained, tmp_path: Path, weights: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = run_training(frozen(own, tmp_path / "a", weights, cut="3"), launch)
+    again = run_training(frozen(own, tmp_path / "b", weights, cut="3", refit=True), launch)
+    assert "head refit on " in capsys.readouterr().err
+    assert again.result.weights != plain.result.weights
+    assert again.version.metrics["val"]["samples"] == plain.version.metrics["val"]["samples"]
+    assert again.version.lineage["config"]["refit"] is True
+    predictor = open_model(again.models)
+    classes = open_dataset(own.dataset).classes
+    rows = _test_rows(own)
+    labels = open_dataset(own.dataset).index.column("label").take(rows).to_pylist()
+    predicted = predictor(open_dataset(own.dataset).read(rows)).argmax(axis=1)
+    top1 = np.mean(
+        [classes[number] == label for number, label in zip(predicted, labels, strict=True)]
+    )
+    assert top1 == pytest.approx(again.version.metrics["test"]["top1"])

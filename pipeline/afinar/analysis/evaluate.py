@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from afinar.analysis.contents import find_contents
 from afinar.analysis.evaluate_worker import (
     EvaluationUnit,
     UnitPredictions,
@@ -22,6 +21,7 @@ from afinar.analysis.evaluate_worker import (
 from afinar.config.evaluate import EvaluateConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import RequestError
+from afinar.evaluation.contents import find_contents
 from afinar.evaluation.corruptions import Corruption, corruptions
 from afinar.evaluation.intervals import Interval, paired_difference, wilson
 from afinar.labelling.source import require_view

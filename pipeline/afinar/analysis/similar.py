@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from afinar.analysis.contents import Contents, distinct_ids, find_contents
 from afinar.analysis.features import complete_features
 from afinar.analysis.label_errors import (
     FOLDS,
@@ -29,6 +28,7 @@ from afinar.config.similar import SimilarConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import RequestError
 from afinar.evaluation.clusters import WeakCluster, find_clusters, weak_clusters
+from afinar.evaluation.contents import Contents, distinct_ids, find_contents
 from afinar.evaluation.near_duplicates import (
     MIN_CORRELATION,
     THUMBNAIL_PX,

@@ -99,9 +99,9 @@ class CompareResult(JobResult):
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of the table: network, head, regime, metrics, seconds."""
-        rows: list[dict[str, Any]] = self.summary["rows"]
-        return rows
+        """The rows of the table: dataset, network, head, regime, metrics, seconds."""
+        parts = self.summary.get("datasets", [self.summary])
+        return [{"dataset": part["dataset"], **row} for part in parts for row in part["rows"]]
 
     @property
     def report(self) -> str:

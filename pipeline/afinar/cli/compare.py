@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_columns, format_size, format_table
 from afinar.config.compare import CompareConfig
 from afinar.execution.executor import JobExecutor
+from afinar.logs import wrap
 from afinar.models.networks.catalogue import require_backbone
 
 if TYPE_CHECKING:
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = "the same command continues; finished rows are not computed again"
 EXAMPLE = """afinar compare dataset/ runs/ --backbone resnet18 --cut auto,layer3
-  afinar compare dataset/ runs/ --regime frozen,last:1,full,scratch --publish best"""
+  afinar compare dataset/ runs/ --regime frozen,last:1,full,scratch --publish best
+  afinar compare fabric/,photos/ runs/ --regime frozen,scratch"""
 
 _HEADING: Final = (
     *("row", "network", "head", "regime", "seeds", "val", "test (95 %)", "macro F1"),
@@ -36,12 +39,22 @@ def run(config: CompareConfig) -> dict[str, Any]:
     # Check the dataset before torch is imported, which takes seconds.
     from afinar.dataset.reader import open_dataset
 
-    open_dataset(config.dataset)
+    for dataset in config.datasets:
+        open_dataset(dataset)
 
     from afinar.comparison.driver import run_compare
-    from afinar.report.compare import record_comparison
+    from afinar.execution.training_room import open_training_room
+    from afinar.report.compare import record_comparisons
+    from afinar.report.training import write_training_page
 
-    return record_comparison(run_compare(config, JobExecutor(config), _launch))
+    outcomes = run_compare(
+        config,
+        JobExecutor(config),
+        _launch,
+        open_room=partial(open_training_room, config),
+        on_published=write_training_page,
+    )
+    return record_comparisons(outcomes)
 
 
 def _launch(task: TrainTask) -> None:
@@ -51,9 +64,15 @@ def _launch(task: TrainTask) -> None:
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """Return the table and the sentences as text."""
-    lines: list[tuple[str, ...]] = [_HEADING]
-    lines += [_columns(row) for row in [*summary["rows"], *summary["learning_curve"]]]
+    """Return the table and the sentences of each dataset as text."""
+    several = "datasets" in summary
+    parts = []
+    for part in summary["datasets"] if several else [summary]:
+        lines: list[tuple[str, ...]] = [_HEADING]
+        lines += [_columns(row) for row in [*part["rows"], *part["learning_curve"]]]
+        texts = [part["recommendation"], *_transfer_lines(part), *part["notes"]]
+        heading = [f"{part['dataset']}, version {part['version']}", ""] if several else []
+        parts += [*heading, format_columns(lines), "", *map(wrap, texts), ""]
     facts = [
         ("cells", f"{summary['cells']}, of which {summary['computed']} computed now"),
         ("time", f"{summary['seconds']:.1f} s"),
@@ -61,8 +80,12 @@ def describe(summary: dict[str, Any]) -> str:
     ]
     if summary["published"]:
         facts.append(("published", summary["published"]))
-    texts = [summary["recommendation"], *summary["notes"]]
-    return "\n".join([format_columns(lines), "", *texts, "", format_table(facts)])
+        facts.append(("its report", summary["published_report"]))
+    return "\n".join([*parts, format_table(facts)])
+
+
+def _transfer_lines(summary: dict[str, Any]) -> list[str]:
+    return [summary["transfer"]["sentence"]] if summary["transfer"] else []
 
 
 def _columns(row: dict[str, Any]) -> tuple[str, ...]:
@@ -81,7 +104,7 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(row["number"]),
         f"{row['backbone']} {row['cut']}{pool}",
-        row["head"],
+        row["head"] + (" (refit)" if row["refit"] else ""),
         f"{row['regime']}{share}",
         str(len(row["seeds"])),
         f"{row['val']:.1%}",

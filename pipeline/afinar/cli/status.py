@@ -87,7 +87,8 @@ def _dataset_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows += [
         (
             "features",
-            f"{features['backbone']} at {features['cut']} ({features['pool']}): "
+            f"{features['backbone']} at {features['cut']} ({features['pool']})"
+            f"{', ' + features['augmented'] if features['augmented'] else ''}: "
             f"{features['covered']} pictures x {features['width']}, "
             f"{format_size(features['bytes'])}, key {features['key']}",
         )
@@ -119,6 +120,15 @@ def _model_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         champion = " (champion)" if version["version"] == summary["champion"] else ""
         network = f"{version['backbone']}, {version['classes']} classes, {version['run']}{champion}"
         rows.append((version["id"], network))
+    if summary["comparisons"]:
+        rows.append(("comparisons", str(summary["comparisons"])))
+    if summary["unpublished"]:
+        rows.append(
+            (
+                "unpublished",
+                f"{summary['unpublished']} complete trainings (--gc --drop-plans deletes them)",
+            )
+        )
     for run in summary["unfinished"]:
         rows.append(
             ("unfinished", f"{run['run']}: {run['dataset']}, version {run['dataset_version']}")

@@ -16,7 +16,10 @@ from afinar.config.base import JobConfig
 from afinar.config.recipes import find_recipe
 from afinar.errors import RequestError
 
-SUBMITTABLE: Final = ("ingest", "train", "label")
+SUBMITTABLE: Final = (
+    *("ingest", "train", "label"),
+    *("features", "compare", "similar", "evaluate"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,6 +116,7 @@ def _format_settings(summary: dict[str, Any]) -> str:
         f"augmentation {settings['augment']}" if epochs and "augment" in settings else "",
         f"{settings['precision']}" if "precision" in settings else "",
         f"{workers} worker{'s' if workers > 1 else ''} on {settings.get('device', 'CPU')}",
+        "refit on train and validation" if settings.get("refit") else "",
         "cut by --time-limit" if settings.get("is_cut") else "",
     ]
     return ", ".join(filter(None, parts))

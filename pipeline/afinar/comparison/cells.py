@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from afinar.config.base import fingerprint
+from afinar.config.compare import COMPARISONS
 from afinar.config.strict import Count, between
 from afinar.config.train import Pool
 from afinar.errors import NotFoundError
@@ -31,7 +32,7 @@ from afinar.storage.objects import ObjectRef, get_object, put_object
 from afinar.storage.records import read_record
 from afinar.storage.store import Store
 
-FOLDER: Final = "comparisons"
+FOLDER: Final = COMPARISONS
 
 HeadName = Literal["knn", "linear", "mlp"]
 
@@ -84,7 +85,8 @@ class CellResult:
     """A finished cell.
 
     `history` has epoch, loss and top1 on validation. `run` is the run of a training, `weights` the
-    object with the weights of a head on features, and `temperature` calibrates it.
+    object with the weights of a head on features, and `temperature` calibrates it. `chosen` are the
+    weights before a refit on training and validation, which `validation` belongs to.
     """
 
     cell: Cell
@@ -97,6 +99,7 @@ class CellResult:
     history: list[dict[str, Any]]
     run: str = ""
     weights: ObjectRef | None = None
+    chosen: ObjectRef | None = None
     temperature: float = 1.0
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,39 +17,35 @@ from afinar.comparison.cells import (
     FOLDER,
     Cell,
     CellResult,
-    SplitScores,
-    as_class_numbers,
     finished_cells,
-    put_cell,
-    put_predictions,
-    read_cell,
     read_predictions,
 )
-from afinar.comparison.grid import Matrix, head_cells, train_config, training_cells
+from afinar.comparison.grid import Matrix, head_cells, training_cells
 from afinar.comparison.heads import HeadTask, make_head_trainer
+from afinar.comparison.leaks import find_leaks
 from afinar.comparison.publishing import publish_cell
 from afinar.comparison.rates import Rate, RateTask, measure_rate
 from afinar.comparison.table import Evaluated, Row, Table, as_arrow, make_table
+from afinar.comparison.trainings import STOPPED_AFTER, RoomOpener, RowKey, Trainings, one_at_a_time
 from afinar.config.base import fingerprint
 from afinar.config.compare import CompareConfig
 from afinar.config.features import FeaturesConfig
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.errors import RequestError, ShortfallError
-from afinar.evaluation.intervals import wilson
 from afinar.features.driver import ensure_features
 from afinar.features.network import FeatureRequest
+from afinar.features.reader import open_key
 from afinar.models.networks.catalogue import require_backbone
 from afinar.models.networks.cuts import resolve_cut
 from afinar.models.networks.weights import find_weights
 from afinar.models.registry.versions import ModelVersion
-from afinar.storage.arrow import from_parquet, to_parquet
+from afinar.storage.arrow import to_parquet
 from afinar.storage.contents import require_target_for
 from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.store import Store
 from afinar.storage.versions import probe_conditional_put
-from afinar.training.checkpoint import Checkpoints
-from afinar.training.driver import EvaluatedRun, Launcher, run_unpublished
+from afinar.training.driver import Launcher, TrainOutcome
 from afinar.training.task import labelled_samples
 from afinar.units.executor import Executor
 
@@ -77,21 +72,41 @@ class CompareOutcome:
     published: ModelVersion | None
 
 
-def run_compare(config: CompareConfig, executor: Executor, launch: Launcher) -> CompareOutcome:
-    """Compute the cells of the grid that are not finished, and return the table.
+def run_compare(
+    config: CompareConfig,
+    executor: Executor,
+    launch: Launcher,
+    *,
+    open_room: RoomOpener = one_at_a_time,
+    on_published: Callable[[TrainOutcome], None] = lambda _: None,
+) -> list[CompareOutcome]:
+    """Compute the cells of the grid that are not finished, and return the table of each dataset.
 
-    `launch` runs the workers of a training, as in `run_training`. Raises RequestError for a request
-    that cannot be carried out.
+    `launch` runs the workers of a training and `on_published` writes the report of a published one,
+    as in `run_training`; `open_room` says how many run at a time. Raises RequestError for a request
+    that cannot be carried out, before anything is computed.
     """
-    comparison = _Comparison(config, executor, launch)
-    return comparison.run()
+    jobs = CompareJobs(executor, launch, open_room, on_published)
+    comparisons = [
+        _Comparison(replace(config, dataset=dataset), jobs) for dataset in config.datasets
+    ]
+    return [comparison.run() for comparison in comparisons]
+
+
+class CompareJobs(NamedTuple):
+    """What carries out the work of a comparison; see `run_compare`."""
+
+    executor: Executor
+    launch: Launcher
+    open_room: RoomOpener
+    on_published: Callable[[TrainOutcome], None]
 
 
 class _Comparison:
     """One comparison. The test split chooses nothing: rows are ranked by validation."""
 
-    def __init__(self, config: CompareConfig, executor: Executor, launch: Launcher) -> None:
-        self.executor, self.launch = executor, launch
+    def __init__(self, config: CompareConfig, jobs: CompareJobs) -> None:
+        self.jobs = jobs
         self.config = replace(
             config, dataset=normalize_uri(config.dataset), runs=normalize_uri(config.runs)
         )
@@ -105,9 +120,16 @@ class _Comparison:
         samples = labelled_samples(self.dataset, sample_config, self.dataset.classes)
         ids = self.dataset.index.column("sample_id").take(pa.array(samples.test.rows))
         self.test_ids, self.test_labels = ids.combine_chunks(), samples.test.targets
+        self.trainings = Trainings(
+            self.config,
+            self.store,
+            self.dataset.classes,
+            (len(samples.train), len(samples.validation)),
+            jobs.launch,
+            jobs.open_room,
+        )
         self.notes: list[str] = []
         self.feature_seconds: dict[tuple[str, str, str], float] = {}
-        self.stopped: dict[tuple[Any, ...], str] = {}
         self.computed = 0
 
     def run(self) -> CompareOutcome:
@@ -115,22 +137,24 @@ class _Comparison:
         matrices = [
             matrix for backbone in self.config.backbones for matrix in self._matrices(backbone)
         ]
+        self._note_leaks(matrices)
         rates = self._rates(matrices)
         heads = [
             cell for matrix in matrices for cell in head_cells(self.config, self.dataset, matrix)
         ]
         self._train_heads(matrices, heads, rates)
-        trainings = training_cells(self.config, self.dataset, matrices)
-        if not heads and not trainings:
+        wanted = training_cells(self.config, self.dataset, matrices)
+        if not heads and not wanted:
             raise RequestError(
                 f"--regime {self.config.regime}: nothing to compare, because these backbones have "
                 "no known weights; add the regime scratch"
             )
-        self._run_trainings(trainings)
+        trainings = self.trainings.run(wanted)
+        self.computed += trainings.computed
 
-        cells = [*heads, *trainings]
+        cells = [*heads, *trainings.cells]
         finished = finished_cells(self.store, cells)
-        evaluated = self._evaluated(cells, finished, rates)
+        evaluated = self._evaluated(cells, finished, rates, trainings.stopped)
         table = make_table(evaluated, len(self.dataset.classes), self.notes)
         published = self._publish(table, finished)
         folder = f"{FOLDER}/{fingerprint(sorted(finished))[:16]}"
@@ -179,13 +203,23 @@ class _Comparison:
             max_gb=config.max_gb,
             unit_timeout_s=config.unit_timeout_s,
         )
-        specs = ensure_features(config.dataset, request, self.executor, features)
+        specs = ensure_features(config.dataset, request, self.jobs.executor, features)
         seconds = time.monotonic() - started
         for spec in specs:
             self.feature_seconds[backbone, spec.cut, spec.pool] = seconds
         return [
             Matrix(backbone=backbone, cut=spec.cut, pool=spec.pool, spec=spec) for spec in specs
         ]
+
+    def _note_leaks(self, matrices: list[Matrix]) -> None:
+        """Note near-duplicates of test pictures in other splits, if there are features."""
+        specs = [matrix.spec for matrix in matrices if matrix.spec is not None]
+        stored = [open_key(self.config.dataset, spec.key) for spec in specs]
+        found = [features for features in stored if features is not None]
+        if found:
+            narrowest = min(found, key=lambda features: features.manifest.width)
+            sentence = find_leaks(self.dataset, narrowest).describe()
+            self.notes += [sentence] if sentence else []
 
     def _rates(self, matrices: list[Matrix]) -> dict[tuple[str, str, str], Rate]:
         """Return the rate of each cut, measured one after the other so that none slows another."""
@@ -229,97 +263,18 @@ class _Comparison:
             count = sum(len(task.cells) for task in tasks)
             logger.info(f"compare: {count} heads on {len(tasks)} feature matrices")
         make_work: Callable[[], Callable[[HeadTask], Any]] = make_head_trainer
-        for result in self.executor.run(make_work, tasks) if tasks else ():
+        for result in self.jobs.executor.run(make_work, tasks) if tasks else ():
             self.computed += result.computed
-
-    def _run_trainings(self, cells: list[Cell]) -> None:
-        """Run the trainings, seed by seed.
-
-        After each seed, half of the rows go on to the next seed, and so do others that may be as
-        good: successive halving over seeds. A row is stopped if it is in the lower half and its
-        95 % interval of validation accuracy lies below that of the best row.
-        """
-        going = list(dict.fromkeys(cell.row for cell in cells))
-        for seed in range(self.config.seeds):
-            of_seed = [cell for cell in cells if cell.seed == seed and cell.row in going]
-            for cell in of_seed:
-                if read_cell(self.store, cell) is None:
-                    self._train(cell)
-            going = self._survivors(cells, going, seed)
-
-    def _train(self, cell: Cell) -> None:
-        logger.info(
-            f"compare: training {cell.backbone} {cell.regime}, seed {cell.seed} of "
-            f"{self.config.seeds}"
-        )
-        run = run_unpublished(train_config(self.config, cell), self.launch)
-        put_cell(self.store, self._result(cell, run))
-        self.computed += 1
-        # Only the published weights stay: they are in weights/.
-        checkpoints = Checkpoints(self.store, run.task.run, run.task.fingerprint)
-        checkpoints.delete_except(set())
-
-    def _result(self, cell: Cell, run: EvaluatedRun) -> CellResult:
-        name = f"runs/{run.task.run}/test.parquet"
-        test = from_parquet(self.store.get(name), uri=self.store.uri(name))
-        labels, predicted = (
-            as_class_numbers(test.column(column), self.dataset.classes)
-            for column in ("label", "predicted")
-        )
-        return CellResult(
-            cell=cell,
-            validation=_split_scores(run.result.metrics["val"]),
-            test=_split_scores(run.result.metrics["test"]),
-            params_total=run.result.params_total,
-            params_trainable=run.result.params_trainable,
-            seconds=round(run.seconds, 2),
-            predictions=put_predictions(
-                self.store, test.column("sample_id").combine_chunks(), labels, predicted
-            ),
-            history=[
-                {"epoch": row["epoch"], "loss": row["val"]["loss"], "top1": row["val"]["top1"]}
-                for row in run.result.history
-            ],
-            run=run.task.run,
-            temperature=run.result.temperature,
-        )
-
-    def _survivors(
-        self, cells: list[Cell], going: list[tuple[Any, ...]], seed: int
-    ) -> list[tuple[Any, ...]]:
-        """Return the rows that go on to the next seed; note those that do not."""
-        if seed + 1 >= self.config.seeds or len(going) < 2:
-            return going
-        scores: dict[tuple[Any, ...], list[SplitScores]] = defaultdict(list)
-        for cell in cells:
-            result = (
-                read_cell(self.store, cell) if cell.row in going and cell.seed <= seed else None
-            )
-            if result is not None:
-                scores[cell.row].append(result.validation)
-        means = {
-            row: float(np.mean([score.top1 for score in of_row])) for row, of_row in scores.items()
-        }
-        ranked = sorted(going, key=lambda row: -means[row])
-        samples = scores[ranked[0]][0].samples
-        least = wilson(round(means[ranked[0]] * samples), samples).low
-        kept = []
-        for rank, row in enumerate(ranked):
-            highest = wilson(round(means[row] * samples), samples).high
-            if rank < math.ceil(len(ranked) / 2) or highest >= least:
-                kept.append(row)
-                continue
-            self.stopped[row] = f"after {seed + 1} of {self.config.seeds} seeds"
-        return kept
 
     def _evaluated(
         self,
         cells: Iterable[Cell],
         finished: dict[str, CellResult],
         rates: dict[tuple[str, str, str], Rate],
+        stopped: dict[RowKey, str],
     ) -> list[Evaluated]:
         """Return the finished cells by row, with their predictions for the test split."""
-        rows: dict[tuple[Any, ...], list[CellResult]] = defaultdict(list)
+        rows: dict[RowKey, list[CellResult]] = defaultdict(list)
         for cell in cells:
             if cell.id in finished:
                 rows[cell.row].append(finished[cell.id])
@@ -341,7 +296,7 @@ class _Comparison:
                     [table.column("predicted").to_numpy().astype(np.int64) for table in tables],
                     rates[key],
                     self.feature_seconds.get(key, 0.0) if is_head else 0.0,
-                    self.stopped.get(row, ""),
+                    stopped.get(row, ""),
                 )
             )
         return evaluated
@@ -357,7 +312,7 @@ class _Comparison:
         wanted = self.config.publish
         if not wanted:
             return None
-        rows = [row for row in [*table.rows, *table.learning_curve] if row.head != "knn"]
+        rows = [row for row in table.rows if row.head != "knn" and not _is_cut(row, finished)]
         chosen = (
             rows[0]
             if wanted == "best"
@@ -368,9 +323,14 @@ class _Comparison:
         )
         if chosen is None:
             raise RequestError(f"--publish {wanted}: the table has no row of this number")
+        if _is_cut(chosen, finished):
+            raise RequestError(
+                f"--publish {wanted}: this training was stopped {chosen.stopped}; compare with "
+                "--keep-all to train it to the end"
+            )
         of_row = [finished[name] for name in chosen.cells]
         best = next(result for result in of_row if result.cell.seed == chosen.seed)
-        return publish_cell(self.config, best, self.launch)
+        return publish_cell(self.config, best, self.jobs.launch, self.jobs.on_published)
 
     def _write(self, folder: str, table: Table) -> None:
         """Write the table as JSON and Parquet. An equal comparison has written it before."""
@@ -379,20 +339,16 @@ class _Comparison:
         self.store.put_if_absent(f"{folder}/table.parquet", to_parquet(as_arrow(table)))
 
 
+def _is_cut(row: Row, finished: dict[str, CellResult]) -> bool:
+    """Return True for a row whose training was stopped within its first seed."""
+    return any(STOPPED_AFTER in finished[name].cell.settings for name in row.cells)
+
+
 def _has_weights(weights: str, backbone: str) -> bool:
     try:
         return find_weights(weights, backbone) is not None
     except RequestError:
         return False
-
-
-def _split_scores(metrics: dict[str, Any]) -> SplitScores:
-    return SplitScores(
-        top1=metrics["top1"],
-        macro_f1=metrics["macro_f1"],
-        loss=metrics["loss"],
-        samples=metrics["samples"],
-    )
 
 
 def _histories(table: Table, finished: dict[str, CellResult]) -> dict[str, list[dict[str, Any]]]:

@@ -37,7 +37,11 @@ def head_cells(config: CompareConfig, dataset: Dataset, matrix: Matrix) -> list[
             has_chance = head == "mlp" or fraction < 1
             if head == "knn" and fraction < 1:
                 continue
-            options = {"hidden": config.hidden, "dropout": config.dropout} if head == "mlp" else {}
+            options: dict[str, Any] = {}
+            if head == "mlp":
+                options = {"hidden": config.hidden, "dropout": config.dropout}
+            elif head == "linear" and config.refit:
+                options = {"refit": True}
             cells += [
                 Cell(
                     backbone=matrix.backbone,
@@ -111,6 +115,7 @@ def train_config(config: CompareConfig, cell: Cell) -> TrainConfig:
         dropout=config.dropout,
         input_size=config.input_size,
         regime=cell.regime,
+        refit=bool(cell.settings.get("refit")),
         epochs=config.epochs,
         augment=config.augment,
         batch_size=config.batch_size,

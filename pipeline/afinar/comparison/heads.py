@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,10 +35,17 @@ from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.training.batches import Samples
 from afinar.training.distributed import Group
-from afinar.training.linear_probe import Features, Objective, solve_head
+from afinar.training.linear_probe import (
+    ALL_SCALINGS,
+    Features,
+    LinearHead,
+    Objective,
+    solve_head,
+)
 from afinar.training.metrics import compute_metrics, fit_temperature
 from afinar.training.mlp_head import fit_mlp
 from afinar.training.neighbours import neighbour_logits
+from afinar.training.refit import choose_head, refit
 from afinar.training.task import LabelledSamples, labelled_samples
 
 
@@ -144,11 +152,11 @@ def _train(cell: Cell, matrix: _Matrix, store: Store, params_backbone: int) -> C
     positions = torch.from_numpy(subset(matrix.samples.train.targets, cell.fraction, cell.seed))
     train = Features(matrix.train.values[positions], matrix.train.targets[positions])
     alone = Group(alone=True)
-    head, history = _fit(cell, train, matrix)
+    head, chosen, history = _fit(cell, train, matrix)
     with torch.no_grad():
         logits = {
-            name: head(split.values)
-            for name, split in (("validation", matrix.validation), ("test", matrix.test))
+            "validation": (chosen or head)(matrix.validation.values),
+            "test": head(matrix.test.values),
         }
     seconds = time.monotonic() - started
 
@@ -171,31 +179,49 @@ def _train(cell: Cell, matrix: _Matrix, store: Store, params_backbone: int) -> C
         params_trainable=trainable,
         seconds=round(seconds, 3),
         predictions=put_predictions(store, ids, labels, predicted),
-        history=history,
+        history=list(history),
         weights=put_head(store, module.state_dict()) if module else None,
+        chosen=put_head(store, chosen.state_dict()) if chosen else None,
         temperature=temperature,
     )
 
 
-def _fit(
-    cell: Cell, train: Features, matrix: _Matrix
-) -> tuple[Callable[[Tensor], Tensor], list[dict[str, float]]]:
-    """Return a function from plain features to logits, and the history on validation."""
+class _Fit(NamedTuple):
+    """A function from plain features to logits, and its history on validation.
+
+    `chosen` is the head before a refit, None without one.
+    """
+
+    head: Callable[[Tensor], Tensor]
+    chosen: nn.Linear | None = None
+    history: Sequence[dict[str, float]] = ()
+
+
+def _fit(cell: Cell, train: Features, matrix: _Matrix) -> _Fit:
     classes, validation = len(matrix.classes), matrix.validation
     if cell.head == "knn":
-        return lambda values: neighbour_logits(train, values, classes), []
-    width = train.values.shape[1]
-    module = build_head(head_architecture(cell, classes), width)
+        return _Fit(lambda values: neighbour_logits(train, values, classes))
     if cell.head == "mlp":
+        module = build_head(head_architecture(cell, classes), train.values.shape[1])
         fitted = fit_mlp(module, train, validation, cell.seed)
-        return fitted.module, fitted.history
+        return _Fit(fitted.module, history=fitted.history)
 
-    solved = solve_head(train, validation, Objective(classes))
-    assert isinstance(module, nn.Linear)
+    objective = Objective(classes)
+    if not cell.settings.get("refit"):
+        return _Fit(_as_layer(solve_head(train, validation, objective)))
+    chosen = choose_head(train, validation, objective, ALL_SCALINGS)
+    return _Fit(
+        _as_layer(refit(chosen, train, validation, objective)), chosen=_as_layer(chosen.head)
+    )
+
+
+def _as_layer(solved: LinearHead) -> nn.Linear:
+    classes, width = solved.weight.shape
+    layer = nn.Linear(width, classes)
     with torch.no_grad():
-        module.weight.copy_(solved.weight)
-        module.bias.copy_(solved.bias)
-    return module, []
+        layer.weight.copy_(solved.weight)
+        layer.bias.copy_(solved.bias)
+    return layer
 
 
 def head_architecture(cell: Cell, classes: int) -> Architecture:

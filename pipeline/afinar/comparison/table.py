@@ -19,6 +19,7 @@ from afinar.evaluation.paired import (
     bootstrap_interval,
     half_of_seeds,
     holm,
+    paired_interval,
     paired_p_value,
 )
 
@@ -72,6 +73,7 @@ class Row:
     - `p_value`: of the difference to the best row on the test split, corrected for the number of
       rows; None for the best row. `within_noise`: it is not below 0.05.
     - `pareto`: no row is both more accurate on validation and faster.
+    - `refit`: the head was solved again on training and validation pictures together.
     - `seconds`: mean of a seed's training. `images_per_second`: when labelling, on one core.
     - `bytes`: weights of the network up to the cut, and of the head.
     """
@@ -99,6 +101,7 @@ class Row:
     bytes: int
     pareto: bool
     stopped: str
+    refit: bool
     cells: list[str]
 
     @property
@@ -107,17 +110,37 @@ class Row:
         cut = self.cut if self.pool == "average" else f"{self.cut} ({self.pool})"
         share = f", {self.fraction:.0%} of the labels" if self.fraction < 1 else ""
         head = "5 nearest neighbours" if self.head == "knn" else f"{self.head} head"
+        head += " refit on train and validation" if self.refit else ""
         return f"{self.backbone} at {cut}, {head}, {self.regime}{share}"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """The best transferred row against the best row from scratch, both by validation.
+
+    `difference` is that of their accuracies on the same test pictures, with its 95 % interval.
+    `gains` is True if transfer is better, False if it is worse, None within the noise.
+    """
+
+    transferred: int
+    scratch: int
+    difference: Interval
+    gains: bool | None
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Table:
-    """Ranked rows, those of smaller shares of the labels, and the sentences on them."""
+    """Ranked rows, those of smaller shares of the labels, and the sentences on them.
+
+    `transfer` is None if no row is trained from scratch, or if all are.
+    """
 
     rows: list[Row]
     learning_curve: list[Row] = field(default_factory=list)
     recommendation: str
     notes: list[str] = field(default_factory=list)
+    transfer: Transfer | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
@@ -126,6 +149,7 @@ class Table:
             "learning_curve": [asdict(row) for row in self.learning_curve],
             "recommendation": self.recommendation,
             "notes": self.notes,
+            "transfer": asdict(self.transfer) if self.transfer else None,
         }
 
 
@@ -149,7 +173,13 @@ def make_table(evaluated: Sequence[Evaluated], classes: int, notes: list[str]) -
         _row(item, number, classes, None, pareto=False)
         for number, item in enumerate(parts, start=len(rows) + 1)
     ]
-    table = Table(rows=rows, learning_curve=curve, recommendation=_recommend(rows), notes=notes)
+    table = Table(
+        rows=rows,
+        learning_curve=curve,
+        recommendation=_recommend(rows),
+        notes=notes,
+        transfer=_transfer(whole, rows),
+    )
     return replace(table, notes=[*notes, *_learning_notes(table)])
 
 
@@ -196,6 +226,7 @@ def _row(item: Evaluated, number: int, classes: int, p_value: float | None, pare
         bytes=item.rate.bytes + head_bytes,
         pareto=pareto,
         stopped=item.stopped,
+        refit=bool(cell.settings.get("refit")),
         cells=[result.cell.id for result in item.cells],
     )
 
@@ -231,20 +262,56 @@ def _recommend(rows: list[Row]) -> str:
     text = (
         f"Take row {best.number}, {best.name}: {best.val:.1%} on validation, {_percent(best.test)}."
     )
-    others = [row for row in rows if row.within_noise and row is not best and row.head != "knn"]
+    networks = [row for row in rows if row is not best and row.head != "knn"]
+    others = [row for row in networks if row.within_noise]
     if not others:
-        return text + (
-            " Every other row is worse on the test split by more than chance." if rows[1:] else ""
-        )
+        worse = " Every other network is worse on the test split by more than chance."
+        return text + (worse if networks else "")
     faster = max(others, key=lambda row: row.images_per_second)
-    text += f" {len(others)} other rows are within the noise of the best on the test split"
+    count = "1 other row is" if len(others) == 1 else f"{len(others)} other rows are"
+    text += f" {count} within the noise of the best on the test split"
     if faster.images_per_second > 1.2 * best.images_per_second:
         factor = faster.images_per_second / best.images_per_second
         return text + (
             f"; of these, row {faster.number}, {faster.name}, labels {factor:.1f} times as many "
             f"pictures per second: take it if that counts."
         )
-    return text + ", and none of them labels much faster."
+    return text + ", and none labels much faster."
+
+
+def _transfer(items: Sequence[Evaluated], rows: Sequence[Row]) -> Transfer | None:
+    """Compare the best row that begins with pretrained weights with the best one that does not."""
+    pairs = [pair for pair in zip(items, rows, strict=True) if pair[1].head != "knn"]
+    scratch = next((pair for pair in pairs if pair[1].regime == "scratch"), None)
+    transferred = next((pair for pair in pairs if pair[1].regime != "scratch"), None)
+    if scratch is None or transferred is None:
+        return None
+    difference = paired_interval(transferred[0].hits, scratch[0].hits)
+    gains = None if difference.low <= 0 <= difference.high else difference.low > 0
+    verdict = {
+        True: "transfer gains",
+        False: "transfer loses",
+        None: "transfer neither gains nor loses by more than chance",
+    }[gains]
+    value, low, high = (
+        100 * share for share in (difference.value, difference.low, difference.high)
+    )
+    sentence = (
+        f"{verdict}: row {transferred[1].number}, {transferred[1].name}, minus row "
+        f"{scratch[1].number}, {scratch[1].name}, is {value:+.1f} points on the test split (95 % "
+        f"interval {low:+.1f} to {high:+.1f})"
+    )
+    if scratch[1].stopped:
+        sentence += (
+            f"; the latter was stopped {scratch[1].stopped}, --keep-all trains it to the end"
+        )
+    return Transfer(
+        transferred=transferred[1].number,
+        scratch=scratch[1].number,
+        difference=difference,
+        gains=gains,
+        sentence=sentence,
+    )
 
 
 def _learning_notes(table: Table) -> list[str]:

@@ -7,8 +7,11 @@ from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal
 
 from afinar.config.base import POSITIONAL, UnitJobConfig, require
-from afinar.config.features import StoredType, cuts_of, parse_pools, split_list
+from afinar.config.features import StoredType, cuts_of, parse_pools, split_list, weights_path
 from afinar.config.train import Pool
+
+COMPARISONS: Final = "comparisons"
+"""Folder of RUNS with cells, tables and pages of comparisons."""
 
 HEADS: Final = ("linear", "mlp")
 _MAX_SEEDS: Final = 20
@@ -16,7 +19,7 @@ _MAX_SEEDS: Final = 20
 
 @dataclass(frozen=True, kw_only=True)
 class CompareConfig(UnitJobConfig):
-    """Compare backbones, cuts, heads and regimes on one dataset, and say which to take.
+    """Compare backbones, cuts, heads and regimes on a dataset, and say which to take.
 
     Heads are trained on cached features, all heads of a cut in one task. Other regimes are
     trainings. A finished cell of the grid is stored in RUNS and never computed again.
@@ -25,14 +28,15 @@ class CompareConfig(UnitJobConfig):
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
         "grid": (
             *("backbone", "cut", "pool", "head", "regime", "seeds", "fractions"),
-            *("weights", "input_size", "hidden", "dropout"),
+            *("weights", "input_size", "hidden", "dropout", "refit"),
         ),
-        "trainings": ("epochs", "augment", "batch_size"),
+        "trainings": ("epochs", "augment", "batch_size", "keep_all"),
         **UnitJobConfig.GROUPS,
     }
 
     dataset: Annotated[str, POSITIONAL] = field(kw_only=False)
-    """Dataset made by `afinar ingest`."""
+    """Dataset made by `afinar ingest`, or several, comma-separated: then the page says on which of
+    them transfer gains."""
     runs: Annotated[str, POSITIONAL] = field(kw_only=False)
     """Folder or s3:// prefix for results, and for the model that --publish publishes."""
     backbone: str = "resnet18"
@@ -48,6 +52,9 @@ class CompareConfig(UnitJobConfig):
     regime: str = "frozen"
     """Regimes, comma-separated: `frozen`, `last:N`, `full`, `scratch`. All but frozen are trainings
     of minutes, with the first head, at the last cut of each backbone."""
+    refit: bool = False
+    """Solve linear heads of the frozen regime again on training and validation pictures together,
+    after validation has chosen their regularisation. Rows are ranked by the heads before that."""
     seeds: int = 3
     """Number of seeds (at most 20) of every row that depends on chance."""
     fractions: str = "1"
@@ -68,6 +75,10 @@ class CompareConfig(UnitJobConfig):
     """Augmentation of the trainings, as of `afinar train`."""
     batch_size: int = 0
     """Samples per step of the trainings. 0: the default of `afinar train`."""
+    keep_all: bool = False
+    """Train every row to the end, with all seeds. Without it, trainings of the lower half that are
+    worse than the best by more than chance are stopped after a quarter or half of the epochs, or
+    after a seed."""
     stored_as: StoredType = "float16"
     """Type in which features are stored."""
     max_gb: float = 20.0
@@ -89,9 +100,18 @@ class CompareConfig(UnitJobConfig):
             self.publish in {"", "best"} or self.publish.isdecimal(),
             f"--publish {self.publish}: give best, or the number of a row",
         )
+        require(
+            not self.publish or len(self.datasets) == 1,
+            f"--publish {self.publish}: RUNS holds the versions of one model; compare one DATASET",
+        )
         for backbone in self.backbones:  # reading the properties parses the strings
             _ = self.cuts_of(backbone)
         _ = self.pools, self.heads, self.regimes, self.shares
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        """Locations of the datasets."""
+        return split_list("DATASET", self.dataset)
 
     @cached_property
     def backbones(self) -> list[str]:
@@ -144,4 +164,4 @@ class CompareConfig(UnitJobConfig):
     @property
     def paths(self) -> tuple[str, ...]:
         """Locations that the job reads and writes."""
-        return (self.dataset, self.runs)
+        return (*self.datasets, self.runs, *weights_path(self.weights))

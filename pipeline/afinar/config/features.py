@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal, get_args
 
 from afinar.config.base import POSITIONAL, UnitJobConfig, require
-from afinar.config.train import Pool
+from afinar.config.train import NAMED_WEIGHTS, Pool
 
 StoredType = Literal["float16", "float32"]
 
@@ -83,10 +83,15 @@ class FeaturesConfig(UnitJobConfig):
     @property
     def paths(self) -> tuple[str, ...]:
         """Locations that the job reads and writes."""
-        return (self.dataset,)
+        return (self.dataset, *weights_path(self.weights))
 
 
 _POOLS: Final[tuple[Pool, ...]] = get_args(Pool)
+
+
+def weights_path(weights: str) -> tuple[str, ...]:
+    """Return the location of `--weights`, none for weights that have a name."""
+    return () if weights in NAMED_WEIGHTS else (weights,)
 
 
 def split_list(flag: str, text: str) -> list[str]:

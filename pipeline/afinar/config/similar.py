@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Final
 
 from afinar.config.base import POSITIONAL, UnitJobConfig, require
+from afinar.config.features import weights_path
 
 AUTO: Final = "auto"
 
@@ -64,4 +65,4 @@ class SimilarConfig(UnitJobConfig):
     @property
     def paths(self) -> tuple[str, ...]:
         """Locations that the job reads and writes."""
-        return tuple(filter(None, (self.dataset, self.picture)))
+        return (*filter(None, (self.dataset, self.picture)), *weights_path(self.weights))

@@ -50,6 +50,7 @@ _MINIMA: Final = {
     "max_failures": 0,
     "start_timeout_s": 1,
     "time_limit": 0,
+    "views": 0,
 }
 _SHARES_BELOW_1: Final = ("dropout", "warmup", "label_smoothing", "ema")
 
@@ -71,13 +72,13 @@ class TrainConfig(JobConfig):
             *("head", "hidden", "dropout", "output"),
         ),
         "optimization": (
-            *("preset", "regime", "head_init", "epochs", "time_limit", "batch_size"),
+            *("preset", "regime", "head_init", "refit", "epochs", "time_limit", "batch_size"),
             *("accumulate", "optimizer"),
             *("learning_rate", "head_rate", "layer_decay", "schedule", "warmup"),
             *("weight_decay", "clip_norm", "ema", "precision", "compile", "seed"),
         ),
         "loss": ("label_smoothing", "class_weights", "sampling"),
-        "augmentation": ("augment",),
+        "augmentation": ("augment", "views"),
         "selection": (
             *("select_by", "promote", "patience", "keep_best", "repeats", "operating_points"),
         ),
@@ -151,6 +152,10 @@ class TrainConfig(JobConfig):
     after it), or `random`. Other heads begin with random weights. The head of a model in --weights
     is kept for its classes: with `solved` if it validates no worse than the solved head; rows of
     new classes are solved or random."""
+    refit: bool = False
+    """With --regime frozen and a solved head: after validation has chosen the strength of its
+    regularisation, solve it again on the pictures of training and validation together. What is
+    reported on validation is the head before that."""
     epochs: int | Literal["auto"] = "auto"
     """Passes over the training split. `auto`: 10, or as many as make 300 steps. To train a
     published model further, give the same command with `--weights MODELS@VERSION` and the number of
@@ -218,6 +223,11 @@ class TrainConfig(JobConfig):
     saturation:SHARE, crop:AREA (random resized crop of at least this share of the picture), trivial
     (TrivialAugmentWide), erase:PROBABILITY (random erasing), mixup:ALPHA, cutmix:ALPHA; or `none`.
     `auto`: flip, but none for the frozen regime, whose features are computed once."""
+    views: int = 0
+    """With --regime frozen and --augment: number of augmented views of each training picture, whose
+    features are computed once and kept in the cache of the dataset. A solved head is solved on all
+    of them; else epoch e uses view e modulo this number. 0: each epoch augments anew and passes all
+    pictures through the network."""
     precision: TrainPrecision = "auto"
     """`float32`, `bfloat16`, `float16` (with a scaled loss), or `auto`: bfloat16 if all workers'
     hardware multiplies it (Tensor Cores since Ampere, AMX), else float16 on GPUs with Tensor Cores
@@ -286,6 +296,37 @@ class TrainConfig(JobConfig):
             self.regime != "scratch" or not self.has_weights_model,
             f"--regime scratch begins with random values, and --weights {self.weights} is a model: "
             "give --regime full, or no --weights",
+        )
+
+        self._check_views()
+        require(
+            not self.refit
+            or (
+                (self.regime == "frozen" and self.solves_head)
+                and (not self.augmentation.any or self.views > 0)
+            ),
+            "--refit solves the head again: give --regime frozen with a linear head on pretrained "
+            "weights, and --views if there is augmentation",
+        )
+
+    def _check_views(self) -> None:
+        if not self.views:
+            return
+        flag = f"--views {self.views}"
+        require(
+            self.regime == "frozen",
+            f"{flag} with --regime {self.regime}: only features of a frozen backbone can be kept; "
+            "give --regime frozen",
+        )
+        require(
+            self.augmentation.any,
+            f"{flag}: views of a picture differ by augmentation; give --augment, such as "
+            "flip,crop:0.6",
+        )
+        require(
+            self.sampling == "natural",
+            f"{flag} with --sampling {self.sampling}: repeated pictures would have the same view; "
+            "give --class-weights balanced instead",
         )
 
     def _check_ranges(self) -> None:

@@ -10,7 +10,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from afinar.evaluation.intervals import Interval, half_interval, wilson
+from afinar.evaluation.intervals import (
+    Z95,
+    Interval,
+    half_interval,
+    paired_difference,
+    wilson,
+)
 
 _RESAMPLES: Final = 400
 
@@ -71,6 +77,31 @@ def paired_p_value(
         only_second = int((second[0] & ~first[0]).sum())
         return _sign_test(only_first, only_second)
 
+    mean, variance = _difference(first, second)
+    if variance == 0:
+        return 1.0 if mean == 0 else 0.0
+    return math.erfc(abs(mean) / math.sqrt(2 * variance))
+
+
+def paired_interval(
+    first: Sequence[NDArray[np.bool_]], second: Sequence[NDArray[np.bool_]]
+) -> Interval:
+    """Return the accuracy of `first` minus that of `second` on the same pictures.
+
+    The arguments are those of `paired_p_value`. The 95 % interval is over pictures, and over seeds
+    where a row has several.
+    """
+    if len(first) == len(second) == 1:
+        return paired_difference(first[0], second[0])
+    mean, variance = _difference(first, second)
+    half = Z95 * math.sqrt(variance)
+    return Interval(mean, max(-1.0, mean - half), min(1.0, mean + half))
+
+
+def _difference(
+    first: Sequence[NDArray[np.bool_]], second: Sequence[NDArray[np.bool_]]
+) -> tuple[float, float]:
+    """Return the difference of two mean accuracies and its variance, over pictures and seeds."""
     means = [
         np.mean([of_seed.astype(np.float64) for of_seed in row], axis=0) for row in (first, second)
     ]
@@ -80,10 +111,7 @@ def paired_p_value(
         if len(row) > 1:
             accuracies = [float(of_seed.mean()) for of_seed in row]
             variance += statistics.variance(accuracies) / len(row)
-    mean = float(difference.mean())
-    if variance == 0:
-        return 1.0 if mean == 0 else 0.0
-    return math.erfc(abs(mean) / math.sqrt(2 * variance))
+    return float(difference.mean()), variance
 
 
 def _sign_test(first: int, second: int) -> float:

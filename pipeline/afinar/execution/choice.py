@@ -45,6 +45,23 @@ class Choice:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class TrainingRoom:
+    """How many trainings can run at a time, with how many workers and cores of each worker.
+
+    0 leaves the number to the launcher of one training.
+    """
+
+    at_once: int = 1
+    workers: int = 0
+    cores_per_worker: int = 0
+
+
+ONE_TRAINING: Final = TrainingRoom()
+"""One training at a time, which has all cores and GPUs."""
+
+_CORES_PER_TRAINING: Final = 4  # a training on fewer cores takes hours where minutes are usual
+
 _RAY: Final = Choice(without_ray=False)
 
 
@@ -88,6 +105,23 @@ def choose_for_training(
     if is_default:
         reason += f" ({pictures} pictures; --workers 2 starts Ray)"
     return Choice(without_ray=True, processes=1, reason=reason)
+
+
+def choose_training_room(*, workers: int, cores: int, gpus: int) -> TrainingRoom:
+    """Choose for several trainings on a cluster of so many cores and GPUs.
+
+    `workers` is `--workers`; 0 is one worker for each training. A GPU is for one worker. Example:
+    4 GPUs have room for four trainings of one worker; 16 cores without a GPU too, of 4 cores each.
+    """
+    each = workers or 1
+    at_once = gpus // each if gpus else cores // (each * _CORES_PER_TRAINING)
+    if at_once <= 1:
+        return ONE_TRAINING
+    return TrainingRoom(
+        at_once=at_once,
+        workers=each,
+        cores_per_worker=max(1, cores // (at_once * each)) if not gpus else 1,
+    )
 
 
 def this_machine() -> Machine:

@@ -25,6 +25,8 @@ class FeatureSpec:
     `weights` is the hash of the tensors of the backbone up to the cut, wherever they came from.
     `cut` is the name of a graph node. `precision` is that of the forward pass, `stored_as` the type
     in which the features are stored. Names of files, splits and labels are not part of it.
+    `augmented` describes the random changes of an augmented view, with their seed and the number of
+    the view; "" is the picture as it is.
     """
 
     EXACT_KEYS = True  # see config/strict.py
@@ -37,6 +39,7 @@ class FeatureSpec:
     input_view: InputView
     precision: ComputePrecision
     stored_as: StoredType
+    augmented: str = ""
 
     @cached_property
     def key(self) -> str:
@@ -50,8 +53,11 @@ class FeatureSpec:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
+        fields = asdict(self)
+        if not self.augmented:
+            del fields["augmented"]  # as before there were augmented views: the key is the same
         return {
-            **asdict(self),
+            **fields,
             "stored_view": self.stored_view.as_dict(),
             "input_view": self.input_view.as_dict(),
         }

@@ -111,9 +111,9 @@ def open_key(dataset: str, key: str) -> Features | None:
 
 
 def list_all(dataset: str) -> list[Features]:
-    """Open the features of all keys of a dataset."""
+    """Open the features of all keys of a dataset but those of augmented views."""
     opened = [open_key(dataset, key) for key in feature_keys(normalize_uri(dataset))]
-    return [features for features in opened if features is not None]
+    return [features for features in opened if features is not None and not features.spec.augmented]
 
 
 def open_features(

@@ -3,13 +3,59 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
+import pyarrow as pa
+
+from afinar.comparison.cells import FOLDER
 from afinar.comparison.driver import CompareOutcome
-from afinar.comparison.table import Row
+from afinar.comparison.table import Row, as_arrow
+from afinar.config.base import fingerprint
 from afinar.report.charts import COLOURS, Axis, Chart, axis, exact_axis
 from afinar.report.rendering import template
+from afinar.storage.arrow import to_parquet
 from afinar.storage.open import open_store
+
+
+def record_comparisons(outcomes: list[CompareOutcome]) -> dict[str, Any]:
+    """Write the pages of all datasets, and of several also one page; return the JSON summary.
+
+    The summary of one dataset has its rows and sentences. That of several has these by dataset
+    under `datasets`, and the sentence on transfer for each.
+    """
+    summaries = [record_comparison(outcome) for outcome in outcomes]
+    if len(outcomes) == 1:
+        return summaries[0]
+
+    store = open_store(outcomes[0].runs)
+    folder = f"{FOLDER}/{fingerprint([outcome.folder for outcome in outcomes])[:16]}"
+    tables = [
+        as_arrow(outcome.table).add_column(0, "dataset", [[outcome.dataset] * _rows(outcome)])
+        for outcome in outcomes
+    ]
+    store.put_if_absent(
+        f"{folder}/table.parquet",
+        to_parquet(pa.concat_tables(tables, promote_options="permissive")),
+    )
+    store.put_if_absent(f"{folder}/report.html", comparisons_page(outcomes).encode())
+    return {
+        "datasets": summaries,
+        "transfer": {
+            outcome.dataset: asdict(outcome.table.transfer) if outcome.table.transfer else None
+            for outcome in outcomes
+        },
+        "cells": sum(outcome.cells for outcome in outcomes),
+        "computed": sum(outcome.computed for outcome in outcomes),
+        "seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
+        "table": store.uri(f"{folder}/table.parquet"),
+        "report": store.uri(f"{folder}/report.html"),
+        "published": None,
+    }
+
+
+def _rows(outcome: CompareOutcome) -> int:
+    return len(outcome.table.rows) + len(outcome.table.learning_curve)
 
 
 def record_comparison(outcome: CompareOutcome) -> dict[str, Any]:
@@ -27,20 +73,41 @@ def record_comparison(outcome: CompareOutcome) -> dict[str, Any]:
         "table": store.uri(f"{outcome.folder}/table.parquet"),
         "report": store.uri(name),
         "published": f"{outcome.runs}@{published.id}" if published else None,
+        "published_report": store.uri(f"{published.lineage['run']}/report.html")
+        if published
+        else None,
     }
 
 
 def comparison_page(outcome: CompareOutcome) -> str:
-    """Return the page of a comparison."""
-    table = outcome.table
-    rows = [row for row in table.rows if row.head != "knn"]
+    """Return the page of a comparison on one dataset."""
     return template("compare.html.j2").render(
-        title="Comparison",
-        outcome=outcome,
-        table=table,
-        curves=validation_charts(outcome.histories),
-        cost=cost_chart(rows) if rows else None,
+        title="Comparison", sections=[_section(outcome)], transfer=[]
     )
+
+
+def comparisons_page(outcomes: list[CompareOutcome]) -> str:
+    """Return the page of a comparison on several datasets: does transfer gain on each of them?"""
+    return template("compare.html.j2").render(
+        title=f"Comparison on {len(outcomes)} datasets",
+        sections=[_section(outcome) for outcome in outcomes],
+        transfer=[(_name(outcome), outcome.table) for outcome in outcomes],
+    )
+
+
+def _section(outcome: CompareOutcome) -> dict[str, Any]:
+    rows = [row for row in outcome.table.rows if row.head != "knn"]
+    return {
+        "name": _name(outcome),
+        "outcome": outcome,
+        "table": outcome.table,
+        "curves": validation_charts(outcome.histories),
+        "cost": cost_chart(rows) if rows else None,
+    }
+
+
+def _name(outcome: CompareOutcome) -> str:
+    return outcome.dataset.rstrip("/").rpartition("/")[2]
 
 
 def validation_charts(histories: dict[str, list[dict[str, Any]]]) -> list[Chart]:
@@ -51,7 +118,7 @@ def validation_charts(histories: dict[str, list[dict[str, Any]]]) -> list[Chart]
     epochs = [row["epoch"] for row in rows]
     x = exact_axis("epoch", min(epochs), max(*epochs, min(epochs) + 1), integer=True)
     losses, shares = ([row[key] for row in rows] for key in ("loss", "top1"))
-    lowest = math.floor(10 * min(shares)) * 10
+    lowest = min(90, math.floor(10 * min(shares)) * 10)
     charts = [
         Chart(title="Validation loss by epoch", x=x, y=axis("loss", 0, max(losses))),
         Chart(title="Validation accuracy by epoch", x=x, y=axis("top-1", lowest, 100, unit=" %")),
@@ -72,7 +139,7 @@ def cost_chart(rows: list[Row]) -> Chart:
     low, high = math.floor(min(rates)), math.ceil(max(rates))
     high = max(high, low + 1)
     ticks = [(float(power), f"{10**power:g}") for power in range(low, high + 1)]
-    lowest = math.floor(10 * min(row.val for row in rows)) * 10
+    lowest = min(90, math.floor(10 * min(row.val for row in rows)) * 10)
     chart = Chart(
         title="Accuracy on validation by pictures per second on one core",
         x=Axis("pictures/s", low, high, ticks),

@@ -21,6 +21,7 @@ from afinar.report.classes import class_balance
 from afinar.report.command import reproduce
 from afinar.report.gallery import class_gallery, sampled_rows
 from afinar.report.labelling import phase_rows
+from afinar.report.leaks import leak_notes
 from afinar.report.pieces import Tile, tiles
 from afinar.report.rendering import template
 from afinar.report.run_folder import record_run, report_uri
@@ -50,9 +51,9 @@ def record_ingest(config: IngestConfig, outcome: IngestOutcome) -> dict[str, Any
         return summary
     run = log_settings().run or new_run()
     summary["report"] = report_uri(config.dataset, run)
-    page = dataset_page(
-        open_dataset(config.dataset, version=outcome.summary.version), summary, config
-    )
+    dataset = open_dataset(config.dataset, version=outcome.summary.version)
+    summary["notes"] = [*summary["notes"], *leak_notes(dataset)]
+    page = dataset_page(dataset, summary, config)
     record_run(config.dataset, run, config, summary, page)
     return summary
 

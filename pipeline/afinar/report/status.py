@@ -8,6 +8,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from afinar.config.compare import COMPARISONS
 from afinar.config.status import StatusConfig
 from afinar.config.strict import structure
 from afinar.dataset.gc import collect_garbage, drop_plans, open_plans, verify_dataset
@@ -30,7 +31,7 @@ from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.storage.versions import read_consistently, versions
-from afinar.training.unfinished import collect_models, unfinished_runs
+from afinar.training.unfinished import collect_models, unfinished_runs, unpublished_runs
 from afinar.units.plans import StoredUnits, stored_plans
 from afinar.units.verify import Verification, needed_objects, verify_objects
 
@@ -44,11 +45,17 @@ def read_status(config: StatusConfig) -> dict[str, Any]:
     holds neither a dataset nor predictions nor models.
     """
     store = open_store(config.path)
-    if not is_dataset(store) and (versions(store, VERSIONS) or unfinished_runs(store)):
+    if not is_dataset(store) and _has_models(store):
         return _models(config, store)
     read = _dataset if is_dataset(store) else _predictions
     # A concurrent job may delete objects of the versions that are described.
     return read_consistently(store, FOLDER, lambda _: read(config, store))
+
+
+def _has_models(store: Store) -> bool:
+    """Return True if trainings or comparisons have written into a store."""
+    has_runs = versions(store, VERSIONS) or unfinished_runs(store) or unpublished_runs(store)
+    return bool(has_runs) or any(True for _ in store.walk(COMPARISONS))
 
 
 def _dataset(config: StatusConfig, store: Store) -> dict[str, Any]:
@@ -91,6 +98,7 @@ def _features(dataset: Dataset) -> list[dict[str, Any]]:
             "pool": status.manifest.spec.pool,
             "precision": status.manifest.spec.precision,
             "stored_as": status.manifest.spec.stored_as,
+            "augmented": status.manifest.spec.augmented,
             "width": status.manifest.width,
             "rows": status.manifest.rows,
             "covered": status.covered,
@@ -198,6 +206,10 @@ def _models(config: StatusConfig, store: Store) -> dict[str, Any]:
         {"run": run.run, "dataset": run.dataset, "dataset_version": run.dataset_version}
         for run in unfinished_runs(store)
     ]
+    summary["unpublished"] = len(unpublished_runs(store))
+    summary["comparisons"] = sum(
+        info.name.endswith("/table.json") for info in store.walk(COMPARISONS)
+    )
     if config.verify:
         owners = ((model.version, [model.weights, model.golden]) for model in models)
         summary |= _verification(verify_objects(store, needed_objects(owners)), "versions")

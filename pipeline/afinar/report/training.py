@@ -284,10 +284,14 @@ def _headline_numbers(run: EvaluatedRun) -> list[tuple[str, str]]:
     metrics, accuracy = run.version.metrics, run.accuracy
     test = metrics["test"]
     largest, share = run.largest_class
+    is_refit = run.version.lineage["config"].get("refit", False)
     numbers = [
         (f"test top-1 ({accuracy.low:.1%} – {accuracy.high:.1%})", f"{accuracy.value:.1%}"),
         (f"if “{largest}” is always answered", f"{share:.1%}"),
-        ("validation top-1", f"{metrics['val']['top1']:.1%}"),
+        (
+            "validation top-1, before the refit" if is_refit else "validation top-1",
+            f"{metrics['val']['top1']:.1%}",
+        ),
     ]
 
     optional = {"top5": "test top-5", "macro_f1": "test macro F1", "auroc": "test AUROC"}

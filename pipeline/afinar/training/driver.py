@@ -25,6 +25,7 @@ from afinar.training.publish import (
     TrainResult,
     TrialResult,
     cleanup_after_publish,
+    keep_unpublished,
     publish,
     read_result,
     read_trial,
@@ -127,19 +128,66 @@ class EvaluatedRun:
 def run_unpublished(config: TrainConfig, launch: Launcher) -> EvaluatedRun:
     """Train and evaluate a classifier, as `run_training` does, without publishing it.
 
-    An interrupted run of the same request is resumed, and a complete one is returned.
+    An interrupted run of the same request is resumed, and a complete one is returned. The run is
+    then no longer listed as unfinished; it stays until it is published or dropped.
     """
     task = plan_training(config, new_run())
     started = time.monotonic()
     result = _launch(task, launch, read_result)
+    keep_unpublished(task, result)
     return EvaluatedRun(task=task, result=result, seconds=time.monotonic() - started)
 
 
-def publish_run(run: EvaluatedRun) -> ModelVersion:
-    """Publish a run, or return the version that has it already."""
-    version = publish(run.task, run.result, run.seconds)
-    cleanup_after_publish(run.task, run.result)
-    return version
+def run_to_epoch(config: TrainConfig, launch: Launcher, epoch: int) -> Trial:
+    """Train up to the end of an epoch, as a trial whose schedule is that of all epochs.
+
+    The same request with a later epoch goes on from there, and `run_unpublished` to the end. A run
+    that is further already is returned as it is.
+    """
+    task = replace(plan_training(config, new_run(), is_trial=True), last_epoch=epoch)
+    started = time.monotonic()
+    result: TrialResult | None = read_result(task)
+    if result is None:
+        result = _launch(task, launch, read_trial)
+    return Trial(task=task, result=result, seconds=time.monotonic() - started)
+
+
+def evaluate_trial(trial: Trial, launch: Launcher) -> EvaluatedRun:
+    """Evaluate a trial on the test split, without training on and without publishing it."""
+    task = replace(trial.task, is_trial=False, last_epoch=trial.result.epochs)
+    started = time.monotonic()
+    result = _launch(task, launch, read_result)
+    return EvaluatedRun(
+        task=task, result=result, seconds=trial.seconds + time.monotonic() - started
+    )
+
+
+def discard_run(run: EvaluatedRun) -> None:
+    """Delete a run that is not published."""
+    give_up(open_store(run.task.config.models), run.task)
+
+
+def publish_run(
+    run: EvaluatedRun, on_published: Callable[[TrainOutcome], None] = lambda _: None
+) -> TrainOutcome:
+    """Publish a run, and clean up. A version that has it already is returned.
+
+    `on_published` is that of `run_training`.
+    """
+    task = run.task
+    version = publish(task, run.result, run.seconds, sets_champion=False)
+    champion = choose_champion(open_store(task.config.models), version, task.config.promote)
+    outcome = TrainOutcome(
+        models=task.config.models,
+        run=version.lineage["run"],
+        version=version,
+        result=run.result,
+        seconds=run.seconds,
+        champion=champion,
+    )
+    on_published(outcome)
+    cleanup_after_publish(task, run.result)
+    return outcome
 
 
 def discard_trial(trial: Trial) -> None:
@@ -156,21 +204,8 @@ def _complete(
     """Train what is left of a run, publish it and clean up."""
     started = time.monotonic()
     result = _launch(task, launch, read_result)
-
     seconds = seconds_before + time.monotonic() - started
-    version = publish(task, result, seconds, sets_champion=False)
-    champion = choose_champion(open_store(task.config.models), version, task.config.promote)
-    outcome = TrainOutcome(
-        models=task.config.models,
-        run=version.lineage["run"],
-        version=version,
-        result=result,
-        seconds=seconds,
-        champion=champion,
-    )
-    on_published(outcome)
-    cleanup_after_publish(task, result)
-    return outcome
+    return publish_run(EvaluatedRun(task=task, result=result, seconds=seconds), on_published)
 
 
 def _launch(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from afinar.features.network import to_stored, weights_hash
 from afinar.features.reader import Features, open_key
 from afinar.models.networks.network import Network
 from afinar.training.distributed import Group
-from afinar.training.inputs import PixelInputs, compute_features
+from afinar.training.inputs import AugmentedView, PixelInputs, compute_features
 from afinar.training.sampler import RowNumbers
 from afinar.training.task import TrainTask
 
@@ -37,7 +38,7 @@ _STORED_AS: Final[Literal["float16"]] = "float16"
 def feature_spec(
     task: TrainTask, network: Network, dataset: Dataset, precision: torch.dtype
 ) -> FeatureSpec:
-    """Return what determines the features of a network on a dataset."""
+    """Return what determines the features of a network on the plain pictures of a dataset."""
     architecture = task.architecture
     return FeatureSpec(
         backbone=architecture.backbone,
@@ -66,8 +67,24 @@ class FeatureCache:
     precision: torch.dtype
     threads: int
 
-    def load(self, rows: RowNumbers) -> Tensor:
+    @cached_property
+    def _plain(self) -> FeatureSpec:
+        return feature_spec(self.task, self.network, self.dataset, self.precision)
+
+    def _spec(self, view: int | None) -> FeatureSpec:
+        """Return what determines the features of an augmented view, or of the plain pictures."""
+        if view is None:
+            return self._plain
+        config = self.task.config
+        return replace(
+            self._plain,
+            augmented=f"{config.augmentation.describe()}, seed {config.seed}, view {view}",
+        )
+
+    def load(self, rows: RowNumbers, view: int | None = None) -> Tensor:
         """Return the features of dataset rows, float32 [n, width], on every worker.
+
+        `view` is the number of an augmented view, None for the pictures as they are.
 
         Those that the cache has are read by rank 0. The others are computed by all workers and kept
         in the cache. Both are rounded to the type in which the cache stores them, so that a
@@ -76,7 +93,7 @@ class FeatureCache:
         group, known = self.group, torch.zeros(len(rows), device=self.group.device)
         spec, stored, ids = None, None, pa.array([], pa.string())
         if group.is_rank_zero:
-            spec = feature_spec(self.task, self.network, self.dataset, self.precision)
+            spec = self._spec(view)
             stored = open_key(self.dataset.store.root, spec.key)
             ids = self.dataset.index.column("sample_id").take(pa.array(rows)).combine_chunks()
             if stored is not None:
@@ -86,13 +103,20 @@ class FeatureCache:
         if is_known.all():
             features = self._read(stored, ids, is_known, width=None)
             if spec is not None:
-                logger.info(f"features: all {len(rows)} pictures from the cache, key {spec.key}")
+                logger.info(
+                    f"features{_of(spec)}: all {len(rows)} pictures from the cache, key {spec.key}"
+                )
             return features
 
         # At least one picture per worker.
         chosen = _padded(np.flatnonzero(~is_known), len(rows), group.size)
         computed = compute_features(
-            self.network, self.pixels, rows[chosen], group, self.precision, self.threads
+            self.network,
+            self.pixels if view is None else AugmentedView(self.pixels, view),
+            rows[chosen],
+            group,
+            self.precision,
+            self.threads,
         )
         features = self._read(stored, ids, is_known, width=computed.shape[1])
         rounded = computed.half().float()
@@ -132,7 +156,7 @@ class FeatureCache:
         `rounded` is None if they exceed the stored type. A dataset that cannot be written is no
         reason to end a training.
         """
-        line = f"features: {len(ids)} of {rows} pictures computed"
+        line = f"features{_of(spec)}: {len(ids)} of {rows} pictures computed"
         if rounded is None:
             logger.info(f"{line}; not kept, because they exceed {_STORED_AS}")
             return
@@ -143,6 +167,11 @@ class FeatureCache:
             logger.info(f"{line}; not kept in the cache: {error}")
         else:
             logger.info(f"{line} and kept in the cache, key {spec.key}")
+
+
+def _of(spec: FeatureSpec) -> str:
+    """Return which pictures features are of, for a line of the log: "" for the plain ones."""
+    return f" ({spec.augmented})" if spec.augmented else ""
 
 
 def _padded(missing: RowNumbers, rows: int, workers: int) -> RowNumbers:

@@ -28,6 +28,7 @@ from afinar.training.evaluator import Evaluator
 from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
 from afinar.training.linear_probe import Features, LinearHead, Objective, solve_head
 from afinar.training.metrics import compute_metrics
+from afinar.training.refit import ChosenHead, choose_head, refit
 from afinar.training.rng import generator
 from afinar.training.sampler import RowNumbers
 from afinar.training.task import LabelledSamples
@@ -72,31 +73,31 @@ class HeadSolver:
     kept: NDArray[np.bool_]
     scalings: tuple[float, ...]
     select_by: SelectBy
+    refits: bool = False
 
     def solve(self) -> dict[str, Any]:
         """Set the head's weights on all workers. Return the row of epoch 0 of the history.
+
+        With `refits` the row has the `power` of the scaling, which `refit` needs.
 
         The head of a published model is kept if it validates no worse than the solved one. Its new
         classes have the solved rows.
         """
         started = time.monotonic()
         timer = EpochTimer(self.group.device)
-        train = self._chosen(self.samples.train)
-        features = self._features(np.concatenate([train.rows, self.samples.validation.rows]), timer)
-        on_train = Features(features[: len(train)], self._targets(train))
-        on_validation = Features(features[len(train) :], self._targets(self.samples.validation))
+        on_train, on_validation = self._splits(timer)
 
         # One worker solves: rounding must not make the heads differ.
-        measured = torch.zeros(5, dtype=torch.float64, device=self.group.device)
+        measured = torch.zeros(6, dtype=torch.float64, device=self.group.device)
         if self.group.is_rank_zero:
-            solved = solve_head(on_train, on_validation, self.objective, self.scalings)
+            solved, power = self._solved(on_train, on_validation)
             head = self._best_head(solved, on_validation)
             set_class_rows(self.network.classifier, head.weight, head.bias)
             loss_and_top1 = map(float, _loss_and_top1(head, on_train))
-            values = [*loss_and_top1, head.c, float(head is solved), float(head.held_out)]
+            values = [*loss_and_top1, head.c, float(head is solved), float(head.held_out), power]
             measured += torch.tensor(values, dtype=torch.float64).to(measured)
         self.group.broadcast_parameters(self.network.classifier)
-        loss, top1, c, is_solved, held_out = self.group.all_reduce_sum(measured).tolist()
+        loss, top1, c, is_solved, held_out, power = self.group.all_reduce_sum(measured).tolist()
         timings = timer.close()
 
         validation = self.evaluator.evaluate(self.module, self.samples.validation)
@@ -104,12 +105,52 @@ class HeadSolver:
             "epoch": 0,
             "head": "solved" if is_solved else "model",
             "c": c,
+            **({"power": power} if self.refits else {}),
             "held_out": int(held_out),
             "train": {"loss": loss, "top1": top1},
             "val": asdict(validation),
             "ledger": timings.as_dict(),
             "seconds": round(time.monotonic() - started, 3),
         }
+
+    def refit(self, row: dict[str, Any]) -> None:
+        """Set the head's weights to those solved on training and validation, on all workers.
+
+        The head has the weights of epoch 0, and `row` is its row of the history. A head that is
+        that of a published model stays.
+        """
+        if row["head"] != "solved":
+            if self.group.is_rank_zero:
+                logger.info("note: --refit: the head is that of the model, which is kept")
+            return
+        on_train, on_validation = self._splits(EpochTimer(self.group.device))
+        if self.group.is_rank_zero:
+            rows = class_rows(self.network.classifier)
+            held_out = int(row["held_out"])
+            head = LinearHead(rows.weight.double(), rows.bias.double(), row["c"], held_out)
+            chosen = ChosenHead(head, row["power"])
+            both = refit(chosen, on_train, on_validation, self.objective)
+            set_class_rows(self.network.classifier, both.weight, both.bias)
+            logger.info(
+                f"head refit on {len(on_train)} + {len(on_validation)} samples of training and "
+                "validation; the metrics on validation are those before it"
+            )
+        self.group.broadcast_parameters(self.network.classifier)
+
+    def _splits(self, timer: EpochTimer) -> tuple[Features, Features]:
+        """Return the features of the training samples, of all their views, and of validation."""
+        train = self._chosen(self.samples.train)
+        features = self._features(np.concatenate([train.rows, self.samples.validation.rows]), timer)
+        on_train = Features(features[: len(train)], self._targets(train))
+        views = self._views(train, timer)
+        if views:
+            on_train = Features(torch.cat(views), on_train.targets.repeat(len(views)))
+        return on_train, Features(features[len(train) :], self._targets(self.samples.validation))
+
+    def _solved(self, train: Features, validation: Features) -> ChosenHead:
+        if self.refits:
+            return choose_head(train, validation, self.objective, self.scalings)
+        return ChosenHead(solve_head(train, validation, self.objective, self.scalings), 0.0)
 
     def _best_head(self, solved: LinearHead, on_validation: Features) -> LinearHead:
         """Return the solved head, or that of a published model if it validates no worse."""
@@ -155,6 +196,17 @@ class HeadSolver:
         return compute_features(
             self.network, self.inputs, rows, self.group, self.precision, self.threads, timer=timer
         )
+
+    def _views(self, train: Samples, timer: EpochTimer) -> list[Tensor]:
+        """Return the features of the augmented views of training samples, none without views."""
+        inputs = self.inputs
+        if not isinstance(inputs, FeatureInputs):
+            return []
+        positions = inputs.load(train.rows)
+        return [
+            inputs.to_device(positions, train.rows, epoch, timer)
+            for epoch in range(len(inputs.views))
+        ]
 
     def _targets(self, samples: Samples) -> Tensor:
         return torch.from_numpy(samples.targets).to(self.group.device)

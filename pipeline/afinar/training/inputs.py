@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, Protocol
 
@@ -119,14 +120,44 @@ class PixelInputs:
         return replace(self._view, input_size=min(stored_size, 2 * self._view.input_size))
 
 
+class AugmentedView:
+    """Pixels as one epoch augments them, whatever the epoch in which they are asked for."""
+
+    reads_shards = True
+
+    def __init__(self, pixels: PixelInputs, epoch: int) -> None:
+        self._pixels, self._epoch = pixels, epoch
+
+    def load(self, rows: RowNumbers) -> Tensor:
+        """Return uint8 [n, s, s, 3]."""
+        return self._pixels.load(rows)
+
+    def to_device(
+        self,
+        loaded: Tensor,
+        rows: RowNumbers,
+        epoch: int | None,
+        timer: EpochTimer,
+        repeats: RowNumbers | None = None,
+    ) -> Tensor:
+        """Return float32 [n, 3, input_size, input_size]; `epoch` is not used."""
+        return self._pixels.to_device(loaded, rows, self._epoch, timer, repeats)
+
+
 class FeatureInputs:
-    """Activations of a frozen backbone at its cut, computed once and kept on the device."""
+    """Activations of a frozen backbone at its cut, computed once and kept on the device.
+
+    With augmented views of the first rows, epoch e uses view e modulo their number.
+    """
 
     reads_shards = False
 
-    def __init__(self, features: Tensor, rows: RowNumbers) -> None:
-        """`features` float32 [n, width] belong to dataset `rows` int64 [n]."""
-        self._features = features
+    def __init__(self, features: Tensor, rows: RowNumbers, views: Sequence[Tensor] = ()) -> None:
+        """`features` float32 [n, width] belong to dataset `rows` int64 [n].
+
+        Each of `views` float32 [m, width] belongs to the first m rows.
+        """
+        self._features, self.views = features, tuple(views)
         self._position = np.full(int(rows.max()) + 1, -1)
         self._position[rows] = np.arange(len(rows))
 
@@ -143,12 +174,15 @@ class FeatureInputs:
         repeats: RowNumbers | None = None,
     ) -> Tensor:
         """Return float32 [n, width]."""
-        return self._features[loaded.to(self._features.device)]
+        table = self._features
+        if epoch is not None and self.views:
+            table = self.views[epoch % len(self.views)]
+        return table[loaded.to(table.device)]
 
 
 def compute_features(
     network: Network,
-    pixels: PixelInputs,
+    pixels: PixelInputs | AugmentedView,
     rows: RowNumbers,
     group: Group,
     precision: torch.dtype,

@@ -12,6 +12,7 @@ from torch import nn
 
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset
+from afinar.errors import RequestError
 from afinar.models.networks.compiler import require_compiler
 from afinar.models.networks.network import Network, build_network
 from afinar.models.networks.precision import use_bfloat16, use_float16
@@ -105,8 +106,8 @@ def trained_part(
     """Return the network with pixels as inputs, or its classifier with features as inputs.
 
     Features are computed once if the backbone is frozen and there is no augmentation, so that every
-    epoch would compute the same ones, and if they fit `--window-mb`. They come from the cache of
-    the dataset as far as it has them.
+    epoch would compute the same ones, or a stated number of augmented views, and if they fit
+    `--window-mb`. They come from the cache of the dataset as far as it has them.
     """
     config = task.config
     pixels = PixelInputs(dataset, task.input_view, config.augmentation, config.seed, group.device)
@@ -114,16 +115,23 @@ def trained_part(
     width, classes = next(linear).in_features, len(task.classes)
     feature_bytes = config.window_mb * 2**20
     count = solver_samples(len(samples.train), width, classes, feature_bytes, group.device.type)
-    if config.regime != "frozen" or config.augmentation.any:
+    if config.regime != "frozen" or (config.augmentation.any and not config.views):
         return TrainedPart(network, pixels, pixels, count)
 
     splits = [samples.train, samples.validation]
     if precision == torch.float32:
         splits.append(samples.test)
     rows = np.concatenate([split.rows for split in splits])
-    if 4 * width * len(rows) > feature_bytes:
+    vectors = len(rows) + config.views * len(samples.train)
+    if (config.views or config.refit) and 4 * width * vectors > feature_bytes:
+        flag = f"--views {config.views}" if config.views else "--refit"
+        raise RequestError(
+            f"{flag}: {vectors} x {width} features do not fit --window-mb {config.window_mb}; give "
+            "a larger --window-mb"
+        )
+    if 4 * width * vectors > feature_bytes:
         logger.info(
-            f"note: {len(rows)} x {width} features do not fit --window-mb {config.window_mb}: "
+            f"note: {vectors} x {width} features do not fit --window-mb {config.window_mb}: "
             "computed in every epoch"
         )
         return TrainedPart(network, pixels, pixels, count)
@@ -136,12 +144,37 @@ def trained_part(
         precision=precision,
         threads=threads,
     )
+    features = cache.load(rows)
+    views = [cache.load(samples.train.rows, view) for view in range(config.views)]
+    if views:
+        # A solved head is solved on all views: fewer pictures fit the bounds.
+        solved = solver_samples(
+            len(views) * len(samples.train), width, classes, feature_bytes, group.device.type
+        )
+        count = min(len(samples.train), max(2, solved // len(views)))
+        if group.is_rank_zero:
+            logger.info(f"features: {_views_line(config, len(samples.train))}")
+    if config.refit and count < len(samples.train):
+        raise RequestError(
+            f"--refit: the head can be solved on {count} of {len(samples.train)} training pictures "
+            "only; give a larger --window-mb, or no --refit"
+        )
     return TrainedPart(
         network.classifier,
-        FeatureInputs(cache.load(rows), rows),
+        FeatureInputs(features, rows, views),
         pixels,
         count,
         count == len(samples.train),
+    )
+
+
+def _views_line(config: TrainConfig, pictures: int) -> str:
+    use = "the head is solved on all of them"
+    if not config.solves_head:
+        use = f"epoch e uses view e modulo {config.views}"
+    return (
+        f"{config.views} augmented views ({config.augmentation.describe()}) of each of {pictures} "
+        f"training pictures; {use}"
     )
 
 
@@ -181,6 +214,7 @@ def head_solver(
         kept=kept,
         scalings=ALL_SCALINGS if config.regime == "frozen" else SMOOTH_SCALINGS,
         select_by=config.select_by,
+        refits=config.refit,
     )
 
 

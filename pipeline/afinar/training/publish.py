@@ -4,6 +4,7 @@
     runs/<run>/test.parquet      predictions for the test split
     runs/<run>/outcome.json      written last
     runs/<run>/trial.json        the result of a trial, which does not use the test split
+    runs/<run>/trial-<N>.json    that of a trial which is trained up to epoch N for now
 
 A run that has outcome.json is complete: its workers have nothing left to do.
 """
@@ -11,10 +12,11 @@ A run that has outcome.json is complete: its workers have nothing left to do.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as library_version
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +40,10 @@ from afinar.storage.store import Store
 from afinar.storage.versions import read_version, versions
 from afinar.training.batches import Samples
 from afinar.training.checkpoint import Checkpoints, HistoryRow
-from afinar.training.task import TrainTask, delete_unfinished_marker
+from afinar.training.task import TrainTask, delete_markers, put_unpublished_marker
+from afinar.units.gc import delete_objects
+
+_TRIAL: Final = re.compile(r"runs/[^/]+/trial(-\d+)?\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +157,14 @@ def read_trial(task: TrainTask) -> TrialResult | None:
 
 
 def _trial_name(task: TrainTask) -> str:
-    return f"runs/{task.run}/trial.json"
+    part = "" if task.last_epoch is None else f"-{task.last_epoch}"
+    return f"runs/{task.run}/trial{part}.json"
+
+
+def _delete_trials(store: Store, run: str) -> None:
+    """Delete the results of a run as a trial."""
+    names = [info.name for info in store.walk(f"runs/{run}")]
+    delete_objects(store, [name for name in names if _TRIAL.fullmatch(name)])
 
 
 def _result_name(task: TrainTask) -> str:
@@ -208,15 +220,25 @@ class _PublishedError(Exception):
 
 
 def cleanup_after_publish(task: TrainTask, result: TrainResult) -> None:
-    """Delete the resume marker, the result as a trial, and all checkpoints.
+    """Delete the markers, the result as a trial, and all checkpoints.
 
     The weights of the best epochs stay.
     """
     store = open_store(task.config.models)
-    store.delete(_trial_name(task))
-    delete_unfinished_marker(store, task)
+    _delete_trials(store, task.run)
+    delete_markers(store, task)
     checkpoints = Checkpoints(store, task.run, task.fingerprint)
     checkpoints.delete_except({epoch["path"] for epoch in result.best})
+
+
+def keep_unpublished(task: TrainTask, result: TrainResult) -> None:
+    """Keep a complete run that is not to be published yet: all but its checkpoints."""
+    store = open_store(task.config.models)
+    put_unpublished_marker(
+        store, task, weights=result.weights["path"], golden=result.golden["path"]
+    )
+    _delete_trials(store, task.run)
+    Checkpoints(store, task.run, task.fingerprint).delete_except(set())
 
 
 def find_published(store: Store, run: str) -> ModelVersion | None:

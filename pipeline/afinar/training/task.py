@@ -1,7 +1,7 @@
 """Plan of a training, made once by the driver: what to train, and as which run.
 
-A run that has begun is marked by `unfinished/<fingerprint[:16]>.json` until it is published. A
-later request with the same fingerprint resumes that run.
+A run that has begun has a marker until it is published (`unfinished.py`). A later request with the
+same fingerprint resumes that run.
 """
 
 from __future__ import annotations
@@ -50,7 +50,16 @@ from afinar.training.batches import Samples
 from afinar.training.hyperparameters import Resolved, default_layer_decay, is_resolved, resolve
 from afinar.training.parent import find_parent, parent_name, parent_source
 from afinar.training.sampler import epoch_length
-from afinar.training.unfinished import UNFINISHED, Marker, delete_run, read_marker, unfinished_runs
+from afinar.training.unfinished import (
+    UNFINISHED,
+    UNPUBLISHED,
+    Marker,
+    UnpublishedRun,
+    delete_run,
+    read_marker,
+    read_unpublished,
+    unfinished_runs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -303,7 +312,7 @@ def _fingerprint(task: TrainTask) -> str:
         del determining["select_by"]
     if task.config.sampling == "natural":
         del determining["sampling"]
-    for name in ("mean", "std", "exclude"):
+    for name in ("mean", "std", "exclude", "views", "refit"):
         if not determining[name]:
             del determining[name]
     determining["layer_decay"] = task.config.layer_decay or default_layer_decay(task.config)
@@ -324,6 +333,9 @@ def resume_or_register(store: Store, task: TrainTask) -> TrainTask:
     Another job may still be training that run. Both then write the same objects, and whichever is
     second adopts the version that the first publishes (`publish.publish`).
     """
+    kept = read_unpublished(store, unpublished_name(task))
+    if kept is not None:
+        return replace(task, run=kept.run, resumed=True)
     name = _marker_name(task)
     marker = Marker(run=task.run, dataset=task.config.dataset, dataset_version=task.dataset_version)
     if store.put_if_absent(name, json.dumps(asdict(marker)).encode()):
@@ -352,19 +364,41 @@ def _log_other_unfinished_runs(store: Store, task: TrainTask) -> None:
         logger.info(f"note: {count} unfinished here: `afinar status {store.root}` lists them")
 
 
-def delete_unfinished_marker(store: Store, task: TrainTask) -> None:
-    """Delete the marker of a run, so that the same request begins a new run."""
+def delete_markers(store: Store, task: TrainTask) -> None:
+    """Delete the markers of a run, so that the same request begins a new run."""
+    store.delete(_marker_name(task))
+    store.delete(unpublished_name(task))
+
+
+def put_unpublished_marker(store: Store, task: TrainTask, weights: str, golden: str) -> None:
+    """Mark a complete run as one that is kept and not published, instead of as an unfinished one.
+
+    A request with the same fingerprint continues with it, such as a training that publishes it.
+    """
+    run = UnpublishedRun(
+        run=task.run,
+        dataset=task.config.dataset,
+        dataset_version=task.dataset_version,
+        weights=weights,
+        golden=golden,
+    )
+    store.put_if_absent(unpublished_name(task), json.dumps(asdict(run)).encode())
     store.delete(_marker_name(task))
 
 
 def give_up(store: Store, task: TrainTask) -> None:
-    """Delete the marker and all objects of a run that the same request cannot complete."""
-    delete_unfinished_marker(store, task)
+    """Delete the markers and all objects of a run that the same request cannot complete."""
+    delete_markers(store, task)
     delete_run(store, task.run)
 
 
 def _marker_name(task: TrainTask) -> str:
     return f"{UNFINISHED}/{task.fingerprint[:16]}.json"
+
+
+def unpublished_name(task: TrainTask) -> str:
+    """Return the name of the marker of a complete run that is not published."""
+    return f"{UNPUBLISHED}/{task.fingerprint[:16]}.json"
 
 
 def labelled_samples(dataset: Dataset, config: TrainConfig, classes: list[str]) -> LabelledSamples:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from afinar.config.base import as_dict
@@ -25,13 +26,14 @@ from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWrit
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator, LocalLogits
 from afinar.training.final_evaluation import compute_split_metrics, evaluate_test
-from afinar.training.head_start import evaluate_head_of_model
+from afinar.training.head_start import HeadSolver, evaluate_head_of_model
 from afinar.training.hooks import NO_HOOKS, TrainHooks
 from afinar.training.hyperparameters import format_settings, resolved_values
 from afinar.training.loading import ShardWindows, num_loader_threads
 from afinar.training.metrics import fit_temperature
 from afinar.training.optim import Optimizer
 from afinar.training.preparation import (
+    TrainedPart,
     common_precision,
     head_solver,
     initial_network,
@@ -180,15 +182,14 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
 
     store = open_store(config.models)
     checkpoints = Checkpoints(store, task.run, task.fingerprint)
-    start, epochs = None, config.epochs
+    epochs = config.epochs
     assert epochs != "auto", "the task is resolved"
     # A run that has begun has its head in its checkpoint.
     is_new = group.all_true(not checkpoints.exist())
-    if is_new and config.solves_head:
+    solver = None
+    if config.solves_head and (is_new or config.refit):
         solver = head_solver(task, network, part, samples, evaluator, group, kept)
-        start = solver.solve()
-    elif is_new and kept.any():
-        start = evaluate_head_of_model(part.module, samples, evaluator)
+    start = _head_start(solver, part, samples, evaluator, kept) if is_new else None
     if config.solves_head and part.is_solved_at_once:
         epochs = 0
 
@@ -229,15 +230,12 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
         hooks=hooks,
         sample_log=SampleLog(config.audit, task.run, group),
         on_epoch_end=functools.partial(put_event_file, store, task.run),
-        epochs=epochs if task.last_epoch is None else task.last_epoch,
+        epochs=epochs if task.last_epoch is None else min(epochs, task.last_epoch),
         time_limit=time_limit,
         start=start,
     )
     if group.is_rank_zero:
-        options = json.dumps(as_dict(config) | _settings(config, precision, group), indent=1)
-        store.put_if_absent(config_name(task.run), options.encode())
-        _log_start(config, epochs, samples.validation, task.classes, precision, group)
-        _log_unbalanced_windows(trainer.windows, samples.train, config)
+        _record_start(task, trainer, samples, epochs, precision)
     state = trainer.run()
 
     part.module.load_state_dict(optimizer.eval_model.state_dict())
@@ -250,6 +248,9 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
     temperature = 1.0
     if not _is_calibrated(state, len(samples.validation)):
         temperature = fit_temperature(validation.logits, validation.targets, group)
+    validation_metrics = compute_split_metrics(validation, task.classes, group, temperature)
+    if config.refit and solver is not None:
+        solver.refit(state.history[0])
     dataset.wait_verified()
     return _Training(
         task=task,
@@ -264,7 +265,7 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
         validation=validation,
         temperature=temperature,
         is_cut=bool(state.history[-1].get("cut")),
-        validation_metrics=compute_split_metrics(validation, task.classes, group, temperature),
+        validation_metrics=validation_metrics,
     )
 
 
@@ -279,7 +280,8 @@ def _result(training: _Training) -> TrialResult:
             if epoch.weights
         ],
         settings=_settings(config, training.precision, training.group)
-        | ({"is_cut": True} if training.is_cut else {}),
+        | ({"is_cut": True} if training.is_cut else {})
+        | ({"refit": True} if config.refit else {}),
         regime=_final_regime(config, state),
         metrics={"val": training.validation_metrics},
         temperature=training.temperature,
@@ -288,6 +290,31 @@ def _result(training: _Training) -> TrialResult:
             parameter.numel() for parameter in parameters if parameter.requires_grad
         ),
     )
+
+
+def _head_start(
+    solver: HeadSolver | None,
+    part: TrainedPart,
+    samples: LabelledSamples,
+    evaluator: Evaluator,
+    kept: NDArray[np.bool_],
+) -> dict[str, Any] | None:
+    """Return the row of epoch 0: of a solved head, or of the head of a model; else None."""
+    if solver is not None:
+        return solver.solve()
+    return evaluate_head_of_model(part.module, samples, evaluator) if kept.any() else None
+
+
+def _record_start(
+    task: TrainTask, trainer: Trainer, samples: LabelledSamples, epochs: int, precision: torch.dtype
+) -> None:
+    """Write the resolved configuration of a run, and log what the training is."""
+    config, group = task.config, trainer.group
+    options = json.dumps(as_dict(config) | _settings(config, precision, group), indent=1)
+    store = open_store(config.models)
+    store.put_if_absent(config_name(task.run), options.encode())
+    _log_start(config, epochs, samples.validation, task.classes, precision, group)
+    _log_unbalanced_windows(trainer.windows, samples.train, config)
 
 
 def _settings(config: TrainConfig, precision: torch.dtype, group: Group) -> dict[str, Any]:
