@@ -60,7 +60,7 @@ def _overview() -> str:
             "usage: afinar explain METHOD … --model MODEL --out DIR",
             "",
             "Show what a model sees. MODEL is MODELS@VERSION, or imagenet:BACKBONE for a plain",
-            "backbone. Each method writes PNG, JSON and one page; a rerun computes what is missing.",
+            "backbone. Methods write PNG, JSON and one page; a rerun computes what is missing.",
             "",
             *lines,
             "",

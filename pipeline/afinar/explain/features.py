@@ -1,5 +1,4 @@
-"""Activations of a node for one picture, and the pictures of a dataset that a channel likes
-most."""
+"""Activations of a node for one picture, and the pictures that activate a channel most."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Pictures of explanations: encoded files, colour maps, overlays, grids, and measures of
-pictures."""
+"""Pictures of explanations: encoded files, colour maps, overlays, grids, measures."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Networks for explanation: float32, unfused, differentiable, of a bundle or of a plain
-backbone."""
+"""Networks for explanation: float32, not folded, of a bundle or of a plain backbone."""
 
 from __future__ import annotations
 
@@ -145,8 +144,7 @@ class ExplainedNetwork:
         input_view: InputView,
         head: Network | None,
     ) -> None:
-        """Take a graph, its nodes' names by `node.name`, and for a bundle the network of its
-        head."""
+        """Take a graph, what users call its nodes by `node.name`, and the network of a head."""
         self.spec, self.classes, self.stored_view, self.version = facts
         self.input_view = input_view
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

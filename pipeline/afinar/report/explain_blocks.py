@@ -158,8 +158,8 @@ def ideal_blocks(outcome: IdealOutcome) -> list[Block]:
         if typical is not None:
             ref = typical.pictures.get("typical.png")
             caption = (
-                f"real pictures with the highest score, of {typical.result.sample} with this label:
-                " + ", ".join(f"{share:.0%}" for share in typical.result.probabilities)
+                f"real pictures with the highest score, of {typical.result.sample} with this "
+                "label: " + ", ".join(f"{share:.0%}" for share in typical.result.probabilities)
             )
             block.shots.append(shot(outcome.store, ref, caption, f"real {name}", 3 * _MAP_PX))
         block.charts = [_ideal_curve(list(first_of.values()))]
