@@ -152,7 +152,7 @@ class ExplainedNetwork:
         self._classifier = head.classifier if head else nn.Identity()
         names = names | rectifiers_as_modules(module, names)
         disable_in_place(module)
-        module.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        module.to(self.device).to(memory_format=torch.channels_last)
         self.module = module.eval().requires_grad_(False)
         self._classifier = self._classifier.eval().requires_grad_(False).to(self.device)
         for child in self._classifier.modules():

@@ -23,7 +23,7 @@ from afinar.explain.network import ExplainedNetwork
 
 Values = NDArray[np.float32]
 
-_IG_STEPS: Final = 32
+_IG_STEPS: Final = 64
 _WINDOWS: Final = 7  # windows of occlusion along a side; they overlap by half
 HOT_SHARE: Final = 0.2
 _RANDOM_MAPS: Final = 8
