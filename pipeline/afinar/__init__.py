@@ -13,7 +13,7 @@ What they write:
 - `open_features(DATASET, …)` are features of a dataset that `afinar features` has computed.
 - `open_models(MODELS)` is `Models`: the versions, `.champion`, `.promote(N)`, `.rollback()`.
 - `open_model(MODELS)` is a `Model`: `.predict(pictures)`, `.module`.
-- `open_explainer(MODELS)` is an `Explainer`: `.saliency(picture)`, `.ideal(class)`, `.adversarial(…)`.
+- `open_explainer(MODELS)` is an `Explainer`: `.saliency(…)`, `.ideal(…)`, `.adversarial(…)`.
 - `open_predictions(PREDICTIONS)` is `Predictions`: `.table`, `.rejects`.
 
 All errors that afinar raises on purpose are `AfinarError`: `RequestError` (the request is wrong;

@@ -69,7 +69,8 @@ def test_public_names_are_pinned_lazy_and_documented() -> None:
     assert afinar.__all__ == [
         "AfinarError", "Dataset", "Explainer", "Model", "Models", "PictureError", "Prediction",
         "Predictions", "RequestError", "Sample", "ShortfallError", "__version__", "compare",
-        "ingest", "label", "open_dataset", "open_explainer", "open_features", "open_model", "open_models",
+        "ingest", "label", "open_dataset", "open_explainer", "open_features",
+        "open_model", "open_models",
         "open_predictions", "train",
     ]  # fmt: skip
     assert dir(afinar) == sorted(afinar.__all__)

@@ -1,4 +1,4 @@
-"""What a model sees, in Python: maps, activations, ideal and adversarial pictures, one at a time."""
+"""What a model sees, in Python: maps, activations, ideal and adversarial pictures."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _RANDOM_SEED: Final = 0
 class Saliency:
     """A map of one picture.
 
-    `values` float32 [size, size] are 0 to 1, `overlay` uint8 [size, size, 3] is the picture under the
-    map. `deletion` has the confidence in `label`, and what is left of it when the hottest fifth, or a
-    random fifth, is blurred. `error` is the completeness error of integrated gradients.
+    `values` float32 [size, size] are 0 to 1, `overlay` uint8 [size, size, 3] is the picture under
+    the map. `deletion` has the confidence in `label`, and what is left of it when the hottest
+    fifth, or a random fifth, is blurred. `error` is the completeness error of integrated gradients.
     """
 
     label: str
@@ -90,8 +90,8 @@ class Explainer:
     ) -> Saliency:
         """Return the map of a picture for a class, by default the predicted one.
 
-        `method` is "gradcam", "integrated" or "occlusion". Raises RequestError for an unknown method
-        or class, PictureError for a picture that cannot be used.
+        `method` is "gradcam", "integrated" or "occlusion". Raises RequestError for an unknown
+        method or class, PictureError for a picture that cannot be used.
         """
         require(method in SALIENCY_METHODS, f"{method!r}: choose {', '.join(SALIENCY_METHODS)}")
         image = self._pixels(picture)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from afinar.errors import StorageError
@@ -21,6 +21,7 @@ from afinar.explain.ideal import IdealResult
 from afinar.explain.images import decode_png, structural_similarity
 from afinar.explain.saliency_task import SaliencyResult
 from afinar.explain.units import Stored
+from afinar.report.blocks import Block
 from afinar.report.charts import Chart, axis, exact_axis
 from afinar.report.pieces import LARGE_PX, Tile, data_uri, thumbnail, tiles
 from afinar.storage.objects import ObjectRef, get_object
@@ -42,19 +43,6 @@ PRIORS: Final = {
     "tv": "loss on variation (courses)",
     "none": "no prior (naive)",
 }
-
-
-@dataclass(kw_only=True)
-class Block:
-    """One section: a title, sentences, pictures, charts, and a table with its heading."""
-
-    title: str
-    texts: list[str] = field(default_factory=list)
-    shots: list[Tile] = field(default_factory=list)
-    charts: list[Chart] = field(default_factory=list)
-    heading: list[str] = field(default_factory=list)
-    rows: list[list[str]] = field(default_factory=list)
-    is_large: bool = False
 
 
 @dataclass(kw_only=True)
