@@ -213,7 +213,8 @@ def explain_families() -> bool:
     torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as scratch:
         dataset = make_objects(Path(scratch))
-        return all([_family(name, dataset, Path(scratch)) for name in FAMILIES])
+        families = [_family(name, dataset, Path(scratch)) for name in FAMILIES]
+        return all(families)
 
 
 def make_objects(folder: Path) -> str:

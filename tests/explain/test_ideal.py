@@ -13,13 +13,14 @@ from afinar.explain.parametrisation import FourierPicture, SmoothPicture, parame
 
 
 def task(prior: Prior, seed: int = 0, **options: object) -> IdealTask:
-    values = {"target": 1, "steps": 120, **options}
+    values = {"target": 1, "steps": 64, **options}
     return IdealTask(unit="u", title="moss", prior=prior, seed=seed, **values)  # type: ignore[arg-type]
 
 
 def test_a_fourier_picture_is_certain_smooth_and_differs_by_seed(network: ExplainedNetwork) -> None:
     rendered = [task("fourier", seed).run(network) for seed in range(3)]
     naive = task("none").run(network).result
+    assert naive.probability >= 0.99  # that is why its probability says nothing: it is noise
     for entry in rendered:
         assert entry.result.rank == 1
         assert entry.result.probability >= 0.99
@@ -32,13 +33,8 @@ def test_a_fourier_picture_is_certain_smooth_and_differs_by_seed(network: Explai
     assert np.mean([structural_similarity(*pair) for pair in pairs]) < 0.9
 
 
-def test_the_naive_picture_is_certain_too(network: ExplainedNetwork) -> None:
-    """That is why its probability says nothing: it is noise."""
-    assert task("none").run(network).result.probability >= 0.99
-
-
 def test_the_variation_prior_grows_in_octaves(network: ExplainedNetwork) -> None:
-    result = task("tv", steps=60).run(network).result
+    result = task("tv", steps=30).run(network).result
     assert result.rank == 1
     picture = SmoothPicture(64, torch.Generator(), torch.device("cpu"))
     assert picture.picture().shape == (1, 64, 64, 3)
@@ -49,7 +45,7 @@ def test_the_variation_prior_grows_in_octaves(network: ExplainedNetwork) -> None
 
 def test_a_channel_of_a_node(network: ExplainedNetwork) -> None:
     node = network.find_node("3")
-    frames, curve = ascend(network, task("fourier", node=node, target=2, steps=40))
+    frames, curve = ascend(network, task("fourier", node=node, target=2, steps=20))
     assert curve[-1][1] > curve[0][1]
     assert frames[-1].shape == (64, 64, 3)
 

@@ -12,7 +12,7 @@ stored: nothing is lost when it is rounded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,12 +25,17 @@ LOSSES: Final = ("cross-entropy", "margin")
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """Options of an attack. `epsilon` is the bound in levels of 255; `seed` that of the starts."""
+    """Options of an attack. `epsilon` is the bound in levels of 255; `seed` that of the starts.
+
+    With `stops_early` a picture is left as soon as it succeeds; else the steps go on, and of the
+    candidates that succeed the one with the lowest loss is taken: the model is surer of it.
+    """
 
     epsilon: float
     steps: int = 20
     restarts: int = 2
     seed: int = 0
+    stops_early: bool = True
 
     @property
     def step(self) -> float:
@@ -108,12 +113,14 @@ def _descend(
     attack: Attack,
     loss: str,
 ) -> Attacked:
-    """Descend one loss, and stop each picture where it succeeds."""
+    """Descend one loss; see Attack for what is kept."""
     low, high = (pixels - attack.epsilon).clamp(min=0), (pixels + attack.epsilon).clamp(max=255)
-    current = begin.clone()
+    current, best = begin.clone(), begin.clone()
     succeeded = _has_succeeded(network, current, labels, targets)
+    lowest = torch.full(succeeded.shape, torch.inf, device=pixels.device)
+
     for step in range(attack.steps):
-        rows = (~succeeded).nonzero()[:, 0]
+        rows = (~succeeded).nonzero()[:, 0] if attack.stops_early else _all_rows(pixels)
         if not len(rows):
             break
         chosen = None if targets is None else targets[rows]
@@ -123,8 +130,14 @@ def _descend(
         size = attack.step if attack.step < 1 else float(int(size))
         moved = current[rows] - size * gradient.sign()
         current[rows] = torch.minimum(torch.maximum(moved, low[rows]), high[rows])
-        succeeded[rows] = _has_succeeded(network, current[rows], labels[rows], chosen)
-    return Attacked(current, succeeded)
+
+        answers = _answers(network, current[rows], labels[rows], chosen, loss)
+        is_better = answers.succeeded & (answers.loss < lowest[rows])
+        is_better |= ~succeeded[rows] & ~answers.succeeded  # nothing better to keep
+        best[rows[is_better]] = current[rows[is_better]]
+        lowest[rows[answers.succeeded & is_better]] = answers.loss[answers.succeeded & is_better]
+        succeeded[rows] |= answers.succeeded
+    return Attacked(best, succeeded)
 
 
 def _gradient(
@@ -157,17 +170,37 @@ def _losses(logits: Tensor, labels: Tensor, targets: Tensor | None, loss: str) -
     return own - others if targets is None else others - own
 
 
+def _all_rows(pixels: Tensor) -> Tensor:
+    return torch.arange(len(pixels), device=pixels.device)
+
+
+class _Answers(NamedTuple):
+    """Whether each picture succeeded [n], and its loss float [n]."""
+
+    succeeded: Tensor
+    loss: Tensor
+
+
 @torch.no_grad()
+def _answers(
+    network: ExplainedNetwork, pixels: Tensor, labels: Tensor, targets: Tensor | None, loss: str
+) -> _Answers:
+    logits = torch.cat(
+        [
+            network.logits(pixels[start : start + network.batch_size])
+            for start in range(0, len(pixels), network.batch_size)
+        ]
+    )
+    answer = logits.argmax(dim=1)
+    succeeded = answer != labels if targets is None else answer == targets
+    return _Answers(succeeded, _losses(logits, labels, targets, loss))
+
+
 def _has_succeeded(
     network: ExplainedNetwork, pixels: Tensor, labels: Tensor, targets: Tensor | None
 ) -> Tensor:
     """Return for each picture whether the model answers what the attack wants."""
-    answers = [
-        network.logits(pixels[start : start + network.batch_size]).argmax(dim=1)
-        for start in range(0, len(pixels), network.batch_size)
-    ]
-    answer = torch.cat(answers)
-    return answer != labels if targets is None else answer == targets
+    return _answers(network, pixels, labels, targets, LOSSES[0]).succeeded
 
 
 def _random_start(pixels: Tensor, epsilon: float, generator: torch.Generator) -> Tensor:

@@ -74,7 +74,11 @@ class AdversarialTask:
         found, method = fgsm(network, pixels, labels, targets, self.epsilon), "FGSM"
         if not bool(found.succeeded[0]):
             attack = Attack(
-                epsilon=self.epsilon, steps=self.steps, restarts=self.restarts, seed=self.seed
+                epsilon=self.epsilon,
+                steps=self.steps,
+                restarts=self.restarts,
+                seed=self.seed,
+                stops_early=False,
             )
             found, method = pgd(network, pixels, labels, targets, attack), "PGD"
         changed: Pixels = found.pixels[0].round().to(torch.uint8).cpu().numpy()

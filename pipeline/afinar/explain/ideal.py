@@ -25,7 +25,7 @@ from afinar.explain.parametrisation import Parametrisation, parametrise
 from afinar.explain.units import Rendered
 
 _LEAKY_STEPS: Final = 16
-_FRAMES: Final = 32
+_FRAMES: Final = 24
 _STRIP: Final = 8  # frames on the sheet
 _SHIFT_PX: Final = 3
 

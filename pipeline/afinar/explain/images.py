@@ -47,7 +47,7 @@ def encode_animation(frames: Sequence[Pixels]) -> bytes:
     sink = io.BytesIO()
     first.save(
         sink, format="WEBP", save_all=True, append_images=others, duration=durations, loop=0,
-        quality=80, method=3,
+        quality=60, method=3,
     )  # fmt: skip
     return sink.getvalue()
 

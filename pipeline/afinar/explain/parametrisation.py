@@ -19,13 +19,16 @@ from torch.nn import functional as F
 # Square root of the covariance of colours of ImageNet's pixels, from Lucid (Apache-2.0).
 _COLOURS: Final = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
 _SPECTRUM_STD: Final = 0.01
+# Lucid draws 128 pixels for a network of 224. The frequencies above are those that a network turns
+# into patterns of single pixels: at full resolution the variation is nearly that of noise.
+_DRAWN_SHARE: Final = 128 / 224
 _PAD_PX, _FIRST_JITTER_PX, _LAST_JITTER_PX = 12, 8, 4
 _SCALES: Final = torch.linspace(0.9, 1.1, 11)
 _DEGREES: Final = 10
 _TRANSFORMED_AT: Final = 224  # pixels of the side that the transforms' pixels are meant for
 _TV_JITTER_PX: Final = 8
 _OCTAVES: Final = (1 / 1.96, 1 / 1.4, 1.0)  # sides of the picture, in turn
-_TV_WEIGHT: Final = 2.0
+_TV_WEIGHT: Final = 8.0
 
 
 class Parametrisation(ABC):
@@ -60,24 +63,27 @@ class FourierPicture(Parametrisation):
     """Spectrum with decorrelated colours; shifts, scales and rotations at each step."""
 
     def __init__(self, size: int, generator: torch.Generator, device: torch.device) -> None:
-        shape = (3, size, size // 2 + 1, 2)
+        drawn = max(8, round(_DRAWN_SHARE * size))
+        shape = (3, drawn, drawn // 2 + 1, 2)
         spectrum = _SPECTRUM_STD * torch.randn(shape, generator=generator)
         self._spectrum = spectrum.to(device).requires_grad_(True)
-        rows, columns = torch.fft.fftfreq(size), torch.fft.rfftfreq(size)
-        frequency = (rows[:, None] ** 2 + columns[None] ** 2).sqrt().clamp(min=1 / size)
-        self._scale = (size / frequency).to(device)
+        rows, columns = torch.fft.fftfreq(drawn), torch.fft.rfftfreq(drawn)
+        frequency = (rows[:, None] ** 2 + columns[None] ** 2).sqrt().clamp(min=1 / drawn)
+        self._scale = (drawn / frequency).to(device)
         self._colours = (_COLOURS / _COLOURS.norm(dim=0).max()).T.to(device)
-        self._size = size
+        self._drawn, self._size = drawn, size
 
     def parameters(self) -> list[Tensor]:
         return [self._spectrum]
 
     def picture(self) -> Tensor:
         spectrum = torch.view_as_complex(self._spectrum) * self._scale
-        decorrelated = torch.fft.irfft2(spectrum, s=(self._size, self._size)) / 4
+        decorrelated = torch.fft.irfft2(spectrum, s=(self._drawn, self._drawn)) / 4
         colours = decorrelated.permute(1, 2, 0) @ self._colours
-        image: Tensor = 255 * colours.sigmoid()[None]
-        return image
+        image = 255 * colours.sigmoid().permute(2, 0, 1)[None]
+        size = (self._size, self._size)
+        image = F.interpolate(image, size, mode="bilinear", align_corners=False)
+        return image.permute(0, 2, 3, 1)
 
     def transformed(self, picture: Tensor, generator: torch.Generator) -> Tensor:
         """Pad by 12, shift by up to 8, scale by 0.9 to 1.1, rotate by up to 10°, shift by 4.

@@ -30,7 +30,7 @@ from afinar.storage.store import Store
 SHOWN: Final = 40
 """Pictures, or classes, on a page: about 3 MB."""
 _GRID_PX: Final = 460
-_ANIMATIONS: Final = 12
+_ANIMATIONS: Final = 8
 _MAP_PX: Final = 224
 
 METHODS: Final = {
@@ -169,10 +169,11 @@ def _ideal_shot(outcome: IdealOutcome, stored: Stored[IdealResult]) -> Tile:
 def _ideal_curve(group: Sequence[Stored[IdealResult]]) -> Chart:
     points = [point for stored in group for point in stored.result.curve]
     steps, scores = zip(*points, strict=True)
+    low = min(scores) if min(scores) < -0.1 * max(scores) else 0.0  # noise begins just below 0
     chart = Chart(
         title="Score by step (as the network sees the picture)",
         x=exact_axis("step", 0, max(steps), integer=True),
-        y=axis("score", min(0.0, *scores), max(scores)),
+        y=axis("score", low, max(scores)),
     )
     for colour, stored in enumerate(group, start=1):
         curve = [(float(step), score) for step, score in stored.result.curve]
@@ -288,7 +289,7 @@ def adversarial_summary(outcome: AdversarialOutcome) -> Summary:
             (f"attacks succeeded ({rate.low:.0%} – {rate.high:.0%})", f"{rate.value:.1%}"),
         ],
         reading=[
-            "The changes are too small to see and were computed from the model's gradient. "
+            "The changes were computed from the model's gradient. "
             "Pictures were rounded to 8 bits, saved as PNG and read back before the model "
             "judged them.",
         ],
