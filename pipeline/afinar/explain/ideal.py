@@ -124,7 +124,7 @@ def ascend(
 
         if step in wanted:
             frames.append(_as_pixels(picture))
-            curve.append((step, float(score)))
+            curve.append((step, float(score.detach())))
     return frames, curve
 
 
