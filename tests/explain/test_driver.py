@@ -146,7 +146,12 @@ def test_mistakes_and_classes_of_a_dataset(trained: Trained, tmp_path: Path) -> 
 
 def test_ideal_pictures_beside_typical_ones(trained: Trained, tmp_path: Path) -> None:
     config = ExplainIdealConfig(
-        class_="moss,rust", model=trained.champion, out=str(tmp_path / "out"), steps=6, seeds=2
+        class_="moss,rust",
+        model=trained.champion,
+        out=str(tmp_path / "out"),
+        steps=6,
+        seeds=2,
+        dataset=trained.dataset,
     )
     outcome = explain_ideal(config, InlineExecutor())
     assert len(outcome.results) == 2 * 2 * 2

@@ -31,7 +31,6 @@ from tests.conftest import Trained
 
 
 def plain(backbone: str, size: int = 64) -> ExplainedNetwork:
-    torch.manual_seed(0)
     return load_explained(ModelSpec(model=f"imagenet:{backbone}", weights="none", input_size=size))
 
 

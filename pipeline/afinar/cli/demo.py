@@ -219,7 +219,13 @@ def _explain(folder: Path, model: str) -> list[Block]:
     )
     ideal = driver.explain_ideal(
         ExplainIdealConfig(
-            class_=_IDEAL_CLASS, model=model, out=out, prior="fourier", steps=_IDEAL_STEPS, seeds=1
+            class_=_IDEAL_CLASS,
+            model=model,
+            out=out,
+            dataset=dataset,
+            prior="fourier",
+            steps=_IDEAL_STEPS,
+            seeds=1,
         ),
         executor,
     )

@@ -122,7 +122,7 @@ class ExplainIdealConfig(ExplainConfig):
     seeds: int = 3
     """Number of pictures of each class, from different random starts."""
     dataset: str = ""
-    """Dataset whose most typical pictures of the class are shown. Default: that of the model."""
+    """Dataset whose most typical pictures of the class are shown beside the ideal ones."""
     seed: int = 0
     """First random seed."""
 

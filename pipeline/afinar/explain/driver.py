@@ -24,7 +24,7 @@ from afinar.config.explain import (
     ExplainSaliencyConfig,
 )
 from afinar.dataset.reader import Dataset, open_dataset
-from afinar.errors import AfinarError, RequestError, ShortfallError, StorageError
+from afinar.errors import RequestError, ShortfallError
 from afinar.explain.adversarial_task import (
     AdversarialResult,
     AdversarialTask,
@@ -61,7 +61,7 @@ from afinar.explain.worker import UnitOutcome, make_worker
 from afinar.labelling.source import require_view
 from afinar.storage.contents import require_target_for
 from afinar.storage.markers import committed_units
-from afinar.storage.open import normalize_uri, open_store
+from afinar.storage.open import open_store
 from afinar.storage.store import Store
 from afinar.storage.versions import probe_conditional_put
 from afinar.units.executor import Executor, RetryPolicy
@@ -219,21 +219,17 @@ def _channel(network: ExplainedNetwork, name: str, number: int) -> tuple[int, st
 def _typical(
     config: ExplainIdealConfig, job: _Job, classes: list[int]
 ) -> dict[str, Stored[TypicalResult]]:
-    """Return the most typical real pictures of each class, from the dataset of the model."""
-    version = job.model.version
-    uri = config.dataset or str(
-        ((version.lineage if version else {}).get("dataset") or {}).get("uri", "")
-    )
-    if not uri:
+    """Return the most typical real pictures of each class.
+
+    Only a dataset that the user names is read: the one that a model's record names may be anywhere.
+    """
+    if not classes:
         return {}
-    try:
-        dataset = open_dataset(normalize_uri(uri))
-        require_view(dataset.store.root, dataset.manifest.version, job.model.stored_view)
-    except (StorageError, AfinarError) as error:
-        if config.dataset:
-            raise
-        job.notes.append(f"no typical pictures are shown: {error}")
+    if not config.dataset:
+        job.notes.append("--dataset DATASET also shows the most typical real pictures of the class")
         return {}
+    dataset = open_dataset(config.dataset)
+    require_view(dataset.store.root, dataset.manifest.version, job.model.stored_view)
 
     tasks = []
     for target in dict.fromkeys(classes):
@@ -344,6 +340,8 @@ def _saliency_inputs(
         inputs = list_inputs(config.pictures)
         return inputs, len(inputs), "pictures"
     require_view(dataset.store.root, dataset.manifest.version, job.model.stored_view)
+    if config.class_:
+        find_class(config.class_, job.model.classes)
     if config.class_ and config.class_ not in dataset.classes:
         raise RequestError(
             f"--class {config.class_!r}: {dataset.store.root} has no such label; it has "

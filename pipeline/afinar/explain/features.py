@@ -169,8 +169,10 @@ def _weights_up_to(network: ExplainedNetwork, node: str) -> dict[str, torch.Tens
     graph, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     graph.graph_copy(network.module.graph, copies)
     graph.output(copies[network.nodes[node]])
-    graph.eliminate_dead_code()
-    return fx.GraphModule(network.module, graph).state_dict()
+    part = fx.GraphModule(network.module, graph)
+    part.graph.eliminate_dead_code()
+    # A GraphModule copies only the modules that its graph calls, so build it again.
+    return fx.GraphModule(part, part.graph).state_dict()
 
 
 def _columns(

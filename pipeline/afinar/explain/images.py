@@ -36,7 +36,7 @@ def encode_png(image: Pixels) -> bytes:
 
 def decode_png(data: bytes) -> Pixels:
     """Return the pixels of a PNG that `encode_png` made, uint8 [height, width, 3]."""
-    pixels: Pixels = np.asarray(Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGB"))
+    pixels: Pixels = np.array(Image.open(io.BytesIO(data), formats=("PNG",)).convert("RGB"))
     return pixels
 
 

@@ -68,8 +68,11 @@ class ModelSpec:
     @property
     def identity(self) -> str:
         """Digest of what determines the network; names of units contain it."""
-        name = self.model if self.is_plain else self.model.rsplit("@", 1)[1]
-        return fingerprint([name, self.weights, self.input_size] if self.is_plain else name)
+        if not self.is_plain:
+            return fingerprint(self.model.rsplit("@", 1)[1])
+        source = find_weights(self.weights, self.backbone)
+        name = source.name if source else "random"
+        return fingerprint([self.model, self.weights, name, self.input_size])
 
 
 class ModelFacts(NamedTuple):
@@ -294,10 +297,12 @@ def find_store(spec: ModelSpec) -> StoredModel:
 
 def _load_plain(facts: ModelFacts) -> ExplainedNetwork:
     name, size = facts.spec.backbone, facts.spec.input_size
-    if is_timm(name):
-        whole = build_timm(name, size, classes=_IMAGENET_CLASSES)
-    else:
-        whole = build_backbone(name, size)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # with --weights none, all workers have the same network
+        if is_timm(name):
+            whole = build_timm(name, size, classes=_IMAGENET_CLASSES)
+        else:
+            whole = build_backbone(name, size)
     source = find_weights(facts.spec.weights, name)
     if source is not None:
         load_weights(source, whole, whole)
