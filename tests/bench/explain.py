@@ -248,10 +248,10 @@ def _family(name: str, dataset: str, scratch: Path) -> bool:
     labels = np.array([network.classes.index(str(picture.label)) for picture in sample])
     is_right = network.probabilities(images).argmax(axis=1) == labels
     print(f"{name}: {FAMILIES[name]}, test accuracy {is_right.mean():.0%}")
-    pasted = [
-        Planted(image, *map(int, Path(picture.uri).stem.split("-")[1:]), _OBJECT)
-        for image, picture in zip(images, sample, strict=True)
-    ]
+    pasted = []
+    for image, picture in zip(images, sample, strict=True):
+        _, top, left = Path(picture.uri).stem.split("-")
+        pasted.append(Planted(image, int(top), int(left), _OBJECT))
     maps_met = check_maps(name, network, pasted, labels)
     return attack(name, network, images[is_right], labels[is_right], sample) and maps_met
 
@@ -279,7 +279,7 @@ def attack(
     accuracy = [
         np.mean([bound is None or bound > epsilon for bound in broken]) for epsilon in EPSILONS
     ]
-    is_met = share >= BROKEN and accuracy[-1] < WITHSTAND
+    is_met = share >= BROKEN and bool(accuracy[-1] < WITHSTAND)
     curve = ", ".join(f"{e:g}: {a:.0%}" for e, a in zip(EPSILONS, accuracy, strict=True))
     print(
         f"{name}: targeted attacks within 8 levels succeed for {share:.0%} of {len(images)} "

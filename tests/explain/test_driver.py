@@ -20,6 +20,7 @@ from afinar.config.features import FeaturesConfig
 from afinar.errors import RequestError, ShortfallError
 from afinar.execution.executor import RayExecutor
 from afinar.explain.driver import (
+    AdversarialOutcome,
     RobustnessOutcome,
     explain_adversarial,
     explain_features,
@@ -199,7 +200,7 @@ def test_features_with_the_pictures_that_activate_a_channel_most(
     with pytest.raises(RequestError, match="no positions"):
         explain_features(
             ExplainFeaturesConfig(
-                pictures=(str(pictures),), model=trained.champion, out=out, node="13"
+                pictures=(str(pictures),), model=trained.champion, out=out, node="15"
             ),
             InlineExecutor(),
         )
@@ -213,6 +214,7 @@ def test_adversarial_pictures_and_accuracy(
         target="rust", epsilon=64, steps=10,
     )  # fmt: skip
     outcome = explain_adversarial(config, InlineExecutor())
+    assert isinstance(outcome, AdversarialOutcome)
     for stored in outcome.results:
         assert stored.result.change <= 64
         assert stored.result.target == "rust"

@@ -68,7 +68,7 @@ def test_a_random_head_gives_another_map(colours: ExplainedNetwork) -> None:
     image = np.concatenate([patch(at=0)[:, :32], patch(at=30)[:, 32:]], axis=1)
     (before,) = grad_cam(colours, image[None], torch.tensor([0]), "_1")
     correlations = []
-    weight = colours.module.get_submodule("4").weight
+    weight = colours.module.get_parameter("4.weight")
     published = weight.clone()
     for seed in range(8):
         colours.randomize_head(seed)

@@ -19,6 +19,7 @@ from afinar.explain.driver import (
 )
 from afinar.logs import log_settings
 from afinar.report import explain_blocks as blocks
+from afinar.report.blocks import Block
 from afinar.report.command import reproduce
 from afinar.report.rendering import template
 from afinar.report.run_folder import record_run, report_uri
@@ -110,7 +111,7 @@ def explanation_page(
     )
 
 
-def _content(outcome: ExplainOutcome[Any]) -> tuple[blocks.Summary, list[blocks.Block]]:
+def _content(outcome: ExplainOutcome[Any]) -> tuple[blocks.Summary, list[Block]]:
     match outcome:
         case FeaturesOutcome():
             return blocks.features_summary(outcome), blocks.features_blocks(outcome)
