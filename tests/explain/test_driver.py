@@ -139,7 +139,7 @@ def test_mistakes_and_classes_of_a_dataset(trained: Trained, tmp_path: Path) -> 
     assert all(stored.result.label != stored.result.predicted for stored in mistakes.results)
     assert mistakes.listed == len(mistakes.results)
     record_explanation("saliency", any_moss, mistakes)  # a page without pictures is a page
-    with pytest.raises(RequestError, match="no such label"):
+    with pytest.raises(RequestError, match="no class .slate."):
         explain_saliency(
             saliency(trained, tmp_path / "out", trained.dataset, class_="slate"), InlineExecutor()
         )
