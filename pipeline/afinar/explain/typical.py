@@ -55,5 +55,5 @@ class TypicalTask:
             uris=[self.sample[place].uri for place in order],
             probabilities=[float(share) for share in probabilities],
         )
-        sheet = grid([images[place] for place in order], columns=len(order))
+        sheet = grid([images[place] for place in order], columns=3)
         return Rendered(result, {"typical.png": encode_png(sheet)})
