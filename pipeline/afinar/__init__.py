@@ -13,6 +13,7 @@ What they write:
 - `open_features(DATASET, …)` are features of a dataset that `afinar features` has computed.
 - `open_models(MODELS)` is `Models`: the versions, `.champion`, `.promote(N)`, `.rollback()`.
 - `open_model(MODELS)` is a `Model`: `.predict(pictures)`, `.module`.
+- `open_explainer(MODELS)` is an `Explainer`: `.saliency(…)`, `.ideal(…)`, `.adversarial(…)`.
 - `open_predictions(PREDICTIONS)` is `Predictions`: `.table`, `.rejects`.
 
 All errors that afinar raises on purpose are `AfinarError`: `RequestError` (the request is wrong;
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from afinar.api.dataset import Dataset as Dataset
     from afinar.api.dataset import Sample as Sample
     from afinar.api.dataset import open_dataset as open_dataset
+    from afinar.api.explain import Explainer as Explainer
+    from afinar.api.explain import open_explainer as open_explainer
     from afinar.api.history import Models as Models
     from afinar.api.history import open_models as open_models
     from afinar.api.jobs import compare as compare
@@ -64,6 +67,8 @@ _MODULES = {
     "ingest": "afinar.api.jobs",
     "label": "afinar.api.jobs",
     "open_dataset": "afinar.api.dataset",
+    "Explainer": "afinar.api.explain",
+    "open_explainer": "afinar.api.explain",
     "open_features": "afinar.features.reader",
     "open_model": "afinar.api.model",
     "open_models": "afinar.api.history",
@@ -74,6 +79,7 @@ _MODULES = {
 __all__ = [
     "AfinarError",
     "Dataset",
+    "Explainer",
     "Model",
     "Models",
     "PictureError",
@@ -87,6 +93,7 @@ __all__ = [
     "ingest",
     "label",
     "open_dataset",
+    "open_explainer",
     "open_features",
     "open_model",
     "open_models",

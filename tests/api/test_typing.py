@@ -67,9 +67,10 @@ def test_scripts_of_a_user_are_type_checked(tmp_path: Path) -> None:
 
 def test_public_names_are_pinned_lazy_and_documented() -> None:
     assert afinar.__all__ == [
-        "AfinarError", "Dataset", "Model", "Models", "PictureError", "Prediction", "Predictions",
-        "RequestError", "Sample", "ShortfallError", "__version__", "compare", "ingest",
-        "label", "open_dataset", "open_features", "open_model", "open_models",
+        "AfinarError", "Dataset", "Explainer", "Model", "Models", "PictureError", "Prediction",
+        "Predictions", "RequestError", "Sample", "ShortfallError", "__version__", "compare",
+        "ingest", "label", "open_dataset", "open_explainer", "open_features",
+        "open_model", "open_models",
         "open_predictions", "train",
     ]  # fmt: skip
     assert dir(afinar) == sorted(afinar.__all__)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from tests.bench.batches import batches
 from tests.bench.everyday import demo, requests
+from tests.bench.explain import explain, explain_families
 from tests.bench.features import features
 from tests.bench.feeding import feeding
 from tests.bench.gate_years import gate_years
@@ -49,6 +50,8 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "regimes": regimes,
     "features": features,
     "similar": similar,
+    "explain": explain,
+    "explain_families": explain_families,
     "gate_years": gate_years,
     "label_bound": label_bound,
     "label_peers": label_peers,
@@ -63,7 +66,7 @@ BENCHES: dict[str, Callable[[], bool]] = {
 }
 NEEDS: dict[str, Callable[[], bool]] = {"gpu": has_gpu, "bfloat16": has_amx, "label_gpu": has_gpu}
 """Benches that only some machines can run. By default they run only there."""
-HOURS = {"regimes"}
+HOURS = {"regimes", "explain_families"}
 """Benches that take hours. They run only by name."""
 
 

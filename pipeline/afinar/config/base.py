@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import keyword
 import os
 import re
 from dataclasses import dataclass
@@ -119,6 +120,17 @@ def as_dict(config: JobConfig) -> dict[str, Any]:
 def fingerprint(value: Any) -> str:
     """Return the SHA-256 of a value as JSON. Raises TypeError for what JSON cannot hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def flag_name(field: str) -> str:
+    """Return the name of a field's flag, without dashes before it: `class_` is --class."""
+    return field.removesuffix("_").replace("_", "-")
+
+
+def field_name(flag: str) -> str:
+    """Return the field of a flag or of a recipe's key; Python's keywords get an underscore."""
+    name = flag.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def require(condition: bool, message: str) -> None:

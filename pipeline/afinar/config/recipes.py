@@ -9,7 +9,7 @@ import typing
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from afinar.config.base import JobConfig
+from afinar.config.base import JobConfig, field_name
 from afinar.config.strict import MismatchError, structure
 from afinar.errors import RequestError
 
@@ -74,7 +74,7 @@ def _with_field_names(table: dict[str, Any], recipe: str) -> dict[str, Any]:
     """Return the values by field. Raises RequestError for one key in two spellings."""
     spelling: dict[str, str] = {}
     for key in table:
-        name = key.replace("-", "_")
+        name = field_name(key)
         if name in spelling:
             raise RequestError(
                 f"the recipe {recipe} has both {spelling[name]!r} and {key!r}, which are one flag: "

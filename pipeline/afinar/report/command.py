@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Final, get_type_hints
 
-from afinar.config.base import POSITIONAL, JobConfig
+from afinar.config.base import POSITIONAL, JobConfig, flag_name
 
 # What does not change the result, or is contained in the other flags.
 _LEFT_OUT: Final = frozenset(
@@ -27,9 +27,10 @@ def reproduce(job: str, kind: type[JobConfig], values: Mapping[str, Any]) -> str
             continue
         value = values[field.name]
         if POSITIONAL in getattr(hints[field.name], "__metadata__", ()):
-            positional.append(shlex.quote(str(value)))
+            values_of_field = value if isinstance(value, list | tuple) else [value]
+            positional += [shlex.quote(str(entry)) for entry in values_of_field]
         elif value != _default(field) and value is not None:
-            flags.append(_flag(field.name.replace("_", "-"), value))
+            flags.append(_flag(flag_name(field.name), value))
     # One flag on a line: a browser would break a long line within `--`.
     return " \\\n  ".join([" ".join([f"afinar {job}", *positional]), *flags])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset
 from afinar.evaluation.comparison import EvaluatedRun, best_run, verdicts
+from afinar.report.blocks import Block
 from afinar.report.charts import curves
 from afinar.report.classes import class_balance, class_rows, split_counts
 from afinar.report.command import reproduce
@@ -40,11 +42,13 @@ def comparison_page(
     *,
     about: str = "",
     stretch: bool = False,
+    explained: Sequence[Block] = (),
 ) -> str:
     """Return the page of runs on one dataset, and of the archive labelled with the best of them.
 
     `about` says where the pictures are from. With `stretch` the contrast of mistakes is stretched,
-    and the page says so: for pictures whose classes differ in faint detail.
+    and the page says so: for pictures whose classes differ in faint detail. `explained` are
+    sections on what the best model sees.
     """
     best = best_run(runs)
     classes = best.version.classes
@@ -61,6 +65,7 @@ def comparison_page(
         title=title,
         about=about,
         stretch=stretch,
+        explained=explained,
         verdicts=verdicts(runs),
         runs=[_row(run, best) for run in runs],
         largest_class=best.largest_class,

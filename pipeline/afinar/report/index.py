@@ -30,6 +30,7 @@ _JOBS: Final = {
     "labelled": "label",
     "corruptions": "evaluate",
     "duplicates": "similar",
+    "explained": "explain",
 }
 _ATTEMPTS: Final = 5
 _READS: Final = 16
@@ -40,6 +41,7 @@ _RUN_COLUMNS: Final = (
     "changed",
     "removed",
     "labelled",
+    "explained",
     "rejected",
     "rejects",
     "skipped",
