@@ -88,7 +88,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_says_so(
 ) -> None:
     """Both have read the same record before either writes."""
     store = open_store(str(models))
-    seen = latest(store, aliases.CHAMPION)
+    seen = latest(store, "aliases/champion")
     monkeypatch.setattr(aliases, "latest", lambda *_: seen)
     aliases.promote(store, 2, "first")
     with pytest.raises(ShortfallError, match="made version 2 of .* at the same time"):

@@ -14,8 +14,9 @@ from PIL import Image
 from afinar.config.base import JobConfig
 from afinar.config.nightly import GateRules, NightlyConfig
 from afinar.models.registry.aliases import champion_number
-from afinar.nightly.night import Services, run_night
+from afinar.nightly.night import run_night
 from afinar.nightly.records import NightRecord, read_nights
+from afinar.nightly.steps import Services
 from afinar.predictions.part_reader import open_predictions
 from afinar.storage.open import open_store
 from afinar.training.distributed import Group
@@ -123,7 +124,7 @@ def test_the_first_night_promotes_a_model_and_labels_the_archive(world: World) -
     assert record.champion == record.candidate == world.champion == 1
     assert record.steps["label"]["labelled"] == 12
     assert set(record.steps) == {
-        "start", "ingest", "watch", "train", "rehearse", "gate", "promote", "label"
+        "start", "ingest", "watch", "train", "rehearse", "evaluate", "gate", "promote", "label"
     }  # fmt: skip
 
 

@@ -257,12 +257,12 @@ def _limits(evidence: Evidence, rules: GateRules) -> Iterator[Check]:
     loss = evidence.loss
     if rules.max_loss_increase:
         if loss is None:
-            yield _held("calibration", "the calibrated losses were not measured")
+            yield _held("calibration", "the losses of the confidence were not measured")
         elif not loss.candidate - loss.champion <= rules.max_loss_increase:  # NaN refuses
             yield _refused(
                 "calibration",
-                f"the calibrated loss rises from {loss.champion:.3f} to {loss.candidate:.3f}, by "
-                f"more than {rules.max_loss_increase:g}",
+                f"the loss of the confidence rises from {loss.champion:.3f} to "
+                f"{loss.candidate:.3f}, by more than {rules.max_loss_increase:g}",
             )
 
     yield from _factor("speed", evidence.seconds_per_picture, rules.max_slowdown, "labelling")
