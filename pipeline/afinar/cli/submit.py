@@ -40,7 +40,7 @@ def configure(argv: list[str]) -> SubmitConfig:
         description="Run a job through the Ray Jobs API, follow it, and exit with its exit code.",
         epilog=(
             "Ctrl-C, SIGTERM and SIGHUP stop the job. Exit code 3: the dashboard no longer "
-            "answers, and the job may go on; a night also ends so if another one holds the lock.\n\n"
+            "answers, and the job may go on; or another night holds the lock.\n\n"
             "Example: afinar submit --address http://HEAD:8265 -- "
             "ingest s3://bucket/pictures s3://bucket/dataset"
         ),

@@ -109,8 +109,8 @@ class _NightRun:
         steps = self.steps
         start = self._step("start", steps.start)
         ingest = self._step("ingest", steps.ingest)
-        self._step("watch", lambda: steps.watch(start, ingest))
-        train = self._step("train", lambda: steps.train(start, ingest))
+        watched = self._step("watch", lambda: steps.watch(start, ingest))
+        train = self._step("train", lambda: steps.train(start, ingest, watched))
         promote: Record = {}
         if train["candidate"] is not None:
             rehearsal = self._step("rehearse", lambda: steps.rehearse(start, train))

@@ -42,8 +42,10 @@ from afinar.storage.versions import (
 Outcome = Literal["promoted", "held", "refused", "no change", "failed"]
 
 _CIRCUMSTANCES: Final = frozenset(
-    ("recipe", "training", "json", "address", "workers", "unit_timeout_s")
-    + ("lease_minutes", "hooks", "promote")
+    {
+        *("recipe", "training", "json", "address", "workers", "unit_timeout_s"),
+        *("lease_minutes", "hooks", "promote"),
+    }
 )
 """Options that may change when a killed night is continued."""
 

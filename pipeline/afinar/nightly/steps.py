@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Final
 
 from afinar.config.base import JobConfig, as_dict, fingerprint
 from afinar.config.ingest import IngestConfig
@@ -51,10 +51,14 @@ from afinar.nightly.rehearsal import rehearse
 from afinar.nightly.watch import Champion, answer, held_uris, read_watched, watch
 from afinar.storage.open import normalize_uri, open_store
 from afinar.training.driver import TrainOutcome, run_training
-from afinar.training.task import TrainTask
+from afinar.training.task import NON_DETERMINING_FIELDS, TrainTask
 from afinar.units.executor import Executor
 
 Record = dict[str, Any]
+
+_FEW_NEW: Final = 500  # pictures whose features one worker computes as fast as several are started
+# The names of excluded pictures are in the list of samples.
+_NO_DATA: Final = NON_DETERMINING_FIELDS - {"repeats", "preset"} | {"exclude"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +136,7 @@ class Steps:
                 self.earlier,
                 dataset=self.config.dataset,
                 versions=(watched[-1]["version"], ingest["version"]),
-                champion=Champion(
-                    spec=self._spec(start["champion"]),
-                    answers=Answers.of(self.models, self._version(start["champion"])),
-                ),
+                champion=self._champion(start["champion"]),
                 rules=self.config.watch,
                 jobs=self.jobs,
             )
@@ -144,7 +145,15 @@ class Steps:
             record["notes"] += filter(None, [reject_note(ingest, watched)])
         return record
 
-    def train(self, start: Record, ingest: Record) -> Record:
+    def _champion(self, number: int) -> Champion:
+        version = self._version(number)
+        return Champion(
+            spec=self._spec(number),
+            classes=set(version.classes),
+            answers=Answers.of(self.models, version),
+        )
+
+    def train(self, start: Record, ingest: Record, watched: Record) -> Record:
         """Train the candidate, unless nothing changed that it would be trained on."""
         held = held_uris(self.nights, self.earlier, self.night, self.config.dataset)
         config = self._training(held)
@@ -175,6 +184,9 @@ class Steps:
             # Recorded before the run's marker is deleted: a kill between them trains no second one.
             published.append(self.night.complete("train", record))
 
+        if config.regime == "frozen" and trained and watched["new"] <= _FEW_NEW:
+            # Other features are cached: several workers would not pay for their start.
+            config = replace(config, workers=1, min_workers=0)
         if self.config.begin == "champion" and start["champion"] is not None:
             config = replace(config, weights=self._spec(start["champion"]))
         run_training(config, self._launch, on_published=on_published)
@@ -384,9 +396,6 @@ def _training_data(config: TrainConfig, version: int, held: set[str]) -> str:
     )
     options = {name: value for name, value in as_dict(config).items() if name not in _NO_DATA}
     return fingerprint([samples, options])
-
-
-_NO_DATA = frozenset({"address", "workers", "min_workers", "cores_per_worker", "exclude", "json"})
 
 
 def _new_pictures(candidate: ModelVersion, champion: ModelVersion) -> int | None:

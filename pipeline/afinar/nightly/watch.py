@@ -64,9 +64,10 @@ class NewPictures:
 
 @dataclass(frozen=True, kw_only=True)
 class Champion:
-    """The champion as MODELS@VERSION, and its answers for its own test pictures."""
+    """The champion as MODELS@VERSION, its classes, and its answers for its own test pictures."""
 
     spec: str
+    classes: set[str]
     answers: Answers
 
 
@@ -102,7 +103,9 @@ def watch(
         return record | {"notes": [f"the champion cannot label tonight's pictures: {error}"]}
     rows = [(row, answers[row["uri"]]) for row in new.rows if row["uri"] in answers]
     if rules.labels:
-        record |= _watch_labels(night, earlier, rows, champion.answers)
+        # It cannot contradict a label that it does not know.
+        known = [pair for pair in rows if pair[0]["label"] in champion.classes]
+        record |= _watch_labels(night, earlier, known, champion.answers)
     if rules.inputs:
         reference = [answers[row["uri"]] for row in new.reference if row["uri"] in answers]
         record |= watch_inputs_of(rows, reference, new.labels, champion.answers)
