@@ -217,7 +217,12 @@ def _accuracy(evidence: Evidence, rules: GateRules) -> Check:
     )
     if p_value <= level:
         return _passed("accuracy", f"it is better: {numbers}")
-    return _refused("accuracy", f"it is not shown to be better: {numbers}")
+    if not evidence.new_classes:
+        return _refused("accuracy", f"it is not shown to be better: {numbers}")
+    # More classes make the common ones no easier: whether they are worth it, a person decides.
+    if mcnemar(test.champion_only, test.candidate_only) <= _CLASS_LEVEL:
+        return _refused("accuracy", f"it is worse on the common classes: {numbers}")
+    return _held("accuracy", f"it is neither better nor worse on the common classes: {numbers}")
 
 
 def _classes(evidence: Evidence, rules: GateRules) -> Iterator[Check]:

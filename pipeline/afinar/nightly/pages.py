@@ -24,10 +24,10 @@ from afinar.nightly.records import (
 from afinar.report.nights import (
     AliasRow,
     CheckRow,
+    FrozenTestRow,
     NightPage,
     NightRow,
     StepRow,
-    TestSetRow,
     night_page,
     nights_page,
     picture_tiles,
@@ -106,7 +106,7 @@ def _row(record: NightRecord, before: Interval | None) -> NightRow:
         candidate=record.candidate,
         score=candidate_score if is_new else champion_score,
         candidate_score=candidate_score if record.candidate and not is_new else None,
-        decision="" if test_set is None else f"{gate['decision']} on test set {test_set}",
+        decision="" if test_set is None else f"{gate['decision']} (set {test_set})",
         samples=ingest.get("samples"),
         new=record.steps.get("watch", {}).get("new") or ingest.get("added"),
         seconds=record.seconds,
@@ -115,13 +115,13 @@ def _row(record: NightRecord, before: Interval | None) -> NightRow:
     )
 
 
-def _test_sets(store: Store) -> list[TestSetRow]:
+def _test_sets(store: Store) -> list[FrozenTestRow]:
     rows = []
     for number in versions(store, TESTS):
         test = read_record(store, record_name(TESTS, number), FrozenTest)
         decisions = count_decisions(store, test)
         rows.append(
-            TestSetRow(
+            FrozenTestRow(
                 number=number,
                 created=test.created,
                 age_days=(datetime.now(UTC) - datetime.fromisoformat(test.created)).days,
@@ -217,7 +217,7 @@ def _numbers(record: NightRecord, gate: Record) -> list[tuple[str, str]]:
         label = f"p-value, level {gate['level']:.2g} (decision {gate['decision']})"
         numbers.append((label, f"{gate['p_value']:.2g}"))
         smallest = gate["smallest_gain"]
-        text = "none" if smallest is None else f"{100 * smallest:.1f}"
+        text = "no gain" if smallest is None else f"{100 * smallest:.1f}"
         numbers.append(("smallest gain that could have been shown, points", text))
     numbers.append(("time", f"{record.seconds:.1f} s"))
     return numbers

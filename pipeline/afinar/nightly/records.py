@@ -27,7 +27,7 @@ from afinar.config.strict import between
 from afinar.errors import NotFoundError
 from afinar.storage.arrow import from_parquet, to_parquet
 from afinar.storage.objects import sha256
-from afinar.storage.records import ObjectName, read_record
+from afinar.storage.records import ObjectName, parse_object, read_record
 from afinar.storage.store import Store
 from afinar.storage.versions import (
     current_actor,
@@ -130,7 +130,7 @@ class Night:
         """Store the record of a step, and return the one that is stored."""
         name = f"{self.name}/steps/{step}.json"
         if not self.store.put_if_absent(name, _as_json(record)):
-            record = json.loads(self.store.get(name))
+            record = parse_object(self.store.get(name), self.store.uri(name))
         self.done[step] = record
         return record
 
@@ -259,7 +259,10 @@ def _read_steps(store: Store, night: str) -> dict[str, dict[str, Any]]:
     folder = f"{night}/steps"
     names = [info.name for info in store.walk(folder) if info.name.endswith(".json")]
     return {
-        name.rpartition("/")[2].removesuffix(".json"): json.loads(store.get(name)) for name in names
+        name.rpartition("/")[2].removesuffix(".json"): parse_object(
+            store.get(name), store.uri(name)
+        )
+        for name in names
     }
 
 

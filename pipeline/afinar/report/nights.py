@@ -106,7 +106,7 @@ class AliasRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestSetRow:
+class FrozenTestRow:
     """A frozen test set: its age in days, and the level of the next decision on it."""
 
     number: int
@@ -127,7 +127,7 @@ def nights_page(
     root: str,
     nights: Sequence[NightRow],
     aliases: Sequence[AliasRow],
-    test_sets: Sequence[TestSetRow],
+    test_sets: Sequence[FrozenTestRow],
 ) -> str:
     """Return the index of all nights; `nights` are in their order, the oldest first."""
     return template("nights.html.j2").render(
