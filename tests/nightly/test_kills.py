@@ -27,7 +27,7 @@ STEPS = (
     *("start", "ingest", "watch", "train", "rehearse", "evaluate", "gate", "promote"),
     *("label", "night"),
 )
-LEASE_MINUTES = 0.05
+LEASE_MINUTES = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -143,14 +143,16 @@ def _wait_for_the_lease() -> None:
     time.sleep(60 * LEASE_MINUTES + 6)
 
 
-def test_a_suspended_night_is_taken_over_and_publishes_nothing(world: PhotoWorld) -> None:
+def test_of_two_nights_one_runs_and_if_it_is_suspended_it_publishes_nothing(
+    world: PhotoWorld,
+) -> None:
     suspended = Process(world, "suspended")
     try:
-        suspended.wait_for("watch")
-        suspended.send(signal.SIGSTOP)
-
+        suspended.wait_for("start")
         second = Process(world, "second")
         assert second.end() == 3, second.log.read_text()
+        suspended.send(signal.SIGSTOP)
+
         (lease, *_) = sorted((world.root / "nights" / "lock").iterdir())
         actor = json.loads(lease.read_text())["actor"]
         assert f"another night holds the lock: {actor}" in second.log.read_text()

@@ -33,6 +33,14 @@ from afinar.units.executor import Executor, InlineExecutor
 
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
 PX = 32
+TRAINING = """
+input_size = 32
+epochs = 3
+batch_size = 16
+workers = 1
+learning_rate = 0.003
+precision = "float32"
+"""
 
 
 class World:
@@ -78,7 +86,7 @@ class World:
         }  # fmt: skip
         values = {"backbone": "small_cnn", "weights": "none", "regime": "scratch", "size": PX}
         training = self.root / "training.toml"
-        training.write_text("epochs = 3\nbatch_size = 16\nworkers = 1\nlearning_rate = 0.003\n")
+        training.write_text(TRAINING)
         return NightlyConfig(**{**places, **values, "training": str(training), **options})
 
     def night(self, services: Services | None = None, **options: Any) -> NightRecord:
