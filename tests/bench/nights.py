@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from tests.bench.world import (
 PICTURES = 5000
 SHARE = 0.10
 UNCHANGED_S = 15.0
+DISTINCT = 500  # pictures by pixels
 CLASSES = ("china", "flower")
 FRESH = 5 * 10**6  # first seed of changed pictures
 _TIMEOUT_S = 3600.0
@@ -55,13 +59,13 @@ def nights() -> bool:
         count = scaled(PICTURES)
         changed = max(1, count // 100)
         for number in range(count):
-            _write(folder, number, number)
+            _write(folder, number, number % DISTINCT)
         first = _night(folder)
         for number in range(changed):
-            # A picture of the same class has other pixels.
-            seed = next(s for s in range(FRESH + 100 * number, FRESH + 100 * number + 100)
-                        if shown(s) == shown(number))  # fmt: skip
-            _write(folder, number, seed)
+            # The picture keeps its class and has other pixels.
+            seeds = range(FRESH + 100 * number, FRESH + 100 * (number + 1))
+            label = shown(number % DISTINCT)
+            _write(folder, number, next(seed for seed in seeds if shown(seed) == label))
         second = _night(folder)
         third = _night(folder)
 
@@ -85,10 +89,16 @@ def nights() -> bool:
 
 
 def _write(folder: Path, number: int, seed: int) -> None:
-    label = CLASSES[shown(number)]
+    label = CLASSES[shown(seed)]
     path = folder / "source" / label / f"{number:06d}.jpg"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(photograph(SMALL, seed))
+    path.write_bytes(_encoded(seed) + number.to_bytes(4, "big"))
+
+
+@cache
+def _encoded(seed: int) -> bytes:
+    """Return a JPEG; files of the same pixels differ in a number behind its end marker."""
+    return photograph(SMALL, seed)
 
 
 def _night(folder: Path) -> Night:
@@ -96,7 +106,12 @@ def _night(folder: Path) -> Night:
     command = [str(OURS.parent / "afinar"), "nightly", "--recipe", str(folder / "nightly.toml")]
     places = [word for name in _PLACES for word in (f"--{name}", str(folder / name))]
     process = start_command([*command, *places, "--json"])
-    out, log = process.communicate(timeout=_TIMEOUT_S)
+    try:
+        out, log = process.communicate(timeout=_TIMEOUT_S)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
     seconds = time.monotonic() - started
     if process.returncode:
         raise WrongBenchError(f"a night ended with {process.returncode}: {log[-3000:]}")

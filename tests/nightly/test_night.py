@@ -34,7 +34,7 @@ from afinar.units.executor import Executor, InlineExecutor
 COLOURS = {"red": (200, 40, 40), "green": (40, 180, 60), "blue": (50, 60, 200)}
 PX = 32
 TRAINING = """
-input_size = 32
+input_size = 64
 epochs = 3
 batch_size = 16
 workers = 1
@@ -188,6 +188,7 @@ def test_mislabelled_uploads_are_held_out(world: World) -> None:
     world.upload("red", 10, "good")
     world.night(gate=GateRules(mode="hold"))
     wrong = world.upload("red", 14, "bad", true="blue")
+    world.upload("green", 3)
 
     record = world.night(gate=GateRules(mode="hold"))
 
@@ -327,7 +328,7 @@ def test_a_candidate_may_begin_with_the_champion(world: World) -> None:
     world.upload("red", 3)
     world.night(regime="full", begin="champion", promote="anyway")
     version = get_model(open_store(str(world.root / "models")), 2)
-    assert version.lineage["parent"] == f"{world.root}/models@1"
+    assert version.lineage["parent"].startswith(f"{world.root}/models@1-")
 
 
 def test_labels_that_were_reviewed_are_trained_on(world: World) -> None:
@@ -339,9 +340,8 @@ def test_labels_that_were_reviewed_are_trained_on(world: World) -> None:
 
     rows = "\n".join(f"{path}" for path in wrong)
     (world.root / "nights" / "reviewed.csv").write_text(f"uri\n{rows}\n")
-    record = world.night(gate=GateRules(mode="hold"))
-    assert record.outcome == "held"
-    assert record.steps["train"]["held"] == 0
+    train = world.night(gate=GateRules(mode="hold")).steps["train"]
+    assert (train["candidate"] is None, train["held"]) == (False, 0)
 
 
 def test_hooks_are_told_with_a_signature(
