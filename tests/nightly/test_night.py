@@ -21,11 +21,13 @@ from afinar.models.registry.aliases import champion_number, promote
 from afinar.models.registry.versions import get_model
 from afinar.nightly.frozen import renew_test
 from afinar.nightly.hooks import SECRET, sign
+from afinar.nightly.lock import LeaseLostError
 from afinar.nightly.night import run_night
 from afinar.nightly.records import NightRecord, read_nights
 from afinar.nightly.steps import Record, Services, Steps
 from afinar.predictions.part_reader import open_predictions
 from afinar.storage.open import open_store
+from afinar.storage.versions import latest, publish, versions
 from afinar.training.distributed import Group
 from afinar.training.task import TrainTask
 from afinar.training.worker import run_worker
@@ -280,6 +282,24 @@ def test_a_night_that_was_suspended_between_check_and_write_moves_no_alias(
     assert record.outcome == "held"
     assert "at the same time" in record.reasons[0]
     assert world.champion == 1
+
+
+def test_a_night_that_was_suspended_during_its_training_publishes_nothing(world: World) -> None:
+    nights = open_store(str(world.root / "nights"))
+
+    def train_and_lose_the_lock(task: TrainTask) -> None:
+        launch(task)
+        current = latest(nights, "lock")
+        assert current is not None
+        record = {**current[1], "actor": "somebody@else"}
+        assert publish(nights, "lock", current[0] + 1, record, "another owner")
+
+    world.upload("red", 4)
+    with pytest.raises(LeaseLostError, match="held by somebody@else"):
+        world.night(Services(executor=executor, launch=train_and_lose_the_lock))
+
+    assert versions(open_store(str(world.root / "models")), "versions") == [1]
+    assert len(read_nights(nights)) == 1, "its outcome is recorded by the night that took over"
 
 
 def test_a_step_that_fails_ends_the_night_and_the_next_one_decides_on_its_candidate(

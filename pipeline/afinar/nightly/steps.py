@@ -35,7 +35,7 @@ from afinar.nightly.evidence import (
 from afinar.nightly.frozen import gate_ids
 from afinar.nightly.inputs import reject_note
 from afinar.nightly.jobs import Jobs
-from afinar.nightly.lock import Lease
+from afinar.nightly.lock import Lease, LeaseLostError
 from afinar.nightly.records import (
     FrozenTest,
     GateDecision,
@@ -71,6 +71,17 @@ class Services:
     executor: Callable[[JobConfig], Executor]
     launch: Callable[[TrainTask], None]
     write_training_page: Callable[[TrainOutcome], None] = lambda _: None
+
+
+class _LeaseLost(Exception):  # noqa: N818
+    """The lock was lost during a training.
+
+    It is no AfinarError: a training with a result goes on to its publication after those.
+    """
+
+    def __init__(self, error: LeaseLostError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Steps:
@@ -189,13 +200,19 @@ class Steps:
             config = replace(config, workers=1, min_workers=0)
         if self.config.begin == "champion" and start["champion"] is not None:
             config = replace(config, weights=self._spec(start["champion"]))
-        run_training(config, self._launch, on_published=on_published)
+        try:
+            run_training(config, self._launch, on_published=on_published)
+        except _LeaseLost as lost:
+            raise lost.error from lost
         return published[-1]
 
     def _launch(self, task: TrainTask) -> None:
         """Run the workers of a training. Nothing is published if the lock was lost meanwhile."""
         self.services.launch(task)
-        self.lease.require()
+        try:
+            self.lease.require()
+        except LeaseLostError as error:
+            raise _LeaseLost(error) from error
 
     def _training(self, held: set[str]) -> TrainConfig:
         """Return the configuration of the candidate's training, without the pictures in `held`."""
