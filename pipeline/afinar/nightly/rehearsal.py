@@ -28,18 +28,18 @@ def rehearse(
 ) -> dict[str, Any]:
     """Label up to 50 pictures of `source` with each version, and return the step's record.
 
-    The pictures are chosen by a hash of their names. The candidate's answers go into a new folder,
-    so that it reads every picture. So do those of a champion with another network, to compare their
-    times; one with the same network takes the same time, and keeps its answers between nights.
+    The pictures are chosen by a hash of their names. A candidate is new, so it reads all of them. A
+    champion with the same network has its answers of the night in which it was a candidate. One
+    with another network labels them again, to compare the times of both.
     """
-    own = night.store.uri(f"{night.name}/{FOLDER}-{new_owner()[:8]}")
-    config = jobs.label_config(source, own, f"{models}@{candidate.version}")
+    folder = night.store.uri(FOLDER)
+    config = jobs.label_config(source, folder, f"{models}@{candidate.version}")
     uris = open_source(config, candidate.stored_view).listing().listing.column("uri").to_pylist()
     chosen = sorted(uris, key=lambda uri: sha256(uri.encode()))[:PICTURES]
     pictures = put_list(night.store, f"{night.name}/lists", sorted(chosen))
 
-    outcome = jobs.label(pictures, own, f"{models}@{candidate.version}")
-    labels = _labels(own, outcome)
+    outcome = jobs.label(pictures, folder, f"{models}@{candidate.version}", few=True)
+    labels = _labels(folder, outcome)
     record = {
         "pictures": len(chosen),
         "labelled": len(labels),
@@ -51,15 +51,20 @@ def rehearse(
         return record
 
     is_same = candidate.architecture == champion.architecture
-    folder = night.store.uri(FOLDER) if is_same else own
-    other = jobs.label(pictures, folder, f"{models}@{champion.version}")
+    if not is_same:
+        folder = night.store.uri(f"{night.name}/{FOLDER}-{new_owner()[:8]}")
+    other = jobs.label(pictures, folder, f"{models}@{champion.version}", few=True)
     labels_of_champion = _labels(folder, other)
-    times = [1.0, 1.0] if is_same else [_forward_s(outcome), _forward_s(other)]
+    times = [_forward_s(outcome), _forward_s(other)]
+    if is_same:
+        times = [1.0, 1.0]  # it takes the same time
+    elif not outcome.summary.read:
+        times = []  # labelled before this night was killed
     usable = sum(uri in labels_of_champion for uri in chosen)
     return record | {
         "usable": usable,
         "agreement": _agreement(labels, labels_of_champion),
-        "forward_s": {"candidate": times[0], "champion": times[1]},
+        "forward_s": {"candidate": times[0], "champion": times[1]} if times else None,
     }
 
 

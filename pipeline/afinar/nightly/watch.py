@@ -43,7 +43,8 @@ FOLDER: Final = "watch"
 REVIEWED: Final = "reviewed.csv"
 
 _HELD: Final = pa.schema([(name, pa.string()) for name in ("uri", "label", "predicted")])
-_REFERENCE: Final = 100  # earlier pictures with which tonight's are compared
+_REFERENCE: Final = 60  # earlier pictures with which tonight's are compared
+_FEW: Final = 200  # pictures that one worker labels while another would still be starting
 
 Row = dict[str, Any]
 
@@ -151,7 +152,7 @@ def answer(night: Night, rows: list[Row], champion: str, jobs: Jobs) -> dict[str
     uris = sorted({row["uri"] for row in rows})
     pictures = put_list(night.store, f"{night.name}/lists", uris)
     folder = night.store.uri(FOLDER)
-    outcome = jobs.label(pictures, folder, champion, features=True)
+    outcome = jobs.label(pictures, folder, champion, features=True, few=len(uris) <= _FEW)
     table = open_predictions(folder, outcome.partition).table
     table = table.filter(pc.is_in(table.column("uri"), pa.array(uris, pa.string())))
 
