@@ -48,8 +48,10 @@ class Fortnight:
 
 @pytest.fixture(scope="module")
 def fortnight(tmp_path_factory: pytest.TempPathFactory) -> Fortnight:
-    # A level at which a night that adds a few pictures is not promoted by luck.
-    world = PhotoWorld(tmp_path_factory.mktemp("fortnight"), gate=GateRules(alpha=0.02))
+    # A level at which a night that adds a few pictures is not promoted by luck. The limits of
+    # classes and confidence are those of larger test sets.
+    gate = GateRules(alpha=0.02, max_class_drop=0, max_loss_increase=0)
+    world = PhotoWorld(tmp_path_factory.mktemp("fortnight"), gate=gate)
     run = Fortnight(world)
 
     world.upload_all(8, noise=NOISE)
