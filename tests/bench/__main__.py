@@ -23,6 +23,7 @@ from tests.bench.labelling_start import label_start
 from tests.bench.large import large
 from tests.bench.limit import limit
 from tests.bench.memory import memory
+from tests.bench.nights import nights
 from tests.bench.peers import peers
 from tests.bench.planning import planning
 from tests.bench.regimes import regimes
@@ -53,6 +54,7 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "explain": explain,
     "explain_families": explain_families,
     "gate_years": gate_years,
+    "nights": nights,
     "label_bound": label_bound,
     "label_peers": label_peers,
     "label_ray": label_ray,

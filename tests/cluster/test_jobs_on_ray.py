@@ -18,6 +18,7 @@ import pytest
 import s3fs
 
 from afinar import open_dataset, open_model, open_predictions
+from afinar.nightly.records import read_nights
 from afinar.storage.markers import committed_units
 from afinar.storage.open import open_store
 from tests.conftest import SCRIPTS, Trained, make_archive, many_pictures, run_afinar
@@ -255,3 +256,38 @@ def test_submitted_job_returns_the_exit_code_of_the_job(tmp_path: Path, cluster:
     assert "--max-reject-rate" in done.stderr
     done = submit("ingest", f"{root}/gone", f"{root}/dataset")
     assert done.returncode == 2, "only the cluster can see that the request is wrong"
+
+
+def test_submitted_night_runs_on_the_cluster_and_against_s3(
+    tmp_path: Path, bucket: str, cluster: Any
+) -> None:
+    """The cluster is started after `bucket`: its processes have the credentials of the server."""
+    address, env = cluster
+    make_archive(tmp_path / "uploads", 30)
+    make_archive(tmp_path / "archive", 3)
+    store = s3fs.S3FileSystem()
+    for name in ("uploads", "archive"):
+        store.put(str(tmp_path / name), f"{bucket}/{name}", recursive=True)
+    places = {name: f"{bucket}/{name}" for name in ("dataset", "models", "nights", "archive")}
+    places |= {"source": f"{bucket}/uploads", "predictions": f"{bucket}/labels"}
+    options = {"backbone": "small_cnn", "weights": "none", "regime": "scratch", "size": 64}
+    options |= {"split": "0.5,0.2,0.3", "training": "training.toml", "workers": 1, "json": True}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in (places | options).items()]
+    (tmp_path / "nightly.toml").write_text("\n".join(lines))
+    (tmp_path / "training.toml").write_text("input_size = 64\nepochs = 6\nbatch_size = 8\n")
+
+    def submit(*job: str) -> subprocess.CompletedProcess[str]:
+        return run_afinar("submit", "--address", address, "--", *job, cwd=tmp_path, env=env)
+
+    wait_for_jobs_api(submit)
+    done = submit("nightly", "--recipe", "nightly.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"outcome": "promoted"' in done.stdout + done.stderr
+    assert open_model(f"{bucket}/models").classes == ["moss", "rust"]
+    assert len(open_predictions(f"{bucket}/labels").table) == 6
+    (record,) = read_nights(open_store(f"{bucket}/nights"))
+    assert b"promoted" in open_store(f"{bucket}/nights").get(f"{record.night}/report.html")
+
+    done = submit("nightly", "--recipe=nightly.toml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"outcome": "no change"' in done.stdout + done.stderr

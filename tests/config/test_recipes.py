@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from afinar.config.base import JobConfig
 from afinar.config.ingest import IngestConfig
+from afinar.config.nightly import NightlyConfig
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig
 from afinar.errors import RequestError
@@ -18,8 +21,27 @@ def test_shipped_recipes_are_valid() -> None:
     recipes = sorted(RECIPES.glob("*.toml"))
     assert recipes
     for path in recipes:
-        config_class = IngestConfig if path.name.startswith("ingest") else TrainConfig
+        config_class: type[JobConfig] = TrainConfig
+        if path.name.startswith("ingest"):
+            config_class = IngestConfig
+        elif path.name.startswith("nightly"):
+            config_class = NightlyConfig
         assert load_recipe(config_class, path.stem) == load_recipe(config_class, str(path))
+
+
+def test_recipe_of_nights_explains_every_key_and_states_the_defaults() -> None:
+    """But for places, the size and the fit, it sets what the configuration has anyway."""
+    values = load_recipe(NightlyConfig, "nightly")
+    places = ("source", "dataset", "models", "nights", "archive", "predictions")
+    default = NightlyConfig(**{name: values[name] for name in places})
+    own = {field.name for field in fields(NightlyConfig)} - {"action"}
+    own -= {field.name for field in fields(JobConfig)} - {"workers"}
+    assert values.keys() == own
+    assert NightlyConfig(**values) == replace(default, size=224, fit="crop")
+    lines = (RECIPES / "nightly.toml").read_text(encoding="utf-8").splitlines()
+    explained = [line for line in lines if " = " in line and "#" in line and line[0] != "#"]
+    undescribed = [line for line in lines if " = " in line and line not in explained]
+    assert set(undescribed) <= {'backbone = "resnet18"', 'weights = "imagenet"'}
 
 
 def test_unknown_recipe_is_refused_with_similar_names() -> None:

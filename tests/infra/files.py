@@ -14,12 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 INFRA = ROOT / "infra"
 LOCKS = INFRA / "lock"
 RAYJOBS = sorted((INFRA / "kuberay").glob("*.yaml"))
+NIGHTLY = INFRA / "cronjob" / "nightly.yaml"
 LAUNCHER = INFRA / "launcher" / "cluster.yaml"
 DOCKERFILE = INFRA / "Dockerfile"
 MONITORING = INFRA / "monitoring"
 TEXTS = [
     *RAYJOBS,
     *sorted(MONITORING.iterdir()),
+    NIGHTLY,
     LAUNCHER,
     DOCKERFILE,
     INFRA / "Dockerfile.dockerignore",

@@ -16,11 +16,13 @@ from afinar.labelling.stats import Baseline
 from afinar.predictions.schema import REJECTS
 from afinar.report.comparison import LabelledArchive, comparison_page
 from afinar.report.labelling import label_page
+from afinar.report.nights import night_page
 from afinar.report.review import review_page
 from afinar.report.training import training_page
 from tests.report.conftest import Compared, with_one_mistake
 from tests.report.html import LONG, NASTY, RIGHT_TO_LEFT
 from tests.report.test_labelling import THEN, run_of
+from tests.report.test_nights import index_of, page_of
 from tests.report.test_review import queue_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
@@ -102,6 +104,8 @@ def test_pages_fit_a_phone_and_a_desktop(compared: Compared, tmp_path: Path) -> 
         "comparison": comparison_page(RIGHT_TO_LEFT, compared.dataset, runs, archive),
         "labelling": label_page(run_of(Baseline(THEN, f"the previous run {NASTY}"))),
         "review": review_page(queue_of(tmp_path / "queue", 3, missing=1)),
+        "night": night_page(page_of(compared)),
+        "nights": index_of(60),
     }
     for name, page in pages.items():
         for width in WIDTHS:
@@ -110,4 +114,4 @@ def test_pages_fit_a_phone_and_a_desktop(compared: Compared, tmp_path: Path) -> 
             assert found["scroll"] <= width, (name, width)
             assert found["errors"] == [], (name, width)
             assert found["broken"] == 0, (name, width)
-            assert found["images"] or name == "labelling"
+            assert found["images"] or name in {"labelling", "nights"}

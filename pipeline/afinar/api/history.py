@@ -27,14 +27,18 @@ class Models:
         self.uri = uri
         self._run("list")  # raises RequestError if there are none
 
-    def _run(self, action: Action, version: str = "", why: str = "") -> dict[str, Any]:
-        return run_models(ModelsConfig(models=self.uri, action=action, version=version, why=why))
+    def _run(
+        self, action: Action, version: str = "", why: str = "", alias: str = "champion"
+    ) -> dict[str, Any]:
+        return run_models(
+            ModelsConfig(models=self.uri, action=action, version=version, why=why, alias=alias)
+        )
 
     def __len__(self) -> int:
         return len(self._run("list")["versions"])
 
     def __getitem__(self, version: int | str) -> ModelVersion:
-        """Return the record of a version: its number, its id, "champion" or "latest"."""
+        """Return the record of a version: its number, its id, "latest" or an alias ("champion")."""
         return find_model(f"{self.uri}@{version}").version
 
     def __iter__(self) -> Iterator[ModelVersion]:
@@ -51,16 +55,20 @@ class Models:
 
         return open_model(f"{self.uri}@{version}", device=device)
 
-    def promote(self, version: int | str, why: str = "") -> None:
-        """Make a version the champion and record the reason.
+    def promote(self, version: int | str, why: str = "", alias: str = "champion") -> None:
+        """Make a version the champion, or give it another alias, and record the reason.
 
-        Raises ShortfallError if another job moves the champion at the same time.
+        Raises ShortfallError if another job moves the alias at the same time.
         """
-        self._run("promote", str(version), why)
+        self._run("promote", str(version), why, alias)
 
-    def rollback(self, why: str = "") -> None:
-        """Return to the champion before this one."""
-        self._run("rollback", why=why)
+    def rollback(self, why: str = "", alias: str = "champion") -> None:
+        """Return to the champion, or the version of an alias, before this one."""
+        self._run("rollback", why=why, alias=alias)
+
+    def retire(self, version: int | str, why: str = "") -> None:
+        """Take a version out of use: it cannot be promoted or used to label any more."""
+        self._run("retire", str(version), why)
 
     def __repr__(self) -> str:
         return describe(self._run("list"))

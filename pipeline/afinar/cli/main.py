@@ -30,7 +30,7 @@ COMMANDS: Final = {
     "nightly": "ingest what changed, train a candidate, promote it if it is better, and label",
     "plan": "estimate time, bytes and requests of an ingest or a labelling from a sample",
     "status": "show a dataset, predictions or models; verify them; delete what nothing needs",
-    "models": "list the versions of a model, show one, promote one, roll back",
+    "models": "list the versions of a model, show one, promote one, roll back, retire one",
     "similar": "find near-duplicates, leaks, wrong labels and outliers in a dataset",
     "explain": "show what a model sees: activations, ideal and adversarial pictures, saliency",
     "evaluate": "evaluate a model on a dataset, also on corrupted pictures",

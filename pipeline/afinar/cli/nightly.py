@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_table
 from afinar.config.nightly import NightlyConfig
+from afinar.config.recipes import load_recipe
+from afinar.config.train import TrainConfig
 from afinar.execution.executor import JobExecutor
+from afinar.execution.shared import share_ray
 from afinar.models.networks.catalogue import require_backbone
 
 if TYPE_CHECKING:
@@ -22,12 +25,16 @@ def configure(argv: list[str]) -> NightlyConfig:
     """Parse the arguments."""
     config = parse(NightlyConfig, argv, "afinar nightly", EXAMPLE)
     require_backbone(config.backbone)
+    if config.training:
+        load_recipe(TrainConfig, config.training)  # a mistake in it is found before the night
     return config
 
 
 def run(config: NightlyConfig) -> dict[str, Any]:
     """Run a night and write its page, or renew the test set; return the summary."""
-    from afinar.nightly.night import Services, renew_test, run_night
+    from afinar.nightly.frozen import renew_test
+    from afinar.nightly.night import run_night
+    from afinar.nightly.steps import Services
     from afinar.report.training import write_training_page
 
     if config.action == "renew-test":
@@ -36,8 +43,15 @@ def run(config: NightlyConfig) -> dict[str, Any]:
     services = Services(
         executor=JobExecutor, launch=_launch, write_training_page=write_training_page
     )
-    record = run_night(config, services)
-    return {**asdict(record), "nights": config.nights}
+    with share_ray():
+        record = run_night(config, services)
+    nights = config.nights.rstrip("/")
+    return {
+        **asdict(record),
+        "nights": config.nights,
+        "report": f"{nights}/{record.night}/report.html",
+        "index": f"{nights}/index.html",
+    }
 
 
 def _launch(task: TrainTask) -> None:
@@ -45,6 +59,10 @@ def _launch(task: TrainTask) -> None:
     from afinar.execution.local_training import launch
 
     launch(task)
+
+
+def _version(number: int | None) -> str:
+    return "none" if number is None else f"version {number}"
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -56,21 +74,23 @@ def describe(summary: dict[str, Any]) -> str:
         ("night", summary["night"]),
         ("outcome", summary["outcome"]),
         *[("", reason) for reason in summary["reasons"]],
-        ("champion", f"version {summary['champion']}"),
+        ("champion", _version(summary["champion"])),
     ]
     if summary["candidate"] is not None:
         rows.append(("candidate", f"version {summary['candidate']}"))
     if gate.get("smallest_gain") is not None:
         gain = f"{100 * gate['smallest_gain']:.1f} points on {gate['test_pictures']} test pictures"
         rows.append(("smallest gain", f"{gain} could have been shown tonight"))
-    if gate.get("score"):
-        score = gate["score"]
-        value = f"{score['value']:.1%} (95 % interval {score['low']:.1%} to {score['high']:.1%})"
-        rows.append(("accuracy", f"{value}, on test pictures that no gate uses"))
+    for key, name in (("score", "candidate"), ("champion_score", "champion")):
+        if score := gate.get(key):
+            value = (
+                f"{score['value']:.1%} (95 % interval {score['low']:.1%} to {score['high']:.1%})"
+            )
+            rows.append(("accuracy", f"{name} {value}, on test pictures that no gate uses"))
     alarms = (summary["steps"].get("watch") or {}).get("alarms", [])
     rows += [("alarm", alarm) for alarm in alarms]
     labelled = summary["steps"].get("label") or {}
     if labelled:
         rows.append(("labelled", f"{labelled['labelled']} of {labelled['listed']} in the archive"))
-    rows.append(("time", f"{summary['seconds']:.1f} s"))
+    rows += [("time", f"{summary['seconds']:.1f} s"), ("report", summary["report"])]
     return format_table(rows)

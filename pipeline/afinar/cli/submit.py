@@ -17,8 +17,8 @@ from afinar.config.recipes import find_recipe
 from afinar.errors import RequestError
 
 SUBMITTABLE: Final = (
-    *("ingest", "train", "label"),
-    *("features", "compare", "similar", "evaluate"),
+    *("ingest", "train", "label", "nightly"),
+    *("features", "compare", "similar", "evaluate", "explain"),
 )
 
 
@@ -31,6 +31,8 @@ class SubmitConfig(JobConfig):
 
     argv: tuple[str, ...]
     """Command and arguments of the job."""
+    training: str = ""
+    """Recipe of a night's training."""
 
 
 def configure(argv: list[str]) -> SubmitConfig:
@@ -41,7 +43,7 @@ def configure(argv: list[str]) -> SubmitConfig:
         description="Run a job through the Ray Jobs API, follow it, and exit with its exit code.",
         epilog=(
             "Ctrl-C, SIGTERM and SIGHUP stop the job. Exit code 3: the dashboard no longer "
-            "answers, and the job may go on.\n\n"
+            "answers, and the job may go on; or another night holds the lock.\n\n"
             "Example: afinar submit --address http://HEAD:8265 -- "
             "ingest s3://bucket/pictures s3://bucket/dataset"
         ),
@@ -63,7 +65,11 @@ def configure(argv: list[str]) -> SubmitConfig:
     config: JobConfig = importlib.import_module(f"afinar.cli.{job[0]}").configure(job[1:])
     _require_shared_paths(config)
     return SubmitConfig(
-        address=options.address, json=options.json, argv=tuple(job), recipe=config.recipe
+        address=options.address,
+        json=options.json,
+        argv=tuple(job),
+        recipe=config.recipe,
+        training=getattr(config, "training", ""),
     )
 
 
@@ -91,19 +97,31 @@ def run(config: SubmitConfig) -> dict[str, Any]:
 def _with_recipe(config: SubmitConfig, folder: Path) -> tuple[list[str], dict[str, Any]]:
     """Return the job's arguments and its runtime environment.
 
-    A recipe is a file on this machine: a copy of it becomes the working directory of the job.
+    A recipe is a file on this machine: a copy of it becomes the working directory of the job. So
+    does the recipe of a night's training.
     """
     argv = list(config.argv)
-    if config.recipe is None:
+    if config.training:
+        shutil.copy(find_recipe(config.training), folder / "training.toml")
+        argv = [*_without(argv, "--training"), "--training", "training.toml"]
+    if config.recipe is not None:
+        shutil.copy(find_recipe(config.recipe), folder / "recipe.toml")
+        argv = [*_without(argv, "--recipe"), "--recipe", "recipe.toml"]
+    if not config.training and config.recipe is None:
         return argv, {}
-
-    shutil.copy(find_recipe(config.recipe), folder / "recipe.toml")
-    for position, argument in enumerate(argv):
-        if argument == "--recipe":
-            argv[position + 1] = "recipe.toml"
-        elif argument.startswith("--recipe="):
-            argv[position] = "--recipe=recipe.toml"
     return argv, {"working_dir": str(folder)}
+
+
+def _without(argv: list[str], flag: str) -> list[str]:
+    """Return arguments without a flag and its value."""
+    kept: list[str] = []
+    words = iter(argv)
+    for word in words:
+        if word == flag:
+            next(words, None)
+        elif not word.startswith(f"{flag}="):
+            kept.append(word)
+    return kept
 
 
 def describe(summary: dict[str, Any]) -> str:

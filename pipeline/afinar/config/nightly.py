@@ -24,7 +24,8 @@ class GateRules:
     max_class_drop: float = 0.10
     """Largest fall of a class's recall. A larger one refuses if chance does not explain it."""
     max_loss_increase: float = 0.05
-    """Largest increase of the calibrated loss on the test pictures, nats."""
+    """Largest increase of the loss of the confidence on the test pictures, nats: -log p of a right
+    answer and -log (1 - p) of a wrong one, with its calibrated probability p."""
     max_slowdown: float = 1.5
     """Largest factor by which the forward pass of a picture may take longer."""
     max_growth: float = 2.0
@@ -90,21 +91,22 @@ class NightlyConfig(UnitJobConfig):
     """Run a night: ingest what changed, train a candidate, promote it if it is better, and label.
 
     Every step is recorded in NIGHTS. A night that was killed goes on where it stopped. A night at
-    which nothing changed ends in seconds. `renew-test` makes the next night draw a new test set.
-    The tables `[gate]`, `[watch]` and `[hooks]` are set in the recipe only.
+    which nothing changed ends in seconds. `renew-test` draws a new test set from the dataset. In a
+    recipe, the options of the gate, the watch and the hooks are the keys of the tables `[gate]`,
+    `[watch]` and `[hooks]`.
     """
 
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
         "places": ("source", "dataset", "models", "nights", "archive", "predictions"),
-        "data": ("labels", "split", "size", "fit", "seed"),
-        "network": ("backbone", "weights", "regime", "training"),
+        "data": ("labels", "split", "size", "fit", "max_reject_rate", "seed"),
+        "network": ("backbone", "weights", "regime", "begin", "training"),
         "decision": ("promote", "relabel", "lease_minutes", "gate", "watch", "hooks"),
         "cluster": ("address", "workers", "unit_timeout_s"),
         "output": UnitJobConfig.GROUPS["output"],
     }
 
     action: Annotated[NightAction, POSITIONAL] = "run"
-    """Run a night, or have the next one draw a new test set."""
+    """Run a night, or draw a new frozen test set."""
 
     source: str = ""
     """Labelled pictures: SOURCE of `afinar ingest`."""
@@ -127,18 +129,23 @@ class NightlyConfig(UnitJobConfig):
     """Side of the stored picture, as in `afinar ingest`."""
     fit: FitChoice = "auto"
     """Method that makes a picture square, as in `afinar ingest`."""
+    max_reject_rate: float = 0.05
+    """Highest share of rejected pictures. Above it the night fails and publishes nothing."""
     seed: int = 0
     """Seed of the split and of the training."""
 
     backbone: str = "resnet18"
     """Network of the candidate, as in `afinar train`."""
     weights: str = "imagenet"
-    """Initial weights, as in `afinar train`. With MODELS@champion a candidate begins with the
-    champion."""
+    """Initial weights, as in `afinar train`."""
     regime: str = "frozen"
-    """Regime of the training, as in `afinar train`."""
+    """Regime of the training, as in `afinar train`. A frozen candidate has a new head every night,
+    and only changed pictures pass through the network."""
+    begin: Literal["afresh", "champion"] = "afresh"
+    """First weights of a candidate: those of --weights, or those of the champion if there is one,
+    which saves epochs of a regime that trains the backbone and may generalise worse."""
     training: str = ""
-    """Recipe with further options of `afinar train`."""
+    """Recipe with further options of `afinar train`: a file, or a name."""
 
     promote: Literal["gate", "anyway"] = "gate"
     """`anyway` promotes the candidate whatever the gate decides; this is recorded."""
@@ -164,6 +171,15 @@ class NightlyConfig(UnitJobConfig):
         require(
             bool(self.archive) == bool(self.predictions),
             "--archive and --predictions go together: name both, or none",
+        )
+        require(
+            0 <= self.max_reject_rate <= 1,
+            f"--max-reject-rate {self.max_reject_rate}: give a share, 0 to 1",
+        )
+        require(
+            self.begin == "afresh" or self.regime not in {"scratch", "frozen"},
+            f"--begin champion with --regime {self.regime}: it is for regimes that train a "
+            "pretrained backbone, such as full",
         )
         require(
             self.lease_minutes > 0,

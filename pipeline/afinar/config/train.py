@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
 from afinar.config.augmentation import Augmentation, parse_augment
-from afinar.config.base import POSITIONAL, JobConfig, Precision, require
+from afinar.config.base import POSITIONAL, JobConfig, require
 from afinar.config.operating_points import OperatingTarget, parse_operating_points
 from afinar.errors import RequestError
 
@@ -26,7 +26,7 @@ HeadInit = Literal["solved", "random"]
 SelectBy = Literal["top1", "loss", "macro-f1"]
 Promote = Literal["auto", "never", "always"]
 Preset = Literal["none", "quick", "best"]
-TrainPrecision = Precision | Literal["float16"]
+TrainPrecision = Literal["auto", "float32", "bfloat16", "float16"]
 
 _MODEL: Final = re.compile(r"(.+)@[\w-]+")  # a file has a name with a dot
 

@@ -217,7 +217,12 @@ def _accuracy(evidence: Evidence, rules: GateRules) -> Check:
     )
     if p_value <= level:
         return _passed("accuracy", f"it is better: {numbers}")
-    return _refused("accuracy", f"it is not shown to be better: {numbers}")
+    if not evidence.new_classes:
+        return _refused("accuracy", f"it is not shown to be better: {numbers}")
+    # More classes make the common ones no easier: whether they are worth it, a person decides.
+    if mcnemar(test.champion_only, test.candidate_only) <= _CLASS_LEVEL:
+        return _refused("accuracy", f"it is worse on the common classes: {numbers}")
+    return _held("accuracy", f"it is neither better nor worse on the common classes: {numbers}")
 
 
 def _classes(evidence: Evidence, rules: GateRules) -> Iterator[Check]:
@@ -257,12 +262,12 @@ def _limits(evidence: Evidence, rules: GateRules) -> Iterator[Check]:
     loss = evidence.loss
     if rules.max_loss_increase:
         if loss is None:
-            yield _held("calibration", "the calibrated losses were not measured")
+            yield _held("calibration", "the losses of the confidence were not measured")
         elif not loss.candidate - loss.champion <= rules.max_loss_increase:  # NaN refuses
             yield _refused(
                 "calibration",
-                f"the calibrated loss rises from {loss.champion:.3f} to {loss.candidate:.3f}, by "
-                f"more than {rules.max_loss_increase:g}",
+                f"the loss of the confidence rises from {loss.champion:.3f} to "
+                f"{loss.candidate:.3f}, by more than {rules.max_loss_increase:g}",
             )
 
     yield from _factor("speed", evidence.seconds_per_picture, rules.max_slowdown, "labelling")

@@ -91,21 +91,21 @@ def count_contradictions(
 
 
 def watch_labels(
-    tonight: Mapping[str, Contradictions], usual: Mapping[str, Contradictions]
+    tonight: Mapping[str, Contradictions],
+    usual: Mapping[str, Contradictions],
+    overall: Contradictions | None = None,
 ) -> list[LabelAlarm]:
     """Return the groups whose labels are contradicted more often than usual, the worst first.
 
-    `usual` has the counts of earlier nights. A group without any is compared with the rate of all
-    groups. One contradiction of two imagined answers is added to what is usual, so that a history
-    without contradictions does not make the first one an alarm.
+    `usual` has the counts of earlier nights, and of the champion's own test pictures. A group
+    without any is compared with `overall`, by default the sum of all groups. One contradiction of
+    two imagined answers is added to what is usual, so that a history without contradictions does
+    not make the first one an alarm.
 
     Example: usually 10 of 1,000 answers contradict, a rate of 1.1 %. Tonight 9 of 30 do: 29 points
     more, and the probability of 9 or more by chance is 3e-11. That is an alarm.
     """
-    total = Contradictions(
-        confident=sum(count.confident for count in usual.values()),
-        contradicted=sum(count.contradicted for count in usual.values()),
-    )
+    total = overall or add_up(usual.values())
     alarms = []
     for group, count in tonight.items():
         before = usual.get(group, total)
@@ -115,6 +115,39 @@ def watch_labels(
         if count.confident >= _MIN_CONFIDENT and count.rate > rate + _EXCESS and is_certain:
             alarms.append(LabelAlarm(group=group, tonight=count, usual=rate, p_value=p_value))
     return sorted(alarms, key=lambda alarm: (alarm.p_value, alarm.group))
+
+
+def add_up(counts: Iterable[Contradictions]) -> Contradictions:
+    """Return the sum of counts."""
+    total = Contradictions(confident=0, contradicted=0)
+    for count in counts:
+        total = total.plus(count)
+    return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejects:
+    """Pictures that could not be used, of those that were read."""
+
+    read: int
+    rejected: int
+
+
+def watch_rejects(tonight: Rejects, usual: Rejects) -> str:
+    """Return a sentence if far more pictures than usual were rejected, otherwise an empty text.
+
+    The limits are those of `watch_labels`. Example: usually 5 of 1,000, tonight 12 of 40.
+    """
+    if tonight.read < _MIN_CONFIDENT:
+        return ""
+    rate, expected = tonight.rejected / tonight.read, (usual.rejected + 1) / (usual.read + 2)
+    p_value = binomial_tail(tonight.rejected, tonight.read, expected)
+    if rate <= expected + _EXCESS or p_value > _LEVEL:
+        return ""
+    return (
+        f"{tonight.rejected} of {tonight.read} new pictures were rejected ({rate:.0%}, usually "
+        f"{expected:.1%}, p = {p_value:.1g})"
+    )
 
 
 def auc(earlier: NDArray[np.floating], tonight: NDArray[np.floating]) -> Interval:

@@ -32,6 +32,7 @@ from afinar.errors import NoSpaceError, RequestError, ShortfallError
 from afinar.execution.console import worker_output
 from afinar.execution.failures import TOKEN_ADVICE, first_line
 from afinar.execution.interrupts import signal_handlers_kept
+from afinar.execution.shared import shared_stack
 from afinar.logs import log_settings
 
 logger = logging.getLogger(__name__)
@@ -62,9 +63,11 @@ _TOKEN_VARIABLES: Final = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PA
 def ray_session(address: str | None, cores: int = 0, dashboard: bool = False) -> Iterator[None]:
     """Connect to `address`, else RAY_ADDRESS, else start a local Ray that ends with the block.
 
-    If this process is already connected, that Ray is used and left running. `cores` (0: all) and
-    `dashboard`, which Ray Train needs, concern a local Ray. The output of Ray's own processes is
-    shown only if `configure_logging` was called with `verbose`; what afinar logs in them always is.
+    If this process is already connected, that Ray is used and left running. Within `share_ray` it
+    ends with that block, and has all cores and a dashboard, for whatever job comes next. `cores`
+    (0: all) and `dashboard`, which Ray Train needs, concern a local Ray. The output of Ray's own
+    processes is shown only if `configure_logging` was called with `verbose`; what afinar logs in
+    them always is.
 
     Raises RequestError, within a minute, if no cluster answers or no local Ray can be started.
     """
@@ -76,8 +79,16 @@ def ray_session(address: str | None, cores: int = 0, dashboard: bool = False) ->
     # The future default; Ray warns if it is not set.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+    stack = shared_stack()
+    if stack is not None:
+        cores, dashboard = 0, True
     target, verbose = cluster_address(address), log_settings().verbose
     session = _connection(target, verbose) if target else _local_ray(cores, dashboard, verbose)
+    if stack is not None:
+        stack.enter_context(worker_output(verbose))
+        stack.enter_context(session)
+        yield
+        return
     with worker_output(verbose), session:
         yield
 

@@ -29,6 +29,7 @@ from afinar.labelling.tasks import (
     LabelSpec,
     preprocessing_for,
 )
+from afinar.models.registry.history import require_usable
 from afinar.models.registry.versions import find_model
 from afinar.pictures.profiles import require_colour_management
 from afinar.pictures.rejects import exceeds_budget
@@ -177,6 +178,7 @@ class LabelJob(IncrementalJob[PublishedRows, LabelSummary]):
         self.out = normalize_uri(config.predictions)
         self.store = open_store(self.out)
         models, self.version = find_model(config.model)
+        require_usable(models, self.version.version)
         self.model = f"{models.root}@{self.version.id}"
         # The partition's name contains everything that changes a row.
         self.partition = partition_name(self.version.id, config)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from afinar.config.label import LabelConfig
-from afinar.labelling.driver import LabelOutcome, run_labelling
+from afinar.labelling.driver import LabelOutcome
 from afinar.labelling.source import open_source
 from afinar.models.registry.versions import find_model
 from afinar.nightly.jobs import Jobs
@@ -32,7 +32,7 @@ def label_archive(
     pictures that no model has labelled as they are now: uri and etag.
     """
     if relabel == "all":
-        return _record(run_labelling(config, jobs.executor(config)))
+        return _record(jobs.run_label(config))
 
     version = find_model(config.model).version
     listing = open_source(config, version.stored_view).listing().listing
@@ -41,7 +41,7 @@ def label_archive(
         return {"listed": len(listing), "labelled": 0, "new": 0}
     pictures = put_list(night.store, f"{night.name}/lists", sorted(new))
     config = replace(config, source=pictures)
-    return {**_record(run_labelling(config, jobs.executor(config))), "new": len(new)}
+    return {**_record(jobs.run_label(config)), "new": len(new)}
 
 
 def _unlabelled(listing: pa.Table, config: LabelConfig) -> list[str]:

@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from afinar.config.base import JobConfig
 from afinar.config.label import LabelConfig
 from afinar.labelling.driver import LabelOutcome, run_labelling
+from afinar.predictions.manifest import get_parts, read_manifest
+from afinar.storage.open import normalize_uri, open_store
 from afinar.units.executor import Executor
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Jobs:
-    """Options that all jobs of a night share, and the executor for a job's configuration."""
+    """Options that all jobs of a night share, and the executor for a job's configuration.
+
+    `written` counts the bytes of predictions that they have published.
+    """
 
     options: dict[str, Any]
     executor: Callable[[JobConfig], Executor]
+    written: int = 0
 
     def label(
-        self, source: str, predictions: str, model: str, *, features: bool = False
+        self,
+        source: str,
+        predictions: str,
+        model: str,
+        *,
+        features: bool = False,
+        few: bool = False,
     ) -> LabelOutcome:
-        """Label pictures with a model."""
+        """Label pictures with a model; `few` of them with one worker, the start of which counts."""
         config = self.label_config(source, predictions, model, features=features)
-        return run_labelling(config, self.executor(config))
+        return self.run_label(replace(config, workers=1) if few else config)
+
+    def run_label(self, config: LabelConfig) -> LabelOutcome:
+        """Label pictures, and count the bytes of what is published."""
+        before = _part_bytes(config.predictions)
+        outcome = run_labelling(config, self.executor(config))
+        after = _part_bytes(config.predictions)
+        self.written += sum(size for path, size in after.items() if path not in before)
+        return outcome
 
     def label_config(
         self, source: str, predictions: str, model: str, *, features: bool = False
@@ -33,3 +53,13 @@ class Jobs:
         return LabelConfig(
             source=source, predictions=predictions, model=model, features=features, **self.options
         )
+
+
+def _part_bytes(predictions: str) -> dict[str, int]:
+    """Return the sizes of the objects of a prediction folder's current partition, by path."""
+    store = open_store(normalize_uri(predictions))
+    manifest = read_manifest(store)
+    if manifest.current is None:
+        return {}
+    parts = get_parts(store, manifest.partitions[manifest.current])
+    return {part.ref.path: part.ref.bytes for part in parts}

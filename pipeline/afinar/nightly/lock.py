@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, TypeVar
 
-from afinar.errors import AfinarError, ShortfallError, StorageError
+from afinar.errors import AfinarError, StorageError
 from afinar.storage.records import as_record
 from afinar.storage.store import Store
 from afinar.storage.versions import current_actor, latest, new_owner, publish, record_name, versions
@@ -51,7 +51,7 @@ class LockHeldError(AfinarError):
     exit_code = 3
 
 
-class LeaseLostError(ShortfallError):
+class LeaseLostError(AfinarError):
     """Another night has taken the lock over: this one must not publish any more."""
 
 

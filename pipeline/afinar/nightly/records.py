@@ -27,7 +27,7 @@ from afinar.config.strict import between
 from afinar.errors import NotFoundError
 from afinar.storage.arrow import from_parquet, to_parquet
 from afinar.storage.objects import sha256
-from afinar.storage.records import ObjectName, read_record
+from afinar.storage.records import ObjectName, parse_object, read_record
 from afinar.storage.store import Store
 from afinar.storage.versions import (
     current_actor,
@@ -40,6 +40,14 @@ from afinar.storage.versions import (
 )
 
 Outcome = Literal["promoted", "held", "refused", "no change", "failed"]
+
+_CIRCUMSTANCES: Final = frozenset(
+    {
+        *("recipe", "training", "json", "address", "workers", "unit_timeout_s"),
+        *("lease_minutes", "hooks", "promote"),
+    }
+)
+"""Options that may change when a killed night is continued."""
 
 _NAME: Final = re.compile(r"\d{4}-\d\d-\d\d-\d{1,4}")
 TESTS: Final = "tests"
@@ -69,7 +77,8 @@ class Begin:
 class NightRecord:
     """Last record of a night: what it decided, why, and what each step did and cost.
 
-    `champion` and `candidate` are version numbers: the champion when the night had ended.
+    `champion` and `candidate` are version numbers: the champion when the night had ended. `seconds`
+    is the time of all its steps, also of those before the night was killed and continued.
     """
 
     night: NightName
@@ -81,6 +90,7 @@ class NightRecord:
     champion: int | None = None
     candidate: int | None = None
     seconds: float = 0.0
+    exit_code: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +130,7 @@ class Night:
         """Store the record of a step, and return the one that is stored."""
         name = f"{self.name}/steps/{step}.json"
         if not self.store.put_if_absent(name, _as_json(record)):
-            record = json.loads(self.store.get(name))
+            record = parse_object(self.store.get(name), self.store.uri(name))
         self.done[step] = record
         return record
 
@@ -128,14 +138,20 @@ class Night:
 def begin_night(store: Store, recipe: dict[str, Any]) -> Night:
     """Return the last night if it has not ended, otherwise a new one.
 
-    The caller holds the lock, so that no other night begins at the same time.
+    A night that has not ended and was begun with other options is recorded as failed. The caller
+    holds the lock, so that no other night begins at the same time.
     """
     names = night_names(store)
-    if names and not _exists(store, f"{names[-1]}/night.json"):
-        begin = read_record(store, f"{names[-1]}/begin.json", Begin)
-        return Night(store=store, begin=begin, done=_read_steps(store, begin.night))
-
     now = datetime.now(UTC)
+    if names and not has_object(store, f"{names[-1]}/night.json"):
+        begin = read_record(store, f"{names[-1]}/begin.json", Begin)
+        night = Night(store=store, begin=begin, done=_read_steps(store, begin.night))
+        changed = _changed_options(begin.recipe, recipe)
+        if not changed:
+            return night
+        reason = f"it was killed, and not continued because of changed options: {changed}"
+        end_night(night, _as_failed(night, now, reason))
+
     today = now.strftime("%Y-%m-%d")
     number = 1 + max(
         (_number_of(name) for name in names if name.startswith(f"{today}-")), default=0
@@ -173,15 +189,6 @@ def read_nights(store: Store) -> list[NightRecord]:
         except NotFoundError:
             continue
     return records
-
-
-def last_step(nights: list[NightRecord], step: str, with_key: str = "") -> dict[str, Any] | None:
-    """Return the newest record of a step, of those that have a value for the key."""
-    for night in reversed(nights):
-        record = night.steps.get(step)
-        if record and (not with_key or record.get(with_key)):
-            return record
-    return None
 
 
 def put_list(store: Store, folder: str, uris: list[str]) -> str:
@@ -237,8 +244,9 @@ def count_decision(store: Store, test: FrozenTest, decision: GateDecision) -> in
     for number in numbers:
         if read_version(store, folder, number).get("night") == decision.night:
             return number
-    number = 1 + max(numbers, default=0)
-    publish(store, folder, number, asdict(decision), new_owner())
+    number, owner = 1 + max(numbers, default=0), new_owner()
+    while not publish(store, folder, number, asdict(decision), owner):
+        number += 1  # taken by a late write of a night that has lost the lock
     return number
 
 
@@ -251,7 +259,10 @@ def _read_steps(store: Store, night: str) -> dict[str, dict[str, Any]]:
     folder = f"{night}/steps"
     names = [info.name for info in store.walk(folder) if info.name.endswith(".json")]
     return {
-        name.rpartition("/")[2].removesuffix(".json"): json.loads(store.get(name)) for name in names
+        name.rpartition("/")[2].removesuffix(".json"): parse_object(
+            store.get(name), store.uri(name)
+        )
+        for name in names
     }
 
 
@@ -259,7 +270,27 @@ def _number_of(name: str) -> int:
     return int(name.rpartition("-")[2])
 
 
-def _exists(store: Store, name: str) -> bool:
+def _changed_options(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Return the names of the options that differ, but for those that decide nothing."""
+    now = json.loads(json.dumps(now))  # tuples become lists, as in the record
+    names = (before.keys() | now.keys()) - _CIRCUMSTANCES
+    return ", ".join(sorted(name for name in names if before.get(name) != now.get(name)))
+
+
+def _as_failed(night: Night, ended: datetime, reason: str) -> NightRecord:
+    return NightRecord(
+        night=night.name,
+        began=night.begin.began,
+        ended=ended.isoformat(timespec="seconds"),
+        outcome="failed",
+        reasons=[reason],
+        steps=night.done,
+        exit_code=1,
+    )
+
+
+def has_object(store: Store, name: str) -> bool:
+    """Return True if a store has an object of this name."""
     try:
         store.stat(name)
     except NotFoundError:

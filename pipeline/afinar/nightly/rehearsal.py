@@ -14,11 +14,13 @@ from afinar.storage.objects import sha256
 from afinar.storage.versions import new_owner
 
 PICTURES: Final = 50
+FOLDER: Final = "rehearsal"
 
 
 def rehearse(
     night: Night,
-    versions: list[ModelVersion],
+    candidate: ModelVersion,
+    champion: ModelVersion | None,
     *,
     models: str,
     source: str,
@@ -26,38 +28,55 @@ def rehearse(
 ) -> dict[str, Any]:
     """Label up to 50 pictures of `source` with each version, and return the step's record.
 
-    The first version is the candidate, the second, if any, the champion. The pictures are chosen by
-    a hash of their names, and go into a new folder: every picture is read.
+    The pictures are chosen by a hash of their names. A candidate is new, so it reads all of them. A
+    champion with the same network has its answers of the night in which it was a candidate. One
+    with another network labels them again, to compare the times of both.
     """
-    folder = night.store.uri(f"{night.name}/rehearsal-{new_owner()[:8]}")
-    config = jobs.label_config(source, folder, f"{models}@{versions[0].version}")
-    uris = open_source(config, versions[0].stored_view).listing().listing.column("uri").to_pylist()
+    folder = night.store.uri(FOLDER)
+    config = jobs.label_config(source, folder, f"{models}@{candidate.version}")
+    uris = open_source(config, candidate.stored_view).listing().listing.column("uri").to_pylist()
     chosen = sorted(uris, key=lambda uri: sha256(uri.encode()))[:PICTURES]
     pictures = put_list(night.store, f"{night.name}/lists", sorted(chosen))
 
-    answers, seconds = [], []
-    for version in versions:
-        outcome = jobs.label(pictures, folder, f"{models}@{version.version}")
-        answers.append(_labels(folder, outcome))
-        read = max(1, outcome.summary.read)
-        seconds.append(outcome.summary.stages.get("forward", 0.0) / read)
-
-    is_first = len(versions) == 1
-    if not is_first and versions[0].architecture == versions[1].architecture:
-        seconds = [1.0, 1.0]  # the same network takes the same time; 50 pictures would add noise
-    return {
+    outcome = jobs.label(pictures, folder, f"{models}@{candidate.version}", few=True)
+    labels = _labels(folder, outcome)
+    record = {
         "pictures": len(chosen),
-        "labelled": len(answers[0]),
-        "agreement": None if is_first else _agreement(answers[0], answers[1]),
-        "forward_s": None if is_first else {"candidate": seconds[0], "champion": seconds[1]},
+        "labelled": len(labels),
+        "usable": len(labels),
+        "agreement": None,
+        "forward_s": None,
     }
+    if champion is None:
+        return record
+
+    is_same = candidate.architecture == champion.architecture
+    if not is_same:
+        folder = night.store.uri(f"{night.name}/{FOLDER}-{new_owner()[:8]}")
+    other = jobs.label(pictures, folder, f"{models}@{champion.version}", few=True)
+    labels_of_champion = _labels(folder, other)
+    times = [_forward_s(outcome), _forward_s(other)]
+    if is_same:
+        times = [1.0, 1.0]  # it takes the same time
+    elif not outcome.summary.read:
+        times = []  # labelled before this night was killed
+    usable = sum(uri in labels_of_champion for uri in chosen)
+    return record | {
+        "usable": usable,
+        "agreement": _agreement(labels, labels_of_champion),
+        "forward_s": {"candidate": times[0], "champion": times[1]} if times else None,
+    }
+
+
+def _forward_s(outcome: LabelOutcome) -> float:
+    """Return the seconds of the forward pass of one picture."""
+    return outcome.summary.stages.get("forward", 0.0) / max(1, outcome.summary.read)
 
 
 def _labels(folder: str, outcome: LabelOutcome) -> dict[str, str]:
     table = open_predictions(folder, outcome.partition).table
-    return dict(
-        zip(table.column("uri").to_pylist(), table.column("label").to_pylist(), strict=True)
-    )
+    uris, labels = (table.column(name).to_pylist() for name in ("uri", "label"))
+    return dict(zip(uris, labels, strict=True))
 
 
 def _agreement(first: dict[str, str], second: dict[str, str]) -> float | None:

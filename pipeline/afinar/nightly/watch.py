@@ -2,49 +2,74 @@
 
 The champion labels the new pictures into `<nights>/watch`. Of classes and folders where it
 contradicts labels more often than usual, the contradicted pictures are held out: they are in no
-training and no test until their label is changed, or confirmed in `<nights>/reviewed.csv`.
+training and no test until their label is changed, or confirmed in `<nights>/reviewed.csv`. The
+list of them, `<night>/review.csv`, has the columns of a form that `afinar ingest --add-labels`
+reads.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import csv
+import io
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
-import torch
-from numpy.typing import NDArray
+import pyarrow.compute as pc
 
 from afinar.config.nightly import WatchRules
 from afinar.dataset.reader import open_dataset
-from afinar.errors import NotFoundError
-from afinar.evaluation.intervals import Interval
+from afinar.errors import ModelError, NotFoundError, RequestError
 from afinar.evaluation.watch import (
     Contradictions,
     LabelAlarm,
-    auc,
+    add_up,
     count_contradictions,
-    watch_inputs,
     watch_labels,
 )
+from afinar.nightly.evidence import Answers
+from afinar.nightly.inputs import watch_inputs_of
 from afinar.nightly.jobs import Jobs
 from afinar.nightly.records import Night, NightRecord, put_list
 from afinar.predictions.manifest import read_manifest
 from afinar.predictions.part_reader import open_predictions
 from afinar.sources.tables import read_table
 from afinar.storage.arrow import from_parquet, to_parquet
+from afinar.storage.csv_cells import escape_formulas
 from afinar.storage.open import normalize_uri, open_store
 from afinar.storage.store import Store
-from afinar.training.linear_probe import Features, Objective, fit_head
 
 FOLDER: Final = "watch"
 REVIEWED: Final = "reviewed.csv"
 
 _HELD: Final = pa.schema([(name, pa.string()) for name in ("uri", "label", "predicted")])
-_MIN_COMPARED: Final = 30  # new pictures, and earlier ones, below which inputs are not compared
-_MAX_COMPARED: Final = 2000
-_FOLDS: Final = 5
-_C: Final = 0.01  # strong regularisation: a few pictures in hundreds of features
+_REFERENCE: Final = 60  # earlier pictures with which tonight's are compared
+_FEW: Final = 200  # pictures that one worker labels while another would still be starting
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewPictures:
+    """Labelled samples that are new in a dataset version, and earlier ones to compare them with.
+
+    Rows have sample_id, uri, label and split. `reference` are pictures of validation and test,
+    which no training has used, chosen by their content. `labels` counts the labels of the version
+    before.
+    """
+
+    rows: list[Row]
+    reference: list[Row]
+    labels: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Champion:
+    """The champion as MODELS@VERSION, its classes, and its answers for its own test pictures."""
+
+    spec: str
+    classes: set[str]
+    answers: Answers
 
 
 def watch(
@@ -53,22 +78,38 @@ def watch(
     *,
     dataset: str,
     versions: tuple[int, int],
-    champion: str,
+    champion: Champion,
     rules: WatchRules,
     jobs: Jobs,
 ) -> dict[str, Any]:
-    """Label the pictures that are new in a dataset version with the champion; return the record."""
-    new = _new_rows(dataset, *versions)
-    record: dict[str, Any] = {"new": len(new), "counts": {}, "alarms": [], "notes": []}
-    if not new or not (rules.labels or rules.inputs):
+    """Label the pictures that are new in a dataset version with the champion; return the record.
+
+    The record has at least new, counts, alarms, held and notes.
+    """
+    record: dict[str, Any] = {"new": 0, "counts": {}, "alarms": [], "held": None, "notes": []}
+    try:
+        new = read_new(dataset, *versions)
+    except RequestError as error:
+        note = f"the pictures of tonight were not compared with version {versions[0]}: {error}"
+        return record | {"notes": [note]}
+    record["new"] = len(new.rows)
+    if not new.rows or not (rules.labels or rules.inputs):
         return record
 
-    answers = _answers(night, new, champion, jobs)
-    rows = [(row, answers[row["uri"]]) for row in new if row["uri"] in answers]
+    try:
+        answers = answer(
+            night, new.rows + (new.reference if rules.inputs else []), champion.spec, jobs
+        )
+    except ModelError as error:
+        return record | {"notes": [f"the champion cannot label tonight's pictures: {error}"]}
+    rows = [(row, answers[row["uri"]]) for row in new.rows if row["uri"] in answers]
     if rules.labels:
-        record |= _watch_labels(night, earlier, rows)
+        # It cannot contradict a label that it does not know.
+        known = [pair for pair in rows if pair[0]["label"] in champion.classes]
+        record |= _watch_labels(night, earlier, known, champion.answers)
     if rules.inputs:
-        record |= _watch_inputs(night, earlier, rows)
+        reference = [answers[row["uri"]] for row in new.reference if row["uri"] in answers]
+        record |= watch_inputs_of(rows, reference, new.labels, champion.answers)
     return record
 
 
@@ -103,8 +144,31 @@ def read_watched(store: Store, model: str) -> pa.Table | None:
     return None if partition is None else open_predictions(folder, partition).table
 
 
-def _new_rows(dataset: str, before: int, now: int) -> list[dict[str, Any]]:
-    """Return the labelled samples of a version whose picture or label the one before lacks."""
+def answer(night: Night, rows: list[Row], champion: str, jobs: Jobs) -> dict[str, Row]:
+    """Label pictures with the champion; return its rows by uri, with features as numpy arrays.
+
+    Pictures that it has labelled in earlier nights are not read again.
+    """
+    uris = sorted({row["uri"] for row in rows})
+    pictures = put_list(night.store, f"{night.name}/lists", uris)
+    folder = night.store.uri(FOLDER)
+    outcome = jobs.label(pictures, folder, champion, features=True, few=len(uris) <= _FEW)
+    table = open_predictions(folder, outcome.partition).table
+    table = table.filter(pc.is_in(table.column("uri"), pa.array(uris, pa.string())))
+
+    features = table.column("features").combine_chunks()
+    values = features.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    answers = table.select(["uri", "sample_id", "label", "score"]).to_pylist()
+    return {
+        row["uri"]: {**row, "features": value} for row, value in zip(answers, values, strict=True)
+    }
+
+
+def read_new(dataset: str, before: int, now: int) -> NewPictures:
+    """Return the labelled samples of a version whose picture or label the one before lacks.
+
+    Raises RequestError if one of the versions was deleted.
+    """
     columns = ["sample_id", "uri", "label", "split"]
     uri = normalize_uri(dataset)
     old, new = (
@@ -112,26 +176,25 @@ def _new_rows(dataset: str, before: int, now: int) -> list[dict[str, Any]]:
         for version in (before, now)
     )
     known = {(row["sample_id"], row["label"]) for row in old}
-    return [row for row in new if row["label"] and (row["sample_id"], row["label"]) not in known]
-
-
-def _answers(
-    night: Night, rows: list[dict[str, Any]], champion: str, jobs: Jobs
-) -> dict[str, dict[str, Any]]:
-    """Return the champion's answers by uri: label, score and features."""
-    uris = sorted(row["uri"] for row in rows)
-    pictures = put_list(night.store, f"{night.name}/lists", uris)
-    folder = night.store.uri(FOLDER)
-    outcome = jobs.label(pictures, folder, champion, features=True)
-    table = open_predictions(folder, outcome.partition).table
-    wanted = set(uris)
-    return {row["uri"]: row for row in table.to_pylist() if row["uri"] in wanted}
+    current = [row for row in new if row["label"]]
+    unused = [
+        row
+        for row in current
+        if (row["sample_id"], row["label"]) in known and row["split"] in {"validation", "test"}
+    ]
+    labels: dict[str, int] = {}
+    for row in old:
+        if row["label"]:
+            labels[row["label"]] = labels.get(row["label"], 0) + 1
+    return NewPictures(
+        rows=[row for row in current if (row["sample_id"], row["label"]) not in known],
+        reference=sorted(unused, key=lambda row: str(row["sample_id"]))[:_REFERENCE],
+        labels=labels,
+    )
 
 
 def _watch_labels(
-    night: Night,
-    earlier: list[NightRecord],
-    rows: list[tuple[dict[str, Any], dict[str, Any]]],
+    night: Night, earlier: list[NightRecord], rows: list[tuple[Row, Row]], own: Answers
 ) -> dict[str, Any]:
     """Return counts by group, the alarms, and the object with the held pictures."""
     groups = {
@@ -141,12 +204,16 @@ def _watch_labels(
     labels = [row["label"] for row, _ in rows]
     predicted = [answer["label"] for _, answer in rows]
     scores = [answer["score"] for _, answer in rows]
+    on_test = _count_own(own)
 
     counts: dict[str, Contradictions] = {}
     alarms: list[LabelAlarm] = []
     for kind, names in groups.items():
         tonight = count_contradictions(names, labels, predicted, scores)
-        alarms += watch_labels(tonight, _usual(earlier, kind))
+        nights = _count_earlier(earlier, kind)
+        usual = _merged(nights, on_test) if kind == "class" else nights
+        overall = add_up([*nights.values(), *on_test.values()])
+        alarms += watch_labels(tonight, usual, overall)
         counts |= tonight
 
     alarmed = {alarm.group for alarm in alarms}
@@ -156,31 +223,59 @@ def _watch_labels(
         if row["label"] != answer["label"]
         and alarmed & {names[position] for names in groups.values()}
     ]
-    usual = {name: asdict(count) for name, count in counts.items() if name not in alarmed}
     return {
-        "counts": usual,
+        "counts": {name: asdict(count) for name, count in counts.items() if name not in alarmed},
         "alarms": [alarm.sentence for alarm in alarms],
         "held": _put_held(night, held),
         "held_pictures": len(held),
     }
 
 
-def _usual(earlier: list[NightRecord], kind: str) -> dict[str, Contradictions]:
+def _count_own(own: Answers) -> dict[str, Contradictions]:
+    """Return the champion's contradictions of the labels of its own test pictures, by class."""
+    ids = list(own.labels)
+    labels = [own.labels[name] for name in ids]
+    return count_contradictions(
+        [f"class {label}" for label in labels],
+        labels,
+        [own.predicted[name] for name in ids],
+        [own.scores[name] for name in ids],
+    )
+
+
+def _count_earlier(earlier: list[NightRecord], kind: str) -> dict[str, Contradictions]:
     """Return the counts of earlier nights, without groups that raised an alarm."""
-    usual: dict[str, Contradictions] = {}
+    counts: dict[str, Contradictions] = {}
     for night in earlier:
         for name, count in night.steps.get("watch", {}).get("counts", {}).items():
             if name.startswith(f"{kind} "):
-                counted = Contradictions(**count)
-                usual[name] = counted.plus(usual[name]) if name in usual else counted
-    return usual
+                counts = _merged(counts, {name: Contradictions(**count)})
+    return counts
+
+
+def _merged(
+    first: dict[str, Contradictions], second: dict[str, Contradictions]
+) -> dict[str, Contradictions]:
+    names = first.keys() | second.keys()
+    return {
+        name: add_up(counts[name] for counts in (first, second) if name in counts) for name in names
+    }
 
 
 def _put_held(night: Night, held: list[dict[str, str]]) -> str | None:
+    """Store the held pictures, and a form for their labels; return the name of the former."""
     if not held:
         return None
     name = f"{night.name}/held.parquet"
     night.store.put_if_absent(name, to_parquet(pa.Table.from_pylist(held, schema=_HELD)))
+    form = io.StringIO()
+    writer = csv.writer(form, lineterminator="\n")
+    writer.writerow(["uri", "label", "given", "predicted"])
+    for row in held:
+        cells = escape_formulas(pa.array([row["uri"], row["label"], row["predicted"]]))
+        uri, given, predicted = cells.to_pylist()
+        writer.writerow([uri, "", given, predicted])
+    night.store.put_if_absent(f"{night.name}/review.csv", form.getvalue().encode())
     return name
 
 
@@ -190,53 +285,3 @@ def _reviewed(store: Store) -> set[str]:
     except NotFoundError:
         return set()
     return set(read_table(REVIEWED, store.uri(REVIEWED), "uri").column("uri").to_pylist())
-
-
-def _watch_inputs(
-    night: Night,
-    earlier: list[NightRecord],
-    rows: list[tuple[dict[str, Any], dict[str, Any]]],
-) -> dict[str, Any]:
-    """Return sentences on tonight's pictures, whether they are an alarm, and their scores' sum."""
-    scores = [answer["score"] for _, answer in rows]
-    tonight = np.array([answer["features"] for _, answer in rows], np.float32)
-    before = _earlier_features(night, {row["uri"] for row, _ in rows})
-    usual = [
-        steps["scores"]
-        for steps in (record.steps.get("watch", {}) for record in earlier)
-        if steps.get("scores")
-    ]
-    count = sum(n for n, _ in usual)
-    expected = float(np.mean(scores)) if len(scores) >= _MIN_COMPARED else None
-    usually = sum(total for _, total in usual) / count if count >= _MIN_COMPARED else None
-    result = watch_inputs(_separation(before, tonight), expected, usually)
-    return {
-        "scores": [len(scores), float(np.sum(scores))],
-        "notes": result.sentences,
-        "input_alarm": result.alarm,
-    }
-
-
-def _earlier_features(night: Night, tonight: set[str]) -> NDArray[np.float32]:
-    """Return features of pictures of earlier nights, of the partition that was written last."""
-    table = open_predictions(night.store.uri(FOLDER)).table
-    rows = [row["features"] for row in table.to_pylist() if row["uri"] not in tonight]
-    return np.array(rows[-_MAX_COMPARED:], np.float32)
-
-
-def _separation(before: NDArray[np.float32], tonight: NDArray[np.float32]) -> Interval | None:
-    """Return the out-of-fold AUC of a linear classifier between both, None for few pictures."""
-    if min(len(before), len(tonight)) < _MIN_COMPARED:
-        return None
-    values = torch.from_numpy(np.concatenate([before, tonight[:_MAX_COMPARED]]))
-    targets = torch.zeros(len(values), dtype=torch.int64)
-    targets[len(before) :] = 1
-    folds = torch.randperm(len(values), generator=torch.Generator().manual_seed(0)) % _FOLDS
-
-    scores = torch.zeros(len(values), dtype=torch.float64)
-    for fold in range(_FOLDS):
-        inside = folds != fold
-        head = fit_head(Features(values[inside], targets[inside]), Objective(classes=2), _C)
-        logits = head.logits(values[~inside])
-        scores[~inside] = logits[:, 1] - logits[:, 0]
-    return auc(scores[targets == 0].numpy(), scores[targets == 1].numpy())

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from afinar.errors import RecordError, StorageError
 from afinar.models.registry.aliases import champion_number
+from afinar.models.registry.history import retired_versions
 from afinar.models.registry.versions import VERSIONS, get_model
 from afinar.report.models import created_at, model_row
 from afinar.report.rendering import percent, template
@@ -97,15 +98,16 @@ def index_page(store: Store) -> str:
 
 def _models(store: Store) -> RunIndex:
     numbers = sorted(versions(store, VERSIONS), reverse=True)
-    champion = champion_number(store)
+    champion, retired = champion_number(store), retired_versions(store)
     rows = [
-        _model(model_row(get_model(store, number)), number == champion) for number in numbers[:RUNS]
+        _model(model_row(get_model(store, number)), number == champion, number in retired)
+        for number in numbers[:RUNS]
     ]
     columns = ["network", "regime", "classes", "dataset", "validation", "test", "95 %", "began"]
     return RunIndex(columns=columns, rows=rows, total=len(numbers))
 
 
-def _model(row: dict[str, Any], is_champion: bool) -> IndexRow:
+def _model(row: dict[str, Any], is_champion: bool, is_retired: bool) -> IndexRow:
     interval = row["test_interval"]
     return IndexRow(
         link=f"{row['run']}/report.html" if row["run"] else "",
@@ -120,7 +122,7 @@ def _model(row: dict[str, Any], is_champion: bool) -> IndexRow:
             f"{interval[0]:.1%} – {interval[1]:.1%}" if interval else "",
             _minute(row["created"]),
         ],
-        mark="champion" if is_champion else "",
+        mark="champion" if is_champion else "retired" if is_retired else "",
     )
 
 

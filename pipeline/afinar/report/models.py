@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from afinar.config.models import ModelsConfig
 from afinar.errors import RequestError
 from afinar.evaluation.intervals import wilson
-from afinar.models.registry.aliases import promote, promotions, version_before
+from afinar.models.registry.aliases import (
+    CHAMPION,
+    alias_names,
+    alias_version,
+    promote,
+    promotion_at,
+    promotions,
+    version_before,
+)
+from afinar.models.registry.history import (
+    decisions,
+    require_usable,
+    retire,
+    retired_versions,
+    retirement,
+)
 from afinar.models.registry.versions import (
     VERSIONS,
     ModelVersion,
@@ -30,18 +47,48 @@ def run_models(config: ModelsConfig) -> dict[str, Any]:
         raise RequestError(
             f"{store.root} holds no model: make one with `afinar train DATASET {store.root}`"
         )
+    wanted = f"{root}@{config.version or CHAMPION}"
     if config.action == "show":
-        return _shown(store, find_model(f"{root}@{config.version or 'champion'}").version)
+        return _shown_at(store, config) if config.at else _shown(store, find_model(wanted).version)
     if config.action == "export":
-        return _exported(find_model(f"{root}@{config.version or 'champion'}"), config)
-    if config.action == "promote":
-        version = find_model(f"{root}@{config.version}").version
-        promote(store, version.version, config.why or "promoted by hand")
-    if config.action == "rollback":
-        number = version_before(store)
-        get_model(store, number)  # it can be read
-        promote(store, number, config.why or "rolled back by hand")
+        return _exported(find_model(wanted), config)
+    if config.action == "retire":
+        retire(store, find_model(wanted).version.version, config.why)
+    if config.action in {"promote", "rollback"}:
+        return _moved(store, wanted, config)
     return _listed(store)
+
+
+def _moved(store: Store, wanted: str, config: ModelsConfig) -> dict[str, Any]:
+    """Move an alias, and return the list with the seconds that it took."""
+    started = time.monotonic()
+    if config.action == "promote":
+        number = find_model(wanted).version.version
+        require_usable(store, number)
+        promote(store, number, config.why or "promoted by hand", alias=config.alias)
+    else:
+        retired = retired_versions(store)
+        number = version_before(store, config.alias, lambda version: version not in retired)
+        get_model(store, number)  # it can be read
+        promote(store, number, config.why or "rolled back by hand", alias=config.alias)
+    seconds = time.monotonic() - started
+    return {**_listed(store), "moved": config.alias, "to": number, "seconds": round(seconds, 3)}
+
+
+def _shown_at(store: Store, config: ModelsConfig) -> dict[str, Any]:
+    """Return the version that an alias stood for at a moment, and since when."""
+    alias = config.version or CHAMPION
+    assert config.moment is not None, "the configuration is checked"
+    promotion = promotion_at(store, alias, config.moment)
+    if promotion is None:
+        raise RequestError(f"{store.root} had no {alias} at {config.moment.isoformat()}")
+    return {
+        **_shown(store, get_model(store, promotion.version)),
+        "alias": alias,
+        "at": config.moment.isoformat(timespec="seconds"),
+        "since": promotion.created,
+        "why": promotion.why,
+    }
 
 
 def model_row(version: ModelVersion) -> dict[str, Any]:
@@ -68,9 +115,13 @@ def model_row(version: ModelVersion) -> dict[str, Any]:
 def _listed(store: Store) -> dict[str, Any]:
     rows = [model_row(get_model(store, number)) for number in versions(store, VERSIONS)]
     moved = promotions(store)
+    retired = retired_versions(store)
+    for row in rows:
+        row["retired"] = row["version"] in retired
     return {
         "models": store.root,
         "champion": find_champion(store),
+        "aliases": {name: alias_version(store, name) for name in alias_names(store)},
         "why": moved[-1].why if moved else "",
         "versions": rows,
     }
@@ -78,15 +129,19 @@ def _listed(store: Store) -> dict[str, Any]:
 
 def _shown(store: Store, version: ModelVersion) -> dict[str, Any]:
     run = version.lineage.get("run", "")
+    retired = retirement(store, version.version)
     return {
         "models": store.root,
         **model_row(version),
         "champion": find_champion(store) == version.version,
         "promotions": [
-            {"why": moved.why, "created": moved.created, "actor": moved.actor}
-            for moved in promotions(store)
+            {"alias": name, "why": moved.why, "created": moved.created, "actor": moved.actor}
+            for name in alias_names(store)
+            for moved in promotions(store, name)
             if moved.version == version.version
         ],
+        "decisions": [asdict(decision) for decision in decisions(store, version.version)],
+        "retired": None if retired is None else asdict(retired),
         "class_names": version.classes,
         "metrics": version.metrics,
         "temperature": version.temperature,

@@ -16,7 +16,18 @@ from afinar.config.base import fingerprint
 from afinar.config.strict import between, conforms_to
 from afinar.errors import NotFoundError, RecordError, RequestError, StorageError
 from afinar.models.networks.architecture import Architecture
-from afinar.models.registry.aliases import champion_number, set_first_champion
+from afinar.models.registry.aliases import (
+    CHAMPION,
+    LATEST,
+    PREVIOUS,
+    alias_names,
+    alias_version,
+    champion_number,
+    is_alias,
+    set_first_champion,
+    version_before,
+)
+from afinar.models.registry.history import retired_versions
 from afinar.pictures.preprocessing import InputView, StoredView
 from afinar.storage.names import check_model_id
 from afinar.storage.objects import ObjectRef
@@ -163,8 +174,8 @@ def find_champion(store: Store) -> int | None:
 def find_model(spec: str) -> StoredModel:
     """Return the model that a reference names.
 
-    It is MODELS@champion, MODELS@latest, MODELS@VERSION or MODELS@VERSION-HASH. MODELS alone means
-    its champion.
+    It is MODELS@champion, MODELS@previous (the champion before), MODELS@latest (that is not
+    retired), MODELS@ALIAS, MODELS@VERSION or MODELS@VERSION-HASH. MODELS alone means its champion.
 
     Raises RequestError if there is none; the message lists the versions that exist.
     """
@@ -192,10 +203,13 @@ def find_model(spec: str) -> StoredModel:
 
 
 def _version_number(store: Store, wanted: str) -> int:
-    """Return the number that `champion`, `latest`, `VERSION` or `VERSION-HASH` refers to."""
-    if wanted in {"champion", "latest"}:
+    """Return the number that an alias, `VERSION` or `VERSION-HASH` refers to."""
+    if wanted == PREVIOUS:
+        return version_before(store)
+    if wanted in {CHAMPION, LATEST}:
         published = versions(store, VERSIONS)
-        number = find_champion(store) if wanted == "champion" else max(published, default=None)
+        in_use = set(published) - retired_versions(store)
+        number = find_champion(store) if wanted == CHAMPION else max(in_use, default=None)
         if number is None and published:
             raise RequestError(
                 f"{store.root} has no champion: name a version, as MODELS@{max(published)}, or "
@@ -207,5 +221,10 @@ def _version_number(store: Store, wanted: str) -> int:
             )
         return number
     if not re.fullmatch(r"\d+(-[0-9a-f]{8})?", wanted):
-        raise RequestError(f"…@{wanted}: write @champion, @latest, a version's number, or its id")
+        number = alias_version(store, wanted) if is_alias(wanted) else None
+        if number is None:
+            others = ", ".join(f"@{name}" for name in alias_names(store) if name != CHAMPION)
+            known = f"@champion, @previous, @latest{f', {others}' if others else ''}"
+            raise RequestError(f"…@{wanted}: write {known}, a version's number, or its id")
+        return number
     return int(wanted.split("-", maxsplit=1)[0])
