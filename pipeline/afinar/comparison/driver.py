@@ -22,7 +22,7 @@ from afinar.comparison.cells import (
 )
 from afinar.comparison.grid import Matrix, head_cells, training_cells
 from afinar.comparison.heads import HeadTask, make_head_trainer
-from afinar.comparison.leaks import find_leaks
+from afinar.comparison.leaks import stored_leaks
 from afinar.comparison.publishing import publish_cell
 from afinar.comparison.rates import Rate, RateTask, measure_rate
 from afinar.comparison.table import Evaluated, Row, Table, as_arrow, make_table
@@ -218,7 +218,7 @@ class _Comparison:
         found = [features for features in stored if features is not None]
         if found:
             narrowest = min(found, key=lambda features: features.manifest.width)
-            sentence = find_leaks(self.dataset, narrowest).describe()
+            sentence = stored_leaks(self.dataset, narrowest).describe()
             self.notes += [sentence] if sentence else []
 
     def _rates(self, matrices: list[Matrix]) -> dict[tuple[str, str, str], Rate]:

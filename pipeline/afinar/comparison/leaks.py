@@ -6,7 +6,9 @@ features alone, and bounded in time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Final
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from afinar.dataset.reader import Dataset
+from afinar.errors import ForbiddenError, NotFoundError
 from afinar.evaluation.contents import distinct_ids, find_contents
 from afinar.evaluation.near_duplicates import (
     MAX_RELATIVE_DISTANCE,
@@ -22,8 +25,10 @@ from afinar.evaluation.near_duplicates import (
     correlate_pairs,
 )
 from afinar.evaluation.neighbours import unit_rows
+from afinar.features.manifest import open_features_store
 from afinar.features.reader import Features
 from afinar.sources.entry import SPLITS
+from afinar.storage.records import read_record
 
 _NEIGHBOURS: Final = 10
 _MAX_PRODUCTS: Final = 5e11  # multiplications of the search: half a minute of one core
@@ -49,6 +54,23 @@ class Leaks:
             "validation, so that accuracies on test are too high: `afinar similar` lists them and "
             "writes groups.csv for `afinar ingest --group`"
         )
+
+
+def stored_leaks(dataset: Dataset, features: Features) -> Leaks:
+    """Return the leaks of this version of the dataset; search only if nobody has before.
+
+    The search reads pixels of candidates, and its answer never changes: it is kept beside the
+    features as `leaks/<version>.json`.
+    """
+    store = open_features_store(dataset.store.root, features.key)
+    name = f"leaks/{dataset.manifest.version}.json"
+    with suppress(NotFoundError):
+        return read_record(store, name, Leaks)
+
+    leaks = find_leaks(dataset, features)
+    with suppress(ForbiddenError):  # a dataset that may only be read is searched again next time
+        store.put_if_absent(name, json.dumps(asdict(leaks)).encode())
+    return leaks
 
 
 def find_leaks(dataset: Dataset, features: Features) -> Leaks:
