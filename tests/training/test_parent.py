@@ -161,7 +161,7 @@ def test_a_moved_alias_is_another_training(
         ({"backbone": "squeezenet1_1"}, "backbone small_cnn, .* give --backbone small_cnn"),
         ({"cut": "9"}, "give --cut"),
         ({"weights": "{models}@7"}, "has no version '7': it has versions 1"),
-        ({"weights": "{models}@best"}, "--weights .*write @champion, @latest"),
+        ({"weights": "{models}@best"}, "--weights .*write @champion, @previous, @latest"),
         ({"weights": "{models}-none@latest"}, "holds no model"),
         ({"weights": "{models}/{object}"}, "give --weights {models}@1"),
     ],

@@ -7,8 +7,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from afinar.training.linear_probe import Features, LinearHead, Objective, fit_head
-from afinar.training.refit import ChosenHead, choose_head, refit
+from afinar.training.linear_probe import (
+    Features,
+    Objective,
+    fit_head,
+    refit_head,
+    solve_head,
+)
 
 CLASSES = 4
 
@@ -31,8 +36,8 @@ def both(first: Features, second: Features) -> Features:
 def test_refit_is_the_regression_on_both_splits_of_scikit_learn() -> None:
     train, validation = make_features(1, 300), make_features(2, 100)
     c = 0.05
-    chosen = ChosenHead(fit_head(train, Objective(CLASSES), c), 1.0)
-    head = refit(chosen, train, validation, Objective(CLASSES))
+    chosen = fit_head(train, Objective(CLASSES), c)
+    head = refit_head(chosen, train, validation, Objective(CLASSES))
 
     samples, test = both(train, validation), make_features(3, 2000)
     scaler = StandardScaler().fit(samples.values.numpy())
@@ -48,23 +53,23 @@ def test_refit_is_the_regression_on_both_splits_of_scikit_learn() -> None:
 def test_refit_keeps_the_temperature_of_the_chosen_head() -> None:
     train, validation = make_features(1, 300), make_features(2, 100)
     plain = fit_head(train, Objective(CLASSES), 0.05)
-    divided = LinearHead(plain.weight / 2.5, plain.bias / 2.5, 0.05)
     heads = [
-        refit(ChosenHead(head, 1.0), train, validation, Objective(CLASSES))
-        for head in (plain, divided)
+        refit_head(head, train, validation, Objective(CLASSES))
+        for head in (plain, plain.divided(2.5, held_out=100))
     ]
+    assert [(head.temperature, head.held_out) for head in heads] == [(1.0, 0), (2.5, 100)]
     torch.testing.assert_close(heads[0].weight / 2.5, heads[1].weight, rtol=1e-3, atol=1e-5)
 
 
 def test_refit_is_better_with_few_labels() -> None:
     train, validation, test = make_features(1, 80), make_features(2, 240), make_features(3, 4000)
     objective = Objective(CLASSES)
-    chosen = choose_head(train, validation, objective, (0.5,))
+    chosen = solve_head(train, validation, objective, (0.5,))
     assert chosen.power == 0.5
-    head = refit(chosen, train, validation, objective)
+    head = refit_head(chosen, train, validation, objective)
     before, after = (
         torch.nn.functional.cross_entropy(each.logits(test.values), test.targets).item()
-        for each in (chosen.head, head)
+        for each in (chosen, head)
     )
     assert after < before
 
@@ -74,7 +79,7 @@ def test_refit_of_two_classes_has_the_penalty_of_one_vector() -> None:
         Features(data.values[data.targets < 2], data.targets[data.targets < 2])
         for data in (make_features(1, 300), make_features(2, 100))
     )
-    chosen = ChosenHead(fit_head(train, Objective(2), 0.05), 1.0)
-    head = refit(chosen, train, validation, Objective(2))
+    chosen = fit_head(train, Objective(2), 0.05)
+    head = refit_head(chosen, train, validation, Objective(2))
     expected = fit_head(both(train, validation), Objective(2), 0.05)
     torch.testing.assert_close(head.weight, expected.weight, rtol=1e-2, atol=1e-4)

@@ -36,16 +36,15 @@ from afinar.storage.store import Store
 from afinar.training.batches import Samples
 from afinar.training.distributed import Group
 from afinar.training.linear_probe import (
-    ALL_SCALINGS,
     Features,
     LinearHead,
     Objective,
+    refit_head,
     solve_head,
 )
 from afinar.training.metrics import compute_metrics, fit_temperature
 from afinar.training.mlp_head import fit_mlp
 from afinar.training.neighbours import neighbour_logits
-from afinar.training.refit import choose_head, refit
 from afinar.training.task import LabelledSamples, labelled_samples
 
 
@@ -207,12 +206,11 @@ def _fit(cell: Cell, train: Features, matrix: _Matrix) -> _Fit:
         return _Fit(fitted.module, history=fitted.history)
 
     objective = Objective(classes)
+    chosen = solve_head(train, validation, objective)
     if not cell.settings.get("refit"):
-        return _Fit(_as_layer(solve_head(train, validation, objective)))
-    chosen = choose_head(train, validation, objective, ALL_SCALINGS)
-    return _Fit(
-        _as_layer(refit(chosen, train, validation, objective)), chosen=_as_layer(chosen.head)
-    )
+        return _Fit(_as_layer(chosen))
+    both = refit_head(chosen, train, validation, objective)
+    return _Fit(_as_layer(both), chosen=_as_layer(chosen))
 
 
 def _as_layer(solved: LinearHead) -> nn.Linear:

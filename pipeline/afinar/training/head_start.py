@@ -26,9 +26,14 @@ from afinar.training.checkpoint import RankedEpoch
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator
 from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
-from afinar.training.linear_probe import Features, LinearHead, Objective, solve_head
+from afinar.training.linear_probe import (
+    Features,
+    LinearHead,
+    Objective,
+    refit_head,
+    solve_head,
+)
 from afinar.training.metrics import compute_metrics
-from afinar.training.refit import ChosenHead, choose_head, refit
 from afinar.training.rng import generator
 from afinar.training.sampler import RowNumbers
 from afinar.training.task import LabelledSamples
@@ -73,12 +78,9 @@ class HeadSolver:
     kept: NDArray[np.bool_]
     scalings: tuple[float, ...]
     select_by: SelectBy
-    refits: bool = False
 
     def solve(self) -> dict[str, Any]:
         """Set the head's weights on all workers. Return the row of epoch 0 of the history.
-
-        With `refits` the row has the `power` of the scaling, which `refit` needs.
 
         The head of a published model is kept if it validates no worse than the solved one. Its new
         classes have the solved rows.
@@ -88,16 +90,19 @@ class HeadSolver:
         on_train, on_validation = self._splits(timer)
 
         # One worker solves: rounding must not make the heads differ.
-        measured = torch.zeros(6, dtype=torch.float64, device=self.group.device)
+        measured = torch.zeros(7, dtype=torch.float64, device=self.group.device)
         if self.group.is_rank_zero:
-            solved, power = self._solved(on_train, on_validation)
+            solved = solve_head(on_train, on_validation, self.objective, self.scalings)
             head = self._best_head(solved, on_validation)
             set_class_rows(self.network.classifier, head.weight, head.bias)
             loss_and_top1 = map(float, _loss_and_top1(head, on_train))
-            values = [*loss_and_top1, head.c, float(head is solved), float(head.held_out), power]
+            choices = [head.c, head.power, head.temperature, float(head.held_out)]
+            values = [*loss_and_top1, float(head is solved), *choices]
             measured += torch.tensor(values, dtype=torch.float64).to(measured)
         self.group.broadcast_parameters(self.network.classifier)
-        loss, top1, c, is_solved, held_out, power = self.group.all_reduce_sum(measured).tolist()
+        loss, top1, is_solved, c, power, temperature, held_out = self.group.all_reduce_sum(
+            measured
+        ).tolist()
         timings = timer.close()
 
         validation = self.evaluator.evaluate(self.module, self.samples.validation)
@@ -105,7 +110,8 @@ class HeadSolver:
             "epoch": 0,
             "head": "solved" if is_solved else "model",
             "c": c,
-            **({"power": power} if self.refits else {}),
+            "power": power,
+            "temperature": temperature,
             "held_out": int(held_out),
             "train": {"loss": loss, "top1": top1},
             "val": asdict(validation),
@@ -126,10 +132,11 @@ class HeadSolver:
         on_train, on_validation = self._splits(EpochTimer(self.group.device))
         if self.group.is_rank_zero:
             rows = class_rows(self.network.classifier)
-            held_out = int(row["held_out"])
-            head = LinearHead(rows.weight.double(), rows.bias.double(), row["c"], held_out)
-            chosen = ChosenHead(head, row["power"])
-            both = refit(chosen, on_train, on_validation, self.objective)
+            chosen = LinearHead(
+                *(rows.weight.double(), rows.bias.double()),
+                *(row["c"], row["power"], row["temperature"], int(row["held_out"])),
+            )
+            both = refit_head(chosen, on_train, on_validation, self.objective)
             set_class_rows(self.network.classifier, both.weight, both.bias)
             logger.info(
                 f"head refit on {len(on_train)} + {len(on_validation)} samples of training and "
@@ -146,11 +153,6 @@ class HeadSolver:
         if views:
             on_train = Features(torch.cat(views), on_train.targets.repeat(len(views)))
         return on_train, Features(features[len(train) :], self._targets(self.samples.validation))
-
-    def _solved(self, train: Features, validation: Features) -> ChosenHead:
-        if self.refits:
-            return choose_head(train, validation, self.objective, self.scalings)
-        return ChosenHead(solve_head(train, validation, self.objective, self.scalings), 0.0)
 
     def _best_head(self, solved: LinearHead, on_validation: Features) -> LinearHead:
         """Return the solved head, or that of a published model if it validates no worse."""

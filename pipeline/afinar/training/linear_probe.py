@@ -87,14 +87,22 @@ class Objective:
 class LinearHead:
     """Weight [classes, width] and bias [classes] of a linear layer, both float64.
 
-    `c` is the inverse of the strength of the regularisation. `held_out` is the number of samples on
-    which it was chosen, and on which the head was calibrated; 0 if it was not chosen.
+    `c` is the inverse of the strength of the regularisation, `power` that of the scaling of the
+    features, and `temperature` the number by which the solution was divided. `held_out` is the
+    number of samples on which these were chosen; 0 if they were not.
     """
 
     weight: Tensor
     bias: Tensor
     c: float
+    power: float = 1.0
+    temperature: float = 1.0
     held_out: int = 0
+
+    def divided(self, temperature: float, held_out: int) -> LinearHead:
+        """Return the head with its logits divided by a temperature."""
+        weight, bias = self.weight / temperature, self.bias / temperature
+        return LinearHead(weight, bias, self.c, self.power, temperature, held_out)
 
     def logits(self, values: Tensor) -> Tensor:
         """Return float64 [n, classes] for features [n, width]."""
@@ -144,7 +152,7 @@ def _solve_path(
         logits = [head.logits(validation.values), *(fold.logits(c) for fold in folds)]
         temperature, loss = _fit_temperature(torch.cat(logits), targets)
         if loss < best_loss:
-            best = LinearHead(head.weight / temperature, head.bias / temperature, c, len(targets))
+            best = head.divided(temperature, len(targets))
             best_loss, worse = loss, 0
         else:
             worse += 1
@@ -153,23 +161,39 @@ def _solve_path(
     return best, best_loss
 
 
-def fit_head(train: Features, objective: Objective, c: float) -> LinearHead:
+def fit_head(train: Features, objective: Objective, c: float, power: float = 1.0) -> LinearHead:
     """Return the head that minimizes C * (sum of cross-entropies) + |W|^2 / 2.
 
-    W are the weights of standardised features; the bias is not regularised. That is
-    scikit-learn's LogisticRegression behind a StandardScaler.
+    W are the weights of scaled features; the bias is not regularised. With `power` 1 features are
+    standardised: that is scikit-learn's LogisticRegression behind a StandardScaler.
     """
-    solver = _Solver(train, objective, _Scaling.of(train.values, power=1.0))
+    solver = _Solver(train, objective, _Scaling.of(train.values, power))
     solver.minimize(c, _MAX_ITERATIONS)
     return solver.head(c)
 
 
+def refit_head(
+    chosen: LinearHead, train: Features, validation: Features, objective: Objective
+) -> LinearHead:
+    """Return the head with the C, the scaling and the temperature of `chosen`, solved on both.
+
+    Validation has chosen these three. After that its samples are only labelled samples. The
+    accuracy of the new head on them says nothing: report that of `chosen`.
+    """
+    both = Features(
+        torch.cat([train.values, validation.values]), torch.cat([train.targets, validation.targets])
+    )
+    head = fit_head(both, objective, chosen.c, chosen.power)
+    return head.divided(chosen.temperature, chosen.held_out)
+
+
 @dataclass(frozen=True)
 class _Scaling:
-    """Mean and divisor of each feature, float64 [width]."""
+    """Mean and divisor of each feature, float64 [width]; the power they were made with."""
 
     mean: Tensor
     divisor: Tensor
+    power: float
 
     @classmethod
     def of(cls, values: Tensor, power: float) -> _Scaling:
@@ -189,7 +213,7 @@ class _Scaling:
         tiny = 1e-7 * mean.abs().clamp_min(1e-30)
         std = torch.where(std > tiny, std, torch.ones_like(std))
         divisor = std**power
-        return cls(mean, divisor * (std / divisor).square().mean().sqrt())
+        return cls(mean, divisor * (std / divisor).square().mean().sqrt(), power)
 
     def apply(self, values: Tensor) -> Tensor:
         """Return scaled features, float64."""
@@ -197,7 +221,7 @@ class _Scaling:
 
 
 class _Solver:
-    """L-BFGS over weights of scaled features, in double precision.
+    """L-BFGS over weights of scaled features. Products are in single precision, sums in double.
 
     Liu and Nocedal 1989, doi 10.1007/BF01589116, as torch implements it. The weights of the last
     solution are the start of the next one.
@@ -274,7 +298,8 @@ class _Solver:
         """Return the solution for plain features: w (x - mean) / d + b = (w / d) x + b'."""
         weight = self._weight if self._basis is None else self._weight @ self._basis.T
         weight = weight / self._scaling.divisor
-        return LinearHead(weight, self._bias - weight @ self._scaling.mean, c)
+        bias = self._bias - weight @ self._scaling.mean
+        return LinearHead(weight, bias, c, self._scaling.power)
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,6 @@ def head_solver(
         kept=kept,
         scalings=ALL_SCALINGS if config.regime == "frozen" else SMOOTH_SCALINGS,
         select_by=config.select_by,
-        refits=config.refit,
     )
 
 
