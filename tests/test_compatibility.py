@@ -126,8 +126,9 @@ def test_an_interrupted_labelling_is_resumed(compat: None) -> None:
     theirs = open_predictions("s3://compat/predictions").table
     for name in ("uri", "sample_id", "etag", "label", "model_version"):
         assert ours.column(name).equals(theirs.column(name))
+    # In bfloat16, which has three digits, sums depend on the processor.
     scores = ours.column("score").to_pylist()
-    assert scores == pytest.approx(theirs.column("score").to_pylist(), abs=1e-3)
+    assert scores == pytest.approx(theirs.column("score").to_pylist(), abs=5e-3)
 
 
 def test_a_model_opens_and_an_interrupted_training_is_resumed(compat: None) -> None:

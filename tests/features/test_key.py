@@ -45,6 +45,7 @@ values: dict[str, st.SearchStrategy[Any]] = {
     "input_view": input_views,
     "precision": st.sampled_from(["float32", "bfloat16", "float16"]),
     "stored_as": st.sampled_from(["float16", "float32"]),
+    "augmented": st.sampled_from(["", "flip of seed 0, view 1", "flip of seed 0, view 2"]),
 }
 specs = st.builds(FeatureSpec, **values)
 
@@ -130,7 +131,7 @@ def test_renamed_archive_and_moved_dataset_keep_all_features(tmp_path: Path, wei
     ).shape == (16, 32)
 
 
-@pytest.mark.parametrize("option", [{"size": 48}, {"fit": "pad"}])
+@pytest.mark.parametrize("option", [{"size": 48}, {"fit": "crop"}])
 def test_other_preprocessing_gives_other_features(
     option: dict[str, Any], archive: Path, tmp_path: Path, weights: str
 ) -> None:

@@ -22,7 +22,7 @@ from afinar.units.progress import PhaseTimer
 from tests.archives import BROKEN, flat_archive, ingest
 from tests.conftest import Trained
 
-VIEW = StoredView(size=32, fit="crop")
+VIEW = StoredView(size=32, fit="pad")
 
 
 def entries_of(source: Source) -> tuple[Entry, ...]:

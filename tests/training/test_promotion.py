@@ -112,7 +112,7 @@ def test_champion_that_takes_other_pictures_is_not_compared(
     trained: Trained, tmp_path: Path, version: ModelVersion
 ) -> None:
     store = open_store(str(tmp_path))
-    view = replace(version.stored_view, fit="pad")
+    view = replace(version.stored_view, fit="crop")
     other = publish_model(store, lambda number: replace(version, stored_view=view, lineage={}))
     assert find_champion(store) == other.version == 1
     assert "another size or fit" in find_rival(store, version).reason

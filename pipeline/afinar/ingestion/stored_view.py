@@ -16,6 +16,8 @@ from afinar.units.plans import FOLDER as PLANS
 # A crop loses what reaches beyond the square: with a frozen network, padding is 2.1 and 2.4 points
 # better on two sets of photographs (tests/bench/fits.py).
 _NEW: Final = StoredView(size=256, fit="pad", store="pixels")
+# A first ingest that was interrupted before padding was the default has cropped pictures.
+_FORMER_FIT: Final = "crop"
 
 
 def find_view(
@@ -33,8 +35,10 @@ def find_view(
     view = _requested(config, parent)
     version = parent.version + 1 if parent else 1
     plans = {info.name for info in store.walk(PLANS)}
-    for decoder in EARLIER_DECODERS:
-        earlier = replace(view, decoder=decoder)
+    views = [replace(view, decoder=decoder) for decoder in EARLIER_DECODERS]
+    if parent is None and config.fit == "auto":
+        views += [replace(known, fit=_FORMER_FIT) for known in (view, *views)]
+    for earlier in views:
         is_interrupted = plan_name(version, earlier) in plans
         if is_interrupted or (parent and parent.preprocessing == earlier.as_dict()):
             return earlier
