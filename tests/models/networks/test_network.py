@@ -35,7 +35,7 @@ def recipe(name: str) -> TrainConfig:
 
 
 TRAINING = sorted(
-    path.name for path in RECIPES.glob("*.toml") if not path.name.startswith("ingest")
+    path.name for path in RECIPES.glob("*.toml") if not path.name.startswith(("ingest", "nightly"))
 )
 
 
