@@ -54,14 +54,21 @@ def write_square(
         left, top = (width - side) / 2, (height - side) / 2
         box = (left, top, left + side, top + side)
     elif view.fit == "pad":
-        scale = view.size / max(width, height)
-        inner = max(1, round(width * scale)), max(1, round(height * scale))
-        x, y = round((view.size - inner[0]) / 2), round((view.size - inner[1]) / 2)
         out[...] = view.background
-        target = out[y : y + inner[1], x : x + inner[0]]
+        target = without_padding(out, width, height)
+        inner = target.shape[1], target.shape[0]
 
     resized = _resize(image, inner, box)
     target[...] = np.asarray(resized if finish is None else finish(resized))
+
+
+def without_padding(square: Pixels, width: int, height: int) -> Pixels:
+    """Return the part [h, w, 3] of a padded square that a picture of width x height covers."""
+    size = len(square)
+    scale = size / max(width, height)
+    inner_width, inner_height = max(1, round(width * scale)), max(1, round(height * scale))
+    x, y = round((size - inner_width) / 2), round((size - inner_height) / 2)
+    return square[y : y + inner_height, x : x + inner_width]
 
 
 def resize(image: Image.Image, size: tuple[int, int], box: Box) -> Pixels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from afinar.config.ingest import IngestConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.ingestion.driver import IngestOutcome
 from afinar.logs import log_settings
-from afinar.pictures.resize import Pixels
+from afinar.pictures.resize import Pixels, without_padding
 from afinar.report.charts import Chart, axis, histogram
 from afinar.report.classes import class_balance
 from afinar.report.command import reproduce
@@ -138,9 +139,8 @@ class Measured:
 def measure_pictures(dataset: Dataset) -> Measured:
     """Measure at most `_MEASURED` pictures of few shards."""
     rows = sampled_rows(dataset)[:_MEASURED]
-    values = np.array(
-        [_measure(image) for row in rows.tolist() for image in dataset.read([row])], np.float64
-    ).reshape(-1, 2)
+    values = np.array([_measure(image) for image in _contents(dataset, rows)], np.float64)
+    values = values.reshape(-1, 2)
     brightness, sharpness = values[:, 0], values[:, 1]
 
     labels = dataset.index.column("label").take(pa.array(rows))
@@ -159,6 +159,15 @@ def measure_pictures(dataset: Dataset) -> Measured:
         charts=_charts(dataset, rows, brightness) if len(rows) else [],
         notes=notes,
     )
+
+
+def _contents(dataset: Dataset, rows: NDArray[np.int64]) -> Iterator[Pixels]:
+    """Yield stored pictures without their padding, which would count as bright and blurred."""
+    for row, original in zip(rows.tolist(), dataset.original_sizes(rows), strict=True):
+        image = dataset.read([row])[0]
+        if dataset.view.fit == "pad" and original.width and original.height:
+            image = without_padding(image, original.width, original.height)
+        yield image
 
 
 def _charts(
