@@ -32,7 +32,7 @@ from afinar.features.driver import run_features
 from afinar.models.registry.bundle import load_network
 from afinar.models.registry.versions import find_model
 from afinar.report.explain import record_explanation
-from afinar.report.explain_blocks import robust_accuracies
+from afinar.report.explain_attacks import robust_accuracies
 from afinar.storage.open import open_store
 from afinar.units.executor import InlineExecutor
 from tests.conftest import Trained, jpeg

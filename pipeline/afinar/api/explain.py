@@ -1,4 +1,4 @@
-"""What a model sees, in Python: maps, activations, ideal and adversarial pictures."""
+"""Explanations of a model in Python: saliency, activations, ideal and adversarial pictures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,7 @@ from afinar.explain.images import overlay
 from afinar.explain.layers import as_maps, map_of, saliency_layer
 from afinar.explain.network import ExplainedNetwork, ModelSpec, find_class, load_explained
 from afinar.explain.pictures import list_inputs
-from afinar.explain.saliency import (
-    Deletion,
-    SaliencyMap,
-    deletion_score,
-    grad_cam,
-    integrated_gradients,
-    occlusion,
-)
+from afinar.explain.saliency import Deletion, compute_map, deletion_score
 
 Pixels = NDArray[np.uint8]
 Picture = str | PathLike[str] | Pixels
@@ -96,7 +89,7 @@ class Explainer:
         require(method in SALIENCY_METHODS, f"{method!r}: choose {', '.join(SALIENCY_METHODS)}")
         image = self._pixels(picture)
         number = self._answer(image) if label is None else find_class(label, self.classes)
-        found = self._map(method, image, number)
+        found = compute_map(self.network, method, image, number, self._node(method))
         return Saliency(
             label=self.classes[number],
             values=found.values,
@@ -105,16 +98,13 @@ class Explainer:
             error=found.error,
         )
 
-    def _map(self, method: SaliencyMethod, image: Pixels, number: int) -> SaliencyMap:
-        target = torch.tensor([number], device=self.network.device)
-        if method == "integrated":
-            return integrated_gradients(self.network, image, target)
-        if method == "occlusion":
-            return occlusion(self.network, image, target)
+    def _node(self, method: SaliencyMethod) -> str:
+        if method != "gradcam":
+            return ""
         node = saliency_layer(self.network)
         require(node is not None, "this network has no layer with positions: take another method")
         assert node is not None
-        return grad_cam(self.network, image[None], target, node)[0]
+        return node
 
     def activations(self, picture: Picture, node: str) -> NDArray[np.float32]:
         """Return the activations of a picture at a node, float32 [channels, side, side].

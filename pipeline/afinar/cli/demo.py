@@ -207,7 +207,7 @@ def _explain(folder: Path, model: str) -> list[Block]:
     )
     from afinar.dataset.reader import open_dataset
     from afinar.explain import driver
-    from afinar.report import explain_blocks
+    from afinar.report import explain_attacks, explain_blocks
     from afinar.units.executor import InlineExecutor
 
     dataset, out, executor = str(folder / "dataset"), str(folder / "explained"), InlineExecutor()
@@ -239,7 +239,7 @@ def _explain(folder: Path, model: str) -> list[Block]:
     return [
         *explain_blocks.saliency_blocks(saliency),
         *explain_blocks.ideal_blocks(ideal),
-        *explain_blocks.adversarial_blocks(adversarial),
+        *explain_attacks.adversarial_blocks(adversarial),
     ]
 
 

@@ -73,12 +73,13 @@ def run(config: ExplainConfig) -> dict[str, Any]:
     """Explain, write the page, and return the summary."""
     # A wrong model is refused before torch is imported, which takes seconds.
     from afinar.explain import driver
+    from afinar.explain.job import ExplainOutcome
     from afinar.report.explain import record_explanation
 
     executor = JobExecutor(config)
     match config:
         case ExplainFeaturesConfig():
-            outcome: driver.ExplainOutcome[Any] = driver.explain_features(config, executor)
+            outcome: ExplainOutcome[Any] = driver.explain_features(config, executor)
         case ExplainIdealConfig():
             outcome = driver.explain_ideal(config, executor)
         case ExplainAdversarialConfig():

@@ -94,7 +94,7 @@ def run_compare(
 
 
 class CompareJobs(NamedTuple):
-    """What carries out the work of a comparison; see `run_compare`."""
+    """Functions that carry out the work of a comparison; see `run_compare`."""
 
     executor: Executor
     launch: Launcher

@@ -38,7 +38,7 @@ _BLOCK: Final = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Leaks:
-    """How many of the `searched` test pictures, of `test`, have a copy in another split."""
+    """Counts of test pictures: all, those searched, and those with a copy in another split."""
 
     test: int
     searched: int

@@ -225,9 +225,9 @@ class ExplainSaliencyConfig(ExplainConfig):
     """Node for `gradcam`. `auto`: the last one with positions, of a vision transformer that before
     its last block."""
     class_: str = ""
-    """Of a dataset: only pictures with this label."""
+    """Explain only pictures of the dataset with this label."""
     pick: Pick = "mistakes"
-    """Of a dataset: the `mistakes` with the highest scores, or `any` pictures."""
+    """Choose from the dataset the `mistakes` with the highest scores, or `any` pictures."""
     sample: int = 12
     """Number of pictures of a dataset's test split that are explained."""
 

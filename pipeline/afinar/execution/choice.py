@@ -47,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class TrainingRoom:
-    """How many trainings can run at a time, with how many workers and cores of each worker.
+    """Number of trainings that run at a time, of their workers, and of the cores of a worker.
 
     0 leaves the number to the launcher of one training.
     """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -22,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any, Final
 
 from afinar.errors import StorageError
-from afinar.execution.local_worker import Failure, Ready, Result, Start
+from afinar.execution.local_worker import Failure, Ready, Result
 from afinar.execution.retry import (
     Action,
     Decision,
@@ -33,7 +32,7 @@ from afinar.execution.retry import (
     decide,
 )
 from afinar.execution.worker_lines import WorkerLines
-from afinar.logs import log_settings
+from afinar.logs import LogSettings, log_settings
 from afinar.units.executor import RetryPolicy
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,7 @@ _READ_BYTES: Final = 1 << 16
 class LocalProcess:
     """A worker process, its socket, and the pipe of what it prints."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, make_work: Callable[[], Any], log: LogSettings) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -70,7 +69,8 @@ class LocalProcess:
         self.output: IO[bytes] = self._process.stdout
         os.set_blocking(self.output.fileno(), False)
         self._partial_line = b""
-        self.send(start)
+        self.send(log)
+        self.send(make_work)
 
     @property
     def name(self) -> str:
@@ -150,7 +150,7 @@ class ProcessPool:
         retry_policy: RetryPolicy[Any],
         pool_policy: PoolPolicy | None = None,
     ) -> None:
-        self._start = Start(pickle.dumps(make_work), log_settings())
+        self._make_work, self._log = make_work, log_settings()
         self._waiting = deque(map(_Unit, tasks))
         self._size = min(size, len(self._waiting))
         self._retry_policy, self._policy = retry_policy, pool_policy or PoolPolicy()
@@ -166,11 +166,15 @@ class ProcessPool:
         row die as they start or are killed, or when too many fail at one unit.
         """
         try:
-            self._slots = [_Slot(LocalProcess(self._start)) for _ in range(self._size)]
+            for _ in range(self._size):
+                self._slots.append(self._start())
             yield from self._run_units()
         finally:
             for slot in self._slots:
                 slot.process.kill()
+
+    def _start(self) -> _Slot:
+        return _Slot(LocalProcess(self._make_work, self._log))
 
     def _run_units(self) -> Iterator[Any]:
         while self._waiting or any(slot.unit for slot in self._slots):
@@ -263,12 +267,12 @@ class ProcessPool:
             unit = slot.unit
             unit.attempts, unit.task = unit.attempts + 1, self._retry_policy.next_attempt(unit.task)
             self._waiting.appendleft(unit)
-        self._slots[decision.slot] = _Slot(LocalProcess(self._start))
+        self._slots[decision.slot] = self._start()
         self._dispatch()
 
     def _print_output(self, process: LocalProcess) -> None:
         """Print what a process has logged; all that it has printed if debug messages are shown."""
         foreign_lines = self._lines.print_log(process.name, process.read_lines())
-        if self._start.log.verbose:
+        if self._log.verbose:
             for line in foreign_lines:
                 print(line, file=sys.stderr, flush=True)  # noqa: T201

@@ -175,7 +175,7 @@ def _all_rows(pixels: Tensor) -> Tensor:
 
 
 class _Answers(NamedTuple):
-    """Whether each picture succeeded [n], and its loss float [n]."""
+    """Success of the attack on each picture, bool [n], and its loss, float [n]."""
 
     succeeded: Tensor
     loss: Tensor

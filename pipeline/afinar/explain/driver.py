@@ -1,4 +1,4 @@
-"""The explain driver: find what is to be explained, run the units that are missing, read results.
+"""The methods of `afinar explain`: find what is to be explained, and make units of it.
 
 Nothing is published as a version: a unit's name says what it is of, and its marker that it is done.
 A second run with the same options computes nothing and writes its page anew.
@@ -6,11 +6,8 @@ A second run with the same options computes nothing and writes its page anew.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final, Generic, TypeVar
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
@@ -18,13 +15,12 @@ from afinar.analysis.evaluate import run_evaluation
 from afinar.config.evaluate import EvaluateConfig
 from afinar.config.explain import (
     ExplainAdversarialConfig,
-    ExplainConfig,
     ExplainFeaturesConfig,
     ExplainIdealConfig,
     ExplainSaliencyConfig,
 )
 from afinar.dataset.reader import Dataset, open_dataset
-from afinar.errors import RequestError, ShortfallError
+from afinar.errors import RequestError
 from afinar.explain.adversarial_task import (
     AdversarialResult,
     AdversarialTask,
@@ -38,12 +34,10 @@ from afinar.explain.features import (
     strongest_pictures,
 )
 from afinar.explain.ideal import IdealResult, IdealTask
+from afinar.explain.job import ExplainJob, ExplainOutcome
 from afinar.explain.layers import map_of, saliency_layer, several_depths
 from afinar.explain.network import (
     ExplainedNetwork,
-    ModelFacts,
-    ModelSpec,
-    describe_model,
     find_class,
     load_explained,
 )
@@ -56,36 +50,13 @@ from afinar.explain.pictures import (
 )
 from afinar.explain.saliency_task import SaliencyResult, SaliencyTask
 from afinar.explain.typical import TypicalResult, TypicalTask
-from afinar.explain.units import ExplainTask, Stored, read, unit_name
-from afinar.explain.worker import UnitOutcome, make_worker
+from afinar.explain.units import Stored
 from afinar.labelling.source import require_view
-from afinar.storage.contents import require_target_for
-from afinar.storage.markers import committed_units
-from afinar.storage.open import open_store
-from afinar.storage.store import Store
-from afinar.storage.versions import probe_conditional_put
-from afinar.units.executor import Executor, RetryPolicy
-from afinar.units.progress import ProgressReporter
+from afinar.units.executor import Executor
 
-_DEADLINE_S: Final = 3600.0
 _ROBUSTNESS_UNIT: Final = 16  # pictures
 _TYPICAL_OF: Final = 64  # pictures of a class among which the most typical are searched
 _STRONGEST: Final = 6
-
-R = TypeVar("R")
-
-
-@dataclass(kw_only=True)
-class ExplainOutcome(Generic[R]):
-    """Results of one run in the order of the request; `computed` of them are of this run."""
-
-    model: ModelFacts
-    store: Store
-    results: list[Stored[R]]
-    computed: int
-    rejects: list[UnitOutcome]
-    seconds: float
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -126,7 +97,7 @@ class RobustnessOutcome(ExplainOutcome[RobustnessResult]):
 
 def explain_features(config: ExplainFeaturesConfig, executor: Executor) -> FeaturesOutcome:
     """Compute grids of activations. Raises RequestError for a node without positions."""
-    job = _Job(config, executor)
+    job = ExplainJob(config, executor)
     inputs = list_inputs(config.pictures)
     dataset = open_dataset(config.dataset) if config.dataset else None
     network = load_explained(job.model.spec)
@@ -179,7 +150,7 @@ def _strongest(
 
 def explain_ideal(config: ExplainIdealConfig, executor: Executor) -> IdealOutcome:
     """Draw ideal pictures. Raises RequestError for an unknown class, node or channel."""
-    job = _Job(config, executor)
+    job = ExplainJob(config, executor)
     targets = [(find_class(name, job.model.classes), "") for name in config.class_names]
     if config.channels:
         network = load_explained(job.model.spec)
@@ -217,7 +188,7 @@ def _channel(network: ExplainedNetwork, name: str, number: int) -> tuple[int, st
 
 
 def _typical(
-    config: ExplainIdealConfig, job: _Job, classes: list[int]
+    config: ExplainIdealConfig, job: ExplainJob, classes: list[int]
 ) -> dict[str, Stored[TypicalResult]]:
     """Return the most typical real pictures of each class.
 
@@ -247,7 +218,7 @@ def explain_adversarial(
     config: ExplainAdversarialConfig, executor: Executor
 ) -> AdversarialOutcome | RobustnessOutcome:
     """Attack pictures, or measure the accuracy on a dataset's test split under attack."""
-    job = _Job(config, executor)
+    job = ExplainJob(config, executor)
     dataset = find_dataset(config.pictures)
     if dataset is not None:
         return _robustness(config, job, dataset)
@@ -269,7 +240,9 @@ def explain_adversarial(
     return AdversarialOutcome(**job.outcome(job.run(tasks, AdversarialResult)))
 
 
-def _robustness(config: ExplainAdversarialConfig, job: _Job, dataset: Dataset) -> RobustnessOutcome:
+def _robustness(
+    config: ExplainAdversarialConfig, job: ExplainJob, dataset: Dataset
+) -> RobustnessOutcome:
     if config.target:
         raise RequestError(
             "--target is for pictures: the accuracy under attack counts any wrong answer"
@@ -301,7 +274,7 @@ def _robustness(config: ExplainAdversarialConfig, job: _Job, dataset: Dataset) -
 
 def explain_saliency(config: ExplainSaliencyConfig, executor: Executor) -> SaliencyOutcome:
     """Compute maps of pictures, or of some of a dataset's test split."""
-    job = _Job(config, executor)
+    job = ExplainJob(config, executor)
     dataset = find_dataset(config.pictures)
     if dataset is None and config.class_:
         raise RequestError("--class is for a dataset; --target is the class that is explained")
@@ -333,7 +306,7 @@ def explain_saliency(config: ExplainSaliencyConfig, executor: Executor) -> Salie
 
 
 def _saliency_inputs(
-    config: ExplainSaliencyConfig, job: _Job, dataset: Dataset | None, executor: Executor
+    config: ExplainSaliencyConfig, job: ExplainJob, dataset: Dataset | None, executor: Executor
 ) -> tuple[list[PictureInput], int, str]:
     """Return the pictures to explain, of how many they were chosen, and what they are."""
     if dataset is None:
@@ -368,64 +341,3 @@ def _saliency_inputs(
     worst = wrong[np.argsort(-outcome.scores[wrong], kind="stable")]
     rows = outcome.plan.rows[worst[: config.sample]]
     return dataset_inputs(dataset, rows), len(wrong), f"mistakes in test{of_class}"
-
-
-class _Job:
-    """What all methods share: model, folder of results, running of units."""
-
-    def __init__(self, config: ExplainConfig, executor: Executor) -> None:
-        self.model = describe_model(
-            ModelSpec(model=config.model, weights=config.weights, input_size=config.input_size)
-        )
-        self.executor = executor
-        self.store = open_store(config.out)
-        self.store.require_target()
-        require_target_for(self.store, "explanations")
-        probe_conditional_put(self.store)
-        self.computed = 0
-        self.rejects: list[UnitOutcome] = []
-        self.notes: list[str] = []
-        self._started = time.monotonic()
-
-    def unit(self, method: str, *options: Any) -> str:
-        """Return the name of a unit."""
-        return unit_name(method, self.model.spec.identity, *options)
-
-    def run(self, tasks: Sequence[ExplainTask[R]], result_type: type[R]) -> list[Stored[R]]:
-        """Run the tasks whose unit has no marker, and return the results of all.
-
-        Raises ShortfallError if there are tasks and no picture of them could be used.
-        """
-        done = committed_units(self.store) if tasks else set()
-        pending = [task for task in tasks if task.unit not in done]
-        make_work = partial(make_worker, self.model.spec, self.store.root)
-        policy: RetryPolicy[Any] = RetryPolicy(uses_gpus=True, deadline_s=lambda _: _DEADLINE_S)
-        unusable = {}
-        if pending:
-            with ProgressReporter("explain", len(pending), "units") as progress:
-                for outcome in self.executor.run(make_work, pending, policy):
-                    progress.add(1, rejects=bool(outcome.reason))
-                    if outcome.reason:
-                        unusable[outcome.unit] = outcome
-        self.computed += len(pending) - len(unusable)
-        self.rejects += unusable.values()
-        if tasks and len(unusable) == len(tasks):
-            first = next(iter(unusable.values()))
-            raise ShortfallError(
-                f"none of the {len(tasks)} pictures can be used; the first: {first.detail}"
-            )
-        return [
-            read(self.store, task.unit, result_type) for task in tasks if task.unit not in unusable
-        ]
-
-    def outcome(self, results: list[Stored[R]]) -> dict[str, Any]:
-        """Return the fields that all outcomes share."""
-        return {
-            "model": self.model,
-            "store": self.store,
-            "results": results,
-            "computed": self.computed,
-            "rejects": self.rejects,
-            "seconds": round(time.monotonic() - self._started, 1),
-            "notes": self.notes,
-        }

@@ -128,14 +128,13 @@ def strongest_pictures(
     They are read from the feature cache: a node without cached features of these very weights gives
     none. `wanted` are channels by node.
     """
-    cached = list_all(dataset.store.root)
+    cached, row_of = list_all(dataset.store.root), _first_rows(dataset)
     found = []
     for node, channels in wanted.items():
         features = _cached_at(network, node, cached)
         if features is None:
             continue
         values, ids = _columns(features, channels)
-        row_of = _first_rows(dataset)
         known = np.array([sample_id in row_of for sample_id in ids])
         values, ids = values[known], ids[known]
         for column, channel in enumerate(channels):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from afinar.config.explain import SaliencyMethod
 from afinar.explain.images import Pixels, blurred, normalized, resize_map
 from afinar.explain.layers import SHALLOW_SIDE, as_maps, map_of
 from afinar.explain.network import ExplainedNetwork
@@ -51,6 +52,18 @@ class Deletion:
     confidence: float
     hottest: float
     random: float
+
+
+def compute_map(
+    network: ExplainedNetwork, method: SaliencyMethod, image: Pixels, target: int, node: str
+) -> SaliencyMap:
+    """Return the map of one image uint8 [size, size, 3]; `node` is that of Grad-CAM."""
+    targets = torch.tensor([target], device=network.device)
+    if method == "gradcam":
+        return grad_cam(network, image[None], targets, node)[0]
+    if method == "integrated":
+        return integrated_gradients(network, image, targets)
+    return occlusion(network, image, targets)
 
 
 def grad_cam(

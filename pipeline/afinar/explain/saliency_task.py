@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from afinar.config.explain import SaliencyMethod
 from afinar.explain.images import encode_png, overlay
-from afinar.explain.network import ExplainedNetwork, Pixels
+from afinar.explain.network import ExplainedNetwork
 from afinar.explain.pictures import PictureInput
-from afinar.explain.saliency import (
-    SaliencyMap,
-    deletion_score,
-    grad_cam,
-    integrated_gradients,
-    occlusion,
-    rank_correlation,
-)
+from afinar.explain.saliency import compute_map, deletion_score, rank_correlation
 from afinar.explain.units import Rendered
 
 
@@ -70,7 +61,10 @@ class SaliencyTask:
         (probabilities,) = network.probabilities(image[None])
         predicted = int(probabilities.argmax())
         target = predicted if self.target < 0 else self.target
-        maps = {method: self._map(network, method, image, target) for method in self.methods}
+        maps = {
+            method: compute_map(network, method, image, target, self.node)
+            for method in self.methods
+        }
 
         results, pictures = [], {"picture.png": encode_png(image)}
         for method, found in maps.items():
@@ -98,13 +92,3 @@ class SaliencyTask:
             maps=results,
         )
         return Rendered(result, pictures)
-
-    def _map(
-        self, network: ExplainedNetwork, method: SaliencyMethod, image: Pixels, target: int
-    ) -> SaliencyMap:
-        targets = torch.tensor([target], device=network.device)
-        if method == "gradcam":
-            return grad_cam(network, image[None], targets, self.node)[0]
-        if method == "integrated":
-            return integrated_gradients(network, image, targets)
-        return occlusion(network, image, targets)

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
-from afinar.config.base import JobConfig, as_dict, fingerprint
+from afinar.config.base import JobConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.nightly import NightlyConfig
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import open_dataset
-from afinar.errors import ModelError, RequestError, ShortfallError
+from afinar.errors import ModelError, ShortfallError
 from afinar.evaluation.comparison import read_run
 from afinar.evaluation.gate import Verdict, decide
 from afinar.ingestion.driver import run_ingest
@@ -48,17 +48,16 @@ from afinar.nightly.records import (
     read_test_ids,
 )
 from afinar.nightly.rehearsal import rehearse
+from afinar.nightly.samples import new_pictures, new_shard_bytes, training_data
 from afinar.nightly.watch import Champion, answer, held_uris, read_watched, watch
 from afinar.storage.open import normalize_uri, open_store
 from afinar.training.driver import TrainOutcome, run_training
-from afinar.training.task import NON_DETERMINING_FIELDS, TrainTask
+from afinar.training.task import TrainTask
 from afinar.units.executor import Executor
 
 Record = dict[str, Any]
 
 _FEW_NEW: Final = 500  # pictures whose features one worker computes as fast as several are started
-# The names of excluded pictures are in the list of samples.
-_NO_DATA: Final = NON_DETERMINING_FIELDS - {"repeats", "preset"} | {"exclude"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,7 @@ class Steps:
         return {
             "published": outcome.published,
             **asdict(outcome.summary),
-            "bytes": _new_shard_bytes(config.dataset, version) if outcome.published else 0,
+            "bytes": new_shard_bytes(config.dataset, version) if outcome.published else 0,
         }
 
     def watch(self, start: Record, ingest: Record) -> Record:
@@ -168,7 +167,7 @@ class Steps:
         """Train the candidate, unless nothing changed that it would be trained on."""
         held = held_uris(self.nights, self.earlier, self.night, self.config.dataset)
         config = self._training(held)
-        data = _training_data(config, ingest["version"], held)
+        data = training_data(config, ingest["version"], held)
         trained = [record for record in self.earlier if "train" in record.steps]
         last = trained[-1] if trained else None
         if last is not None and last.steps["train"]["data"] == data:
@@ -291,7 +290,7 @@ class Steps:
             comparison,
             decision,
             rehearsal=Rehearsal.of(rehearsal),
-            new_pictures=None if champion is None else _new_pictures(candidate, champion),
+            new_pictures=None if champion is None else new_pictures(candidate, champion),
             beats_largest=beats_largest_class(read_run(self.models, candidate)),
         )
         result = decide(evidence, self.config.gate)
@@ -389,44 +388,3 @@ class Steps:
 def _score(answers: Answers, today: Answers) -> Record | None:
     score = published_score(answers, today.labels)
     return None if score is None else asdict(score)
-
-
-def _new_shard_bytes(dataset: str, version: int) -> int:
-    """Return the bytes of the shards that a version has and the one before has not."""
-    uri = normalize_uri(dataset)
-    current = open_dataset(uri, version=version)
-    try:
-        before = {ref.path for ref in open_dataset(uri, version=version - 1).objects_of("shard")}
-    except RequestError:  # the first version, or a deleted one
-        before = set()
-    return sum(ref.bytes for ref in current.objects_of("shard") if ref.path not in before)
-
-
-def _training_data(config: TrainConfig, version: int, held: set[str]) -> str:
-    """Return a hash of all that a training is a function of: labelled samples and options."""
-    index = open_dataset(normalize_uri(config.dataset), version=version).index
-    rows = index.select(["uri", "sample_id", "label", "split"]).to_pylist()
-    samples = sorted(
-        [row["sample_id"], row["label"], row["split"]]
-        for row in rows
-        if row["label"] and row["split"] and row["uri"] not in held
-    )
-    options = {name: value for name, value in as_dict(config).items() if name not in _NO_DATA}
-    return fingerprint([samples, options])
-
-
-def _new_pictures(candidate: ModelVersion, champion: ModelVersion) -> int | None:
-    """Return the number of training pictures of the candidate that the champion had not.
-
-    None if the dataset version of one of them was deleted.
-    """
-    ids = []
-    for version in (candidate, champion):
-        trained_on = version.lineage.get("dataset") or {}
-        try:
-            index = open_dataset(trained_on["uri"], version=trained_on["version"]).index
-        except (KeyError, RequestError):
-            return None
-        rows = index.select(["sample_id", "split", "label"]).to_pylist()
-        ids.append({row["sample_id"] for row in rows if row["split"] == "train" and row["label"]})
-    return len(ids[0] - ids[1])

@@ -11,13 +11,14 @@ from afinar.config.explain import ExplainConfig
 from afinar.errors import StorageError
 from afinar.explain.driver import (
     AdversarialOutcome,
-    ExplainOutcome,
     FeaturesOutcome,
     IdealOutcome,
     RobustnessOutcome,
     SaliencyOutcome,
 )
+from afinar.explain.job import ExplainOutcome
 from afinar.logs import log_settings
+from afinar.report import explain_attacks as attacks
 from afinar.report import explain_blocks as blocks
 from afinar.report.blocks import Block
 from afinar.report.command import reproduce
@@ -60,7 +61,7 @@ def record_explanation(
     if isinstance(outcome, RobustnessOutcome):
         summary["accuracy"] = [
             {"epsilon": entry.epsilon, **dataclasses.asdict(entry.accuracy)}
-            for entry in blocks.robust_accuracies(outcome)
+            for entry in attacks.robust_accuracies(outcome)
         ]
     record_run(out, run, config, summary, explanation_page(method, config, outcome, summary))
     return summary
@@ -118,9 +119,9 @@ def _content(outcome: ExplainOutcome[Any]) -> tuple[blocks.Summary, list[Block]]
         case IdealOutcome():
             return blocks.ideal_summary(outcome), blocks.ideal_blocks(outcome)
         case AdversarialOutcome():
-            return blocks.adversarial_summary(outcome), blocks.adversarial_blocks(outcome)
+            return attacks.adversarial_summary(outcome), attacks.adversarial_blocks(outcome)
         case RobustnessOutcome():
-            return blocks.robustness_summary(outcome), blocks.robustness_blocks(outcome)
+            return attacks.robustness_summary(outcome), attacks.robustness_blocks(outcome)
         case SaliencyOutcome():
             return blocks.saliency_summary(outcome), blocks.saliency_blocks(outcome)
     raise TypeError(f"{type(outcome).__name__} has no page")
