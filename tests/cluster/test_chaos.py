@@ -5,6 +5,7 @@ Each test requires the dataset that an undisturbed ingest writes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -58,15 +59,15 @@ def assert_equal(dataset: Path, expected: Undisturbed) -> None:
 
 def busy_workers(driver: int) -> list[psutil.Process]:
     """Return the worker processes below a driver; of those of Ray the ones that run a unit."""
-    try:
-        children = psutil.Process(driver).children(recursive=True)
-        return [
-            process
-            for process in children
-            if any(re.search(r"ray::Worker.run|local_worker", each) for each in process.cmdline())
-        ]
-    except psutil.NoSuchProcess:
-        return []
+    workers = []
+    with contextlib.suppress(psutil.NoSuchProcess):  # the driver has ended
+        for process in psutil.Process(driver).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, or is a zombie
+                if any(
+                    re.search(r"ray::Worker.run|local_worker", each) for each in process.cmdline()
+                ):
+                    workers.append(process)
+    return workers
 
 
 def test_picture_kills_its_worker_it_is_a_reject_and_the_others_are_ingested(

@@ -5,6 +5,7 @@ The unmarked tests kill once; the slow ones kill driver, worker and raylet at tw
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -120,8 +121,12 @@ def job(ingested: Path, tmp_path: Path) -> Job:
 
 
 def workers_of(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    children = psutil.Process(driver.pid).children(recursive=True)
-    return [child for child in children if "local_worker" in " ".join(child.cmdline())]
+    workers = []
+    for child in psutil.Process(driver.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, or is a zombie
+            if "local_worker" in " ".join(child.cmdline()):
+                workers.append(child)
+    return workers
 
 
 def kill(victim: str, job: Job, rng: random.Random) -> set[str]:
@@ -136,8 +141,7 @@ def kill(victim: str, job: Job, rng: random.Random) -> set[str]:
     process.kill()
     committed = done_units(job.dataset)
     driver.wait(timeout=120)
-    for worker in workers:  # end with their driver
-        psutil.wait_procs([worker], timeout=60)
+    psutil.wait_procs(workers, timeout=60)  # they end with their driver
     return committed
 
 

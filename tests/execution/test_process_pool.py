@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +19,21 @@ import pytest
 from afinar.errors import StorageError
 from afinar.execution.executor import LocalExecutor
 from afinar.execution.retry import PoolPolicy
+from afinar.execution.shared import share_workers
+from afinar.logs import configure_logging
 from tests.conftest import heed_interrupts
-from tests.work import make_crash, make_crash_awkwardly, make_double
+from tests.work import make_crash, make_crash_awkwardly, make_double, make_log_and_print
+
+
+class WithoutModule:
+    """Work that a worker fails to import."""
+
+    def __call__(self) -> Callable[[int], int]:
+        return lambda number: number
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return importlib.import_module, ("absent",)
+
 
 DRIVER = """
 import sys
@@ -42,6 +57,14 @@ def make_endless(folder: Path) -> Callable[[int], None]:
 
 def make_killed() -> Callable[[int], None]:
     return lambda _: os.kill(os.getpid(), signal.SIGKILL)
+
+
+def make_pid() -> Callable[[float], int]:
+    def work(seconds: float) -> int:
+        time.sleep(seconds)
+        return os.getpid()
+
+    return work
 
 
 def make_environment() -> Callable[[str], str]:
@@ -70,6 +93,54 @@ def test_workers_have_the_environment_of_their_driver_and_one_thread(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://there")
     names = ["AWS_ENDPOINT_URL", "OMP_NUM_THREADS"]
     assert list(LocalExecutor(1).run(make_environment, names)) == ["http://there", "1"]
+
+
+def is_alive(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_jobs_share_their_processes_until_the_block_ends() -> None:
+    alone = {*LocalExecutor(2).run(make_pid, [0]), *LocalExecutor(2).run(make_pid, [0])}
+    assert len(alone) == 2, "each job has its own"
+    with share_workers():
+        first = set(LocalExecutor(2).run(make_pid, [0.5] * 6))
+        second = set(LocalExecutor(1).run(make_pid, [0] * 5))
+        assert second < first and len(first) == 2
+        assert set(LocalExecutor(3).run(make_pid, [0.5] * 9)) > first, "one was started in addition"
+        assert all(map(is_alive, first))
+    assert not any(map(is_alive, first))
+
+
+def test_shared_process_logs_for_the_job_that_it_works_for(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with share_workers():
+        for run in ("one", "two"):
+            configure_logging("json", run=run)
+            assert list(LocalExecutor(1).run(make_log_and_print, [7])) == [7]
+    configure_logging()
+    runs = [
+        json.loads(line)["run"]
+        for line in capfd.readouterr().err.splitlines()
+        if "by unit 7" in line
+    ]
+    assert runs == ["one", "two"]
+
+
+def test_shared_process_that_died_or_failed_is_not_taken_again() -> None:
+    with share_workers():
+        [idle] = LocalExecutor(1).run(make_pid, [0])
+        os.kill(idle, signal.SIGKILL)
+        [second] = LocalExecutor(1).run(make_pid, [0])
+        assert second != idle
+        with pytest.raises(ZeroDivisionError):
+            list(LocalExecutor(1).run(make_crash, [3]))
+        [third] = LocalExecutor(1).run(make_pid, [0])
+        assert third != second
+        # A job that cannot be imported in the process of another one tells its driver.
+        with pytest.raises(ModuleNotFoundError, match="absent"):
+            list(LocalExecutor(1).run(WithoutModule(), [1]))
+        assert list(LocalExecutor(1).run(partial(make_double, 0), [1])) == [2]
 
 
 def test_user_modules_in_the_current_folder_are_not_imported(

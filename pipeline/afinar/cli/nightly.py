@@ -11,7 +11,7 @@ from afinar.config.nightly import NightlyConfig
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig
 from afinar.execution.executor import JobExecutor
-from afinar.execution.shared import share_ray
+from afinar.execution.shared import share_workers
 from afinar.models.networks.catalogue import require_backbone
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run(config: NightlyConfig) -> dict[str, Any]:
     services = Services(
         executor=JobExecutor, launch=_launch, write_training_page=write_training_page
     )
-    with share_ray():
+    with share_workers():
         record = run_night(config, services)
     nights = config.nights.rstrip("/")
     return {

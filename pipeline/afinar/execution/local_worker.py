@@ -1,9 +1,9 @@
 """A worker process of this machine: the entry point, and the messages to and from its driver.
 
 The driver starts `python -c "from afinar.execution.local_worker import main; main()" FD`, where FD
-is a socket. It sends the log settings, the function that makes the work, then one task after
-another. The worker answers with Ready, then with a Result for each task, or with a Failure if the
-work raised an error. What it prints goes to a pipe that the driver reads.
+is a socket. It sends a Job, then one task after another, and may send another Job when all tasks of
+one are done. The worker answers a Job with Ready and a task with a Result. If the work raises an
+error, it answers with a Failure and ends. What it prints goes to a pipe that the driver reads.
 
 Messages are those of multiprocessing's Connection, which pickles them. They travel through a socket
 pair that only the driver and this child hold: nothing is read from a disk or a network.
@@ -12,25 +12,40 @@ pair that only the driver and this child hold: nothing is read from a disk or a 
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from afinar.errors import AfinarError
-from afinar.logs import configure_worker_logging
+from afinar.logs import LogSettings, configure_worker_logging
 
 _DRIVER_ENDED: Final = 1  # exit code
 
 
 @dataclass(frozen=True)
+class Job:
+    """The log settings of a job, and what makes its function of tasks."""
+
+    log: LogSettings
+    make_work: Callable[[], Callable[[Any], Any]]
+
+
+@dataclass(frozen=True)
+class EndOfJob:
+    """The job has no more tasks: what its work holds can be freed."""
+
+
+@dataclass(frozen=True)
 class Ready:
-    """The worker has made its function of units."""
+    """The worker has made the job's function of tasks."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +63,43 @@ class Failure:
 
 
 def main() -> None:
-    """Run units until the driver closes the socket or dies."""
+    """Run the tasks of jobs until the driver closes the socket or dies."""
     connection = Connection(int(sys.argv[1]))
     try:
-        configure_worker_logging(_receive(connection))
-        # The job's modules are imported here. An error in one of them must reach the driver.
-        make_work: Callable[[], Callable[[Any], Any]] = _receive(connection)
-        # A thread receives tasks, so that a worker whose driver has died ends at once, also inside
-        # a unit.
-        tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        threading.Thread(target=_receive_all, args=(connection, tasks), daemon=True).start()
-        work = make_work()
-        connection.send(Ready())
-        while True:
-            connection.send(Result(work(tasks.get())))
+        # Here the modules of the first job are imported. An error in one must reach the driver.
+        first = _receive(connection)
+        messages: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        # A thread receives, so that a worker whose driver has died ends at once, also in a task.
+        threading.Thread(target=_receive_all, args=(connection, messages), daemon=True).start()
+        _run(connection, chain([first], iter(messages.get, None)))
     except Exception as error:  # noqa: BLE001  (the driver raises it)
         _send_failure(connection, error)
 
 
-def _receive_all(connection: Connection, tasks: queue.SimpleQueue[Any]) -> None:
-    while True:
-        tasks.put(_receive(connection))
+def _run(connection: Connection, messages: Iterable[Any]) -> None:
+    work: Callable[[Any], Any] | None = None
+    for message in messages:
+        match message:
+            case Job():
+                configure_worker_logging(message.log)
+                work = message.make_work()
+                connection.send(Ready())
+            case EndOfJob():
+                work = None
+                gc.collect()
+            case Failure():
+                raise message.error
+            case _:
+                assert work is not None, "a task follows its job"
+                connection.send(Result(work(message)))
+
+
+def _receive_all(connection: Connection, messages: queue.SimpleQueue[Any]) -> None:
+    try:
+        while True:
+            messages.put(_receive(connection))
+    except Exception as error:  # noqa: BLE001  (a module of a later job: raised in the main thread)
+        messages.put(Failure(error))
 
 
 def _receive(connection: Connection) -> Any:

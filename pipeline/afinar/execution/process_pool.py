@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any, Final
 
 from afinar.errors import StorageError
-from afinar.execution.local_worker import Failure, Ready, Result
+from afinar.execution.local_worker import EndOfJob, Failure, Job, Ready, Result
 from afinar.execution.retry import (
     Action,
     Decision,
@@ -31,8 +31,9 @@ from afinar.execution.retry import (
     RunningUnit,
     decide,
 )
+from afinar.execution.shared import shared_stack
 from afinar.execution.worker_lines import WorkerLines
-from afinar.logs import LogSettings, log_settings
+from afinar.logs import log_settings
 from afinar.units.executor import RetryPolicy
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ _READ_BYTES: Final = 1 << 16
 class LocalProcess:
     """A worker process, its socket, and the pipe of what it prints."""
 
-    def __init__(self, make_work: Callable[[], Any], log: LogSettings) -> None:
+    def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -69,8 +70,6 @@ class LocalProcess:
         self.output: IO[bytes] = self._process.stdout
         os.set_blocking(self.output.fileno(), False)
         self._partial_line = b""
-        self.send(log)
-        self.send(make_work)
 
     @property
     def name(self) -> str:
@@ -103,6 +102,10 @@ class LocalProcess:
         *lines, self._partial_line = text.split(b"\n")
         return [line.decode(errors="backslashreplace") for line in lines]
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def exit_code(self) -> int:
         """Return the exit code of a process that has closed its socket; -N after signal N."""
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -116,6 +119,39 @@ class LocalProcess:
         self._process.wait()
         self.connection.close()
         self.output.close()
+
+
+class _IdleProcesses:
+    """Worker processes that have ended their job, kept for the next one of this process."""
+
+    def __init__(self) -> None:
+        self._idle: list[LocalProcess] = []
+
+    def take(self) -> LocalProcess:
+        """Return the process that was kept last; start one if there is none."""
+        while self._idle:
+            process = self._idle.pop()
+            if process.is_running:
+                return process
+            process.kill()
+        return LocalProcess()
+
+    def keep(self, process: LocalProcess) -> None:
+        """Keep a process within `share_workers`; outside of it, end the process."""
+        stack = shared_stack()
+        if stack is None:
+            process.kill()
+            return
+        process.send(EndOfJob())
+        self._idle.append(process)
+        stack.callback(self._end)
+
+    def _end(self) -> None:
+        while self._idle:
+            self._idle.pop().kill()
+
+
+_idle = _IdleProcesses()
 
 
 @dataclass
@@ -139,7 +175,8 @@ class _Slot:
 class ProcessPool:
     """Pool of at most `size` processes that run units.
 
-    There are never more processes than units. `make_work` and the tasks are pickled.
+    There are never more processes than units. `make_work` and the tasks are pickled. Within
+    `share_workers` a job takes the processes that earlier jobs have left, and leaves its own.
     """
 
     def __init__(
@@ -150,7 +187,7 @@ class ProcessPool:
         retry_policy: RetryPolicy[Any],
         pool_policy: PoolPolicy | None = None,
     ) -> None:
-        self._make_work, self._log = make_work, log_settings()
+        self._job = Job(log_settings(), make_work)
         self._waiting = deque(map(_Unit, tasks))
         self._size = min(size, len(self._waiting))
         self._retry_policy, self._policy = retry_policy, pool_policy or PoolPolicy()
@@ -171,10 +208,15 @@ class ProcessPool:
             yield from self._run_units()
         finally:
             for slot in self._slots:
-                slot.process.kill()
+                if slot.ready and slot.unit is None:
+                    _idle.keep(slot.process)
+                else:
+                    slot.process.kill()
 
     def _start(self) -> _Slot:
-        return _Slot(LocalProcess(self._make_work, self._log))
+        process = _idle.take()
+        process.send(self._job)
+        return _Slot(process)
 
     def _run_units(self) -> Iterator[Any]:
         while self._waiting or any(slot.unit for slot in self._slots):
@@ -273,6 +315,6 @@ class ProcessPool:
     def _print_output(self, process: LocalProcess) -> None:
         """Print what a process has logged; all that it has printed if debug messages are shown."""
         foreign_lines = self._lines.print_log(process.name, process.read_lines())
-        if self._log.verbose:
+        if self._job.log.verbose:
             for line in foreign_lines:
                 print(line, file=sys.stderr, flush=True)  # noqa: T201

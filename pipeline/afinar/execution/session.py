@@ -63,8 +63,8 @@ _TOKEN_VARIABLES: Final = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PA
 def ray_session(address: str | None, cores: int = 0, dashboard: bool = False) -> Iterator[None]:
     """Connect to `address`, else RAY_ADDRESS, else start a local Ray that ends with the block.
 
-    If this process is already connected, that Ray is used and left running. Within `share_ray` it
-    ends with that block, and has all cores and a dashboard, for whatever job comes next. `cores`
+    If this process is already connected, that Ray is used and left running. Within `share_workers`
+    it ends with that block, and has all cores and a dashboard, for whatever job comes next. `cores`
     (0: all) and `dashboard`, which Ray Train needs, concern a local Ray. The output of Ray's own
     processes is shown only if `configure_logging` was called with `verbose`; what afinar logs in
     them always is.

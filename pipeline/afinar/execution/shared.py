@@ -1,6 +1,7 @@
-"""One Ray for several jobs of a process: started by the first that needs it, ended by the last.
+"""Workers that several jobs of a process share: one Ray, and processes of this machine.
 
-Imports no ray, so that jobs that need none do not pay for it.
+What the first job that needs them starts is kept for the jobs after it, until the block
+`share_workers` ends. Imports no ray, so that jobs that need none do not pay for it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ _stack: contextlib.ExitStack | None = None
 
 
 @contextlib.contextmanager
-def share_ray() -> Iterator[None]:
-    """Keep a Ray that a job starts, or connects to, for the jobs after it, until the block ends."""
+def share_workers() -> Iterator[None]:
+    """Keep a Ray and the worker processes that jobs start for the jobs after them."""
     global _stack  # noqa: PLW0603  (a process has one Ray at most)
     if _stack is not None:
         yield
@@ -27,5 +28,5 @@ def share_ray() -> Iterator[None]:
 
 
 def shared_stack() -> contextlib.ExitStack | None:
-    """Return what ends with the outermost `share_ray`, None outside of one."""
+    """Return what ends with the outermost `share_workers`, None outside of one."""
     return _stack
