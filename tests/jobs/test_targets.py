@@ -31,6 +31,9 @@ def places(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     [
         ("ingest PICTURES PREDICTIONS", "holds predictions, not a dataset"),
         ("ingest PICTURES MODELS", "holds models, not a dataset"),
+        ("ingest DATASET PICTURES", "holds a dataset, no pictures: are two arguments swapped?"),
+        ("ingest MODELS PICTURES", "holds models, no pictures: are two arguments swapped?"),
+        ("train MODELS DATASET", "holds models, not a dataset: are two arguments swapped?"),
         ("ingest PICTURES PICTURES", "is the source as well as the target"),
         ("ingest DATASET DATASET", "is the source as well as the target"),
         ("plan ingest PICTURES MODELS", "holds models, not a dataset"),

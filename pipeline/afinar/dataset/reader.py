@@ -34,6 +34,7 @@ from afinar.storage.cache import (
     map_file,
     open_verified,
 )
+from afinar.storage.contents import kinds_in
 from afinar.storage.objects import ObjectRef
 from afinar.storage.open import open_store
 from afinar.storage.records import REMEDY
@@ -256,6 +257,10 @@ def open_dataset(
         raise RequestError(f"cannot read {store.root}: {error}") from error
 
     if manifest is None:
+        for held in kinds_in(store):
+            raise RequestError(
+                f"{store.root} holds {held}, not a dataset: are two arguments swapped?"
+            )
         raise RequestError(
             f"{store.root} holds no dataset: make one with `afinar ingest SOURCE {uri}`"
         )

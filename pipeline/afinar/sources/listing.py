@@ -18,9 +18,9 @@ from afinar.config.formats import DEFAULT_EXTENSIONS
 from afinar.errors import RequestError, StorageError
 from afinar.sources.entry import LISTING
 from afinar.storage.arrow import concat_columns, fill_columns
-from afinar.storage.contents import RECORD, is_record
+from afinar.storage.contents import RECORD, is_record, kinds_in
 from afinar.storage.left_out import LeftOut, describe_left_out
-from afinar.storage.open import open_reader, split_uri
+from afinar.storage.open import open_reader, open_store, split_uri
 from afinar.storage.store import ObjectInfo, Reader
 
 _LISTED: Final = pa.schema([LISTING.field(name) for name in ("uri", "etag", "size")])
@@ -162,6 +162,8 @@ def _no_pictures(
     root = reader.root
     if (kind := _kind_of_file(root)) is not None:
         return RequestError(f"{root} {kind}")
+    for written in kinds_in(open_store(root)):
+        return RequestError(f"{root} holds {written}, no pictures: are two arguments swapped?")
     held = f"; it holds {describe_left_out(left_out)}" if left_out else ""
     if extensions is None:
         return RequestError(f"{root} holds no pictures{held}: check the path")

@@ -45,12 +45,13 @@ def require_target_for(store: Store, kind: str, source: str = "") -> None:
         raise RequestError(
             f"{store.root} is the source as well as the target: choose another target"
         )
-    for held in _kinds_in(store):
+    for held in kinds_in(store):
         if held != kind:
             raise RequestError(f"{store.root} holds {held}, not {kind}: choose another target")
 
 
-def _kinds_in(store: Store) -> list[str]:
+def kinds_in(store: Store) -> list[str]:
+    """Return what afinar has written into a folder: "a dataset", "predictions", "models"."""
     try:
         newest = [latest(store, folder) for folder in _FOLDERS] if store.exists() else []
     except (StorageError, RecordError):
