@@ -1,10 +1,14 @@
-"""Settings that the tests with faults of Ray share."""
+"""What the tests with faults share: settings of Ray, and the search for workers to kill."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 REPOSITORY: Final = Path(__file__).parents[2]
 
@@ -20,3 +24,16 @@ RPC_CHAOS: Final = json.dumps({
 
 Tasks then run twice and late.
 """
+
+
+def busy_workers(driver: int) -> list[psutil.Process]:
+    """Return the worker processes below a driver; of those of Ray the ones that run a unit."""
+    workers = []
+    with contextlib.suppress(psutil.NoSuchProcess):  # the driver has ended
+        for process in psutil.Process(driver).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, or is a zombie
+                if any(
+                    re.search(r"ray::Worker.run|local_worker", each) for each in process.cmdline()
+                ):
+                    workers.append(process)
+    return workers

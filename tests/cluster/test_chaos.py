@@ -5,7 +5,6 @@ Each test requires the dataset that an undisturbed ingest writes.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -16,7 +15,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pytest
 
@@ -26,7 +24,7 @@ from afinar.storage.open import open_store
 from afinar.units.executor import Executor
 from tests.archives import ingest
 from tests.cluster.dangerous import KILLER, STOPPER, DangerousExecutor
-from tests.cluster.faults import REPOSITORY, RPC_CHAOS
+from tests.cluster.faults import REPOSITORY, RPC_CHAOS, busy_workers
 from tests.conftest import SCRIPTS, make_archive, many_pictures, run_afinar
 from tests.datasets import object_hashes
 
@@ -55,19 +53,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 def assert_equal(dataset: Path, expected: Undisturbed) -> None:
     assert open_dataset(str(dataset)).index == expected.index
     assert object_hashes(dataset, "shards") == expected.shards
-
-
-def busy_workers(driver: int) -> list[psutil.Process]:
-    """Return the worker processes below a driver; of those of Ray the ones that run a unit."""
-    workers = []
-    with contextlib.suppress(psutil.NoSuchProcess):  # the driver has ended
-        for process in psutil.Process(driver).children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended, or is a zombie
-                if any(
-                    re.search(r"ray::Worker.run|local_worker", each) for each in process.cmdline()
-                ):
-                    workers.append(process)
-    return workers
 
 
 def test_picture_kills_its_worker_it_is_a_reject_and_the_others_are_ingested(

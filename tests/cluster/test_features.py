@@ -5,7 +5,6 @@ The unmarked tests kill once; the slow ones kill driver, worker and raylet at tw
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -29,7 +28,7 @@ from afinar.features.reader import list_all, open_features
 from afinar.units.results import UnitResult
 from afinar.units.tasks import UnitTask
 from tests.archives import ingest
-from tests.cluster.faults import REPOSITORY
+from tests.cluster.faults import REPOSITORY, busy_workers
 from tests.conftest import SCRIPTS, make_archive, run_afinar
 from tests.features.jobs import compute, done_units, put_weights
 
@@ -120,15 +119,6 @@ def job(ingested: Path, tmp_path: Path) -> Job:
     return Job(tmp_path, put_weights(tmp_path / "small.safetensors"))
 
 
-def workers_of(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    workers = []
-    for child in psutil.Process(driver.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, or is a zombie
-            if "local_worker" in " ".join(child.cmdline()):
-                workers.append(child)
-    return workers
-
-
 def kill(victim: str, job: Job, rng: random.Random) -> set[str]:
     """Run the job, kill a process of it at a random moment; return the units committed then."""
     driver = subprocess.Popen([SCRIPTS / "afinar", *job.argv], cwd=job.folder)
@@ -136,7 +126,7 @@ def kill(victim: str, job: Job, rng: random.Random) -> set[str]:
     while driver.poll() is None and len(done_units(job.dataset)) < wanted:
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.2))
-    workers = workers_of(driver)
+    workers = busy_workers(driver.pid)
     process = rng.choice(workers) if victim == "worker" and workers else psutil.Process(driver.pid)
     process.kill()
     committed = done_units(job.dataset)
