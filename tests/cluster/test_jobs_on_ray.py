@@ -9,9 +9,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
@@ -188,11 +189,25 @@ def test_jobs_on_s3_write_what_they_write_in_a_folder(
     assert open_model(model["model"]).classes == ["moss", "rust"]
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Any:
-    """Start a Ray head with its command, on loopback; its jobs find the `afinar` script."""
+class Cluster(NamedTuple):
+    """The address of a Ray's Jobs API."""
+
+    address: str
+
+    def submit(self, *job: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        argv = ["submit", "--address", self.address, "--", *job]
+        return run_afinar(*argv, cwd=cwd, env={"RAY_AUTH_MODE": "disabled"})
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Start a Ray head with its command, on loopback; its jobs find the `afinar` script.
+
+    It starts after the S3 server: its processes have the credentials of the server.
+    """
     port, dashboard = free_port(), free_port()
     temp = f"/tmp/afinar-{os.getpid()}"  # the path of a socket has at most 107 bytes
+    folder = tmp_path_factory.mktemp("cluster")
     environment = {
         **os.environ,
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
@@ -206,11 +221,13 @@ def cluster(tmp_path: Path) -> Any:
         # The Ray that other tests share has the default port.
         f"--dashboard-agent-listen-port={free_port()}",
     ]  # fmt: skip
-    with (tmp_path / "ray.log").open("wb") as log:
+    with (folder / "ray.log").open("wb") as log:
         head = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=log, stderr=log, start_new_session=True
+            command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
         )
-    yield f"http://127.0.0.1:{dashboard}", {"RAY_AUTH_MODE": "disabled"}
+    started = Cluster(f"http://127.0.0.1:{dashboard}")
+    wait_for_jobs_api(started, folder)
+    yield started
     processes = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -219,23 +236,20 @@ def cluster(tmp_path: Path) -> Any:
     shutil.rmtree(temp, ignore_errors=True)
 
 
-def wait_for_jobs_api(submit: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def wait_for_jobs_api(cluster: Cluster, folder: Path) -> None:
     for _ in range(60):
-        done = submit("ingest", "/nowhere", "/nowhere-either")
+        done = cluster.submit("ingest", "/nowhere", "/nowhere-either", cwd=folder)
         if "no Ray Jobs API answers" not in done.stderr:
+            assert done.returncode == 2, "only the cluster can see that the request is wrong"
             return
         time.sleep(1)
     raise AssertionError(done.stderr)
 
 
-def test_submitted_job_returns_the_exit_code_of_the_job(tmp_path: Path, cluster: Any) -> None:
-    address, env = cluster
+def test_submitted_job_returns_the_exit_code_of_the_job(tmp_path: Path, cluster: Cluster) -> None:
+    """Requests that are wrong end with 2, as `wait_for_jobs_api` sees."""
     make_archive(tmp_path / "pictures", 20)
-
-    def submit(*job: str) -> subprocess.CompletedProcess[str]:
-        return run_afinar("submit", "--address", address, "--", *job, cwd=tmp_path, env=env)
-
-    wait_for_jobs_api(submit)
+    submit = partial(cluster.submit, cwd=tmp_path)
     root = str(tmp_path)
     (tmp_path / "small.toml").write_text("size = 64\n")
     done = submit("ingest", f"{root}/pictures", f"{root}/dataset", "--recipe", f"{root}/small.toml")
@@ -243,26 +257,16 @@ def test_submitted_job_returns_the_exit_code_of_the_job(tmp_path: Path, cluster:
     assert "40 added" in done.stderr, "the output of the job is printed"
     assert open_dataset(f"{root}/dataset").view.size == 64
 
-    done = submit("train", f"{root}/dataset", f"{root}/models", *TRAIN, "--epochs", "2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    done = submit("label", f"{root}/pictures", f"{root}/out", "--model", f"{root}/models@1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert len(open_predictions(f"{root}/out").table) == 40
-
     for number in range(9):
         (tmp_path / "pictures" / "moss" / f"bad{number}.jpg").write_bytes(b"bad")
     done = submit("ingest", f"{root}/pictures", f"{root}/dataset", "--size", "64")
     assert done.returncode == 1, "the job fell short of its reject budget"
     assert "--max-reject-rate" in done.stderr
-    done = submit("ingest", f"{root}/gone", f"{root}/dataset")
-    assert done.returncode == 2, "only the cluster can see that the request is wrong"
 
 
 def test_submitted_night_runs_on_the_cluster_and_against_s3(
-    tmp_path: Path, bucket: str, cluster: Any
+    tmp_path: Path, bucket: str, cluster: Cluster
 ) -> None:
-    """The cluster is started after `bucket`: its processes have the credentials of the server."""
-    address, env = cluster
     make_archive(tmp_path / "uploads", 30)
     make_archive(tmp_path / "archive", 3)
     store = s3fs.S3FileSystem()
@@ -276,10 +280,7 @@ def test_submitted_night_runs_on_the_cluster_and_against_s3(
     (tmp_path / "nightly.toml").write_text("\n".join(lines))
     (tmp_path / "training.toml").write_text("input_size = 64\nepochs = 6\nbatch_size = 8\n")
 
-    def submit(*job: str) -> subprocess.CompletedProcess[str]:
-        return run_afinar("submit", "--address", address, "--", *job, cwd=tmp_path, env=env)
-
-    wait_for_jobs_api(submit)
+    submit = partial(cluster.submit, cwd=tmp_path)
     done = submit("nightly", "--recipe", "nightly.toml")
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"outcome": "promoted"' in done.stdout + done.stderr
