@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 LOCKS := infra/lock
 PEERS := .venv-bench
+# Test files that run at a time. Each such process has a Ray and an S3 server of its own.
+AT_ONCE ?= 2
 
 .PHONY: help env demo test test-slow check format bench peers lock
 .DEFAULT_GOAL := help
@@ -21,7 +23,7 @@ demo: $(READY)  ## the whole journey on real pictures, ending in demo/report.htm
 	@$(BIN)/afinar demo demo
 
 test: $(READY)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

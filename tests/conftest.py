@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +26,24 @@ hypothesis.settings.load_profile("untimed")
 
 configure_logging()  # as the command line does; tests read what it writes to stderr
 
+# Threads of a small product wait for each other in a loop; beside another test that takes longer.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SCRIPTS = Path(sys.executable).parent
 
 # Ray workers import the tests' own work functions.
 _ROOT = str(Path(__file__).resolve().parents[1])
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape lone surrogates in what a test printed: such text cannot be sent to pytest-xdist."""
+    report = yield
+    report.sections = [
+        (name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections
+    ]
+    return report
 
 
 def jpeg(
