@@ -44,7 +44,6 @@ def test_drivers_of_ingest_and_label_import_no_torch() -> None:
         "s3fs",
         "ray",
         "rich",
-        "matplotlib",
         "jinja2",
         "tensorboardX",
     ],

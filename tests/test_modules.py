@@ -19,7 +19,7 @@ MODULES = sorted(
 # Third-party packages are imported once; each module then gets a child process without any of ours.
 PROBE = """
 import importlib, os, sys, traceback
-import matplotlib, pyarrow, ray, ray.train, safetensors, torch, torchvision, tyro
+import pyarrow, ray, ray.train, safetensors, torch, torchvision, tyro
 assert not [name for name in sys.modules if name.split(".")[0] == "afinar"]
 failed = []
 for name in sys.argv[1:]:

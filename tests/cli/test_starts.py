@@ -21,7 +21,7 @@ events = {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.system"}
 sys.addaudithook(lambda event, args: started.append(str(args)) if event in events else None)
 os.environ.pop("RAY_ADDRESS", None)
 codes = [main(argv) for argv in json.loads(sys.argv[1])]
-modules = sorted({"ray", "torch", "matplotlib"} & set(sys.modules))
+modules = sorted({"ray", "torch"} & set(sys.modules))
 print(json.dumps({"codes": codes, "started": started, "modules": modules}))
 """
 
