@@ -43,6 +43,36 @@ def test_summary_that_cannot_be_written_is_an_error_in_one_line(trained: Trained
     assert "could not be written to the standard output: No space left" in line
 
 
+ENDS = """
+import atexit, sys, threading, time
+from afinar.cli import main
+
+def finish():
+    time.sleep(0.3)
+    print("thread", flush=True)
+
+def run(argv=None):
+    if sys.argv[1] == "thread":
+        threading.Thread(target=finish).start()
+    print("printed", end=" ")
+    return 3
+
+atexit.register(print, "atexit")
+main.main = run
+main.entry()
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"), [("no thread", "printed atexit\n"), ("thread", "printed thread\natexit\n")]
+)
+def test_command_ends_after_what_was_registered_and_its_threads(kind: str, output: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, kind], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, output, "")
+
+
 @pytest.mark.parametrize("optimization", ["0", "2"])
 def test_help_is_whole_without_docstrings_and_may_be_cut(optimization: str) -> None:
     """`python -OO`, which images of containers use, leaves out docstrings."""

@@ -13,7 +13,7 @@ import pytest
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.execution import choice, executor
-from afinar.execution.choice import Machine, choose_for_training, choose_for_units
+from afinar.execution.choice import Few, Machine, choose_for_training, choose_for_units
 from afinar.execution.executor import JobExecutor, LocalExecutor, RayExecutor, asks_for_ray
 from afinar.units.executor import RetryPolicy
 from tests.work import make_double
@@ -25,7 +25,8 @@ SERVER = Machine(cores=8, gpus=2)
 
 def for_units(pictures: int = 500, units: int = 10, **options: Any) -> choice.Choice:
     values: dict[str, Any] = {
-        "limit": 500, "workers": 0, "asks_for_ray": False, "uses_gpus": True, "machine": LAPTOP,
+        "few": Few(500, one_process=200), "workers": 0, "asks_for_ray": False, "uses_gpus": True,
+        "machine": LAPTOP,
     }  # fmt: skip
     return choose_for_units(pictures, units, **(values | options))
 
@@ -44,6 +45,18 @@ def test_processes_are_those_asked_for_or_the_cores_and_no_more_than_units() -> 
         "200 pictures: 2 processes without Ray (--address local starts Ray)"
     )
     assert for_units(9, 1).reason.startswith("9 pictures: 1 process without Ray")
+
+
+def test_one_process_has_all_cores_for_few_pictures_and_those_that_units_leave() -> None:
+    def chosen(pictures: int, units: int = 10, **options: Any) -> tuple[int, int]:
+        found = for_units(pictures, units, **options)
+        return found.processes, found.cores
+
+    assert chosen(201) == (8, 1)
+    assert chosen(200) == (1, 8)
+    assert chosen(201, units=3) == (3, 2)
+    assert chosen(200, workers=2) == (2, 1), "as many as were asked for, of one core each"
+    assert chosen(200, few=Few(2000)) == (8, 1), "an ingest has no network to load"
 
 
 def test_work_on_gpus_needs_ray() -> None:

@@ -17,10 +17,11 @@ import psutil
 import pytest
 
 from afinar.errors import StorageError
-from afinar.execution.executor import LocalExecutor
+from afinar.execution.executor import LocalExecutor, PreparingExecutor
 from afinar.execution.retry import PoolPolicy
 from afinar.execution.shared import share_workers
 from afinar.logs import configure_logging
+from afinar.units.cores import worker_cores
 from tests.conftest import heed_interrupts
 from tests.work import make_crash, make_crash_awkwardly, make_double, make_log_and_print
 
@@ -65,6 +66,14 @@ def make_pid() -> Callable[[float], int]:
         return os.getpid()
 
     return work
+
+
+def make_cores() -> Callable[[float], int]:
+    return lambda _: worker_cores()
+
+
+def make_modules() -> Callable[[str], tuple[int, bool]]:
+    return lambda name: (os.getpid(), name in sys.modules)
 
 
 def make_environment() -> Callable[[str], str]:
@@ -141,6 +150,28 @@ def test_shared_process_that_died_or_failed_is_not_taken_again() -> None:
         with pytest.raises(ModuleNotFoundError, match="absent"):
             list(LocalExecutor(1).run(WithoutModule(), [1]))
         assert list(LocalExecutor(1).run(partial(make_double, 0), [1])) == [2]
+
+
+def test_workers_have_the_cores_of_their_job() -> None:
+    with share_workers():
+        for cores in (3, 1):
+            assert list(LocalExecutor(1, cores=cores).run(make_cores, [0])) == [cores]
+    assert worker_cores() == 1, "in the driver"
+
+
+def test_prepared_process_is_taken_by_the_next_job() -> None:
+    module = "wave"  # one that nothing imports
+    with share_workers():
+        preparing = PreparingExecutor(LocalExecutor(1), module)
+        [(first, imported)] = preparing.run(make_modules, [module])
+        assert not imported, "this job has a process of its own"
+        [(second, imported)] = LocalExecutor(1).run(make_modules, [module])
+        assert imported and second != first
+        again = {*LocalExecutor(1).run(make_modules, [module])}
+        assert again == {(second, True)}
+    with pytest.raises(ZeroDivisionError), share_workers():
+        list(PreparingExecutor(LocalExecutor(1), "absent").run(make_crash, [3]))
+    assert list(PreparingExecutor(LocalExecutor(1), module).run(make_cores, [0])) == [1]
 
 
 def test_user_modules_in_the_current_folder_are_not_imported(

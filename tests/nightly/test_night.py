@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afinar.cli.nightly import describe
 from afinar.config.base import JobConfig
 from afinar.config.nightly import GateRules, HookRules, NightlyConfig
 from afinar.models.registry.aliases import champion_number, promote
@@ -151,6 +154,18 @@ def test_a_night_without_change_does_nothing(world: World) -> None:
     assert record.outcome == "no change"
     assert world.champion == 1
     assert record.steps["label"]["labelled"] == 0
+
+
+def test_summary_is_described_with_and_without_an_archive(world: World) -> None:
+    with_archive, without = world.night(), world.night(archive="", predictions="")
+    texts = [
+        describe(asdict(night) | {"report": "report.html"}) for night in (with_archive, without)
+    ]
+    assert all("no change" in text for text in texts)
+    assert [bool(re.search("labelled +0 of 12 in the archive", text)) for text in texts] == [
+        True,
+        False,
+    ]
 
 
 def test_new_pictures_of_the_archive_are_labelled_once(world: World) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_table
+from afinar.config.base import JobConfig
+from afinar.config.ingest import IngestConfig
 from afinar.config.nightly import NightlyConfig
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig
-from afinar.execution.executor import JobExecutor
+from afinar.execution.executor import JobExecutor, PreparingExecutor
 from afinar.execution.shared import share_workers
 from afinar.models.networks.catalogue import require_backbone
+from afinar.units.executor import Executor
 
 if TYPE_CHECKING:
+    from afinar.training.driver import TrainOutcome
     from afinar.training.task import TrainTask
 
+_LABELS: Final = "afinar.labelling.worker"
 INTERRUPTED = "the same command continues the night"
 EXAMPLE = "afinar nightly --recipe nightly.toml"
 
@@ -35,13 +40,12 @@ def run(config: NightlyConfig) -> dict[str, Any]:
     from afinar.nightly.frozen import renew_test
     from afinar.nightly.night import run_night
     from afinar.nightly.steps import Services
-    from afinar.report.training import write_training_page
 
     if config.action == "renew-test":
         return asdict(renew_test(config))
 
     services = Services(
-        executor=JobExecutor, launch=_launch, write_training_page=write_training_page
+        executor=_executor, launch=_launch, write_training_page=_write_training_page
     )
     with share_workers():
         record = run_night(config, services)
@@ -54,11 +58,23 @@ def run(config: NightlyConfig) -> dict[str, Any]:
     }
 
 
+def _executor(config: JobConfig) -> Executor:
+    executor = JobExecutor(config)
+    # The champion labels what an ingest has read.
+    return PreparingExecutor(executor, _LABELS) if isinstance(config, IngestConfig) else executor
+
+
 def _launch(task: TrainTask) -> None:
-    # Imported here, so that a night without change imports no ray.
+    # Imported here, so that a night without change imports neither ray nor torch.
     from afinar.execution.local_training import launch
 
     launch(task)
+
+
+def _write_training_page(outcome: TrainOutcome) -> None:
+    from afinar.report.training import write_training_page
+
+    write_training_page(outcome)
 
 
 def _version(number: int | None) -> str:
@@ -90,7 +106,7 @@ def describe(summary: dict[str, Any]) -> str:
     alarms = (summary["steps"].get("watch") or {}).get("alarms", [])
     rows += [("alarm", alarm) for alarm in alarms]
     labelled = summary["steps"].get("label") or {}
-    if labelled:
+    if "labelled" in labelled:
         rows.append(("labelled", f"{labelled['labelled']} of {labelled['listed']} in the archive"))
     rows += [("time", f"{summary['seconds']:.1f} s"), ("report", summary["report"])]
     return format_table(rows)

@@ -12,7 +12,7 @@ from afinar.config.base import cluster_address
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
-from afinar.execution.choice import FEW_INGESTED, FEW_PREDICTED, choose_for_units, this_machine
+from afinar.execution.choice import INGESTED, PREDICTED, choose_for_units, this_machine
 from afinar.execution.executor import asks_for_ray
 from afinar.logs import wrap
 from afinar.units.progress import format_duration
@@ -66,7 +66,7 @@ def run(config: IngestConfig | LabelConfig) -> dict[str, Any]:
         choice = choose_for_units(
             pictures,
             pictures,
-            limit=FEW_PREDICTED if is_labelling else FEW_INGESTED,
+            few=PREDICTED if is_labelling else INGESTED,
             workers=config.workers,
             asks_for_ray=asks_for_ray(config.address),
             uses_gpus=is_labelling,

@@ -62,6 +62,34 @@ class Normalisation(NamedTuple):
     std: Channels
 
 
+NON_DETERMINING_FIELDS: Final = frozenset(
+    {
+        "recipe",
+        "address",
+        "workers",
+        "json",
+        "describe",
+        "all",
+        "models",
+        "min_workers",
+        "max_failures",
+        "start_timeout_s",
+        "cores_per_worker",
+        "audit",
+        "checkpoint_minutes",
+        "checkpoint_steps",
+        "keep_best",
+        "repeats",
+        "promote",
+        "preset",
+        "time_limit",
+        "accumulate",
+        "operating_points",
+    }
+)
+"""Fields that do not change the weights: where and how a training runs, and what it keeps."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(JobConfig):
     """Train a classifier on an ingested dataset and publish it as the next model version."""

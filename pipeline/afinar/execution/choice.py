@@ -13,19 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-FEW_PREDICTED: Final = 500
-"""Pictures that a job runs through a network without Ray. One core needs 2 s (mobilenet_v3_small)
-to 20 s (resnet50) for 500."""
-FEW_INGESTED: Final = 2000
-"""Pictures that a job ingests without Ray: 2 to 3 s of one core."""
-FEW_COPIED: Final = 20_000
-"""Pictures that a job copies from shard to shard in its own process: 3 GB at 224 px."""
 FEW_TRAINED: Final = 2000
 """Pictures in a training split that one process trains on if nobody asks for a number of workers.
 A second worker halves the seconds of an epoch; on so few pictures that does not pay for Ray."""
 
 _GPUS: Final = Path("/proc/driver/nvidia/gpus")
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
+
+
+@dataclass(frozen=True)
+class Few:
+    """Numbers of pictures that a job reads without Ray, and with one process that has all cores."""
+
+    without_ray: int
+    one_process: int = 0
+
+
+PREDICTED: Final = Few(500, one_process=200)
+"""Of a job that runs pictures through a network. One core needs 2 s (mobilenet_v3_small) to 20 s
+(resnet50) for 500. Each process imports torch and loads the network: 3 s of processor time."""
+INGESTED: Final = Few(2000)
+"""Of an ingest: 2 to 3 s of one core."""
+COPIED: Final = Few(20_000)
+"""Of a job that copies pictures from shard to shard in its own process: 3 GB at 224 px."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +48,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Choice:
-    """True for this machine without Ray, with the number of processes and a line to log."""
+    """True for this machine without Ray, with processes, cores of each, and a line to log."""
 
     without_ray: bool
     processes: int = 0
+    cores: int = 1
     reason: str = ""
 
 
@@ -69,7 +80,7 @@ def choose_for_units(
     pictures: int,
     units: int,
     *,
-    limit: int,
+    few: Few,
     workers: int,
     asks_for_ray: bool,
     uses_gpus: bool,
@@ -77,16 +88,17 @@ def choose_for_units(
 ) -> Choice:
     """Choose for a job over `pictures` pictures in `units` units.
 
-    `limit` is the most pictures for which Ray is not started; `workers` is `--workers`, 0 for one
-    per core. `asks_for_ray` is true if an address is given, be it `local`. Work on GPUs needs Ray,
-    whose other cores decode for it.
+    `workers` is `--workers`, 0 for one per core. `asks_for_ray` is true if an address is given, be
+    it `local`. Work on GPUs needs Ray, whose other cores decode for it.
     """
-    if asks_for_ray or pictures > limit or (uses_gpus and machine.gpus):
+    if asks_for_ray or pictures > few.without_ray or (uses_gpus and machine.gpus):
         return _RAY
-    processes = min(workers or machine.cores, units)
+    default = 1 if pictures <= few.one_process else machine.cores
+    processes = min(workers or default, units)
+    cores = 1 if workers else max(1, machine.cores // max(1, processes))
     noun = "process" if processes == 1 else "processes"
     reason = f"{pictures} pictures: {processes} {noun} without Ray (--address local starts Ray)"
-    return Choice(without_ray=True, processes=processes, reason=reason)
+    return Choice(without_ray=True, processes=processes, cores=cores, reason=reason)
 
 
 def choose_for_training(

@@ -18,14 +18,15 @@ from afinar.config.base import JobConfig, cluster_address
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.execution.choice import (
-    FEW_COPIED,
-    FEW_INGESTED,
-    FEW_PREDICTED,
+    COPIED,
+    INGESTED,
+    PREDICTED,
+    Few,
     choose_for_units,
     this_machine,
 )
 from afinar.execution.metrics import JobMetrics
-from afinar.execution.process_pool import ProcessPool
+from afinar.execution.process_pool import ProcessPool, prepared_process
 from afinar.execution.retry import PoolPolicy
 from afinar.logs import log_settings
 from afinar.storage.open import normalize_uri
@@ -146,8 +147,11 @@ class RayExecutor:
 class LocalExecutor:
     """Executor on processes of this machine, without Ray."""
 
-    def __init__(self, processes: int, pool_policy: PoolPolicy | None = None) -> None:
-        self._processes, self._pool_policy = processes, pool_policy
+    def __init__(
+        self, processes: int, pool_policy: PoolPolicy | None = None, cores: int = 1
+    ) -> None:
+        """Use at most `processes` processes of `cores` cores each."""
+        self._processes, self._pool_policy, self._cores = processes, pool_policy, cores
 
     def run(
         self,
@@ -161,7 +165,9 @@ class LocalExecutor:
         tasks and results have to be picklable.
         """
         policy = policy or RetryPolicy()
-        pool = ProcessPool(make_work, self._processes, tasks, policy, self._pool_policy)
+        pool = ProcessPool(
+            make_work, self._processes, tasks, policy, self._pool_policy, self._cores
+        )
         yield from pool.results()
 
 
@@ -182,12 +188,12 @@ class JobExecutor:
     ) -> Iterator[Result]:
         """Yield results in the order in which units finish."""
         config, tasks = self._config, iter(tasks)
-        limit = self._limit(policy)
-        first_tasks, pictures = _take(tasks, limit)
+        few = self._few(policy)
+        first_tasks, pictures = _take(tasks, few.without_ray)
         choice = choose_for_units(
             pictures,
             len(first_tasks),
-            limit=limit,
+            few=few,
             workers=config.workers,
             asks_for_ray=asks_for_ray(config.address),
             uses_gpus=policy is not None and policy.uses_gpus,
@@ -200,14 +206,30 @@ class JobExecutor:
             executor = InlineExecutor()
         else:
             logger.info(choice.reason)
-            executor = LocalExecutor(choice.processes)
+            executor = LocalExecutor(choice.processes, cores=choice.cores)
         yield from executor.run(make_work, chain(first_tasks, tasks), policy)
 
-    def _limit(self, policy: RetryPolicy[Task] | None) -> int:
-        """Return the most pictures for which Ray is not started."""
+    def _few(self, policy: RetryPolicy[Task] | None) -> Few:
         if policy is None:
-            return FEW_COPIED
-        return FEW_INGESTED if isinstance(self._config, IngestConfig) else FEW_PREDICTED
+            return COPIED
+        return INGESTED if isinstance(self._config, IngestConfig) else PREDICTED
+
+
+class PreparingExecutor:
+    """A job's executor that lets a process import a module for the next job beside its units."""
+
+    def __init__(self, executor: Executor, module: str) -> None:
+        self._executor, self._module = executor, module
+
+    def run(
+        self,
+        make_work: Callable[[], Callable[[Task], Result]],
+        tasks: Iterable[Task],
+        policy: RetryPolicy[Task] | None = None,
+    ) -> Iterator[Result]:
+        """Yield results in the order in which units finish."""
+        with prepared_process(self._module):
+            yield from self._executor.run(make_work, tasks, policy)
 
 
 def asks_for_ray(address: str | None) -> bool:

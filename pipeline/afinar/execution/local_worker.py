@@ -2,8 +2,9 @@
 
 The driver starts `python -c "from afinar.execution.local_worker import main; main()" FD`, where FD
 is a socket. It sends a Job, then one task after another, and may send another Job when all tasks of
-one are done. The worker answers a Job with Ready and a task with a Result. If the work raises an
-error, it answers with a Failure and ends. What it prints goes to a pipe that the driver reads.
+one are done. Before a Job it may send an Import. The worker answers a Job with Ready and a task
+with a Result. If the work raises an error, it answers with a Failure and ends. What it prints goes
+to a pipe that the driver reads.
 
 Messages are those of multiprocessing's Connection, which pickles them. They travel through a socket
 pair that only the driver and this child hold: nothing is read from a disk or a network.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import os
 import queue
 import sys
@@ -26,16 +28,25 @@ from typing import Any, Final
 
 from afinar.errors import AfinarError
 from afinar.logs import LogSettings, configure_worker_logging
+from afinar.units.cores import set_worker_cores
 
 _DRIVER_ENDED: Final = 1  # exit code
 
 
 @dataclass(frozen=True)
 class Job:
-    """The log settings of a job, and what makes its function of tasks."""
+    """The log settings of a job, what makes its function of tasks, and the cores of a worker."""
 
     log: LogSettings
     make_work: Callable[[], Callable[[Any], Any]]
+    cores: int
+
+
+@dataclass(frozen=True)
+class Import:
+    """A module that the next job needs. It has no answer."""
+
+    module: str
 
 
 @dataclass(frozen=True)
@@ -82,8 +93,11 @@ def _run(connection: Connection, messages: Iterable[Any]) -> None:
         match message:
             case Job():
                 configure_worker_logging(message.log)
+                set_worker_cores(message.cores)
                 work = message.make_work()
                 connection.send(Ready())
+            case Import():
+                importlib.import_module(message.module)
             case EndOfJob():
                 work = None
                 gc.collect()

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import IO, Any, Final
 
 from afinar.errors import StorageError
-from afinar.execution.local_worker import EndOfJob, Failure, Job, Ready, Result
+from afinar.execution.local_worker import EndOfJob, Failure, Import, Job, Ready, Result
 from afinar.execution.retry import (
     Action,
     Decision,
@@ -154,6 +154,23 @@ class _IdleProcesses:
 _idle = _IdleProcesses()
 
 
+@contextlib.contextmanager
+def prepared_process(module: str) -> Iterator[None]:
+    """Let a process import a module beside the job of the block; the job after it takes it first.
+
+    Nothing is prepared outside of `share_workers`. An import of torch takes 1.5 s.
+    """
+    if shared_stack() is None:
+        yield
+        return
+    process = LocalProcess()
+    process.send(Import(module))
+    try:
+        yield
+    finally:
+        _idle.keep(process)
+
+
 @dataclass
 class _Unit:
     """A unit: its task, and the attempts that failed."""
@@ -175,8 +192,9 @@ class _Slot:
 class ProcessPool:
     """Pool of at most `size` processes that run units.
 
-    There are never more processes than units. `make_work` and the tasks are pickled. Within
-    `share_workers` a job takes the processes that earlier jobs have left, and leaves its own.
+    There are never more processes than units; each has `cores` cores. `make_work` and the tasks are
+    pickled. Within `share_workers` a job takes the processes that earlier jobs have left, and
+    leaves its own.
     """
 
     def __init__(
@@ -186,8 +204,9 @@ class ProcessPool:
         tasks: Iterable[Any],
         retry_policy: RetryPolicy[Any],
         pool_policy: PoolPolicy | None = None,
+        cores: int = 1,
     ) -> None:
-        self._job = Job(log_settings(), make_work)
+        self._job = Job(log_settings(), make_work, cores)
         self._waiting = deque(map(_Unit, tasks))
         self._size = min(size, len(self._waiting))
         self._retry_policy, self._policy = retry_policy, pool_policy or PoolPolicy()

@@ -23,6 +23,7 @@ from afinar.explain.layers import as_maps, map_of
 from afinar.explain.network import ExplainedNetwork
 from afinar.explain.parametrisation import Parametrisation, parametrise
 from afinar.explain.units import Rendered
+from afinar.training.optimizers import optim, take_step
 
 _LEAKY_STEPS: Final = 16
 _FRAMES: Final = 24
@@ -104,14 +105,14 @@ def ascend(
     generator = torch.Generator().manual_seed(task.seed)
     size = network.stored_view.size
     picture = parametrise(task.prior, size, generator, network.device)
-    optimizer = torch.optim.Adam(picture.parameters(), lr=picture.learning_rate)
+    optimizer = optim.Adam(picture.parameters(), lr=picture.learning_rate)
     wanted = {*_frame_steps(task.steps), task.steps}
     frames, curve = [_as_pixels(picture)], []
 
     for step in range(1, task.steps + 1):
         is_early = step <= _LEAKY_STEPS
         if picture.advance((step - 1) / task.steps):
-            optimizer = torch.optim.Adam(picture.parameters(), lr=picture.learning_rate)
+            optimizer = optim.Adam(picture.parameters(), lr=picture.learning_rate)
         image = picture.picture()
         shown = picture.transformed(image, generator)
         with leaky_gradients(network.modules if is_early else []):
@@ -120,7 +121,7 @@ def ascend(
             gradients = torch.autograd.grad(loss, picture.parameters())
         for parameter, gradient in zip(picture.parameters(), gradients, strict=True):
             parameter.grad = gradient
-        optimizer.step()
+        take_step(optimizer)
 
         if step in wanted:
             frames.append(_as_pixels(picture))

@@ -26,6 +26,7 @@ from afinar.sources.entry import Entry
 from afinar.storage.markers import UnitMarker, commit_unit
 from afinar.storage.objects import ObjectRef
 from afinar.storage.store import Store
+from afinar.units.cores import worker_cores
 from afinar.units.progress import PhaseTimer
 from afinar.units.results import UnitResult
 from afinar.units.tasks import UnitTask
@@ -116,9 +117,9 @@ def _commit(store: Store, unit: str, ref: ObjectRef) -> None:
 def make_feature_worker(job: FeatureJobSpec) -> FeatureWorker:
     """Load the network and open the dataset: the entry point of a worker process.
 
-    Limits torch to one thread, since a worker has one core.
+    Limits torch to a thread for each core of the worker.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(worker_cores())
     configure_pillow()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_feature_network(job.specs, job.weights, device)

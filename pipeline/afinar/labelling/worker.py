@@ -34,6 +34,7 @@ from afinar.storage.markers import UnitMarker, commit_unit
 from afinar.storage.objects import put_object
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
+from afinar.units.cores import worker_cores
 from afinar.units.progress import PhaseTimer
 from afinar.units.quarantine import QUARANTINED, BadInputTracker, track_bad_inputs
 from afinar.units.results import UnitResult
@@ -238,9 +239,9 @@ class Labeller:
 def make_labeller(spec: LabelSpec) -> Labeller:
     """Load the model and open the source: the entry point of a worker process.
 
-    Limits torch to one thread, since a worker has one core.
+    Limits torch to a thread for each core of the worker.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(worker_cores())
     configure_pillow()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = load_predictor(*find_model(spec.model), device=device, precision=spec.precision)

@@ -12,14 +12,12 @@ from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from afinar.evaluation.intervals import Interval
 from afinar.evaluation.watch import Rejects, auc, watch_inputs, watch_rejects
 from afinar.labelling.stats import permutation_p_value, total_variation
 from afinar.nightly.evidence import Answers
-from afinar.training.linear_probe import Features, Objective, fit_head
 
 _MIN_COMPARED: Final = 30  # new pictures, and earlier ones, below which they are not compared
 _MAX_COMPARED: Final = 2000
@@ -124,9 +122,14 @@ def _separate(
     """Return the out-of-fold AUC of a linear classifier between both, None for few pictures."""
     if min(len(before), len(tonight)) < _MIN_COMPARED:
         return None
+    # Imported here, so that a night without change imports no torch.
+    import torch
+
+    from afinar.training.linear_probe import Features, Objective, fit_head
+
     earlier = np.stack(before[:_MAX_COMPARED]).astype(np.float32)
     compared = np.stack(tonight[:_MAX_COMPARED]).astype(np.float32)
-    values = _project(torch.from_numpy(np.concatenate([earlier, compared])))
+    values = torch.from_numpy(_project(np.concatenate([earlier, compared])))
     targets = torch.zeros(len(values), dtype=torch.int64)
     targets[len(earlier) :] = 1
     folds = torch.randperm(len(values), generator=torch.Generator().manual_seed(0)) % _FOLDS
@@ -141,12 +144,12 @@ def _separate(
     return Separation(auc(scores[targets == 0].numpy(), new), new)
 
 
-def _project(values: torch.Tensor) -> torch.Tensor:
+def _project(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return features [n, width] on their first principal components, without use of the targets.
 
     A classifier of a hundred pictures finds in few directions what it would find in a thousand.
     """
-    centred = values - values.mean(dim=0)
-    _, _, directions = torch.linalg.svd(centred, full_matrices=False)
-    projected: torch.Tensor = centred @ directions[:_COMPONENTS].T
+    centred = values - values.mean(axis=0)
+    _, _, directions = np.linalg.svd(centred, full_matrices=False)
+    projected: NDArray[np.float32] = centred @ directions[:_COMPONENTS].T
     return projected

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from afinar.config.base import JobConfig
@@ -32,11 +32,9 @@ class Jobs:
         model: str,
         *,
         features: bool = False,
-        few: bool = False,
     ) -> LabelOutcome:
-        """Label pictures with a model; `few` of them with one worker, the start of which counts."""
-        config = self.label_config(source, predictions, model, features=features)
-        return self.run_label(replace(config, workers=1) if few else config)
+        """Label pictures with a model."""
+        return self.run_label(self.label_config(source, predictions, model, features=features))
 
     def run_label(self, config: LabelConfig) -> LabelOutcome:
         """Label pictures, and count the bytes of what is published."""

@@ -38,7 +38,7 @@ def rehearse(
     chosen = sorted(uris, key=lambda uri: sha256(uri.encode()))[:PICTURES]
     pictures = put_list(night.store, f"{night.name}/lists", sorted(chosen))
 
-    outcome = jobs.label(pictures, folder, f"{models}@{candidate.version}", few=True)
+    outcome = jobs.label(pictures, folder, f"{models}@{candidate.version}")
     labels = _labels(folder, outcome)
     record = {
         "pictures": len(chosen),
@@ -53,7 +53,7 @@ def rehearse(
     is_same = candidate.architecture == champion.architecture
     if not is_same:
         folder = night.store.uri(f"{night.name}/{FOLDER}-{new_owner()[:8]}")
-    other = jobs.label(pictures, folder, f"{models}@{champion.version}", few=True)
+    other = jobs.label(pictures, folder, f"{models}@{champion.version}")
     labels_of_champion = _labels(folder, other)
     times = [_forward_s(outcome), _forward_s(other)]
     if is_same:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from afinar.config.base import as_dict, fingerprint
-from afinar.config.train import TrainConfig
+from afinar.config.train import NON_DETERMINING_FIELDS, TrainConfig
 from afinar.dataset.reader import open_dataset
 from afinar.errors import RequestError
 from afinar.models.registry.versions import ModelVersion
 from afinar.storage.open import normalize_uri
-from afinar.training.task import NON_DETERMINING_FIELDS
 
 # The names of excluded pictures are in the list of samples.
 _NO_DATA: Final = NON_DETERMINING_FIELDS - {"repeats", "preset"} | {"exclude"}

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final
+from importlib import import_module
+from threading import Thread
+from typing import TYPE_CHECKING, Any, Final
 
 from afinar.config.base import JobConfig
 from afinar.config.ingest import IngestConfig
@@ -51,9 +53,11 @@ from afinar.nightly.rehearsal import rehearse
 from afinar.nightly.samples import new_pictures, new_shard_bytes, training_data
 from afinar.nightly.watch import Champion, answer, held_uris, read_watched, watch
 from afinar.storage.open import normalize_uri, open_store
-from afinar.training.driver import TrainOutcome, run_training
-from afinar.training.task import TrainTask
 from afinar.units.executor import Executor
+
+if TYPE_CHECKING:
+    from afinar.training.driver import TrainOutcome
+    from afinar.training.task import TrainTask
 
 Record = dict[str, Any]
 
@@ -140,6 +144,8 @@ class Steps:
         record: Record = {"new": 0, "counts": {}, "alarms": [], "held": None, "notes": []}
         has_change = bool(watched) and watched[-1]["version"] != ingest["version"]
         if start["champion"] is not None and has_change:
+            # This process waits for the champion's answers, and needs torch after that.
+            Thread(target=import_module, args=("afinar.training.driver",), daemon=True).start()
             before = self.jobs.written
             record = watch(
                 self.night,
@@ -176,6 +182,8 @@ class Steps:
                 return {**before, "trained_by": last.night}  # it failed before its decision
             why = "no labelled picture has changed since the last candidate was trained"
             return {"candidate": None, "why": why, "data": data}
+
+        from afinar.training.driver import run_training
 
         published: list[Record] = []
 

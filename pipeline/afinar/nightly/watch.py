@@ -44,7 +44,6 @@ REVIEWED: Final = "reviewed.csv"
 
 _HELD: Final = pa.schema([(name, pa.string()) for name in ("uri", "label", "predicted")])
 _REFERENCE: Final = 60  # earlier pictures with which tonight's are compared
-_FEW: Final = 200  # pictures that one worker labels while another would still be starting
 
 Row = dict[str, Any]
 
@@ -152,7 +151,7 @@ def answer(night: Night, rows: list[Row], champion: str, jobs: Jobs) -> dict[str
     uris = sorted({row["uri"] for row in rows})
     pictures = put_list(night.store, f"{night.name}/lists", uris)
     folder = night.store.uri(FOLDER)
-    outcome = jobs.label(pictures, folder, champion, features=True, few=len(uris) <= _FEW)
+    outcome = jobs.label(pictures, folder, champion, features=True)
     table = open_predictions(folder, outcome.partition).table
     table = table.filter(pc.is_in(table.column("uri"), pa.array(uris, pa.string())))
 
@@ -169,28 +168,27 @@ def read_new(dataset: str, before: int, now: int) -> NewPictures:
 
     Raises RequestError if one of the versions was deleted.
     """
-    columns = ["sample_id", "uri", "label", "split"]
     uri = normalize_uri(dataset)
     old, new = (
-        open_dataset(uri, version=version).index.select(columns).to_pylist()
+        open_dataset(uri, version=version).index.select(["sample_id", "uri", "label", "split"])
         for version in (before, now)
     )
-    known = {(row["sample_id"], row["label"]) for row in old}
-    current = [row for row in new if row["label"]]
-    unused = [
-        row
-        for row in current
-        if (row["sample_id"], row["label"]) in known and row["split"] in {"validation", "test"}
-    ]
-    labels: dict[str, int] = {}
-    for row in old:
-        if row["label"]:
-            labels[row["label"]] = labels.get(row["label"], 0) + 1
+    current = new.filter(pc.fill_null(pc.not_equal(new.column("label"), ""), False))
+    known = pc.is_in(_sample_and_label(current), _sample_and_label(old))
+    is_unused = pc.is_in(current.column("split"), pa.array(["validation", "test"]))
+    unused = current.filter(pc.and_(known, is_unused)).sort_by("sample_id")
+    labels = old.column("label").drop_null().value_counts().to_pylist()
     return NewPictures(
-        rows=[row for row in current if (row["sample_id"], row["label"]) not in known],
-        reference=sorted(unused, key=lambda row: str(row["sample_id"]))[:_REFERENCE],
-        labels=labels,
+        rows=current.filter(pc.invert(known)).to_pylist(),
+        reference=unused.slice(0, _REFERENCE).to_pylist(),
+        labels={count["values"]: count["counts"] for count in labels if count["values"]},
     )
+
+
+def _sample_and_label(rows: pa.Table) -> pa.ChunkedArray:
+    """Return the pair of each row as one text. A hash has no blank."""
+    labels = pc.fill_null(rows.column("label"), "")
+    return pc.binary_join_element_wise(rows.column("sample_id"), labels, " ")
 
 
 def _watch_labels(

@@ -18,6 +18,7 @@ from afinar.storage.cache import Cache, read_note, write_note
 from afinar.training.distributed import Group
 from afinar.training.hyperparameters import largest_batch
 from afinar.training.inputs import PixelInputs
+from afinar.training.optimizers import optim, take_step
 from afinar.training.preparation import TrainedPart
 from afinar.training.task import TrainTask
 
@@ -107,7 +108,7 @@ class StepTimer:
         images = images.contiguous(memory_format=torch.channels_last)
         targets = torch.zeros(batch, dtype=torch.int64, device=self._device)
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=0.0)
+        optimizer = optim.AdamW(trained, lr=0.0)
         module.train()
 
         def step() -> None:
@@ -115,7 +116,7 @@ class StepTimer:
                 outputs = module(images)
             loss = F.cross_entropy(_two_logits(outputs.float()), targets)
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            take_step(optimizer)
             optimizer.zero_grad()
 
         for _ in range(_WARM_UP):

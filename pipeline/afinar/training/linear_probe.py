@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from afinar.errors import ShortfallError
+from afinar.training.optimizers import optim
 
 # Candidates for C, the strongest regularisation first: each solution is close to the next one.
 _C_PATH: Final = tuple(10 ** (exponent / 2) for exponent in range(-10, 5))
@@ -255,7 +256,7 @@ class _Solver:
         """
         decay = (2 if self._objective.classes == 2 else 1) / (c * self._total)
         parameters = [self._weight, self._bias]
-        optimizer = torch.optim.LBFGS(
+        optimizer = optim.LBFGS(
             parameters,
             max_iter=max_iterations,
             history_size=_HISTORY,

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from afinar.errors import DivergedError
 from afinar.models.networks.heads import linear_layers
 from afinar.training.linear_probe import Features
+from afinar.training.optimizers import optim, take_step
 
 _EPOCHS: Final = 60
 _PATIENCE: Final = 8  # epochs without a lower validation loss
@@ -61,7 +62,7 @@ def _train(
     head: nn.Module, train: Features, held_out: Tensor, targets: Tensor
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Return the weights of the best epoch, and the metrics of all."""
-    optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=_WEIGHT_DECAY)
+    optimizer = optim.AdamW(head.parameters(), lr=_RATE, weight_decay=_WEIGHT_DECAY)
     best, best_loss, best_epoch = copy.deepcopy(head.state_dict()), math.inf, 0
     history = []
     for epoch in range(1, _EPOCHS + 1):
@@ -70,7 +71,7 @@ def _train(
             loss = F.cross_entropy(head(train.values[rows]), train.targets[rows])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            take_step(optimizer)
 
         head.eval()
         with torch.no_grad():

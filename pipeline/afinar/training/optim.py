@@ -14,6 +14,8 @@ from torch.nn.utils import clip_grad_norm_
 
 from afinar.config.train import Schedule, TrainConfig
 from afinar.errors import IntegrityError
+from afinar.models.networks.deferred_compiler import without_compiler
+from afinar.training.optimizers import optim
 
 _MOMENTUM: Final = 0.9
 # Those of Keras, which courses use. torch's alpha of 0.99 makes the first step three times as long.
@@ -106,7 +108,8 @@ class Optimizer:
         self._scaler.unscale_(self._optimizer)
         if config.clip_norm:
             clip_grad_norm_(self._parameters(), config.clip_norm)
-        self._scaler.step(self._optimizer)
+        with without_compiler():
+            self._scaler.step(self._optimizer)
         self._scaler.update()
 
         if self._average is not None:
@@ -254,16 +257,14 @@ def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _torch_optimizer(
     config: TrainConfig, groups: list[dict[str, Any]], *, is_scaled: bool
-) -> torch.optim.Optimizer:
+) -> optim.Optimizer:
     lr = config.learning_rate
     if config.optimizer == "sgd":
         # If the first step of a scaled loss overflows, fused SGD leaves its momentum uninitialised.
-        return torch.optim.SGD(
-            groups, lr=lr, momentum=_MOMENTUM, nesterov=True, fused=not is_scaled
-        )
+        return optim.SGD(groups, lr=lr, momentum=_MOMENTUM, nesterov=True, fused=not is_scaled)
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(groups, lr=lr, alpha=_RMSPROP_RHO, eps=_RMSPROP_EPS)
-    adam = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+        return optim.RMSprop(groups, lr=lr, alpha=_RMSPROP_RHO, eps=_RMSPROP_EPS)
+    adam = optim.AdamW if config.optimizer == "adamw" else optim.Adam
     return adam(groups, lr=lr, fused=True)
 
 

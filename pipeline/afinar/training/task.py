@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ import pyarrow.compute as pc
 import torch
 
 from afinar.config.base import as_dict, cluster_address, fingerprint
-from afinar.config.train import TrainConfig
+from afinar.config.train import NON_DETERMINING_FIELDS, TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.dataset.stratification import few_notes
 from afinar.errors import NotFoundError, RequestError
@@ -62,33 +61,6 @@ from afinar.training.unfinished import (
 )
 
 logger = logging.getLogger(__name__)
-
-# Fields that do not change the weights: where and how the training runs, and what it keeps.
-NON_DETERMINING_FIELDS: Final = frozenset(
-    {
-        "recipe",
-        "address",
-        "workers",
-        "json",
-        "describe",
-        "all",
-        "models",
-        "min_workers",
-        "max_failures",
-        "start_timeout_s",
-        "cores_per_worker",
-        "audit",
-        "checkpoint_minutes",
-        "checkpoint_steps",
-        "keep_best",
-        "repeats",
-        "promote",
-        "preset",
-        "time_limit",
-        "accumulate",
-        "operating_points",
-    }
-)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from afinar.errors import RequestError
 from afinar.models.networks.custom_networks import efficientnet_lite0, small_cnn
+from afinar.models.networks.deferred_compiler import without_compiler
 from afinar.models.networks.timm_networks import build_timm, is_timm
 from afinar.models.networks.vision import get_model
 
@@ -46,10 +49,13 @@ def _build(name: str, input_size: int) -> nn.Module:
     return network
 
 
-def meta_device_context(name: str) -> torch.device:
-    """Return a context that builds and runs a backbone without memory for its weights.
+@contextlib.contextmanager
+def meta_device_context(name: str) -> Iterator[None]:
+    """Build and run a backbone without memory for its weights.
 
     RegNets are built on the CPU, with memory: their constructor reads values of tensors, and
     tensors on the meta device have none.
     """
-    return torch.device("cpu" if name.startswith("regnet_") else "meta")
+    device = torch.device("cpu" if name.startswith("regnet_") else "meta")
+    with without_compiler(), device:
+        yield

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from afinar.dataset.reader import Dataset
 from afinar.errors import ModelError, RecordError, StorageError
-from afinar.models.networks.network import Network, apply_input_view
+from afinar.models.networks.network import Network, apply_input_view, default_batch_size
 from afinar.models.networks.precision import tf32_disabled
 from afinar.models.registry.bundle import put_by_hash
 from afinar.models.registry.versions import ModelVersion
@@ -99,11 +99,12 @@ def compute_logits(
 ) -> NDArray[np.float32]:
     """Return the logits, float32 [n, classes], of stored views uint8 [n, size, size, 3]."""
     parameter = next(network.parameters())
+    logits = []
     with torch.inference_mode(), tf32_disabled(parameter.device):
-        pixels = torch.from_numpy(images).to(parameter.device)
-        inputs = apply_input_view(pixels, view).to(parameter.dtype)
-        logits: NDArray[np.float32] = network(inputs).float().cpu().numpy()
-    return logits
+        for batch in torch.split(torch.from_numpy(images), default_batch_size(parameter.device)):
+            inputs = apply_input_view(batch.to(parameter.device), view).to(parameter.dtype)
+            logits.append(network(inputs).float().cpu().numpy())
+    return np.concatenate(logits)
 
 
 def put_golden(

@@ -1,0 +1,16 @@
+"""The cores of a worker process."""
+
+from __future__ import annotations
+
+_cores = 1
+
+
+def worker_cores() -> int:
+    """Return the cores that this worker may use: 1, unless its executor has given it more."""
+    return _cores
+
+
+def set_worker_cores(cores: int) -> None:
+    """Set the cores of this process, before its work is made."""
+    global _cores  # noqa: PLW0603  (a process is one worker)
+    _cores = cores
