@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -160,11 +161,15 @@ def test_dataset_that_cannot_be_written_is_no_error(
     assert "not kept in the cache: the dataset is somebody else's" in capsys.readouterr().err
 
 
-def test_augmented_training_neither_reads_nor_fills_the_cache(
-    own: Trained, tmp_path: Path, weights: str
+def test_training_on_pictures_has_only_its_solved_head_from_the_cache(
+    own: Trained, tmp_path: Path, weights: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     run(frozen(own, tmp_path / "models", weights, augment="flip", epochs=1))
-    assert feature_keys(own.dataset) == []
+    assert len(feature_keys(own.dataset)) == 1
+    run(frozen(own, tmp_path / "others", weights, regime="full", augment="flip", epochs=1))
+    assert len(feature_keys(own.dataset)) == 1
+    assert "all 69 pictures from the cache" in caplog.text
 
 
 def test_two_workers_fill_and_read_what_one_does(

@@ -25,6 +25,7 @@ from afinar.training.batches import Samples
 from afinar.training.checkpoint import RankedEpoch
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator
+from afinar.training.feature_cache import FeatureCache
 from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
 from afinar.training.linear_probe import (
     Features,
@@ -61,7 +62,8 @@ class HeadSolver:
 
     `inputs` are those of the module. `count` is the number of training samples to solve on. `kept`
     bool [classes] marks the classes whose rows of the head come from a published model; whether
-    they stay is decided by the metric `select_by`.
+    they stay is decided by the metric `select_by`. Features of pixels come from `cache` if there is
+    one.
     """
 
     network: Network
@@ -78,6 +80,7 @@ class HeadSolver:
     kept: NDArray[np.bool_]
     scalings: tuple[float, ...]
     select_by: SelectBy
+    cache: FeatureCache | None = None
 
     def solve(self) -> dict[str, Any]:
         """Set the head's weights on all workers. Return the row of epoch 0 of the history.
@@ -195,6 +198,8 @@ class HeadSolver:
     def _features(self, rows: RowNumbers, timer: EpochTimer) -> Tensor:
         if isinstance(self.inputs, FeatureInputs):
             return self.inputs.to_device(self.inputs.load(rows), rows, None, timer)
+        if self.cache is not None:
+            return self.cache.load(rows)
         return compute_features(
             self.network, self.inputs, rows, self.group, self.precision, self.threads, timer=timer
         )

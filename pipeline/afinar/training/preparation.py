@@ -83,8 +83,9 @@ def initial_network(task: TrainTask, group: Group) -> InitialNetwork:
 class TrainedPart(NamedTuple):
     """The trained module and its inputs, and `pixels`, the inputs of the whole network.
 
-    `solver_samples` is the number of training samples that its head can be solved on.
-    `is_solved_at_once` is true if no epoch can improve that solution.
+    `solver_samples` is the number of training samples that its head can be solved on, and `cache`
+    has their features if the inputs are pixels. `is_solved_at_once` is true if no epoch can improve
+    that solution.
     """
 
     module: nn.Module
@@ -92,6 +93,7 @@ class TrainedPart(NamedTuple):
     pixels: PixelInputs
     solver_samples: int
     is_solved_at_once: bool = False
+    cache: FeatureCache | None = None
 
 
 def trained_part(
@@ -115,8 +117,19 @@ def trained_part(
     width, classes = next(linear).in_features, len(task.classes)
     feature_bytes = config.window_mb * 2**20
     count = solver_samples(len(samples.train), width, classes, feature_bytes, group.device.type)
+    cache = FeatureCache(
+        task=task,
+        network=network,
+        dataset=dataset,
+        pixels=pixels,
+        group=group,
+        precision=precision,
+        threads=threads,
+    )
     if config.regime != "frozen" or (config.augmentation.any and not config.views):
-        return TrainedPart(network, pixels, pixels, count)
+        # The body of a published model is seldom used again: its features are not kept.
+        kept = None if config.has_weights_model else cache
+        return TrainedPart(network, pixels, pixels, count, cache=kept)
 
     splits = [samples.train, samples.validation]
     if precision == torch.float32:
@@ -135,15 +148,6 @@ def trained_part(
             "computed in every epoch"
         )
         return TrainedPart(network, pixels, pixels, count)
-    cache = FeatureCache(
-        task=task,
-        network=network,
-        dataset=dataset,
-        pixels=pixels,
-        group=group,
-        precision=precision,
-        threads=threads,
-    )
     features = cache.load(rows)
     views = [cache.load(samples.train.rows, view) for view in range(config.views)]
     if views:
@@ -214,6 +218,7 @@ def head_solver(
         kept=kept,
         scalings=ALL_SCALINGS if config.regime == "frozen" else SMOOTH_SCALINGS,
         select_by=config.select_by,
+        cache=part.cache,
     )
 
 
