@@ -39,7 +39,7 @@ ARCHIVE_SHARE: Final = 0.15
 TRAINING_SHARE: Final = 0.5  # the rest is not used, so that two cores finish in five minutes
 _EXPLAINED: Final = 6  # mistakes with a map
 _IDEAL_CLASS: Final = "global"
-_IDEAL_STEPS: Final = 192
+_IDEAL_STEPS: Final = 128
 MARKER: Final = ".afinar-demo"
 _ABOUT: Final = (
     "The pictures are simulated: they imitate photographs of woven fabric with and without defects "
@@ -53,7 +53,7 @@ REGIMES: Final[dict[str, dict[str, Any]]] = {
     "scratch": {
         "backbone": "small_cnn",
         "weights": "none",
-        "epochs": 12,
+        "epochs": 11,
         "input_size": 128,
         "batch_size": 16,
     },
