@@ -120,6 +120,13 @@ def test_jobs_share_their_processes_until_the_block_ends() -> None:
     assert not any(map(is_alive, first))
 
 
+def test_few_idle_processes_are_kept() -> None:
+    with share_workers():
+        started = set(LocalExecutor(5).run(make_pid, [0.5] * 15))
+        assert len(started) == 5
+        assert sum(map(is_alive, started)) == 3
+
+
 def test_shared_process_logs_for_the_job_that_it_works_for(
     capfd: pytest.CaptureFixture[str],
 ) -> None:

@@ -46,6 +46,7 @@ _COMMAND: Final = (
 )
 _END_S: Final = 5.0  # of a process that has closed its socket
 _READ_BYTES: Final = 1 << 16
+_MAX_KEPT: Final = 3  # idle processes
 
 
 class LocalProcess:
@@ -137,13 +138,18 @@ class _IdleProcesses:
         return LocalProcess()
 
     def keep(self, process: LocalProcess) -> None:
-        """Keep a process within `share_workers`; outside of it, end the process."""
+        """Keep a process within `share_workers`; outside of it, end the process.
+
+        With torch a process has 400 MB, and most jobs of few pictures take one: few are kept.
+        """
         stack = shared_stack()
         if stack is None:
             process.kill()
             return
         process.send(EndOfJob())
         self._idle.append(process)
+        if len(self._idle) > _MAX_KEPT:
+            self._idle.pop(0).kill()
         stack.callback(self._end)
 
     def _end(self) -> None:
