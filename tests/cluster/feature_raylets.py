@@ -48,11 +48,18 @@ def main(dataset: str, weights: str, seed: str) -> None:
     finally:
         finished.set()
         killer.join()
-    alive = sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
+    # The job may end before the death is noticed.
+    deadline = time.monotonic() + 60
+    while (alive := _alive()) == len(nodes) + 1 and time.monotonic() < deadline:
+        time.sleep(0.2)
     facts = {"committed": committed, "read": summary.read, "alive": alive}
     print(json.dumps(facts), flush=True)
     ray.shutdown()
     cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def _alive() -> int:
+    return sum(node["Alive"] for node in ray.nodes())  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":
