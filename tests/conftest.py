@@ -26,7 +26,8 @@ hypothesis.settings.load_profile("untimed")
 
 configure_logging()  # as the command line does; tests read what it writes to stderr
 
-# Threads of a small product wait for each other in a loop; beside another test that takes longer.
+# Matrix products use one thread: several wait for each other in a busy loop, and two tests share
+# the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SCRIPTS = Path(sys.executable).parent

@@ -1,4 +1,4 @@
-"""What the tests with faults share: settings of Ray, and the search for workers to kill."""
+"""Set Ray's faults, and find workers to kill: helpers of the tests with faults."""
 
 from __future__ import annotations
 

@@ -126,9 +126,10 @@ def kill(victim: str, job: Job, rng: random.Random) -> set[str]:
     while driver.poll() is None and len(done_units(job.dataset)) < wanted:
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.2))
-    workers = busy_workers(driver.pid)
-    process = rng.choice(workers) if victim == "worker" and workers else psutil.Process(driver.pid)
-    process.kill()
+    while not (workers := busy_workers(driver.pid)) and victim == "worker":
+        assert driver.poll() is None, "the job must still be running when a worker is killed"
+        time.sleep(0.01)
+    (rng.choice(workers) if victim == "worker" else psutil.Process(driver.pid)).kill()
     committed = done_units(job.dataset)
     driver.wait(timeout=120)
     psutil.wait_procs(workers, timeout=60)  # they end with their driver

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from afinar.errors import StorageError
-from afinar.execution.executor import LocalExecutor, PreparingExecutor
+from afinar.execution.executor import LocalExecutor
 from afinar.execution.retry import PoolPolicy
 from afinar.execution.shared import share_workers
 from afinar.logs import configure_logging
@@ -169,16 +169,15 @@ def test_workers_have_the_cores_of_their_job() -> None:
 def test_prepared_process_is_taken_by_the_next_job() -> None:
     module = "wave"  # one that nothing imports
     with share_workers():
-        preparing = PreparingExecutor(LocalExecutor(1), module)
-        [(first, imported)] = preparing.run(make_modules, [module])
+        [(first, imported)] = LocalExecutor(1, prepares=module).run(make_modules, [module])
         assert not imported, "this job has a process of its own"
         [(second, imported)] = LocalExecutor(1).run(make_modules, [module])
         assert imported and second != first
         again = {*LocalExecutor(1).run(make_modules, [module])}
         assert again == {(second, True)}
     with pytest.raises(ZeroDivisionError), share_workers():
-        list(PreparingExecutor(LocalExecutor(1), "absent").run(make_crash, [3]))
-    assert list(PreparingExecutor(LocalExecutor(1), module).run(make_cores, [0])) == [1]
+        list(LocalExecutor(1, prepares="absent").run(make_crash, [3]))
+    assert list(LocalExecutor(1, prepares=module).run(make_cores, [0])) == [1]
 
 
 def test_user_modules_in_the_current_folder_are_not_imported(

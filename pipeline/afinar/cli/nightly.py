@@ -12,7 +12,7 @@ from afinar.config.ingest import IngestConfig
 from afinar.config.nightly import NightlyConfig
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig
-from afinar.execution.executor import JobExecutor, PreparingExecutor
+from afinar.execution.executor import JobExecutor
 from afinar.execution.shared import share_workers
 from afinar.models.networks.catalogue import require_backbone
 from afinar.units.executor import Executor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from afinar.training.driver import TrainOutcome
     from afinar.training.task import TrainTask
 
-_LABELS: Final = "afinar.labelling.worker"
+_LABELLING_WORKER: Final = "afinar.labelling.worker"
 INTERRUPTED = "the same command continues the night"
 EXAMPLE = "afinar nightly --recipe nightly.toml"
 
@@ -59,9 +59,8 @@ def run(config: NightlyConfig) -> dict[str, Any]:
 
 
 def _executor(config: JobConfig) -> Executor:
-    executor = JobExecutor(config)
-    # The champion labels what an ingest has read.
-    return PreparingExecutor(executor, _LABELS) if isinstance(config, IngestConfig) else executor
+    # After an ingest the champion labels the new pictures.
+    return JobExecutor(config, _LABELLING_WORKER if isinstance(config, IngestConfig) else "")
 
 
 def _launch(task: TrainTask) -> None:

@@ -257,9 +257,9 @@ def open_dataset(
         raise RequestError(f"cannot read {store.root}: {error}") from error
 
     if manifest is None:
-        for held in kinds_in(store):
+        if held := kinds_in(store):
             raise RequestError(
-                f"{store.root} holds {held}, not a dataset: are two arguments swapped?"
+                f"{store.root} holds {held[0]}, not a dataset: are two arguments swapped?"
             )
         raise RequestError(
             f"{store.root} holds no dataset: make one with `afinar ingest SOURCE {uri}`"

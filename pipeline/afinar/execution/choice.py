@@ -30,12 +30,12 @@ class Few:
 
 
 PREDICTED: Final = Few(500, one_process=200)
-"""Of a job that runs pictures through a network. One core needs 2 s (mobilenet_v3_small) to 20 s
-(resnet50) for 500. Each process imports torch and loads the network: 3 s of processor time."""
+"""Limits of a job that runs pictures through a network. One core needs 2 s (mobilenet_v3_small) to
+20 s (resnet50) for 500. Each process imports torch and loads the network: 3 s of processor time."""
 INGESTED: Final = Few(2000)
-"""Of an ingest: 2 to 3 s of one core."""
+"""Limits of an ingest. One core needs 2 to 3 s."""
 COPIED: Final = Few(20_000)
-"""Of a job that copies pictures from shard to shard in its own process: 3 GB at 224 px."""
+"""Limits of a job that copies pictures from shard to shard in its own process: 3 GB at 224 px."""
 
 
 @dataclass(frozen=True, kw_only=True)

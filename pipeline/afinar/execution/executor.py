@@ -148,10 +148,19 @@ class LocalExecutor:
     """Executor on processes of this machine, without Ray."""
 
     def __init__(
-        self, processes: int, pool_policy: PoolPolicy | None = None, cores: int = 1
+        self,
+        processes: int,
+        pool_policy: PoolPolicy | None = None,
+        cores: int = 1,
+        prepares: str = "",
     ) -> None:
-        """Use at most `processes` processes of `cores` cores each."""
+        """Use at most `processes` processes of `cores` cores each.
+
+        `prepares` names a module that the next job needs. Within `share_workers` another process
+        imports it while this job runs.
+        """
         self._processes, self._pool_policy, self._cores = processes, pool_policy, cores
+        self._prepares = prepares
 
     def run(
         self,
@@ -168,7 +177,8 @@ class LocalExecutor:
         pool = ProcessPool(
             make_work, self._processes, tasks, policy, self._pool_policy, self._cores
         )
-        yield from pool.results()
+        with prepared_process(self._prepares):
+            yield from pool.results()
 
 
 class JobExecutor:
@@ -177,8 +187,9 @@ class JobExecutor:
     Ray is also used if an address is given, by `--address` or RAY_ADDRESS, be it `local`.
     """
 
-    def __init__(self, config: JobConfig) -> None:
-        self._config = config
+    def __init__(self, config: JobConfig, prepares: str = "") -> None:
+        """Run the units of a job. `prepares` is that of `LocalExecutor`."""
+        self._config, self._prepares = config, prepares
 
     def run(
         self,
@@ -206,30 +217,13 @@ class JobExecutor:
             executor = InlineExecutor()
         else:
             logger.info(choice.reason)
-            executor = LocalExecutor(choice.processes, cores=choice.cores)
+            executor = LocalExecutor(choice.processes, cores=choice.cores, prepares=self._prepares)
         yield from executor.run(make_work, chain(first_tasks, tasks), policy)
 
     def _few(self, policy: RetryPolicy[Task] | None) -> Few:
         if policy is None:
             return COPIED
         return INGESTED if isinstance(self._config, IngestConfig) else PREDICTED
-
-
-class PreparingExecutor:
-    """A job's executor that lets a process import a module for the next job beside its units."""
-
-    def __init__(self, executor: Executor, module: str) -> None:
-        self._executor, self._module = executor, module
-
-    def run(
-        self,
-        make_work: Callable[[], Callable[[Task], Result]],
-        tasks: Iterable[Task],
-        policy: RetryPolicy[Task] | None = None,
-    ) -> Iterator[Result]:
-        """Yield results in the order in which units finish."""
-        with prepared_process(self._module):
-            yield from self._executor.run(make_work, tasks, policy)
 
 
 def asks_for_ray(address: str | None) -> bool:

@@ -164,9 +164,10 @@ _idle = _IdleProcesses()
 def prepared_process(module: str) -> Iterator[None]:
     """Let a process import a module beside the job of the block; the job after it takes it first.
 
-    Nothing is prepared outside of `share_workers`. An import of torch takes 1.5 s.
+    Nothing is prepared for an empty name, or outside of `share_workers`. An import of torch takes
+    1.5 s.
     """
-    if shared_stack() is None:
+    if not module or shared_stack() is None:
         yield
         return
     process = LocalProcess()

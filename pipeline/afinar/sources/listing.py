@@ -162,8 +162,8 @@ def _no_pictures(
     root = reader.root
     if (kind := _kind_of_file(root)) is not None:
         return RequestError(f"{root} {kind}")
-    for written in kinds_in(open_store(root)):
-        return RequestError(f"{root} holds {written}, no pictures: are two arguments swapped?")
+    if written := kinds_in(open_store(root)):
+        return RequestError(f"{root} holds {written[0]}, no pictures: are two arguments swapped?")
     held = f"; it holds {describe_left_out(left_out)}" if left_out else ""
     if extensions is None:
         return RequestError(f"{root} holds no pictures{held}: check the path")
