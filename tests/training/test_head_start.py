@@ -44,13 +44,17 @@ def test_frozen_training_is_the_solved_head(trained: Trained, tmp_path: Path) ->
 def test_the_solved_head_competes_for_the_best_epoch(
     trained: Trained, tmp_path: Path, regime: str
 ) -> None:
-    """A rate that destroys the network cannot make the published model worse than its probe."""
+    """A rate that destroys the network cannot make the published model worse than its probe.
+
+    It destroys the whole network. One stage behind good features learns these two classes even so.
+    """
     result = run(pretrained(trained, tmp_path, regime=regime, learning_rate=0.3, clip_norm=1.0))
     assert [row["epoch"] for row in result.history] == [0, 1]
-    assert [epoch["epoch"] for epoch in result.best] == [0]
-    assert result.metrics["val"]["loss"] == pytest.approx(
-        result.history[0]["val"]["loss"], rel=1e-4
-    )
+    best = min(result.history, key=rank)
+    assert [epoch["epoch"] for epoch in result.best] == [best["epoch"]]
+    assert result.metrics["val"]["loss"] == pytest.approx(best["val"]["loss"], rel=1e-4, abs=1e-6)
+    if regime == "full":
+        assert best["epoch"] == 0
 
 
 def test_auto_publishes_the_frozen_network_unless_training_validates_better(

@@ -285,7 +285,9 @@ def load_explained(spec: ModelSpec) -> ExplainedNetwork:
     network = load_network(find_store(spec).store, facts.version)
     architecture = facts.version.architecture
     with meta_device_context(architecture.backbone):
-        whole = build_backbone(architecture.backbone, architecture.input_size)
+        whole = build_backbone(
+            architecture.backbone, architecture.input_size, architecture.revision
+        )
     names = {node.name: name for name, node in trace_backbone(whole).nodes.items()}
     return ExplainedNetwork(facts, network.backbone, names, facts.version.input_view, network)
 

@@ -144,6 +144,7 @@ def plan_training(config: TrainConfig, run: str, *, is_trial: bool = False) -> T
             hidden=config.hidden,
             dropout=config.dropout,
             output=config.output,
+            revision=of_parent.revision if of_parent else info.revision,
         ),
         input_view=_input_view(config, size, parent),
         classes=dataset.classes,

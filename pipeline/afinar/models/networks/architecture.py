@@ -28,6 +28,7 @@ class Architecture:
     hidden: Annotated[int, between(1, 2**31)] = 256
     dropout: Annotated[float, between(0, 1)] = 0.2
     output: Output = "softmax"
+    revision: Annotated[int, between(1, 1000)] = 1  # of the backbone, see BackboneInfo
 
     def __post_init__(self) -> None:
         """Raise RequestError for a single sigmoid output with other than two classes."""

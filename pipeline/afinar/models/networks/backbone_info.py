@@ -15,9 +15,14 @@ Family = Literal["batchnorm", "plain", "transformer"]
 
 @dataclass(frozen=True, slots=True)
 class BackboneInfo:
-    """Usual input size in pixels, origin (torchvision, timm, afinar) and family of a backbone."""
+    """Usual input size in pixels, origin (torchvision, timm, afinar) and family of a backbone.
+
+    `revision` counts the ways in which afinar has built the network, which give other activations
+    with the same weights. A published model is built as the revision in its record says.
+    """
 
     name: str
     input_size: int
     origin: str
     family: Family
+    revision: int = 1

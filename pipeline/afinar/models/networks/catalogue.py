@@ -70,7 +70,7 @@ CATALOGUE: Final[dict[str, BackboneInfo]] = {
         for name in _TORCHVISION
     },
     "efficientnet_lite0": BackboneInfo(
-        "efficientnet_lite0", 224, "afinar", _family("efficientnet_lite0")
+        "efficientnet_lite0", 224, "afinar", _family("efficientnet_lite0"), revision=2
     ),
     "small_cnn": BackboneInfo("small_cnn", 224, "afinar", _family("small_cnn")),
 }

@@ -56,12 +56,15 @@ class _NoExcitation(nn.Identity):
         super().__init__()
 
 
-def efficientnet_lite0(classes: int = 1000) -> nn.Module:
-    """Return EfficientNet-Lite0, built from torchvision's blocks.
+def efficientnet_lite0(
+    input_size: int, classes: int = 1000, *, pads_symmetrically: bool = False
+) -> nn.Module:
+    """Return EfficientNet-Lite0 for inputs of `input_size` pixels, built from torchvision's blocks.
 
     It is EfficientNet-B0 (Tan and Le 2019, arXiv 1905.11946) as published for mobile accelerators:
-    no squeeze-and-excitation, ReLU6 instead of SiLU, stem and last stage not scaled. Padding is
-    symmetric, as usual in torch; the original uses TensorFlow's.
+    no squeeze-and-excitation, ReLU6 instead of SiLU, stem and last stage not scaled. Its weights
+    were trained with TensorFlow's padding. `pads_symmetrically` pads strided convolutions as is
+    usual in torch, as models were built in the first revision.
     """
     block = partial(efficientnet.MBConv, se_layer=_NoExcitation)
     stages = [MBConvConfig(*stage, block=block) for stage in _LITE0_STAGES]
@@ -74,6 +77,8 @@ def efficientnet_lite0(classes: int = 1000) -> nn.Module:
         last_channel=1280,
     )
     _replace_activations(network)
+    if not pads_symmetrically:
+        _pad_as_tensorflow(network, input_size)
 
     return network
 
@@ -85,6 +90,33 @@ def _replace_activations(module: nn.Module) -> None:
             setattr(module, name, nn.ReLU6(inplace=True))
         else:
             _replace_activations(child)
+
+
+def _pad_as_tensorflow(network: nn.Module, side: int) -> None:
+    """Give each strided convolution the padding that TensorFlow calls SAME, in place.
+
+    `side` is that of the input. TensorFlow pads no more than the output needs, and puts the odd
+    pixel at the right and at the bottom; torch pads both sides equally:
+
+        side 224, kernel 3, stride 2: TensorFlow pads 0 and 1, torch 1 and 1
+        side 225, kernel 3, stride 2: both pad 1 and 1
+        side 56, kernel 5, stride 2: TensorFlow pads 1 and 2, torch 2 and 2
+    """
+    strided = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Conv2d) and module.stride[0] > 1
+    ]
+    for name, convolution in strided:
+        kernel, stride = convolution.kernel_size[0], convolution.stride[0]
+        outputs = -(-side // stride)
+        total = max(0, (outputs - 1) * stride + kernel - side)
+        before, after = total // 2, total - total // 2
+        convolution.padding = (0, 0)
+        padded = nn.Sequential(nn.ZeroPad2d((before, after, before, after)), convolution)
+        parent, _, own = name.rpartition(".")
+        setattr(network.get_submodule(parent), own, padded)
+        side = outputs
 
 
 def remap_by_position(

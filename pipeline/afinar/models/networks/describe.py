@@ -26,7 +26,8 @@ def describe_network(config: TrainConfig, classes: int) -> dict[str, Any]:
     that the node is the first to use. The totals are those of the cut network and its head. Raises
     RequestError if the network cannot be built.
     """
-    size = config.input_size or require_backbone(config.backbone).input_size
+    info = require_backbone(config.backbone)
+    size = config.input_size or info.input_size
     architecture = Architecture(
         backbone=config.backbone,
         cut=resolve_cut(config.backbone, config.cut, size),
@@ -37,6 +38,7 @@ def describe_network(config: TrainConfig, classes: int) -> dict[str, Any]:
         hidden=config.hidden,
         dropout=config.dropout,
         output=config.output,
+        revision=info.revision,
     )
     with meta_device_context(config.backbone), torch.no_grad():
         network, whole = build_network(architecture)
