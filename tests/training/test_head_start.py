@@ -80,7 +80,7 @@ def test_one_sigmoid_output_is_solved_too(trained: Trained, tmp_path: Path) -> N
 def test_workers_solve_the_same_head(trained: Trained, tmp_path: Path) -> None:
     configuration = pretrained(trained, tmp_path, regime="frozen", epochs="auto")
     one, two = (run_on(workers, configuration, tmp_path / str(workers)) for workers in (1, 2))
-    assert one.history[0]["c"] == two.history[0]["c"]
+    assert one.history[0]["choices"] == two.history[0]["choices"]
     assert one.metrics["test"]["loss"] == pytest.approx(two.metrics["test"]["loss"], rel=1e-3)
 
 

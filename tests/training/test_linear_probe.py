@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from afinar.errors import ShortfallError
 from afinar.training import linear_probe
-from afinar.training.linear_probe import Features, Objective, fit_head, solve_head
+from afinar.training.linear_probe import Features, Objective, fit_head, refit_head, solve_head
 
 
 def clusters(seed: int, samples: int, width: int, classes: int, spread: float) -> Features:
@@ -74,6 +74,39 @@ def test_solve_head_is_calibrated_and_no_worse_than_any_fixed_regularisation(
     logits = head.logits(validation.values)
     for factor in (0.8, 1.25):
         assert F.cross_entropy(logits * factor, validation.targets).item() >= solved - 0.01
+
+
+def test_solved_head_is_the_mean_of_the_heads_of_its_scalings() -> None:
+    train, validation = clusters(0, 300, 40, 3, 0.4), clusters(1, 200, 40, 3, 0.4)
+    head = solve_head(train, validation, Objective(3))
+    assert [choice.power for choice in head.choices] == list(linear_probe.ALL_SCALINGS)
+    assert head.held_out == 300 + 200
+    alone = [
+        solve_head(train, validation, Objective(3), scalings=(choice.power,))
+        for choice in head.choices
+    ]
+    # One temperature divides all heads of the mean.
+    ratios = [
+        both.temperature / own.choices[0].temperature
+        for both, own in zip(head.choices, alone, strict=True)
+    ]
+    assert ratios == pytest.approx([ratios[0]] * 3)
+    assert [each.choices[0].c for each in alone] == [choice.c for choice in head.choices]
+    mean = torch.stack([each.logits(validation.values) for each in alone]).mean(dim=0) / ratios[0]
+    torch.testing.assert_close(head.logits(validation.values), mean, atol=1e-6, rtol=1e-6)
+
+
+def test_refit_head_has_the_choices_of_the_chosen_one() -> None:
+    train, validation = clusters(0, 300, 40, 3, 0.4), clusters(1, 200, 40, 3, 0.4)
+    chosen = solve_head(train, validation, Objective(3))
+    both = refit_head(chosen, train, validation, Objective(3))
+    assert both.choices == chosen.choices
+    assert both.held_out == chosen.held_out
+    unseen = clusters(2, 2000, 40, 3, 0.4)
+    losses = [
+        F.cross_entropy(head.logits(unseen.values), unseen.targets) for head in (chosen, both)
+    ]
+    assert losses[1] < losses[0]
 
 
 def test_solve_head_without_a_mistake_on_validation_stays_finite() -> None:

@@ -26,7 +26,7 @@ from afinar.models.registry.versions import StoredModel, find_model, publish_mod
 from afinar.training import parent as module
 from afinar.training.distributed import Group
 from afinar.training.head_start import HeadSolver
-from afinar.training.linear_probe import ALL_SCALINGS, Features, LinearHead
+from afinar.training.linear_probe import ALL_SCALINGS, Choice, Features, LinearHead
 from afinar.training.parent import load_parent, rows_of_parent
 from afinar.training.preparation import initial_network
 from afinar.training.publish import TrainResult, publish
@@ -259,7 +259,7 @@ def test_a_head_keeps_its_probabilities_when_its_output_or_its_order_changes(
 
 def head(rows: list[list[float]]) -> LinearHead:
     weight = torch.tensor(rows, dtype=torch.float64)
-    return LinearHead(weight, torch.zeros(len(rows), dtype=torch.float64), 1.0)
+    return LinearHead(weight, torch.zeros(len(rows), dtype=torch.float64), (Choice(1.0),))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from afinar.training.linear_probe import (
+    Choice,
     Features,
     Objective,
     fit_head,
@@ -55,9 +56,9 @@ def test_refit_keeps_the_temperature_of_the_chosen_head() -> None:
     plain = fit_head(train, Objective(CLASSES), 0.05)
     heads = [
         refit_head(head, train, validation, Objective(CLASSES))
-        for head in (plain, plain.divided(2.5, held_out=100))
+        for head in (plain, plain.divided(2.5))
     ]
-    assert [(head.temperature, head.held_out) for head in heads] == [(1.0, 0), (2.5, 100)]
+    assert [head.choices for head in heads] == [(Choice(0.05),), (Choice(0.05, temperature=2.5),)]
     torch.testing.assert_close(heads[0].weight / 2.5, heads[1].weight, rtol=1e-3, atol=1e-5)
 
 
@@ -65,7 +66,7 @@ def test_refit_is_better_with_few_labels() -> None:
     train, validation, test = make_features(1, 80), make_features(2, 240), make_features(3, 4000)
     objective = Objective(CLASSES)
     chosen = solve_head(train, validation, objective, (0.5,))
-    assert chosen.power == 0.5
+    assert [choice.power for choice in chosen.choices] == [0.5]
     head = refit_head(chosen, train, validation, objective)
     before, after = (
         torch.nn.functional.cross_entropy(each.logits(test.values), test.targets).item()

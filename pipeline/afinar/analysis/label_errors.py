@@ -101,7 +101,7 @@ def out_of_fold(
     logits = torch.zeros(len(targets), classes)
     for fold in range(FOLDS):
         rows, held_out = order[folds[order] != fold], np.flatnonzero(folds == fold)
-        head = fit_head(select(rows, _MAX_SOLVED), objective, chosen.c)
+        head = fit_head(select(rows, _MAX_SOLVED), objective, chosen.choices[0].c)
         logits[torch.from_numpy(held_out)] = _predict(head, features, held_out)
         on_progress(len(held_out))
     temperature = fit_temperature(logits, torch.from_numpy(targets), Group(alone=True))

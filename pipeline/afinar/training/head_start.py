@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -28,6 +29,7 @@ from afinar.training.evaluator import Evaluator
 from afinar.training.feature_cache import FeatureCache
 from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
 from afinar.training.linear_probe import (
+    Choice,
     Features,
     LinearHead,
     Objective,
@@ -93,28 +95,26 @@ class HeadSolver:
         on_train, on_validation = self._splits(timer)
 
         # One worker solves: rounding must not make the heads differ.
-        measured = torch.zeros(7, dtype=torch.float64, device=self.group.device)
+        sizes = [4, 3 * len(self.scalings)]
+        measured = torch.zeros(sum(sizes), dtype=torch.float64, device=self.group.device)
         if self.group.is_rank_zero:
             solved = solve_head(on_train, on_validation, self.objective, self.scalings)
             head = self._best_head(solved, on_validation)
             set_class_rows(self.network.classifier, head.weight, head.bias)
             loss_and_top1 = map(float, _loss_and_top1(head, on_train))
-            choices = [head.c, head.power, head.temperature, float(head.held_out)]
-            values = [*loss_and_top1, float(head is solved), *choices]
+            choices = (astuple(choice) for choice in solved.choices)
+            values = [*loss_and_top1, float(head is solved), solved.held_out, *chain(*choices)]
             measured += torch.tensor(values, dtype=torch.float64).to(measured)
         self.group.broadcast_parameters(self.network.classifier)
-        loss, top1, is_solved, c, power, temperature, held_out = self.group.all_reduce_sum(
-            measured
-        ).tolist()
+        facts, choices_of_all = torch.split(self.group.all_reduce_sum(measured), sizes)
+        loss, top1, is_solved, held_out = facts.tolist()
         timings = timer.close()
 
         validation = self.evaluator.evaluate(self.module, self.samples.validation)
         return {
             "epoch": 0,
             "head": "solved" if is_solved else "model",
-            "c": c,
-            "power": power,
-            "temperature": temperature,
+            "choices": [asdict(Choice(*choice)) for choice in choices_of_all.view(-1, 3).tolist()],
             "held_out": int(held_out),
             "train": {"loss": loss, "top1": top1},
             "val": asdict(validation),
@@ -136,8 +136,10 @@ class HeadSolver:
         if self.group.is_rank_zero:
             rows = class_rows(self.network.classifier)
             chosen = LinearHead(
-                *(rows.weight.double(), rows.bias.double()),
-                *(row["c"], row["power"], row["temperature"], int(row["held_out"])),
+                rows.weight.double(),
+                rows.bias.double(),
+                tuple(Choice(**choice) for choice in row["choices"]),
+                int(row["held_out"]),
             )
             both = refit_head(chosen, on_train, on_validation, self.objective)
             set_class_rows(self.network.classifier, both.weight, both.bias)

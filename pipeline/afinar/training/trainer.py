@@ -325,7 +325,9 @@ class Trainer:
             f"top-1 {row['val']['top1']:6.1%} {'*' if is_best else ' '}"
         )
         if epoch == 0:
-            head = f"solved, C {row['c']:g}" if row["head"] == "solved" else "of the model"
+            head = "of the model"
+            if row["head"] == "solved":
+                head = "solved, C " + ", ".join(f"{choice['c']:.4g}" for choice in row["choices"])
             return f"head {head}: {numbers} {format_duration(seconds)}"
 
         epochs = min(self.epochs, self.time_limit.epochs)
