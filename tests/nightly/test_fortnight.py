@@ -54,7 +54,7 @@ def fortnight(tmp_path_factory: pytest.TempPathFactory) -> Fortnight:
     world = PhotoWorld(tmp_path_factory.mktemp("fortnight"), gate=gate)
     run = Fortnight(world)
 
-    world.upload_all(8, noise=NOISE)
+    world.upload_all(12, noise=NOISE)
     run.night("first")
     world.upload_all(90, noise=NOISE)
     run.night("growth")

@@ -190,6 +190,17 @@ def test_a_candidate_that_is_not_better_is_refused_with_its_numbers(world: World
     if record.outcome == "refused":
         assert world.champion == 1
         assert any("not shown to be better" in reason for reason in record.reasons)
+        assert record.steps["rehearse"]["skipped"] == "; ".join(record.reasons)
+    else:
+        assert record.steps["rehearse"]["labelled"] > 0
+
+
+def test_a_candidate_that_is_promoted_anyway_is_rehearsed(world: World) -> None:
+    world.upload("red", 2)
+    record = world.night(promote="anyway")
+    assert record.outcome == "promoted"
+    assert record.steps["rehearse"]["labelled"] > 0
+    assert record.steps["gate"]["decision"] == 1
 
 
 def test_each_decision_on_a_test_set_is_counted(world: World) -> None:

@@ -12,7 +12,14 @@ from torch.nn import functional as F
 
 from afinar.errors import ShortfallError
 from afinar.training import linear_probe
-from afinar.training.linear_probe import Features, Objective, fit_head, refit_head, solve_head
+from afinar.training.linear_probe import (
+    Features,
+    Objective,
+    fit_head,
+    refit_head,
+    solve_head,
+    solve_standardised,
+)
 
 
 def clusters(seed: int, samples: int, width: int, classes: int, spread: float) -> Features:
@@ -76,24 +83,41 @@ def test_solve_head_is_calibrated_and_no_worse_than_any_fixed_regularisation(
         assert F.cross_entropy(logits * factor, validation.targets).item() >= solved - 0.01
 
 
-def test_solved_head_is_the_mean_of_the_heads_of_its_scalings() -> None:
-    train, validation = clusters(0, 300, 40, 3, 0.4), clusters(1, 200, 40, 3, 0.4)
+def unequal(seed: int, samples: int) -> Features:
+    """Return samples of three classes whose large features say more than the small ones."""
+    rng = np.random.default_rng(seed)
+    targets = rng.integers(0, 3, samples)
+    centres = np.random.default_rng(99).normal(0, 1, (3, 60)) * np.geomspace(1.2, 0.01, 60)
+    values = rng.normal(0, 1, (samples, 60)) + centres[targets]
+    scales = np.geomspace(1, 0.01, 60)
+    return Features(torch.from_numpy((values * scales).astype(np.float32)), torch.tensor(targets))
+
+
+def test_solved_head_is_a_mean_where_the_size_of_features_tells() -> None:
+    train, validation = unequal(0, 60), unequal(1, 60)
     head = solve_head(train, validation, Objective(3))
-    assert [choice.power for choice in head.choices] == list(linear_probe.ALL_SCALINGS)
-    assert head.held_out == 300 + 200
-    alone = [
-        solve_head(train, validation, Objective(3), scalings=(choice.power,))
+    assert [choice.power for choice in head.choices] == [0.0, 0.5]
+    assert head.held_out == 60 + 60
+    torch.testing.assert_close(
+        head.weight, solve_head(train, validation, Objective(3), is_last=False).weight
+    )
+    parts = [
+        fit_head(train, Objective(3), choice.c, choice.power).divided(choice.temperature)
         for choice in head.choices
     ]
-    # One temperature divides all heads of the mean.
-    ratios = [
-        both.temperature / own.choices[0].temperature
-        for both, own in zip(head.choices, alone, strict=True)
-    ]
-    assert ratios == pytest.approx([ratios[0]] * 3)
-    assert [each.choices[0].c for each in alone] == [choice.c for choice in head.choices]
-    mean = torch.stack([each.logits(validation.values) for each in alone]).mean(dim=0) / ratios[0]
-    torch.testing.assert_close(head.logits(validation.values), mean, atol=1e-6, rtol=1e-6)
+    mean = torch.stack([part.logits(validation.values) for part in parts]).mean(dim=0)
+    torch.testing.assert_close(head.logits(validation.values), mean, atol=0.05, rtol=0.05)
+
+
+def test_solved_head_is_that_of_standardised_features_where_their_size_misleads() -> None:
+    train, validation = clusters(0, *SETS[2]), clusters(1, *SETS[2])
+    head = solve_head(train, validation, Objective(3))
+    assert [choice.power for choice in head.choices] == [1.0]
+    torch.testing.assert_close(
+        head.weight, solve_standardised(train, validation, Objective(3)).weight
+    )
+    before_training = solve_head(train, validation, Objective(3), is_last=False)
+    assert [choice.power for choice in before_training.choices] == [0.0, 0.5]
 
 
 def test_refit_head_has_the_choices_of_the_chosen_one() -> None:

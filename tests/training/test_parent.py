@@ -26,7 +26,7 @@ from afinar.models.registry.versions import StoredModel, find_model, publish_mod
 from afinar.training import parent as module
 from afinar.training.distributed import Group
 from afinar.training.head_start import HeadSolver
-from afinar.training.linear_probe import ALL_SCALINGS, Choice, Features, LinearHead
+from afinar.training.linear_probe import Choice, Features, LinearHead
 from afinar.training.parent import load_parent, rows_of_parent
 from afinar.training.preparation import initial_network
 from afinar.training.publish import TrainResult, publish
@@ -287,7 +287,7 @@ def test_the_head_of_the_model_stays_if_it_validates_no_worse(
     solver = HeadSolver(
         network=network, module=unused, inputs=unused, samples=unused, objective=unused,
         evaluator=evaluator, group=Group(), count=0, seed=0, threads=1, precision=torch.float32,
-        kept=np.array(kept), scalings=ALL_SCALINGS, select_by=select_by,
+        kept=np.array(kept), is_last=True, select_by=select_by,
     )  # fmt: skip
     solved = head([[3, 0, 0], [0, 3, 0], [0, 0, 3]])
     validation = Features(torch.eye(3), torch.arange(3))

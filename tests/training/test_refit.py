@@ -65,8 +65,8 @@ def test_refit_keeps_the_temperature_of_the_chosen_head() -> None:
 def test_refit_is_better_with_few_labels() -> None:
     train, validation, test = make_features(1, 80), make_features(2, 240), make_features(3, 4000)
     objective = Objective(CLASSES)
-    chosen = solve_head(train, validation, objective, (0.5,))
-    assert [choice.power for choice in chosen.choices] == [0.5]
+    chosen = solve_head(train, validation, objective, is_last=False)
+    assert [choice.power for choice in chosen.choices] == [0.0, 0.5]
     head = refit_head(chosen, train, validation, objective)
     before, after = (
         torch.nn.functional.cross_entropy(each.logits(test.values), test.targets).item()

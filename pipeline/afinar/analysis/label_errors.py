@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from afinar.errors import ShortfallError
 from afinar.training.distributed import Group
-from afinar.training.linear_probe import Features, LinearHead, Objective, fit_head, solve_head
+from afinar.training.linear_probe import (
+    Features,
+    LinearHead,
+    Objective,
+    fit_head,
+    solve_standardised,
+)
 from afinar.training.metrics import fit_temperature
 
 TRULY_WRONG: Final = 0.51
@@ -94,8 +100,8 @@ def out_of_fold(
     others, held_out = order[folds[order] != 0], order[folds[order] == 0]
     if not len(others) or not len(held_out):
         raise ShortfallError("too few labelled pictures to judge labels")
-    chosen = solve_head(
-        select(others, _MAX_CHOSEN), select(held_out, _MAX_CHOSEN), objective, scalings=(1.0,)
+    chosen = solve_standardised(
+        select(others, _MAX_CHOSEN), select(held_out, _MAX_CHOSEN), objective
     )
 
     logits = torch.zeros(len(targets), classes)

@@ -172,8 +172,10 @@ class Rehearsal:
     forward_s: Change | None
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> Rehearsal:
-        """Return the rehearsal of a step's record."""
+    def of(cls, record: Mapping[str, Any]) -> Rehearsal | None:
+        """Return the rehearsal of a step's record, None if it was skipped."""
+        if "skipped" in record:
+            return None
         forward, labelled = record["forward_s"], record["labelled"]
         return cls(
             complete=labelled > 0 and labelled >= record["usable"],
@@ -187,16 +189,20 @@ def gather_evidence(
     champion: ModelVersion | None,
     comparison: Comparison | None,
     decision: int,
-    rehearsal: Rehearsal,
+    rehearsal: Rehearsal | None,
     new_pictures: int | None,
     beats_largest: bool | None,
 ) -> Evidence:
-    """Return the evidence on a candidate. `comparison` is None if the champion has no answers."""
+    """Return the evidence on a candidate.
+
+    `comparison` is None if the champion has no answers, `rehearsal` if there was none.
+    """
+    rehearsed = rehearsal.complete if rehearsal else None
     if champion is None:
         return Evidence(
             has_champion=False,
             beats_largest=beats_largest,
-            rehearsed=rehearsal.complete,
+            rehearsed=rehearsed,
         )
     return Evidence(
         has_champion=True,
@@ -207,11 +213,11 @@ def gather_evidence(
         missing_classes=tuple(sorted(set(champion.classes) - set(candidate.classes))),
         new_classes=tuple(sorted(set(candidate.classes) - set(champion.classes))),
         loss=comparison.loss if comparison else None,
-        seconds_per_picture=rehearsal.forward_s,
+        seconds_per_picture=rehearsal.forward_s if rehearsal else None,
         weight_bytes=Change(champion=champion.weights.bytes, candidate=candidate.weights.bytes),
         new_pictures=new_pictures,
-        agreement=rehearsal.agreement,
-        rehearsed=rehearsal.complete,
+        agreement=rehearsal.agreement if rehearsal else None,
+        rehearsed=rehearsed,
     )
 
 

@@ -113,8 +113,8 @@ class _NightRun:
         train = self._step("train", lambda: steps.train(start, ingest, watched))
         promote: Record = {}
         if train["candidate"] is not None:
-            rehearsal = self._step("rehearse", lambda: steps.rehearse(start, train))
             self._step("evaluate", lambda: steps.evaluate(start, train))
+            rehearsal = self._step("rehearse", lambda: steps.rehearse(start, train))
             gate = self._step("gate", lambda: steps.gate(start, train, rehearsal))
             promote = self._step("promote", lambda: steps.promote(start, train, gate))
         self._step("label", steps.label)

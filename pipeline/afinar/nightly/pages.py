@@ -269,6 +269,8 @@ def _train_text(step: Record) -> str:
 
 
 def _rehearse_text(step: Record) -> str:
+    if "skipped" in step:
+        return "not needed: other checks refuse the candidate"
     agreement = step.get("agreement")
     same = "" if agreement is None else f", {agreement:.0%} as the champion does"
     return f"{step['labelled']} of {step['pictures']} pictures labelled{same}"
@@ -287,10 +289,10 @@ _TEXTS: Final[dict[str, Describe]] = {
     "ingest": _ingest_text,
     "watch": _watch_text,
     "train": _train_text,
-    "rehearse": _rehearse_text,
     "evaluate": lambda step: (
         step.get("note") or f"{step['answered']:,} test pictures answered by the champion"
     ),
+    "rehearse": _rehearse_text,
     "gate": lambda step: str(step["verdict"]),
     "promote": lambda step: str(step["outcome"]),
     "label": _label_text,

@@ -1,6 +1,6 @@
 """Steps of a night. Each returns a record of JSON values, which is stored before the next begins.
 
-`nightly.night` calls them in this order: start, ingest, watch, train, rehearse, evaluate, gate,
+`nightly.night` calls them in this order: start, ingest, watch, train, evaluate, rehearse, gate,
 promote, label. A step that is run again after a kill finds what it has published before.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from threading import Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from afinar.config.base import JobConfig
 from afinar.config.ingest import IngestConfig
@@ -20,7 +20,7 @@ from afinar.config.train import TrainConfig
 from afinar.dataset.reader import open_dataset
 from afinar.errors import ModelError, ShortfallError
 from afinar.evaluation.comparison import read_run
-from afinar.evaluation.gate import Verdict, decide
+from afinar.evaluation.gate import Evidence, Verdict, decide
 from afinar.ingestion.driver import run_ingest
 from afinar.models.registry.aliases import champion_number, promote
 from afinar.models.registry.history import VersionDecision, record_decision
@@ -74,6 +74,19 @@ class Services:
     executor: Callable[[JobConfig], Executor]
     launch: Callable[[TrainTask], None]
     write_training_page: Callable[[TrainOutcome], None] = lambda _: None
+
+
+class _Gathered(NamedTuple):
+    """Evidence on a candidate, and what it was gathered from.
+
+    `today` are the candidate's answers. `decision` is the number of this decision on `test`.
+    """
+
+    evidence: Evidence
+    today: Answers
+    comparison: Comparison | None
+    test: FrozenTest | None
+    decision: int
 
 
 class _LeaseLost(Exception):  # noqa: N818
@@ -239,7 +252,15 @@ class Steps:
         return TrainConfig(**(options | named | shared))
 
     def rehearse(self, start: Record, train: Record) -> Record:
-        """Label some pictures with candidate and champion through the labelling worker."""
+        """Label some pictures with candidate and champion through the labelling worker.
+
+        A candidate that the other checks of the gate refuse is not rehearsed: no rehearsal can
+        make up for that.
+        """
+        if self.config.promote != "anyway":
+            decision = decide(self._gather(start, train, None).evidence, self.config.gate)
+            if decision.verdict is Verdict.REFUSED:
+                return {"skipped": "; ".join(decision.reasons)}
         before = self.jobs.written
         record = rehearse(
             self.night,
@@ -279,6 +300,26 @@ class Steps:
 
     def gate(self, start: Record, train: Record, rehearsal: Record) -> Record:
         """Decide on the candidate."""
+        gathered = self._gather(start, train, Rehearsal.of(rehearsal))
+        today, comparison, test = gathered.today, gathered.comparison, gathered.test
+        result = decide(gathered.evidence, self.config.gate)
+        return {
+            "verdict": result.verdict.value,
+            "reasons": result.reasons,
+            "checks": [asdict(check) for check in result.checks],
+            "level": result.level,
+            "p_value": result.p_value,
+            "smallest_gain": result.smallest_gain,
+            "decision": gathered.decision,
+            "test_set": None if test is None else test.number,
+            "test_pictures": None if comparison is None else comparison.test.pictures,
+            "gain": None if comparison is None else comparison.test.gain,
+            "score": _score(today, today),
+            "champion_score": None if comparison is None else _score(comparison.champion, today),
+        }
+
+    def _gather(self, start: Record, train: Record, rehearsal: Rehearsal | None) -> _Gathered:
+        """Return the evidence on the candidate. This counts a decision on the frozen test set."""
         candidate = self._version(train["candidate"])
         champion = None if start["champion"] is None else self._version(start["champion"])
         today = Answers.of(self.models, candidate)
@@ -291,31 +332,16 @@ class Steps:
                 frozen=read_test_ids(self.nights, test),
                 common_classes=set(candidate.classes) & set(champion.classes),
             )
-
         evidence = gather_evidence(
             candidate,
             champion,
             comparison,
             decision,
-            rehearsal=Rehearsal.of(rehearsal),
+            rehearsal=rehearsal,
             new_pictures=None if champion is None else new_pictures(candidate, champion),
             beats_largest=beats_largest_class(read_run(self.models, candidate)),
         )
-        result = decide(evidence, self.config.gate)
-        return {
-            "verdict": result.verdict.value,
-            "reasons": result.reasons,
-            "checks": [asdict(check) for check in result.checks],
-            "level": result.level,
-            "p_value": result.p_value,
-            "smallest_gain": result.smallest_gain,
-            "decision": decision,
-            "test_set": None if test is None else test.number,
-            "test_pictures": None if comparison is None else comparison.test.pictures,
-            "gain": None if comparison is None else comparison.test.gain,
-            "score": _score(today, today),
-            "champion_score": None if comparison is None else _score(comparison.champion, today),
-        }
+        return _Gathered(evidence, today, comparison, test, decision)
 
     def _count(self, candidate: ModelVersion, champion: ModelVersion) -> tuple[FrozenTest, int]:
         """Return the frozen test set, and the number of this decision on it."""

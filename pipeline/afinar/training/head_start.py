@@ -29,6 +29,7 @@ from afinar.training.evaluator import Evaluator
 from afinar.training.feature_cache import FeatureCache
 from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
 from afinar.training.linear_probe import (
+    MAX_CHOICES,
     Choice,
     Features,
     LinearHead,
@@ -64,8 +65,8 @@ class HeadSolver:
 
     `inputs` are those of the module. `count` is the number of training samples to solve on. `kept`
     bool [classes] marks the classes whose rows of the head come from a published model; whether
-    they stay is decided by the metric `select_by`. Features of pixels come from `cache` if there is
-    one.
+    they stay is decided by the metric `select_by`. `is_last` says that the backbone does not train
+    after that. Features of pixels come from `cache` if there is one.
     """
 
     network: Network
@@ -80,7 +81,7 @@ class HeadSolver:
     threads: int
     precision: torch.dtype
     kept: NDArray[np.bool_]
-    scalings: tuple[float, ...]
+    is_last: bool
     select_by: SelectBy
     cache: FeatureCache | None = None
 
@@ -95,18 +96,18 @@ class HeadSolver:
         on_train, on_validation = self._splits(timer)
 
         # One worker solves: rounding must not make the heads differ.
-        sizes = [4, 3 * len(self.scalings)]
+        sizes = [4, 3 * MAX_CHOICES]
         measured = torch.zeros(sum(sizes), dtype=torch.float64, device=self.group.device)
         if self.group.is_rank_zero:
-            solved = solve_head(on_train, on_validation, self.objective, self.scalings)
+            solved = solve_head(on_train, on_validation, self.objective, is_last=self.is_last)
             head = self._best_head(solved, on_validation)
             set_class_rows(self.network.classifier, head.weight, head.bias)
             loss_and_top1 = map(float, _loss_and_top1(head, on_train))
             choices = (astuple(choice) for choice in solved.choices)
             values = [*loss_and_top1, float(head is solved), solved.held_out, *chain(*choices)]
-            measured += torch.tensor(values, dtype=torch.float64).to(measured)
+            measured[: len(values)] = torch.tensor(values, dtype=torch.float64)
         self.group.broadcast_parameters(self.network.classifier)
-        facts, choices_of_all = torch.split(self.group.all_reduce_sum(measured), sizes)
+        facts, choices_of_head = torch.split(self.group.all_reduce_sum(measured), sizes)
         loss, top1, is_solved, held_out = facts.tolist()
         timings = timer.close()
 
@@ -114,7 +115,11 @@ class HeadSolver:
         return {
             "epoch": 0,
             "head": "solved" if is_solved else "model",
-            "choices": [asdict(Choice(*choice)) for choice in choices_of_all.view(-1, 3).tolist()],
+            "choices": [
+                asdict(Choice(*choice))
+                for choice in choices_of_head.view(-1, 3).tolist()
+                if any(choice)  # a standardised head has one
+            ],
             "held_out": int(held_out),
             "train": {"loss": loss, "top1": top1},
             "val": asdict(validation),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,14 +20,12 @@ from afinar.training.optimizers import optim
 
 # Candidates for C, the strongest regularisation first: each solution is close to the next one.
 _C_PATH: Final = tuple(10 ** (exponent / 2) for exponent in range(-10, 7))
-ALL_SCALINGS: Final = (0.0, 0.5, 1.0)
-"""Powers of the standard deviation by which features are divided: 0 divides all by one number, 1
-standardises them."""
-
-SMOOTH_SCALINGS: Final = (0.0, 0.5)
-"""Powers for a head behind a backbone that is going to train. A head on standardised features has
-large weights for features that hardly vary, so that small changes of these features change the
-logits much: on a set of fabric the loss rose from 0.7 to 1,600 in the first epoch."""
+# Powers of the standard deviation by which features are divided: 0 divides all by one number, 1
+# standardises them.
+_SMOOTH: Final = (0.0, 0.5)
+_STANDARDISED: Final = 1.0
+MAX_CHOICES: Final = len(_SMOOTH)
+"""Number of heads that a solved head is the mean of, at most."""
 
 # A set with so few training samples has few of validation, too: folds of training add to them.
 _MAX_CROSS_VALIDATED: Final = 1000
@@ -137,59 +135,88 @@ class LinearHead:
 
 
 def solve_head(
-    train: Features,
-    validation: Features,
-    objective: Objective,
-    scalings: tuple[float, ...] = ALL_SCALINGS,
+    train: Features, validation: Features, objective: Objective, *, is_last: bool = True
 ) -> LinearHead:
-    """Return the mean of one head for each scaling of the features, for plain features.
+    """Return the head with the lowest calibrated cross-entropy on held-out samples.
 
-    Each is the head of a path of C with the lowest calibrated cross-entropy on held-out samples.
-    These are the samples of validation. Of a small set, so are those of training, in five folds:
-    each is predicted by a head that is solved on the other folds. The path begins with the
+    Held out are the samples of validation. Of a small set, so are those of training, in five folds:
+    each is predicted by a head that is solved on the other folds.
+
+    For each of several scalings of the features there is a path of C, which begins with the
     strongest regularisation. Each solution starts from the one before it, and the path ends after
-    candidates that do not improve.
+    candidates that do not improve. A strongly regularised head often ranks classes best and is too
+    little confident, so each candidate is divided by the temperature that fits the held-out samples
+    before it is compared.
 
-    A strongly regularised head often ranks classes best and is too little confident. So each
-    candidate is divided by the temperature that fits the held-out samples before it is compared,
-    and so is the mean. Which scaling is best differs from set to set, and a small validation split
-    often chooses another one. Their mean was never far from the best of them.
+    The head is the mean of two: of features that are divided by one number, and by the root of
+    their deviation. The size of a feature usually says how much it matters. Where it does not,
+    standardised features give a lower loss: their head is returned if its gain exceeds one standard
+    error (Breiman et al. 1984), so that few held-out samples do not choose it by luck. Its weights
+    for features that hardly vary are large. So it is not returned if the backbone goes on to train
+    (`is_last` False): on a set of fabric the loss rose from 0.7 to 1,600 in the first epoch.
+
+    The returned weights apply to plain features.
     """
-    targets = validation.targets
-    heads, total = [], torch.zeros((), dtype=torch.float64)
-    for power in scalings:
-        head, logits, targets = _solve_path(train, validation, objective, power)
-        heads.append(head)
-        total = total.to(logits) + logits / len(scalings)
-    temperature, _ = _fit_temperature(total, targets)
-    return replace(_mean(heads).divided(temperature), held_out=len(targets))
+    smooth = _combine([_solve_path(train, validation, objective, power) for power in _SMOOTH])
+    if not is_last:
+        return smooth.head
+    standardised = _solve_path(train, validation, objective, _STANDARDISED)
+    gain = smooth.losses() - standardised.losses()
+    is_clear = gain.mean() > gain.std() / math.sqrt(len(gain))
+    return standardised.head if is_clear else smooth.head
+
+
+def solve_standardised(train: Features, validation: Features, objective: Objective) -> LinearHead:
+    """Return the best head of the path of C on standardised features. See `solve_head`."""
+    return _solve_path(train, validation, objective, _STANDARDISED).head
+
+
+class _Candidate(NamedTuple):
+    """A calibrated head, its logits [n, classes] on held-out samples, and their targets [n]."""
+
+    head: LinearHead
+    logits: Tensor
+    targets: Tensor
+
+    def losses(self) -> Tensor:
+        """Return the cross-entropy of each sample, float64 [n]."""
+        return F.cross_entropy(self.logits, self.targets, reduction="none")
+
+
+def _combine(candidates: list[_Candidate]) -> _Candidate:
+    """Return the mean of candidates, calibrated."""
+    logits = torch.stack([candidate.logits for candidate in candidates]).mean(dim=0)
+    targets = candidates[0].targets
+    temperature, _ = _fit_temperature(logits, targets)
+    head = _mean([candidate.head for candidate in candidates]).divided(temperature)
+    return _Candidate(head, logits / temperature, targets)
 
 
 def _mean(heads: list[LinearHead]) -> LinearHead:
     """Return the head whose logits are the means of those of `heads`."""
     weight = torch.stack([head.weight for head in heads]).mean(dim=0)
     bias = torch.stack([head.bias for head in heads]).mean(dim=0)
-    return LinearHead(weight, bias, tuple(choice for head in heads for choice in head.choices))
+    choices = tuple(choice for head in heads for choice in head.choices)
+    return LinearHead(weight, bias, choices, heads[0].held_out)
 
 
 def _solve_path(
     train: Features, validation: Features, objective: Objective, power: float
-) -> tuple[LinearHead, Tensor, Tensor]:
-    """Return the best head of the path of one scaling, divided by its temperature.
-
-    Also return its logits on held-out samples and their targets.
-    """
+) -> _Candidate:
+    """Return the best head of the path of one scaling."""
     solver = _Solver(train, objective, _Scaling.of(train.values, power))
     folds = _make_folds(train, objective, power) if len(train) <= _MAX_CROSS_VALIDATED else []
     targets = torch.cat([validation.targets, *(fold.held_out.targets for fold in folds)])
-    best, best_loss, worse = None, math.inf, 0
+    best: _Candidate | None = None
+    best_loss, worse = math.inf, 0
     for c in _C_PATH:
         solver.minimize(c, _PATH_ITERATIONS)
         head = solver.head(c)
         logits = torch.cat([head.logits(validation.values), *(fold.logits(c) for fold in folds)])
         temperature, loss = _fit_temperature(logits, targets)
         if loss < best_loss:
-            best = head.divided(temperature), logits / temperature
+            head = replace(head.divided(temperature), held_out=len(targets))
+            best = _Candidate(head, logits / temperature, targets)
             best_loss, worse = loss, 0
         else:
             worse += 1
@@ -197,7 +224,7 @@ def _solve_path(
             break
     if best is None:
         raise ShortfallError("the features of the backbone are not finite numbers")
-    return *best, targets
+    return best
 
 
 def fit_head(train: Features, objective: Objective, c: float, power: float = 1.0) -> LinearHead:

@@ -23,7 +23,7 @@ from afinar.training.evaluator import Evaluator
 from afinar.training.feature_cache import FeatureCache
 from afinar.training.head_start import HeadSolver, solver_samples
 from afinar.training.inputs import FeatureInputs, PixelInputs
-from afinar.training.linear_probe import ALL_SCALINGS, SMOOTH_SCALINGS, Objective
+from afinar.training.linear_probe import Objective
 from afinar.training.mixing import Mixing
 from afinar.training.optim import Optimizer
 from afinar.training.parent import find_parent, load_parent, rows_of_parent
@@ -216,7 +216,7 @@ def head_solver(
         threads=evaluator.num_loader_threads,
         precision=evaluator.precision,
         kept=kept,
-        scalings=ALL_SCALINGS if config.regime == "frozen" else SMOOTH_SCALINGS,
+        is_last=config.regime == "frozen",
         select_by=config.select_by,
         cache=part.cache,
     )
