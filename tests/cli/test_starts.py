@@ -77,3 +77,24 @@ def test_jobs_over_few_pictures_start_their_workers_and_import_neither_torch_nor
         assert not {"ray", "torch"} & set(outcome["modules"])
         assert len(outcome["started"]) == 1
         assert "local_worker" in outcome["started"][0]
+
+
+PANDAS = """
+import sys
+from afinar.units.pyarrow_setup import forgo_pandas
+
+forgo_pandas()
+import pyarrow as pa
+
+assert pa.array(["a"]).to_pylist() == ["a"]
+assert pa.table({"n": [1, 2]}).num_rows == 2
+assert "pandas" not in sys.modules
+assert pa.table({"n": [1, 2]}).to_pandas().n.sum() == 3
+"""
+
+
+def test_pyarrow_does_without_pandas_and_others_do_not() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PANDAS], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -22,6 +22,7 @@ from afinar.config.base import JobConfig
 from afinar.errors import AfinarError, RequestError, ShortfallError
 from afinar.logs import configure_logging, escape_controls, escape_lines, log_settings
 from afinar.storage.names import new_run
+from afinar.units.pyarrow_setup import forgo_pandas
 
 COMMANDS: Final = {
     "ingest": "convert a folder or an s3:// prefix of pictures to an Arrow dataset",
@@ -63,8 +64,11 @@ class Command(Protocol):
         ...
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+def main(argv: list[str] | None = None, *, owns_process: bool = False) -> int:
+    """Run one command and return its exit code.
+
+    `owns_process` says that this process runs nothing else.
+    """
     argv = sys.argv[1:] if argv is None else argv
     configure_logging()
     # Pillow warns about odd files that it can read. See `configure_pillow`, which imports Pillow.
@@ -82,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(_unknown(argv[0]), file=sys.stderr)  # noqa: T201
         return 2
-    return _run(argv[0], argv[1:])
+    return _run(argv[0], argv[1:], owns_process)
 
 
 def _unknown(name: str) -> str:
@@ -93,7 +97,7 @@ def _unknown(name: str) -> str:
     return f"afinar: unknown command {name!a}\n\n{_overview()}"
 
 
-def _run(name: str, argv: list[str]) -> int:
+def _run(name: str, argv: list[str], owns_process: bool) -> int:
     command: Command = importlib.import_module(f"afinar.cli.{name}")
     as_json = "--json" in argv
     try:
@@ -101,6 +105,8 @@ def _run(name: str, argv: list[str]) -> int:
         config = _configure(command, argv)
         as_json = config.json  # a recipe may set it
         configure_logging(config.log_format, run=new_run(), verbose=config.verbose)
+        if owns_process:
+            forgo_pandas()
 
         with redirect_stdout() as print_summary:
             summary = command.run(config)
@@ -227,7 +233,7 @@ def entry() -> None:
     """Run the console script."""
     _open_standard_streams()
     interruption.handle_signals()
-    _exit(main())
+    _exit(main(owns_process=True))
 
 
 def _exit(code: int) -> NoReturn:

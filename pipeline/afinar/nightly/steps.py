@@ -7,6 +7,7 @@ promote, label. A step that is run again after a kill finds what it has publishe
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import import_module
 from threading import Thread
@@ -18,10 +19,11 @@ from afinar.config.nightly import NightlyConfig
 from afinar.config.recipes import load_recipe
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import open_dataset
-from afinar.errors import ModelError, ShortfallError
+from afinar.errors import AfinarError, ModelError, ShortfallError
 from afinar.evaluation.comparison import read_run
 from afinar.evaluation.gate import Evidence, Verdict, decide
 from afinar.ingestion.driver import run_ingest
+from afinar.models.networks.catalogue import require_backbone
 from afinar.models.registry.aliases import champion_number, promote
 from afinar.models.registry.history import VersionDecision, record_decision
 from afinar.models.registry.versions import ModelVersion, find_champion, get_model
@@ -157,8 +159,9 @@ class Steps:
         record: Record = {"new": 0, "counts": {}, "alarms": [], "held": None, "notes": []}
         has_change = bool(watched) and watched[-1]["version"] != ingest["version"]
         if start["champion"] is not None and has_change:
-            # This process waits for the champion's answers, and needs torch after that.
-            Thread(target=import_module, args=("afinar.training.driver",), daemon=True).start()
+            # Meanwhile this process waits for the champion's answers.
+            preparation = Thread(target=_load_libraries, args=(self.config.backbone,), daemon=True)
+            preparation.start()
             before = self.jobs.written
             record = watch(
                 self.night,
@@ -170,6 +173,7 @@ class Steps:
                 jobs=self.jobs,
             )
             record["bytes"] = self.jobs.written - before
+            preparation.join()
         if watched and self.config.watch.inputs:
             record["notes"] += filter(None, [reject_note(ingest, watched)])
         return record
@@ -417,6 +421,16 @@ class Steps:
 
     def _spec(self, number: int) -> str:
         return f"{self.models.root}@{number}"
+
+
+def _load_libraries(backbone: str) -> None:
+    """Import what a training needs, and what torch imports when it first builds a network."""
+    import_module("afinar.training.driver")
+    from afinar.models.networks.backbones import build_backbone, meta_device_context
+
+    # An error is one of the training, too, which reports it.
+    with suppress(AfinarError), meta_device_context(backbone):
+        build_backbone(backbone, require_backbone(backbone).input_size)
 
 
 def _score(answers: Answers, today: Answers) -> Record | None:
