@@ -51,7 +51,7 @@ def finish():
     time.sleep(0.3)
     print("thread", flush=True)
 
-def run(argv=None):
+def run(**_):
     if sys.argv[1] == "thread":
         threading.Thread(target=finish).start()
     print("printed", end=" ")
