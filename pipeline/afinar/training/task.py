@@ -289,9 +289,12 @@ def _fingerprint(task: TrainTask) -> str:
         if not determining[name]:
             del determining[name]
     determining["layer_decay"] = task.config.layer_decay or default_layer_decay(task.config)
+    architecture = asdict(task.architecture)
+    if task.architecture.revision == 1:
+        del architecture["revision"]
     decided = (
         task.dataset_version,
-        asdict(task.architecture),
+        architecture,
         task.input_view.as_dict(),
         task.classes,
         task.weights_source,
