@@ -93,7 +93,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Choice:
-    """What held-out samples have chosen for one head.
+    """Hyperparameters of one head, chosen on held-out samples.
 
     `c` is the inverse of the strength of the regularisation, `power` that of the scaling of the
     features, and `temperature` the number by which the solution is divided.
@@ -137,7 +137,7 @@ class LinearHead:
 def solve_head(
     train: Features, validation: Features, objective: Objective, *, is_last: bool = True
 ) -> LinearHead:
-    """Return the head with the lowest calibrated cross-entropy on held-out samples.
+    """Return a linear head whose C and scaling of the features are chosen on held-out samples.
 
     Held out are the samples of validation. Of a small set, so are those of training, in five folds:
     each is predicted by a head that is solved on the other folds.
@@ -146,7 +146,7 @@ def solve_head(
     strongest regularisation. Each solution starts from the one before it, and the path ends after
     candidates that do not improve. A strongly regularised head often ranks classes best and is too
     little confident, so each candidate is divided by the temperature that fits the held-out samples
-    before it is compared.
+    before it is compared by its cross-entropy.
 
     The head is the mean of two: of features that are divided by one number, and by the root of
     their deviation. The size of a feature usually says how much it matters. Where it does not,

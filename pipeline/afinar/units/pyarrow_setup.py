@@ -8,6 +8,8 @@ from importlib.machinery import ModuleSpec
 
 
 class _NoPandas(MetaPathFinder):
+    """Finder that answers requests for pandas as if it were not installed."""
+
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         if fullname == "pandas":
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)

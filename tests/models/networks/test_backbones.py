@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from afinar.errors import RequestError
+from afinar.features.network import weights_hash
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.backbones import build_backbone
 from afinar.models.networks.network import build_network
@@ -62,6 +63,15 @@ def test_efficientnet_lite0_of_a_record_without_revision_pads_symmetrically() ->
     assert padding[2] == [
         (0, 1, 0, 1), (0, 0), (0, 1, 0, 1), (0, 0), (1, 2, 1, 2), (0, 0), (0, 1, 0, 1), (0, 0),
     ]  # fmt: skip
+
+
+def test_cached_features_of_an_older_revision_have_another_key() -> None:
+    name = "efficientnet_lite0"
+    hashes = {
+        weights_hash(with_package_weights(name, build_backbone(name, 64, revision)).state_dict())
+        for revision in (1, 2)
+    }
+    assert len(hashes) == 2
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])

@@ -17,7 +17,7 @@ Family = Literal["batchnorm", "plain", "transformer"]
 class BackboneInfo:
     """Usual input size in pixels, origin (torchvision, timm, afinar) and family of a backbone.
 
-    `revision` counts the ways in which afinar has built the network, which give other activations
+    `revision` rises when afinar builds the network in another way, which gives other activations
     with the same weights. A published model is built as the revision in its record says.
     """
 
