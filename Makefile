@@ -19,7 +19,7 @@ env: $(READY)  ## the environment in .venv (about 6 GB; 1 to 4 minutes)
 $(READY): $(LOCKS)/bootstrap.txt $(LOCKS)/dev.txt infra/make-env pyproject.toml
 	@PYTHON="$(PYTHON)" infra/make-env "$(VENV)"
 
-demo: $(READY)  ## the whole journey on real pictures, ending in demo/report.html
+demo: $(READY)  ## ingest, train, label and explain, ending in demo/report.html
 	@$(BIN)/afinar demo demo
 
 test: $(READY)  ## all tests but the slow ones

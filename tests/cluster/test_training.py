@@ -250,7 +250,7 @@ def test_trainings_at_once_wait_for_room_and_stop_when_they_are_asked_to(
     assert [trial.result.epochs for trial in trials] == [2, 2, 2]
     assert len({trial.task.run for trial in trials}) == 3
     assert not (tmp_path / "models" / "versions").exists()
-    assert "cores that other work occupies" in caplog.text
+    assert "cores are free and the workers started" in caplog.text
 
 
 def test_memory_that_runs_out_ends_the_training_after_one_attempt(

@@ -44,6 +44,25 @@ def test_verdicts_hold_only_if_the_interval_excludes_the_opposite(
         assert negated != verdict.holds
 
 
+@pytest.mark.parametrize(("frozen", "full", "holds"), [(140, 190, True), (140, 142, False)])
+def test_best_run_is_compared_with_the_linear_probe(
+    trained: Trained, frozen: int, full: int, *, holds: bool
+) -> None:
+    version = find_model(trained.champion).version
+    hits = {"scratch": 110, "frozen": frozen, "full": full}
+    _, probe, _ = verdicts([evaluated(version, regime, count) for regime, count in hits.items()])
+    assert probe.holds == holds
+    assert "linear probe (frozen)" in probe.sentence
+
+
+def test_linear_probe_that_is_best_is_not_compared_with_itself(trained: Trained) -> None:
+    version = find_model(trained.champion).version
+    hits = {"scratch": 110, "frozen": 190, "full": 180}
+    claims = verdicts([evaluated(version, regime, count) for regime, count in hits.items()])
+    assert len(claims) == 2
+    assert "Transfer (frozen) beats training from scratch" in claims[0].sentence
+
+
 def test_baseline_that_never_recognises_a_class_is_not_called_fair(trained: Trained) -> None:
     """180 of 200 pictures are of one class: always answering it would be right for 90 %."""
     version = dataclasses.replace(find_model(trained.champion).version, classes=["moss", "rust"])

@@ -152,7 +152,7 @@ def test_another_preprocessing_begins_a_lineage_with_a_note(archive: Path, tmp_p
     third = ingest(archive, dataset, reads, split="0.5,0.25,0.25", size=48)
     assert (first.lineage, second.lineage, third.lineage) == (1, 1, 3)
     assert len(reads.names) == 24
-    assert "version 3 begins a new lineage: the preprocessing changed" in third.notes
+    assert "version 3 reads every picture again: other preprocessing" in third.notes
 
 
 def test_dataset_of_an_earlier_decoder_goes_on_with_it(

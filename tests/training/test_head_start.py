@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from afinar.config.train import TrainConfig
-from afinar.training.head_start import solver_samples
+from afinar.training.head_start import HeadSolver, solver_samples
 from afinar.training.publish import TrainResult, publish
 from afinar.training.task import plan_training
+from afinar.training.trainer import Trainer
 from tests.conftest import Trained
-from tests.training.runs import config, interrupt_after, run, run_on
+from tests.training.runs import InterruptionError, config, interrupt_after, run, run_on
 
 
 def pretrained(trained: Trained, models: Path, **options: Any) -> TrainConfig:
@@ -97,6 +98,35 @@ def test_an_interrupted_training_does_not_solve_its_head_again(
 
     monkeypatch.setattr("afinar.training.head_start.solve_head", refuse)
     assert losses(run(cut)) == losses(whole)
+
+
+def test_a_training_interrupted_before_its_first_step_goes_on_alike(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of epoch 0 has the head of epoch 0, not that which the steps begin with."""
+    configuration = pretrained(trained, tmp_path / "whole", regime="last:1")
+    whole = run(configuration)
+
+    def interrupt(*_: Any) -> Any:
+        raise InterruptionError
+
+    cut = dataclasses.replace(configuration, models=str(tmp_path / "cut"))
+    with monkeypatch.context() as context, pytest.raises(InterruptionError):
+        context.setattr(Trainer, "_run_epoch", interrupt)
+        run(cut)
+    assert losses(run(cut)) == losses(whole)
+
+
+def test_training_begins_with_a_head_for_the_statistics_of_batches(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a rate near 0 the loss of epoch 1 is that of its first head in train mode."""
+    values = {"regime": "full", "learning_rate": 1e-9, "augment": "none"}
+    with_own = run(pretrained(trained, tmp_path / "own", **values))
+    monkeypatch.setattr(HeadSolver, "solve_for_batches", lambda *_: None)
+    with_first = run(pretrained(trained, tmp_path / "first", **values))
+    assert with_own.history[0]["val"] == with_first.history[0]["val"]
+    assert with_own.history[1]["train"]["loss"] < 0.5 * with_first.history[1]["train"]["loss"]
 
 
 def losses(result: TrainResult) -> list[tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from afinar.training import optim
 from afinar.training.batches import Batch, Samples
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator
-from afinar.training.inputs import FeatureInputs, compute_features
+from afinar.training.inputs import FeatureExtractor, FeatureInputs
 from afinar.training.optim import Optimizer
 from afinar.training.preparation import common_precision
 from afinar.training.sampler import GlobalBatch
@@ -258,9 +259,12 @@ def test_features_that_float16_cannot_hold_are_refused() -> None:
     network: Any = Wide()
     pixels: Any = Plain()
     rows = np.arange(4)
+    half = FeatureExtractor(
+        network=network, pixels=pixels, group=Group(), precision=torch.float16, threads=1
+    )
     with pytest.raises(RequestError, match="give --precision float32"):
-        compute_features(network, pixels, rows, Group(), torch.float16, 1)
-    assert compute_features(network, pixels, rows, Group(), torch.bfloat16, 1).isfinite().all()
+        half.compute(rows)
+    assert dataclasses.replace(half, precision=torch.bfloat16).compute(rows).isfinite().all()
 
 
 def test_epochs_are_validated_in_the_precision_of_training() -> None:

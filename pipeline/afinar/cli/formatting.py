@@ -30,6 +30,12 @@ def format_left_out(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     return [("left out", describe_left_out(counts))] if counts else []
 
 
+def format_time(summary: Mapping[str, Any]) -> str:
+    """Return the time of a job as "3.2 s, 120 pictures/s"; without a rate if it read none."""
+    rate = summary["images_per_second"]
+    return f"{summary['seconds']:.1f} s" + (f", {rate:.3g} pictures/s" if rate else "")
+
+
 def format_size(size_bytes: float) -> str:
     """Return a number of bytes as "3.2 GB"; B and kB without a decimal."""
     for unit in ("B", "kB", "MB", "GB", "TB"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_counts, format_left_out, format_table
+from afinar.cli.formatting import format_counts, format_left_out, format_table, format_time
 from afinar.config.ingest import IngestConfig
 from afinar.execution.executor import JobExecutor
 from afinar.logs import wrap
@@ -39,7 +39,7 @@ def describe(summary: dict[str, Any]) -> str:
         f"{summary['renamed']} renamed"
     )
     limit = limiting_phase(summary["stages"])
-    time = f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"
+    time = format_time(summary)
 
     rows = [
         ("dataset", f"{summary['dataset']}, version {summary['version']}"),

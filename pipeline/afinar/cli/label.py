@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_counts, format_left_out, format_table
+from afinar.cli.formatting import format_counts, format_left_out, format_table, format_time
 from afinar.config.label import LabelConfig
 from afinar.errors import ShortfallError
 from afinar.execution.executor import JobExecutor
@@ -82,8 +82,7 @@ def describe(summary: dict[str, Any]) -> str:
         queue = f"{summary['abstained']} pictures: {summary['review']}/index.html"
         rows.append(("to review", queue))
 
-    time = f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"
-    rows.append(("time", time))
+    rows.append(("time", format_time(summary)))
     if summary["report"]:
         rows.append(("report", summary["report"]))
     if "forecast" in summary:

@@ -38,7 +38,7 @@ COMMANDS: Final = {
     "explain": "show what a model sees: activations, ideal and adversarial pictures, saliency",
     "evaluate": "evaluate a model on a dataset, also on corrupted pictures",
     "forget": "erase pictures from a dataset or predictions, and from every earlier version",
-    "demo": "run ingest, train and label on real pictures and write a report (a few minutes)",
+    "demo": "run ingest, train and label on pictures of fabric and write a report (a few minutes)",
     "submit": "run one of the jobs on a Ray cluster and follow it",
 }
 

@@ -41,9 +41,10 @@ class JobConfig:
     """TOML file whose keys are these flags, or the name of a recipe that ships with afinar
     (`vgg16-fc2`). A flag on the command line overrides the recipe."""
     address: str | None = None
-    """Ray cluster to run on, or `local` for a Ray on this machine. Default: RAY_ADDRESS; without it
-    few pictures (ingest: 2,000, label: 500) and trainings by one worker need no Ray, and for all
-    else a local Ray is started."""
+    """Ray cluster to run on: HOST:6379, `auto` for that of this machine, ray://HOST:10001, or
+    `local` to start a Ray on this machine. Default: RAY_ADDRESS; without it few pictures (ingest:
+    2,000, label: 500) and trainings by one worker need no Ray, and for all else a local Ray is
+    started."""
     workers: int = 0
     """Number of worker processes. 0: one per CPU core of the cluster (label: one per GPU if there
     are GPUs; train: one per GPU; without GPUs two, or one for 2,000 training pictures or fewer)."""

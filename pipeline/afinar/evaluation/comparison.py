@@ -101,32 +101,35 @@ class Verdict:
 
 
 def verdicts(runs: list[EvaluatedRun]) -> list[Verdict]:
-    """Return two verdicts: transfer beats training from scratch, and that baseline beats guessing.
+    """Return verdicts on the best run by validation, and on the baseline from scratch.
 
-    A claim holds if the 95 % interval excludes the opposite. The runs include one with the regime
-    `scratch` and at least one other.
+    The best run with pretrained weights should beat training from scratch, and, if it is not
+    itself the head on a frozen backbone, that head, which is a linear probe. The baseline should
+    beat guessing. A claim holds if the 95 % interval excludes the opposite. The runs include one
+    with the regime `scratch` and at least one other.
     """
     scratch = next(run for run in runs if run.name == "scratch")
     transfer = best_run([run for run in runs if run.name != "scratch"])
-    return [_beats_scratch(transfer, scratch), _beats_guessing(scratch)]
+    probes = [run for run in runs if run.name == "frozen" and run is not transfer]
+    return [
+        _beats(transfer, scratch, "training from scratch"),
+        *(_beats(transfer, probe, "a linear probe (frozen)") for probe in probes),
+        _beats_guessing(scratch),
+    ]
 
 
-def _beats_scratch(transfer: EvaluatedRun, scratch: EvaluatedRun) -> Verdict:
-    gap = paired_difference(transfer.hits, scratch.hits)
+def _beats(transfer: EvaluatedRun, other: EvaluatedRun, name: str) -> Verdict:
+    gap = paired_difference(transfer.hits, other.hits)
     value, low, high = (100 * share for share in (gap.value, gap.low, gap.high))
     numbers = (
         f"{value:+.1f} points (95 % interval {low:+.1f} to {high:+.1f}) on "
         f"{len(transfer.hits)} test pictures"
     )
     if gap.low > 0:
-        return Verdict(
-            True, f"Transfer ({transfer.name}) beats training from scratch by {numbers}."
-        )
+        return Verdict(True, f"Transfer ({transfer.name}) beats {name} by {numbers}.")
 
     return Verdict(
-        False,
-        f"Transfer ({transfer.name}) does not beat training from scratch with certainty: "
-        f"{numbers}.",
+        False, f"Transfer ({transfer.name}) does not beat {name} with certainty: {numbers}."
     )
 
 

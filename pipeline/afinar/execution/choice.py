@@ -97,7 +97,8 @@ def choose_for_units(
     processes = min(workers or default, units)
     cores = 1 if workers else max(1, machine.cores // max(1, processes))
     noun = "process" if processes == 1 else "processes"
-    reason = f"{pictures} pictures: {processes} {noun} without Ray (--address local starts Ray)"
+    work = "1 picture" if pictures == 1 else f"{pictures} pictures"
+    reason = f"{work}: {processes} {noun} without Ray (--address local starts Ray)"
     return Choice(without_ray=True, processes=processes, cores=cores, reason=reason)
 
 

@@ -299,8 +299,8 @@ class _Watch:
     """Thread that aborts a training which cannot succeed: Ray Train itself would try on.
 
     Aborted are a training with a recorded failure, and one whose fewest workers the cluster, busy
-    or idle, has not been able to hold for `timeout_s`. `failure` is the reason. While the workers
-    wait for room that other work occupies, the thread logs what they wait for.
+    or idle, has not been able to hold for `timeout_s`. `failure` is the reason. Until the workers
+    have started, the thread logs what they wait for.
     """
 
     def __init__(
@@ -351,7 +351,9 @@ class _Watch:
             started = started or has_started(self._failure_key)
             if not started and now - logged_at >= _WAIT_LOG_S:
                 logged_at = now
-                logger.info(f"waiting for {self._resources.describe()} that other work occupies")
+                logger.info(
+                    f"waiting until {self._resources.describe()} are free and the workers started"
+                )
 
 
 def _fit(trainer: _Trainer, watch: _Watch) -> None:

@@ -385,7 +385,7 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
             summary.notes += class_notes(summary.new_classes, summary.vanished_classes)
             if manifest.lineage == manifest.version:
                 summary.notes.append(
-                    f"version {manifest.version} begins a new lineage: the preprocessing changed"
+                    f"version {manifest.version} reads every picture again: other preprocessing"
                 )
         summary.notes += repeat_notes(content.repeats)
         summary.notes += few_notes(content.index.column("label"), content.index.column("split"))

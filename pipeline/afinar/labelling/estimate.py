@@ -47,8 +47,8 @@ def forecast_label(config: LabelConfig, starts_ray: StartsRay = lambda _: False)
     entries = tuple(job.source.sample(planned.table)) if pending else ()
     sample = _measure(job.spec(pending), entries) if entries else Sample(0)
     if entries:
-        # The model's start was measured in this process, which has imported torch for it.
-        modules = "ray" if starts_ray(pending) else "sys"
+        # The start of the model was measured in this process, which has imported torch before it.
+        modules = "ray" if starts_ray(pending) else "torch,torchvision"
         sample.start_s += measure_start(modules, starts_ray=starts_ray(pending))
     workers = config.workers or (_local_workers() if entries else os.cpu_count() or 1)
     estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)

@@ -180,9 +180,9 @@ class Checkpoints:
                 f"{self._store.uri(ref.path)} is no checkpoint ({error}); {self._remedy}"
             ) from error
 
-    def exist(self) -> bool:
-        """Return True if there is a checkpoint."""
-        return bool(versions(self._store, self._folder))
+    def have_steps(self) -> bool:
+        """Return True if there is a checkpoint after the first step."""
+        return any(versions(self._store, self._folder))
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint, None if there is none.

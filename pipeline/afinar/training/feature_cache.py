@@ -21,7 +21,7 @@ from afinar.features.network import to_stored, weights_hash
 from afinar.features.reader import Features, open_key
 from afinar.models.networks.network import Network
 from afinar.training.distributed import Group
-from afinar.training.inputs import AugmentedView, PixelInputs, compute_features
+from afinar.training.inputs import AugmentedView, FeatureExtractor, PixelInputs
 from afinar.training.sampler import RowNumbers
 from afinar.training.task import TrainTask
 
@@ -110,14 +110,13 @@ class FeatureCache:
 
         # At least one picture per worker.
         chosen = _padded(np.flatnonzero(~is_known), len(rows), group.size)
-        computed = compute_features(
-            self.network,
-            self.pixels if view is None else AugmentedView(self.pixels, view),
-            rows[chosen],
-            group,
-            self.precision,
-            self.threads,
-        )
+        computed = FeatureExtractor(
+            network=self.network,
+            pixels=self.pixels if view is None else AugmentedView(self.pixels, view),
+            group=group,
+            precision=self.precision,
+            threads=self.threads,
+        ).compute(rows[chosen])
         features = self._read(stored, ids, is_known, width=computed.shape[1])
         rounded = computed.half().float()
         fits = bool(rounded.isfinite().all())

@@ -3,6 +3,11 @@
 A random head sends large, random gradients into a pretrained backbone (Kumar et al. 2022, arXiv
 2202.10054). A solved head is the best that the features allow, so training starts from there. A
 training that starts from a published model may have a better one: that of the model.
+
+BatchNorm that trains normalises by the statistics of a batch instead of its running statistics.
+On pictures unlike those that the backbone was trained on these differ so much that a head solved
+for one is worse than guessing for the other. So training starts from a second head, solved on
+features of batches; the first one is that of epoch 0, which is evaluated in eval mode.
 """
 
 from __future__ import annotations
@@ -22,12 +27,13 @@ from torch.nn import functional as F
 from afinar.config.train import SelectBy
 from afinar.models.networks.heads import class_rows, set_class_rows
 from afinar.models.networks.network import Network
+from afinar.models.networks.stages import trained_norms
 from afinar.training.batches import Samples
 from afinar.training.checkpoint import RankedEpoch
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator
 from afinar.training.feature_cache import FeatureCache
-from afinar.training.inputs import FeatureInputs, PixelInputs, compute_features
+from afinar.training.inputs import FeatureExtractor, FeatureInputs, PixelInputs
 from afinar.training.linear_probe import (
     MAX_CHOICES,
     Choice,
@@ -47,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 # Multiplications per evaluation of the objective: about a second on a few cores, and on a GPU.
 _MAX_PRODUCTS: Final = {"cpu": 2e10, "cuda": 4e11}
+_MAX_IN_BATCHES: Final = 10_000  # samples of a split whose features in train mode are computed
 
 
 def solver_samples(samples: int, width: int, classes: int, feature_bytes: int, device: str) -> int:
@@ -57,6 +64,18 @@ def solver_samples(samples: int, width: int, classes: int, feature_bytes: int, d
     in_memory = feature_bytes // (4 * width)
     in_time = int(_MAX_PRODUCTS.get(device, 2e10) / (width * max(2, classes)))
     return min(samples, max(2, in_memory), max(2, in_time))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstHead:
+    """Head that training begins with, where it is not that of epoch 0.
+
+    Losses on validation are those of batches as in training: its own, and that of epoch 0's head.
+    """
+
+    head: LinearHead
+    loss: float
+    loss_before: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +146,29 @@ class HeadSolver:
             "seconds": round(time.monotonic() - started, 3),
         }
 
+    def solve_for_batches(self, batch_size: int) -> FirstHead | None:
+        """Return, on rank 0, the head for features that BatchNorm normalised by batches, or None.
+
+        `batch_size` is that of a worker in training. It is None if no BatchNorm trains, or if the
+        head of epoch 0 has the lower loss on validation in such batches. Both losses are measured
+        on at most 10,000 samples of a split. The head of the network stays as it is.
+        """
+        if not isinstance(self.inputs, PixelInputs) or not trained_norms(self.network):
+            return None
+        on_train, on_validation = self._splits_in_batches(batch_size)
+        if not self.group.is_rank_zero:
+            return None
+
+        rows = class_rows(self.network.classifier)
+        before = LinearHead(rows.weight.double(), rows.bias.double(), ())
+        solved = solve_head(on_train, on_validation, self.objective, is_last=False)
+        loss, loss_before = (
+            float(_loss_and_top1(head, on_validation)[0]) for head in (solved, before)
+        )
+        if loss >= loss_before:
+            return None
+        return FirstHead(head=solved, loss=loss, loss_before=loss_before)
+
     def refit(self, row: dict[str, Any]) -> None:
         """Set the head's weights to those solved on training and validation, on all workers.
 
@@ -190,6 +232,25 @@ class HeadSolver:
 
         return min(of_model, solved, key=rank)
 
+    def _splits_in_batches(self, batch_size: int) -> tuple[Features, Features]:
+        """Return features of training and of validation, from batches of both in random order."""
+        random = generator(self.seed, 0, "head batches")
+        count = min(self.count, _MAX_IN_BATCHES)
+        train, validation = (
+            random.permutation(len(split))[:count]
+            for split in (self.samples.train, self.samples.validation)
+        )
+        rows = [self.samples.train.rows[train], self.samples.validation.rows[validation]]
+        order = random.permutation(len(train) + len(validation))
+        shuffled = self._extractor.compute_in_batches(np.concatenate(rows)[order], batch_size)
+        features = torch.empty_like(shuffled)
+        features[torch.from_numpy(order).to(features.device)] = shuffled
+        targets = self._targets(self.samples.train), self._targets(self.samples.validation)
+        return (
+            Features(features[: len(train)], targets[0][torch.from_numpy(train)]),
+            Features(features[len(train) :], targets[1][torch.from_numpy(validation)]),
+        )
+
     def _chosen(self, samples: Samples) -> Samples:
         """Return `count` of the samples, drawn at random and in their order."""
         if self.count >= len(samples):
@@ -207,8 +268,17 @@ class HeadSolver:
             return self.inputs.to_device(self.inputs.load(rows), rows, None, timer)
         if self.cache is not None:
             return self.cache.load(rows)
-        return compute_features(
-            self.network, self.inputs, rows, self.group, self.precision, self.threads, timer=timer
+        return self._extractor.compute(rows, timer)
+
+    @property
+    def _extractor(self) -> FeatureExtractor:
+        assert isinstance(self.inputs, PixelInputs), "other inputs are features"
+        return FeatureExtractor(
+            network=self.network,
+            pixels=self.inputs,
+            group=self.group,
+            precision=self.precision,
+            threads=self.threads,
         )
 
     def _views(self, train: Samples, timer: EpochTimer) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from afinar.dataset.reader import Dataset
 from afinar.errors import RequestError
 from afinar.models.networks.network import Network, apply_input_view, default_batch_size
 from afinar.models.networks.precision import autocast
+from afinar.models.networks.stages import batch_statistics
 from afinar.pictures.preprocessing import InputView
 from afinar.training.augment import erase, geometric, needs_geometric, photometric
 from afinar.training.distributed import Group
@@ -180,44 +181,65 @@ class FeatureInputs:
         return table[loaded.to(table.device)]
 
 
-def compute_features(
-    network: Network,
-    pixels: PixelInputs | AugmentedView,
-    rows: RowNumbers,
-    group: Group,
-    precision: torch.dtype,
-    threads: int,
-    *,
-    timer: EpochTimer | None = None,
-) -> Tensor:
-    """Return the features of dataset rows, float32 [n, width], on every worker.
+@dataclass(frozen=True, kw_only=True)
+class FeatureExtractor:
+    """Computes the features of dataset rows with the network up to its head, on all workers.
 
-    Each worker computes its slice of `rows`; the sum over workers fills in the others. The network
-    is in eval mode and computes in `precision`; `threads` load pictures ahead. There must be at
-    least one row per worker. Raises RequestError on all workers if float16 is too narrow.
+    The network computes in `precision`; `threads` load pictures ahead.
     """
-    network.eval()
-    features: Tensor | None = None
-    local = rank_slice(np.arange(len(rows)), group.rank, group.size)
-    timer = timer or EpochTimer(group.device)
-    size = default_batch_size(group.device)
-    batches = [local[start : start + size] for start in range(0, len(local), size)]
 
-    loading = load_batches(lambda positions: pixels.load(rows[positions]), batches, threads)
-    with contextlib.closing(loading), torch.inference_mode():
-        for positions, loaded in loading:
-            images = pixels.to_device(loaded, rows[positions], None, timer)
-            with timer.measure("compute"), autocast(group.device, precision):
-                values = network.features(images).float()
-            if features is None:
-                features = torch.zeros(len(rows), values.shape[1], device=group.device)
-            features[torch.from_numpy(positions).to(group.device)] = values
+    network: Network
+    pixels: PixelInputs | AugmentedView
+    group: Group
+    precision: torch.dtype
+    threads: int
 
-    assert features is not None, "there is at least one row per worker"
-    features = group.all_reduce_sum(features)
-    if precision == torch.float16 and not features.isfinite().all():
-        raise RequestError(
-            "activations of this backbone exceed float16, whose largest number is 65,504: give "
-            "--precision float32"
+    def compute(self, rows: RowNumbers, timer: EpochTimer | None = None) -> Tensor:
+        """Return the features of rows, float32 [n, width], on every worker.
+
+        Each worker computes its slice of `rows`; the sum over workers fills in the others. The
+        network is in eval mode. There must be at least one row per worker. Raises RequestError on
+        all workers if float16 is too narrow.
+        """
+        self.network.eval()
+        local, size = self._slice(rows), default_batch_size(self.group.device)
+        batches = [local[start : start + size] for start in range(0, len(local), size)]
+        return self._compute(rows, batches, timer or EpochTimer(self.group.device))
+
+    def compute_in_batches(self, rows: RowNumbers, batch_size: int) -> Tensor:
+        """Return features as training has them: BatchNorm normalises by batches of the rows.
+
+        A batch has `batch_size` of a worker's rows or more: a small last one would distort its
+        statistics, so its rows are divided among the others.
+        """
+        local = self._slice(rows)
+        batches = np.array_split(local, max(1, len(local) // batch_size))
+        with batch_statistics(self.network):
+            return self._compute(rows, batches, EpochTimer(self.group.device))
+
+    def _slice(self, rows: RowNumbers) -> RowNumbers:
+        """Return the positions of this worker's share of the rows."""
+        return rank_slice(np.arange(len(rows)), self.group.rank, self.group.size)
+
+    def _compute(self, rows: RowNumbers, batches: list[RowNumbers], timer: EpochTimer) -> Tensor:
+        group, pixels, features = self.group, self.pixels, None
+        loading = load_batches(
+            lambda positions: pixels.load(rows[positions]), batches, self.threads
         )
-    return features
+        with contextlib.closing(loading), torch.inference_mode():
+            for positions, loaded in loading:
+                images = pixels.to_device(loaded, rows[positions], None, timer)
+                with timer.measure("compute"), autocast(group.device, self.precision):
+                    values = self.network.features(images).float()
+                if features is None:
+                    features = torch.zeros(len(rows), values.shape[1], device=group.device)
+                features[torch.from_numpy(positions).to(group.device)] = values
+
+        assert features is not None, "there is at least one row per worker"
+        features = group.all_reduce_sum(features)
+        if self.precision == torch.float16 and not features.isfinite().all():
+            raise RequestError(
+                "activations of this backbone exceed float16, whose largest number is 65,504: give "
+                "--precision float32"
+            )
+        return features

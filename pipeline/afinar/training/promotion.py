@@ -120,6 +120,8 @@ def decide(
         f"validation {top1:.1%}, version {champion} {rival.top1:.1%} on the same {samples} pictures"
     )
     has_lower_loss = rival.loss is not None and metrics["loss"] < rival.loss
+    if top1 == rival.top1 and rival.loss is not None:
+        compared += f", loss {metrics['loss']:.3f} against {rival.loss:.3f}"
     if top1 > rival.top1 or (top1 == rival.top1 and has_lower_loss):
         return moves(compared)
     return stays(f"version {version.version} is not better: {compared}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from afinar.config.train import TrainConfig
 from afinar.errors import DivergedError, IntegrityError
-from afinar.logs import log_settings
+from afinar.logs import COLUMNS, log_settings
 from afinar.training.batches import BatchLoader, Samples
 from afinar.training.checkpoint import Checkpoints, RankedEpoch, TrainState
 from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWriter
@@ -58,7 +58,8 @@ class Trainer:
     `module` is the trained module and `set_training` switches it to training mode. `loader` and
     `windows` belong to the training samples. Rank 0 calls `on_epoch_end` with the epoch's row of
     the history. `start` is the row of epoch 0, the metrics of a module whose head was solved; that
-    epoch competes for the best one. `writer` writes `checkpoints`, at the times of `schedule`.
+    epoch competes for the best one. `before_steps` may change weights after it, before the first
+    step. `writer` writes `checkpoints`, at the times of `schedule`.
     `time_limit` has the number of steps, and may cut it.
     """
 
@@ -81,6 +82,7 @@ class Trainer:
     epochs: int
     time_limit: TimeLimit
     start: dict[str, Any] | None = None
+    before_steps: Callable[[], None] = lambda: None
 
     def run(self) -> TrainState:
         """Train, and load the weights of the best epoch into `optimizer.eval_model` on all workers.
@@ -104,6 +106,8 @@ class Trainer:
         if self.start is not None and not state.history and not state.step:
             self._record(state, self.start)
             is_stopped = self._is_asked_to_stop(self.start)
+        if not state.step:
+            self.before_steps()
         has_begun = bool(state.history) and not self._is_complete(state)
         if has_begun and not self.group.all_true(not self.time_limit.is_over()):
             state.history[-1]["cut"] = is_stopped = True
@@ -337,7 +341,9 @@ class Trainer:
             f"epoch {epoch:>{width}}/{epochs} {numbers} lr {row['learning_rate']:.1e} "
             f"{seconds:.1f} s, {left} left"
         )
-        return f"{line} {_bar(epoch / epochs)}" if log_settings().terminal else line
+        bar = f" {_bar(epoch / epochs)}"
+        fits = log_settings().terminal and len(line) + len(bar) <= COLUMNS
+        return line + bar if fits else line
 
     def _save(self, state: TrainState) -> None:
         """Begin to write a checkpoint; before the end of a machine, wait until it is written.

@@ -16,6 +16,7 @@ from torch import nn
 from afinar.config.base import as_dict
 from afinar.config.train import TrainConfig
 from afinar.dataset.reader import Dataset, open_dataset
+from afinar.models.networks.heads import set_class_rows
 from afinar.models.networks.network import Network
 from afinar.models.networks.stages import freeze, parameter_groups, set_training
 from afinar.storage.open import open_store
@@ -26,7 +27,7 @@ from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWrit
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator, LocalLogits
 from afinar.training.final_evaluation import compute_split_metrics, evaluate_test
-from afinar.training.head_start import HeadSolver, evaluate_head_of_model
+from afinar.training.head_start import FirstHead, HeadSolver, evaluate_head_of_model
 from afinar.training.hooks import NO_HOOKS, TrainHooks
 from afinar.training.hyperparameters import format_settings, resolved_values
 from afinar.training.loading import ShardWindows, num_loader_threads
@@ -64,6 +65,7 @@ from afinar.training.trainer import Trainer
 logger = logging.getLogger(__name__)
 
 _MIN_BALANCE: Final = 0.8  # of the classes in a window
+_LARGE_BATCH: Final = 256
 
 
 class _Training(NamedTuple):
@@ -184,14 +186,16 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
     checkpoints = Checkpoints(store, task.run, task.fingerprint)
     epochs = config.epochs
     assert epochs != "auto", "the task is resolved"
-    # A run that has begun has its head in its checkpoint.
-    is_new = group.all_true(not checkpoints.exist())
+    # A run that has made steps has its head in its checkpoint. One that has not begins anew: the
+    # checkpoint of epoch 0 has not the head that the steps begin with.
+    is_new = group.all_true(not checkpoints.have_steps())
     solver = None
     if config.solves_head and (is_new or config.refit):
         solver = head_solver(task, network, part, samples, evaluator, group, kept)
     start = _head_start(solver, part, samples, evaluator, kept) if is_new else None
     if config.solves_head and part.is_solved_at_once:
         epochs = 0
+    first_head = _first_head(solver, start, config, group) if epochs else None
 
     per_epoch = steps_per_epoch(task.epoch_samples, config.samples_per_step)
     time_limit = TimeLimit(
@@ -233,6 +237,7 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
         epochs=epochs if task.last_epoch is None else min(epochs, task.last_epoch),
         time_limit=time_limit,
         start=start,
+        before_steps=functools.partial(_set_head, network, first_head, group),
     )
     if group.is_rank_zero:
         _record_start(task, trainer, samples, epochs, precision)
@@ -303,6 +308,35 @@ def _head_start(
     if solver is not None:
         return solver.solve()
     return evaluate_head_of_model(part.module, samples, evaluator) if kept.any() else None
+
+
+def _first_head(
+    solver: HeadSolver | None, start: dict[str, Any] | None, config: TrainConfig, group: Group
+) -> FirstHead | None:
+    """Return, on rank 0, the head that training begins with, if it is not that of epoch 0."""
+    if solver is None or start is None or start["head"] != "solved":
+        return None
+    return solver.solve_for_batches(_norm_batch(config, group))
+
+
+def _norm_batch(config: TrainConfig, group: Group) -> int:
+    """Return how many samples BatchNorm normalises together; more than 256 change nothing.
+
+    It sees those of all workers on GPUs, and those of one worker on CPUs.
+    """
+    parts = config.accumulate * (1 if group.device.type == "cuda" else group.size)
+    return max(2, min(_LARGE_BATCH, config.samples_per_step // parts))
+
+
+def _set_head(network: Network, first: FirstHead | None, group: Group) -> None:
+    """Set the head's weights on all workers to those that rank 0 has."""
+    if first is not None:
+        set_class_rows(network.classifier, first.head.weight, first.head.bias)
+        logger.info(
+            "head solved again for BatchNorm in training: val loss there "
+            f"{first.loss:.3f} instead of {first.loss_before:.3f}"
+        )
+    group.broadcast_parameters(network.classifier)
 
 
 def _record_start(

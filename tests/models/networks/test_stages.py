@@ -13,7 +13,14 @@ from afinar.models.networks.backbones import build_backbone, meta_device_context
 from afinar.models.networks.catalogue import CATALOGUE
 from afinar.models.networks.cuts import cut_backbone
 from afinar.models.networks.network import Network, build_network
-from afinar.models.networks.stages import find_stages, freeze, parameter_groups, set_training
+from afinar.models.networks.stages import (
+    batch_statistics,
+    find_stages,
+    freeze,
+    parameter_groups,
+    set_training,
+    trained_norms,
+)
 
 
 def cut_of(name: str, cut: str = "auto") -> fx.GraphModule:
@@ -229,3 +236,27 @@ def test_embeddings_and_tokens_have_no_weight_decay(backbone: str, names: set[st
         if name.rpartition(".")[2] in names
     }
     assert found == dict.fromkeys(names, True)
+
+
+def test_batch_statistics_are_those_of_training_and_change_nothing() -> None:
+    torch.manual_seed(0)
+    network = network_of("resnet18", 32)
+    images = 3 + torch.randn(8, 3, 32, 32)
+    freeze(network, 1)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with batch_statistics(network):
+        features = network.features(images)
+    assert not any(module.training for module in network.modules())
+    assert all(torch.equal(network.state_dict()[name], before[name]) for name in before)
+    assert not torch.allclose(features, network.features(images), rtol=0.1), "running statistics"
+
+    set_training(network)
+    assert torch.equal(features, network.features(images))
+    moved = [name for name in before if not torch.equal(network.state_dict()[name], before[name])]
+    assert moved, "training goes on to collect running statistics"
+
+
+def test_no_statistics_of_batches_without_batch_norm_that_trains() -> None:
+    frozen, plain = network_of("resnet18", 32), network_of("squeezenet1_1", 64)
+    freeze(frozen, 0)
+    assert trained_norms(frozen) == trained_norms(plain) == []

