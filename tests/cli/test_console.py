@@ -71,6 +71,29 @@ def test_bar_is_shown_on_a_terminal_only(
     assert len(second) <= COLUMNS
 
 
+def test_bar_is_left_out_where_the_line_would_break(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    """Hundreds of epochs and hours left make the longest lines."""
+    monkeypatch.setenv(TERMINAL_VARIABLE, "1")
+    monkeypatch.setattr("afinar.training.trainer.format_duration", lambda _: "about 300 minutes")
+    with caplog.at_level(logging.INFO, "afinar"):
+        train_here(config(trained, tmp_path, epochs=1))
+    (line,) = (line for line in caplog.messages if line.startswith("epoch"))
+    assert line.endswith("about 300 minutes left")
+    assert len(line) <= COLUMNS
+
+
+def test_many_epochs_of_one_step_are_announced(
+    trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "afinar"):
+        train_here(config(trained, tmp_path, epochs=60, batch_size=64, time_limit=0.001))
+    (note,) = (line for line in caplog.messages if line.startswith("note: few pictures"))
+    assert "60 epochs are planned" in note
+
+
 def describe_network(**options: Any) -> str:
     return describe(run(TrainConfig(describe=True, **options)))
 

@@ -45,6 +45,15 @@ def test_unusable_source_is_refused_and_nothing_written(
     assert not (tmp_path / "dataset").exists()
 
 
+def test_refusal_of_one_class_names_what_was_left_out(tmp_path: Path) -> None:
+    """The other class has only files of a kind that is not read."""
+    make_archive(tmp_path / "pictures", 2, ("moss",))
+    (tmp_path / "pictures/rust").mkdir()
+    (tmp_path / "pictures/rust/1.xyz").write_bytes(b"?")
+    with pytest.raises(RequestError, match=r"only the class 'moss'.* Left out were 1 \.xyz\."):
+        ingest(tmp_path / "pictures", tmp_path / "dataset", extensions=".jpg")
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
 def test_folder_without_permission_is_refused_not_skipped(archive: Path, tmp_path: Path) -> None:
     (archive / "rust").chmod(0)

@@ -58,6 +58,26 @@ def test_auto_needs_a_better_version_that_beats_guessing(
     assert words in choice.why
 
 
+def test_a_tie_is_decided_by_the_loss_which_the_reason_names(version: ModelVersion) -> None:
+    new = validated(version, 0.9)
+    better = decide("auto", new, 1, lambda: Rival(1, 0.9, 0.4))
+    worse = decide("auto", new, 1, lambda: Rival(1, 0.9, 0.2))
+    assert better.is_promoted
+    assert better.why.endswith("loss 0.300 against 0.400")
+    assert not worse.is_promoted
+    assert worse.why.endswith("loss 0.300 against 0.200")
+
+
+def test_a_rival_that_cannot_be_compared_stays_and_the_reason_says_how_to_replace_it(
+    version: ModelVersion,
+) -> None:
+    choice = decide("auto", validated(version, 0.9), 1, lambda: Rival(1, None, reason="too large"))
+    assert not choice.is_promoted
+    assert choice.why.endswith(
+        f"too large; to use it, run `afinar models MODELS promote {version.version}`"
+    )
+
+
 def test_always_and_never_compare_nothing(version: ModelVersion) -> None:
     def fail() -> Rival:
         raise AssertionError("compares")

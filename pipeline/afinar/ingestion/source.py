@@ -10,6 +10,7 @@ from afinar.errors import RequestError
 from afinar.sources.annotations import alike_notes, annotate, annotate_from_tables
 from afinar.sources.listing import AnnotatedListing, classes_of, list_pictures
 from afinar.sources.uri_list import is_list, list_base, list_named
+from afinar.storage.left_out import describe_left_out
 from afinar.storage.open import normalize_uri
 
 
@@ -24,7 +25,7 @@ def list_source(config: IngestConfig) -> AnnotatedListing:
         return annotated
     classes = classes_of(annotated.listing)
     if len(classes) < 2:
-        raise _too_few_classes(source, config, classes)
+        raise _too_few_classes(source, config, classes, annotated.left_out)
 
     annotated.notes += alike_notes(classes)
     return annotated
@@ -72,7 +73,9 @@ def _parent_folders(uris: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.cast(pc.if_else(pc.equal(folders, ""), none, folders), pa.string())
 
 
-def _too_few_classes(source: str, config: IngestConfig, classes: list[str]) -> RequestError:
+def _too_few_classes(
+    source: str, config: IngestConfig, classes: list[str], left_out: dict[str, int]
+) -> RequestError:
     if classes:
         content = f"only the class {classes[0]!r}"
     else:
@@ -82,4 +85,5 @@ def _too_few_classes(source: str, config: IngestConfig, classes: list[str]) -> R
     return RequestError(
         f"{source} holds {content}: a classifier needs two. Put each class in a folder of its own "
         f"{where}, give --labels FILE, or give --labels none."
+        + (f" Left out were {describe_left_out(left_out)}." if left_out else "")
     )

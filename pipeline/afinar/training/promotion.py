@@ -114,7 +114,8 @@ def decide(
     rival = find()
     if rival.top1 is None:
         return stays(
-            f"version {version.version} cannot be compared with version {champion}: {rival.reason}"
+            f"version {version.version} cannot be compared with version {champion}: "
+            f"{rival.reason}; to use it, run `afinar models MODELS promote {version.version}`"
         )
     compared = (
         f"validation {top1:.1%}, version {champion} {rival.top1:.1%} on the same {samples} pictures"

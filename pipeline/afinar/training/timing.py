@@ -110,9 +110,9 @@ class EpochTimings:
         name, seconds = max(overheads.items(), key=lambda item: item[1])
         compute = f"{self.compute_s / total:.0%}"
         if seconds / total <= _NEGLIGIBLE_SHARE:
-            return f"The arithmetic of the network is the limit ({compute} of the time)."
+            return f"The arithmetic of the network is the limit: {compute} of the epoch."
         verb = "is the limit" if seconds > self.compute_s else "slows it"
-        return f"{name} {verb}: {seconds / total:.0%} of the time, arithmetic {compute}."
+        return f"{name} {verb}: {seconds / total:.0%} of the epoch, arithmetic {compute}."
 
     def as_dict(self) -> dict[str, Any]:
         """Return the `ledger` of a row of history.jsonl."""

@@ -66,6 +66,8 @@ logger = logging.getLogger(__name__)
 
 _MIN_BALANCE: Final = 0.8  # of the classes in a window
 _LARGE_BATCH: Final = 256
+_MANY_EPOCHS: Final = 60
+_FEW_STEPS: Final = 10
 
 
 class _Training(NamedTuple):
@@ -348,6 +350,7 @@ def _record_start(
     store = open_store(config.models)
     store.put_if_absent(config_name(task.run), options.encode())
     _log_start(config, epochs, samples.validation, task.classes, precision, group)
+    _log_many_epochs(epochs, steps_per_epoch(task.epoch_samples, config.samples_per_step))
     _log_unbalanced_windows(trainer.windows, samples.train, config)
 
 
@@ -383,6 +386,16 @@ def _log_start(
         f"always answering “{classes[counts.argmax()]}” is right for "
         f"{counts.max() / len(validation):.1%} of {len(validation)} validation pictures"
     )
+
+
+def _log_many_epochs(epochs: int, steps: int) -> None:
+    """Log a note if an epoch has few steps, so that each step costs a validation or nearly so."""
+    if epochs >= _MANY_EPOCHS and steps < _FEW_STEPS:
+        each = "1 step" if steps == 1 else f"{steps} steps"
+        logger.info(
+            f"note: few pictures: an epoch has {each}, so {epochs} epochs are planned; "
+            "--regime frozen needs none, and --patience 30 stops when nothing gets better"
+        )
 
 
 def _log_unbalanced_windows(windows: ShardWindows, samples: Samples, config: TrainConfig) -> None:

@@ -81,6 +81,12 @@ class ModelVersion:
     lineage: Annotated[dict[str, Any], conforms_to(_Lineage)]
     temperature: Annotated[float, between(1e-3, 1e3)] = 1.0
 
+    def __repr__(self) -> str:
+        return (
+            f"ModelVersion({self.id!r}, {self.architecture.backbone}, {self.regime}, "
+            f"{len(self.classes)} classes)"
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Return the record as a JSON object."""
         nested = ("architecture", "stored_view", "input_view", "weights", "golden")
