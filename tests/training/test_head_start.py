@@ -6,10 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from afinar.config.train import TrainConfig
-from afinar.training.head_start import HeadSolver, solver_samples
+from afinar.training.head_start import HeadSolver, mixed_order, solver_samples
 from afinar.training.publish import TrainResult, publish
 from afinar.training.task import plan_training
 from afinar.training.trainer import Trainer
@@ -127,6 +128,16 @@ def test_training_begins_with_a_head_for_the_statistics_of_batches(
     with_first = run(pretrained(trained, tmp_path / "first", **values))
     assert with_own.history[0]["val"] == with_first.history[0]["val"]
     assert with_own.history[1]["train"]["loss"] < 0.5 * with_first.history[1]["train"]["loss"]
+
+
+def test_order_of_batches_mixes_neighbours_and_reads_shards_in_order() -> None:
+    rows = np.random.default_rng(0).permutation(1000)
+    order = mixed_order(rows, np.random.default_rng(1))
+    assert sorted(order) == list(range(1000))
+    blocks = [rows[order][start : start + 256] for start in range(0, 1000, 256)]
+    for position, block in enumerate(blocks):
+        assert sorted(block) == list(range(256 * position, min(1000, 256 * position + 256)))
+        assert list(block) != sorted(block)
 
 
 def losses(result: TrainResult) -> list[tuple[float, float]]:

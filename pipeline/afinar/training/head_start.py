@@ -54,6 +54,7 @@ logger = logging.getLogger(__name__)
 # Multiplications per evaluation of the objective: about a second on a few cores, and on a GPU.
 _MAX_PRODUCTS: Final = {"cpu": 2e10, "cuda": 4e11}
 _MAX_IN_BATCHES: Final = 10_000  # samples of a split whose features in train mode are computed
+_MIXED: Final = 256  # rows in random order; few enough for their shards to stay in the cache
 
 
 def solver_samples(samples: int, width: int, classes: int, feature_bytes: int, device: str) -> int:
@@ -233,16 +234,18 @@ class HeadSolver:
         return min(of_model, solved, key=rank)
 
     def _splits_in_batches(self, batch_size: int) -> tuple[Features, Features]:
-        """Return features of training and of validation, from batches of both in random order."""
+        """Return features of samples of training and of validation, from batches of both."""
         random = generator(self.seed, 0, "head batches")
         count = min(self.count, _MAX_IN_BATCHES)
         train, validation = (
             random.permutation(len(split))[:count]
             for split in (self.samples.train, self.samples.validation)
         )
-        rows = [self.samples.train.rows[train], self.samples.validation.rows[validation]]
-        order = random.permutation(len(train) + len(validation))
-        shuffled = self._extractor.compute_in_batches(np.concatenate(rows)[order], batch_size)
+        rows = np.concatenate(
+            [self.samples.train.rows[train], self.samples.validation.rows[validation]]
+        )
+        order = mixed_order(rows, random)
+        shuffled = self._extractor.compute_in_batches(rows[order], batch_size)
         features = torch.empty_like(shuffled)
         features[torch.from_numpy(order).to(features.device)] = shuffled
         targets = self._targets(self.samples.train), self._targets(self.samples.validation)
@@ -294,6 +297,17 @@ class HeadSolver:
 
     def _targets(self, samples: Samples) -> Tensor:
         return torch.from_numpy(samples.targets).to(self.group.device)
+
+
+def mixed_order(rows: RowNumbers, random: np.random.Generator) -> RowNumbers:
+    """Return an order of rows that is random within blocks and reads each shard once.
+
+    Neighbours in a shard are of different classes, unless an old version of afinar wrote it.
+    """
+    order = np.argsort(rows, kind="stable")
+    for start in range(0, len(order), _MIXED):
+        random.shuffle(order[start : start + _MIXED])
+    return order
 
 
 def evaluate_head_of_model(
