@@ -54,7 +54,7 @@ logger = logging.getLogger(__name__)
 # Multiplications per evaluation of the objective: about a second on a few cores, and on a GPU.
 _MAX_PRODUCTS: Final = {"cpu": 2e10, "cuda": 4e11}
 _MAX_IN_BATCHES: Final = 10_000  # samples of a split whose features in train mode are computed
-_MIXED: Final = 256  # rows in random order; few enough for their shards to stay in the cache
+_MIXED_SHARDS: Final = 8  # few enough to stay in the cache
 
 
 def solver_samples(samples: int, width: int, classes: int, feature_bytes: int, device: str) -> int:
@@ -244,7 +244,8 @@ class HeadSolver:
         rows = np.concatenate(
             [self.samples.train.rows[train], self.samples.validation.rows[validation]]
         )
-        order = mixed_order(rows, random)
+        assert isinstance(self.inputs, PixelInputs), "the backbone trains"
+        order = mixed_order(self.inputs.shard_numbers(rows), random)
         shuffled = self._extractor.compute_in_batches(rows[order], batch_size)
         features = torch.empty_like(shuffled)
         features[torch.from_numpy(order).to(features.device)] = shuffled
@@ -299,14 +300,16 @@ class HeadSolver:
         return torch.from_numpy(samples.targets).to(self.group.device)
 
 
-def mixed_order(rows: RowNumbers, random: np.random.Generator) -> RowNumbers:
-    """Return an order of rows that is random within blocks and reads each shard once.
+def mixed_order(shards: RowNumbers, random: np.random.Generator) -> RowNumbers:
+    """Return an order of samples, given by their shards, that is random within a few shards.
 
-    Neighbours in a shard are of different classes, unless an old version of afinar wrote it.
+    So each shard is read once, and each batch has several classes: ingest mixes them over shards.
     """
-    order = np.argsort(rows, kind="stable")
-    for start in range(0, len(order), _MIXED):
-        random.shuffle(order[start : start + _MIXED])
+    order = np.argsort(shards, kind="stable")
+    numbers = np.unique(shards)
+    ends = np.searchsorted(shards[order], numbers[_MIXED_SHARDS::_MIXED_SHARDS])
+    for block in np.split(order, ends):
+        random.shuffle(block)  # a view: `order` is shuffled
     return order
 
 

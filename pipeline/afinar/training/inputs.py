@@ -71,6 +71,10 @@ class PixelInputs:
         self._augmentation, self._seed = augmentation, seed
         self.keys = sample_keys(dataset.index.column("sample_id"))
 
+    def shard_numbers(self, rows: RowNumbers) -> RowNumbers:
+        """Return the number of the shard of each row."""
+        return self._dataset.shard_numbers[rows]
+
     def load(self, rows: RowNumbers) -> Tensor:
         """Return uint8 [n, s, s, 3]; pinned for a GPU, so that the copy is asynchronous."""
         images = torch.from_numpy(self._dataset.read(rows))
