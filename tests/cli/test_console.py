@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from afinar.cli.formatting import format_table
+from afinar.cli.formatting import format_table, format_time
 from afinar.cli.main import main
 from afinar.cli.train import describe, run
 from afinar.config.train import TrainConfig
@@ -92,6 +92,14 @@ def test_many_epochs_of_one_step_are_announced(
         train_here(config(trained, tmp_path, epochs=60, batch_size=64, time_limit=0.001))
     (note,) = (line for line in caplog.messages if line.startswith("note: few pictures"))
     assert "60 epochs are planned" in note
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"),
+    [(0.0, "2.0 s"), (0.4, "2.0 s, 0.4 pictures/s"), (2345.6, "2.0 s, 2346 pictures/s")],
+)
+def test_time_of_a_job_has_a_rate_if_it_read_pictures(rate: float, text: str) -> None:
+    assert format_time({"seconds": 2.0, "images_per_second": rate}) == text
 
 
 def describe_network(**options: Any) -> str:

@@ -50,7 +50,7 @@ def test_refusal_of_one_class_names_what_was_left_out(tmp_path: Path) -> None:
     make_archive(tmp_path / "pictures", 2, ("moss",))
     (tmp_path / "pictures/rust").mkdir()
     (tmp_path / "pictures/rust/1.xyz").write_bytes(b"?")
-    with pytest.raises(RequestError, match=r"only the class 'moss'.* Left out were 1 \.xyz\."):
+    with pytest.raises(RequestError, match=r"only the class 'moss'.* Left out: 1 \.xyz\."):
         ingest(tmp_path / "pictures", tmp_path / "dataset", extensions=".jpg")
 
 

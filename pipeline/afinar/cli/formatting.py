@@ -32,8 +32,10 @@ def format_left_out(counts: Mapping[str, int]) -> list[tuple[str, str]]:
 
 def format_time(summary: Mapping[str, Any]) -> str:
     """Return the time of a job as "3.2 s, 120 pictures/s"; without a rate if it read none."""
-    rate = summary["images_per_second"]
-    return f"{summary['seconds']:.1f} s" + (f", {rate:.3g} pictures/s" if rate else "")
+    time, rate = f"{summary['seconds']:.1f} s", summary["images_per_second"]
+    if not rate:
+        return time
+    return f"{time}, {rate:.0f} pictures/s" if rate >= 10 else f"{time}, {rate:.1f} pictures/s"
 
 
 def format_size(size_bytes: float) -> str:

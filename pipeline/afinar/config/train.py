@@ -197,10 +197,10 @@ class TrainConfig(JobConfig):
     """Metric on the validation split that decides which epoch is published: `top1`, `loss`, or
     `macro-f1`, in which rare classes count as much as frequent ones. Ties go to the lower loss."""
     promote: Promote = "auto"
-    """Whether the new version becomes the champion, which --model MODELS uses. `auto`: if the 95 %
-    interval of its validation accuracy lies above always answering the largest class, and it is
-    better than the champion on the same pictures, or as accurate with a lower loss. `always`, or
-    `never`."""
+    """Make the new version the champion, which --model MODELS uses: `always`, `never`, or `auto`.
+    `auto` requires that the 95 % interval of its validation accuracy lies above always answering
+    the largest class, and that it is better than the champion on the same pictures, or as accurate
+    with a lower loss."""
     patience: int = 0
     """Stop after this many epochs that are not better by --select-by. 0: never."""
     batch_size: int | Literal["auto"] = "auto"

@@ -85,5 +85,5 @@ def _too_few_classes(
     return RequestError(
         f"{source} holds {content}: a classifier needs two. Put each class in a folder of its own "
         f"{where}, give --labels FILE, or give --labels none."
-        + (f" Left out were {describe_left_out(left_out)}." if left_out else "")
+        + (f" Left out: {describe_left_out(left_out)}." if left_out else "")
     )

@@ -48,8 +48,9 @@ def forecast_label(config: LabelConfig, starts_ray: StartsRay = lambda _: False)
     sample = _measure(job.spec(pending), entries) if entries else Sample(0)
     if entries:
         # The start of the model was measured in this process, which has imported torch before it.
-        modules = "ray" if starts_ray(pending) else "torch,torchvision"
-        sample.start_s += measure_start(modules, starts_ray=starts_ray(pending))
+        sample.start_s += measure_start("torch,torchvision", starts_ray=False)
+        if starts_ray(pending):
+            sample.start_s += measure_start("ray", starts_ray=True)
     workers = config.workers or (_local_workers() if entries else os.cpu_count() or 1)
     estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)
     puts = _puts(estimate.units, estimate.to_read, sample.reject_rate)

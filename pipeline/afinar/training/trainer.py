@@ -59,8 +59,8 @@ class Trainer:
     `windows` belong to the training samples. Rank 0 calls `on_epoch_end` with the epoch's row of
     the history. `start` is the row of epoch 0, the metrics of a module whose head was solved; that
     epoch competes for the best one. `before_steps` may change weights after it, before the first
-    step. `writer` writes `checkpoints`, at the times of `schedule`.
-    `time_limit` has the number of steps, and may cut it.
+    step. `writer` writes `checkpoints`, at the times of `schedule`. `time_limit` has the number of
+    steps, and may cut it.
     """
 
     config: TrainConfig
@@ -106,12 +106,12 @@ class Trainer:
         if self.start is not None and not state.history and not state.step:
             self._record(state, self.start)
             is_stopped = self._is_asked_to_stop(self.start)
-        if not state.step:
-            self.before_steps()
         has_begun = bool(state.history) and not self._is_complete(state)
         if has_begun and not self.group.all_true(not self.time_limit.is_over()):
             state.history[-1]["cut"] = is_stopped = True
         while not is_stopped and not self._is_complete(state):
+            if not state.step:
+                self.before_steps()
             started = time.monotonic()
             row = self._run_epoch(state)
             row["seconds"] = round(time.monotonic() - started, 3)

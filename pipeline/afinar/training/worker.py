@@ -322,9 +322,10 @@ def _first_head(
 
 
 def _norm_batch(config: TrainConfig, group: Group) -> int:
-    """Return how many samples BatchNorm normalises together; more than 256 change nothing.
+    """Return how many samples BatchNorm normalises together in training, or 256 if that is less.
 
-    It sees those of all workers on GPUs, and those of one worker on CPUs.
+    Larger batches have nearly the same statistics. It sees those of all workers on GPUs, and those
+    of one worker on CPUs.
     """
     parts = config.accumulate * (1 if group.device.type == "cuda" else group.size)
     return max(2, min(_LARGE_BATCH, config.samples_per_step // parts))

@@ -210,7 +210,6 @@ def batch_statistics(network: Network) -> Iterator[None]:
     All else is in eval mode: dropout does nothing, and no running statistics change.
     """
     norms = trained_norms(network)
-    network.eval()
     for norm in norms:
         norm.train()
         norm.track_running_stats = False
@@ -223,10 +222,12 @@ def batch_statistics(network: Network) -> Iterator[None]:
 
 
 def trained_norms(network: Network) -> list[_BatchNorm]:
-    """Return the BatchNorm layers of the stages that train. The network is in train mode then."""
+    """Return the BatchNorm layers of the stages that train. The network is in eval mode then."""
     set_training(network)
     layers = network.modules()
-    return [layer for layer in layers if isinstance(layer, _BatchNorm) and layer.training]
+    norms = [layer for layer in layers if isinstance(layer, _BatchNorm) and layer.training]
+    network.eval()
+    return norms
 
 
 def parameter_groups(
