@@ -9,6 +9,7 @@ from collections.abc import Callable
 from tests.bench.batches import batches
 from tests.bench.everyday import demo, requests
 from tests.bench.explain import explain, explain_families
+from tests.bench.explain_trained import explain_trained
 from tests.bench.features import features
 from tests.bench.feeding import feeding
 from tests.bench.gate_years import gate_years
@@ -24,6 +25,7 @@ from tests.bench.large import large
 from tests.bench.limit import limit
 from tests.bench.memory import memory
 from tests.bench.nights import nights
+from tests.bench.pages import pages
 from tests.bench.peers import peers
 from tests.bench.planning import planning
 from tests.bench.regimes import regimes
@@ -53,6 +55,8 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "similar": similar,
     "explain": explain,
     "explain_families": explain_families,
+    "explain_trained": explain_trained,
+    "pages": pages,
     "gate_years": gate_years,
     "nights": nights,
     "label_bound": label_bound,

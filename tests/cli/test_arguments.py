@@ -12,6 +12,7 @@ from afinar.config.base import JobConfig
 from afinar.config.forget import ForgetConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
+from afinar.config.models import ModelsConfig
 from afinar.config.status import StatusConfig
 from afinar.config.train import TrainConfig
 
@@ -27,6 +28,25 @@ def test_flags_override_a_recipe(tmp_path: Path) -> None:
 
 def parse_ingest(*argv: str) -> IngestConfig:
     return parse(IngestConfig, list(argv), "afinar ingest", "afinar ingest a b")
+
+
+@pytest.mark.parametrize("columns", ["60", "300"])
+def test_description_is_wrapped(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        parse(ModelsConfig, ["--help"], "afinar models", "afinar models models/")
+    description = capsys.readouterr().out.partition("\n\n")[2].partition("Example:")[0]
+    assert "without afinar." in " ".join(description.split())
+    assert max(map(len, description.splitlines())) <= min(int(columns), 100)
+
+
+def test_commands_without_workers_have_no_flag_for_them() -> None:
+    for config_class in (ModelsConfig, StatusConfig):
+        assert not {"workers", "address"} & {
+            field.name for field in dataclasses.fields(config_class)
+        }
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def requests(tmp_path: Path, trained: Trained) -> dict[str, str]:
         ("plan --json label GOOD out --model MODEL", "write afinar plan ingest"),
         ("plan ingest one-class DATASET", "holds the pictures of"),
         ("train DATASET out --audit s3://b/audit", "--audit s3://b/audit: give a folder"),
-        ("forget DATASET nothing.jpg --workers -1", "--workers -1"),
+        ("similar DATASET --workers -1", "--workers -1"),
         ("submit --verbose -- ingest s3://b/a s3://b/d", "no option --verbose"),
         ("submit -- ingest s3://b/a s3://b/d --labels labels.CSV", "path on this machine"),
         ("submit -- features data", "path on this machine"),

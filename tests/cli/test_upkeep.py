@@ -53,6 +53,21 @@ def test_plan_estimates_an_ingest_and_writes_nothing(
     assert "afinar plan ingest" in capfd.readouterr().err
 
 
+def test_status_names_pictures_whose_content_is_repeated(
+    archive: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second = sorted((archive / "moss").iterdir())[:2]
+    shutil.copy(first, archive / "moss" / "again.jpg")
+    shutil.copy(second, archive / "rust" / "again.jpg")
+    path = str(tmp_path / "dataset")
+    run_ingest(IngestConfig(source=str(archive), dataset=path, size=32), InlineExecutor())
+    assert main(["status", path]) == 0
+    text = capfd.readouterr().out
+    assert "exact copies of another picture: 2" in text
+    assert "because the same content has two labels: 2" in text
+    assert "in a safer one" not in text, "there is none"
+
+
 def test_status_shows_verifies_and_deletes(dataset: str, capfd: pytest.CaptureFixture[str]) -> None:
     code, status = run_json(capfd, "status", dataset, "--verify")
     assert (code, status["verified"], status["damaged"]) == (0, 4, [])

@@ -44,8 +44,13 @@ class Page(HTMLParser):
         self.text += data
 
 
-def queue_of(folder: Path, count: int, missing: int = 0) -> ReviewQueue:
-    """Return a queue of pictures whose class looks like markup; the last `missing` do not exist."""
+def queue_of(
+    folder: Path, count: int, missing: int = 0, labels: tuple[str, ...] = (NASTY,)
+) -> ReviewQueue:
+    """Return a queue of pictures, of which the last `missing` do not exist.
+
+    Their predicted classes are `labels` in turn, by default one that looks like markup.
+    """
     for number in range(count - missing):
         (folder / f"{number}.jpg").write_bytes(jpeg(number))
     rows = []
@@ -54,14 +59,15 @@ def queue_of(folder: Path, count: int, missing: int = 0) -> ReviewQueue:
         etag = next(
             (info.etag for info in open_store(str(folder)).walk() if info.name == path.name), "gone"
         )
+        label = labels[number % len(labels)]
         rows.append(
             {
                 "uri": str(path),
                 "sample_id": str(number),
                 "etag": etag,
-                "label": NASTY,
+                "label": label,
                 "score": 0.4,
-                "top_labels": [NASTY, "rust"],
+                "top_labels": [label, "rust" if label == NASTY else NASTY],
                 "top_scores": [0.4, 0.35],
                 "model_version": "1-x",
             }

@@ -11,6 +11,7 @@ import pytest
 
 from afinar.config.train import TrainConfig
 from afinar.training.head_start import HeadSolver, mixed_order, solver_samples
+from afinar.training.hyperparameters import STEP_OPTIONS
 from afinar.training.publish import TrainResult, publish
 from afinar.training.task import plan_training
 from afinar.training.trainer import Trainer
@@ -39,7 +40,9 @@ def test_frozen_training_is_the_solved_head(trained: Trained, tmp_path: Path) ->
     )
     version = publish(plan_training(configuration, "run"), result, 1.0)
     assert version.metrics["epochs"] == 0
-    assert version.lineage["config"]["batch_size"] == result.settings["batch_size"] > 0
+    recorded = version.lineage["config"]
+    assert recorded["regime"] == "frozen"
+    assert not STEP_OPTIONS & (recorded.keys() | result.settings.keys()), "no step was made"
 
 
 @pytest.mark.parametrize("regime", ["last:1", "full"])

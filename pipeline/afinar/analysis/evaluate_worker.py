@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.evaluation.corruptions import Corruption
+from afinar.inference.cpu import use_worker_cores
 from afinar.inference.predictor import Predictor, load_predictor
 from afinar.models.networks.network import apply_input_view, default_batch_size
 from afinar.models.networks.precision import tf32_disabled
 from afinar.models.registry.versions import find_model
 from afinar.pictures.jpeg import decode_stored, encode_stored
-from afinar.units.cores import worker_cores
 
 _CACHE_BYTES: Final = 8 * 2**30  # of a remote dataset's shards: each is read for all conditions
 
@@ -61,7 +61,7 @@ def make_worker(
     dataset: str, version: int, model: str
 ) -> Callable[[EvaluationUnit], UnitPredictions]:
     """Load the model as it was published and open the dataset: the entry point of a worker."""
-    torch.set_num_threads(worker_cores())
+    use_worker_cores()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = load_predictor(*find_model(model), device=device)
     opened = open_dataset(dataset, version=version, cache_bytes=_CACHE_BYTES)

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import inspect
 import itertools
+import shutil
 import typing
 from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
@@ -15,6 +16,7 @@ import tyro
 from afinar.config.base import POSITIONAL, JobConfig, flag_name
 from afinar.config.presets import load_defaults
 from afinar.errors import RequestError
+from afinar.logs import COLUMNS, wrap
 
 C = TypeVar("C", bound=JobConfig)
 
@@ -42,8 +44,10 @@ _OTHER_NAMES: Final = {
 }
 
 
-def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
-    """Parse the arguments of a job.
+def parse(
+    config_class: type[C], argv: list[str], prog: str, example: str, description: str = ""
+) -> C:
+    """Parse the arguments of a job. `description` replaces the docstring of its class.
 
     Exits with code 2 on wrong arguments and with 0 after --help. Raises RequestError for a wrong
     recipe or a wrong value.
@@ -51,12 +55,18 @@ def parse(config_class: type[C], argv: list[str], prog: str, example: str) -> C:
     _refuse_other_names(config_class, argv)
     preset = _find_flag(argv, "preset") if "preset" in _field_names(config_class) else None
     defaults = load_defaults(config_class, _find_flag(argv, "recipe"), preset)
-    description = ast.get_docstring(_definition(config_class))
+    docstring = ast.get_docstring(_definition(config_class)) or ""
+    columns = min(shutil.get_terminal_size().columns, COLUMNS)
+    # tyro keeps the break before a line that is indented, and joins other lines.
+    paragraphs = [
+        wrap(" ".join(text.split()), columns=columns)
+        for text in (description or docstring).split("\n\n")
+    ]
     parsed: Any = tyro.cli(
         _parser_class(config_class, defaults),
         args=argv,
         prog=prog,
-        description=f"{description}\n\nExample:\n  {example}",
+        description="\n\n".join([*paragraphs, f"Example:\n  {example}"]),
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
     groups = [getattr(parsed, name) for name in config_class.GROUPS]
@@ -143,10 +153,13 @@ def _definition(config_class: type) -> ast.ClassDef:
 
 
 def field_docstrings(config_class: type) -> dict[str, str]:
-    """Return the docstring below each field of a class and its bases, each as one line."""
+    """Return the docstring below each field of a class and its bases, each as one line.
+
+    The docstring of a class goes before those of its bases.
+    """
     docstrings = {}
 
-    for base in config_class.__mro__[:-1]:
+    for base in reversed(config_class.__mro__[:-1]):
         for statement, following in itertools.pairwise(_definition(base).body):
             match statement, following:
                 case (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_table
-from afinar.config.base import POSITIONAL, JobConfig
+from afinar.config.base import POSITIONAL, ClusterJobConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.config.train import TrainConfig
@@ -63,7 +63,7 @@ REGIMES: Final[dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoConfig(JobConfig):
+class DemoConfig(ClusterJobConfig):
     """Ingest 1,000 pictures, train three regimes, label an archive of 300, write a report.
 
     The pictures are from 2,000 of simulated woven fabric (package conformal-clip-data, MIT, arXiv

@@ -20,8 +20,9 @@ from afinar.cli import interruption
 from afinar.cli.formatting import escape_names
 from afinar.config.base import JobConfig
 from afinar.errors import AfinarError, RequestError, ShortfallError
-from afinar.logs import configure_logging, escape_controls, escape_lines, log_settings
+from afinar.logs import configure_logging, escape_controls, escape_lines, log_settings, wrap
 from afinar.storage.names import new_run
+from afinar.units.own_process import claim_process
 from afinar.units.pyarrow_setup import forgo_pandas
 
 COMMANDS: Final = {
@@ -106,6 +107,7 @@ def _run(name: str, argv: list[str], owns_process: bool) -> int:
         as_json = config.json  # a recipe may set it
         configure_logging(config.log_format, run=new_run(), verbose=config.verbose)
         if owns_process:
+            claim_process()
             forgo_pandas()
 
         with redirect_stdout() as print_summary:
@@ -159,7 +161,8 @@ def _require_current_folder() -> None:
 
 
 def _report_error(message: str, exit_code: int, as_json: bool) -> None:
-    print(f"afinar: {escape_controls(message)}", file=sys.stderr)  # noqa: T201
+    text = f"afinar: {escape_controls(message)}"
+    print(wrap(text) if sys.stderr.isatty() else text, file=sys.stderr)  # noqa: T201
     if as_json:
         print(json.dumps({"error": message, "exit_code": exit_code}))  # noqa: T201
 

@@ -75,17 +75,13 @@ def _list(summary: dict[str, Any]) -> str:
 
 def _show(summary: dict[str, Any]) -> str:
     champion = " (champion)" if summary["champion"] else ""
-    test = _share(summary["test_top1"])
-    if summary["test_interval"]:
-        low, high = summary["test_interval"]
-        test += f" (95 % interval {low:.1%} to {high:.1%})"
     lineage = summary["lineage"]
     rows = [
         ("model", f"{summary['models']}@{summary['id']}{champion}"),
         ("network", f"{summary['backbone']} cut at {summary['cut']}, {summary['regime']}"),
         ("classes", ", ".join(summary["class_names"])),
-        ("validation", _share(summary["val_top1"])),
-        ("test", test),
+        ("validation", _share(summary["val_top1"], summary["val_interval"])),
+        ("test", _share(summary["test_top1"], summary["test_interval"])),
         ("dataset", f"{summary['dataset']}, version {summary['dataset_version']}"),
         ("parent", lineage.get("parent", "")),
         ("weights", lineage.get("weights") or "random"),
@@ -134,5 +130,9 @@ def _promotion(moved: dict[str, str]) -> str:
     return " ".join(filter(None, (name, moved["created"], moved["actor"], moved["why"])))
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.1%}"
+def _share(value: float | None, interval: tuple[float, float] | None = None) -> str:
+    text = "" if value is None else f"{value:.1%}"
+    if interval:
+        low, high = interval
+        text += f" (95 % interval {low:.1%} to {high:.1%})"
+    return text

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from afinar.cli.arguments import parse
 from afinar.cli.formatting import format_table
-from afinar.config.base import JobConfig
+from afinar.config.base import ClusterJobConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.nightly import NightlyConfig
 from afinar.config.recipes import load_recipe
@@ -58,7 +58,7 @@ def run(config: NightlyConfig) -> dict[str, Any]:
     }
 
 
-def _executor(config: JobConfig) -> Executor:
+def _executor(config: ClusterJobConfig) -> Executor:
     # After an ingest the champion labels the new pictures.
     return JobExecutor(config, _LABELLING_WORKER if isinstance(config, IngestConfig) else "")
 

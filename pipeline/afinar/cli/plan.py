@@ -47,11 +47,18 @@ def configure(argv: list[str]) -> IngestConfig | LabelConfig:
             f"afinar plan {job}: write afinar plan ingest or afinar plan label, and then the "
             "arguments of that job"
         )
-    return parse(IngestConfig, arguments, "afinar plan ingest", EXAMPLE)
+    return parse(IngestConfig, arguments, "afinar plan ingest", EXAMPLE, _description(job))
+
+
+def _description(job: str) -> str:
+    return (
+        f"Estimate time, requests and bytes of `afinar {job}` with the same arguments. A sample of "
+        f"the pictures is read and nothing is written."
+    )
 
 
 def _configure_label(argv: list[str]) -> LabelConfig:
-    config = parse(LabelConfig, argv, "afinar plan label", LABEL_EXAMPLE)
+    config = parse(LabelConfig, argv, "afinar plan label", LABEL_EXAMPLE, _description("label"))
     if config.is_one_picture:
         raise RequestError("one picture needs no plan: name where PREDICTIONS would go")
     return config

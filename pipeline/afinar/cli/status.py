@@ -76,7 +76,7 @@ def _dataset_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("stored", f"{view['size']} x {view['size']} px, {view['fit']}, {view['store']}"),
         ("classes", format_counts(summary["labels"])),
         ("splits", format_counts(summary["splits"])),
-        ("repeats", format_counts(summary["repeats"])),
+        *_repeats(summary["repeats"]),
         ("rejects", format_counts(summary["rejects_by_reason"])),
         *format_left_out(summary["left_out"]),
     ]
@@ -96,6 +96,14 @@ def _dataset_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
     return rows
+
+
+def _repeats(counts: dict[str, int]) -> list[tuple[str, str]]:
+    """Return a row for each kind of pictures whose content is repeated; none without any."""
+    from afinar.dataset.manifest import REPEATS  # imports pyarrow
+
+    found = [f"{text}: {counts[kind]}" for kind, text in REPEATS.items() if counts.get(kind)]
+    return [("" if number else "repeats", text) for number, text in enumerate(found)]
 
 
 def _prediction_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

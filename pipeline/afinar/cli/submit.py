@@ -26,9 +26,11 @@ SUBMITTABLE: Final = (
 class SubmitConfig(JobConfig):
     """Run a job through the Ray Jobs API, follow its log, and exit with its exit code.
 
-    `address` is the dashboard of the cluster, `recipe` the recipe of the job.
+    `recipe` is the recipe of the job.
     """
 
+    address: str | None = None
+    """Dashboard of the cluster."""
     argv: tuple[str, ...]
     """Command and arguments of the job."""
     training: str = ""

@@ -28,7 +28,6 @@ from afinar.training.driver import (
 )
 from afinar.training.evaluator import Evaluator
 from afinar.training.final_evaluation import compute_split_metrics, evaluate_test
-from afinar.training.hyperparameters import resolved_values
 from afinar.training.inputs import FeatureInputs
 from afinar.training.preparation import initial_network
 from afinar.training.publish import TrainResult, find_published, write_result
@@ -94,7 +93,7 @@ def _evaluate_head(config: CompareConfig, result: CellResult) -> EvaluatedRun:
     validation = evaluator.compute_logits(chosen, samples.validation)
     test = evaluate_test(task, head, evaluator, samples.test, validation, temperature)
     trained = TrainResult(
-        settings=resolved_values(task.config) | {"precision": "float32"},
+        settings={"precision": "float32"},
         regime="frozen",
         metrics={
             "val": compute_split_metrics(validation, task.classes, alone, temperature),

@@ -32,22 +32,11 @@ class JobConfig:
     `GROUPS` are the headings of `--help` with the fields below them; other fields come first.
     """
 
-    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
-        "cluster": ("address", "workers"),
-        "output": ("json", "verbose", "log_format"),
-    }
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {"output": ("json", "verbose", "log_format")}
 
     recipe: str | None = None
     """TOML file whose keys are these flags, or the name of a recipe that ships with afinar
     (`vgg16-fc2`). A flag on the command line overrides the recipe."""
-    address: str | None = None
-    """Ray cluster to run on: HOST:6379, `auto` for that of this machine, ray://HOST:10001, or
-    `local` to start a Ray on this machine. Default: RAY_ADDRESS; without it few pictures (ingest:
-    2,000, label: 500) and trainings by one worker need no Ray, and for all else a local Ray is
-    started."""
-    workers: int = 0
-    """Number of worker processes. 0: one per CPU core of the cluster (label: one per GPU if there
-    are GPUs; train: one per GPU; without GPUs two, or one for 2,000 training pictures or fewer)."""
     json: bool = False
     """Print exactly one JSON object to stdout; everything else goes to stderr."""
     verbose: bool = False
@@ -57,12 +46,34 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""
-        require(self.workers >= 0, f"--workers {self.workers}: give 0 for one per core, or a count")
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Locations that the job reads and writes, as they were given."""
         return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterJobConfig(JobConfig):
+    """Options of the jobs that may run on Ray."""
+
+    GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "cluster": ("address", "workers"),
+        **JobConfig.GROUPS,
+    }
+
+    address: str | None = None
+    """Ray cluster to run on: HOST:6379, `auto` for that of this machine, ray://HOST:10001, or
+    `local` to start a Ray on this machine. Default: RAY_ADDRESS; without it a job of few pictures
+    runs without Ray, and for a larger one a local Ray is started."""
+    workers: int = 0
+    """Number of worker processes. 0: one per GPU of the cluster, or one per CPU core if there are
+    no GPUs."""
+
+    def __post_init__(self) -> None:
+        """Raise RequestError for a wrong value."""
+        super().__post_init__()
+        require(self.workers >= 0, f"--workers {self.workers}: give a count, or 0 for the default")
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -95,13 +106,12 @@ def without_user(address: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitJobConfig(JobConfig):
+class UnitJobConfig(ClusterJobConfig):
     """Options of the jobs that read pictures in units."""
 
     unit_timeout_s: float = 3600.0
-    """Replace a worker that spends this many seconds on a unit of 512 pictures (scaled to the size
-    of the unit, at least 60 s). Shortened to 20 times the slowest unit so far; five times as long
-    for further attempts at a unit. A picture at which two workers died or hung is rejected."""
+    """Replace a worker that spends more than this many seconds on 512 pictures. The limit falls to
+    20 times the slowest unit so far. A picture at which two workers died or hung is rejected."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""

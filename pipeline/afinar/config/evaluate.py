@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Final, Literal
 
-from afinar.config.base import POSITIONAL, JobConfig, require
+from afinar.config.base import POSITIONAL, ClusterJobConfig, require
 from afinar.errors import RequestError
 
 EvaluatedSplit = Literal["test", "validation", "train", "all"]
@@ -16,7 +16,7 @@ CORRUPTIONS: Final = ("blur", "jpeg", "brightness", "contrast", "rotation")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(JobConfig):
+class EvaluateConfig(ClusterJobConfig):
     """Evaluate a published model on a dataset, also on pictures that are blurred, dark or rotated.
 
     The page and the tables are in DATASET/runs/.

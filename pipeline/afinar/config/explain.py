@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal
 
-from afinar.config.base import POSITIONAL, JobConfig, require
+from afinar.config.base import POSITIONAL, ClusterJobConfig, require
 from afinar.config.features import split_list
 from afinar.config.train import NAMED_WEIGHTS
 
@@ -20,12 +20,12 @@ Pick = Literal["mistakes", "any"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainConfig(JobConfig):
+class ExplainConfig(ClusterJobConfig):
     """Options of every method."""
 
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
         "network": ("model", "weights", "input_size"),
-        **JobConfig.GROUPS,
+        **ClusterJobConfig.GROUPS,
     }
 
     model: str

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from afinar.config.base import POSITIONAL, JobConfig, require
+from afinar.config.base import POSITIONAL, ClusterJobConfig, require
 
 
 @dataclass(frozen=True, kw_only=True)
-class ForgetConfig(JobConfig):
+class ForgetConfig(ClusterJobConfig):
     """Erase pictures from a dataset or from predictions, and from every earlier version of them.
 
     The output names the other places that may hold an erased picture or what was derived from it.

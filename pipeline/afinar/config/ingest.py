@@ -72,6 +72,12 @@ class IngestConfig(UnitJobConfig):
     store: StoreChoice = "auto"
     """Content of the shards: `pixels` (memory-mapped, read without decoding) or `jpeg` (quality 95,
     a fifth of the size). `auto`: that of the dataset, `pixels` for a new one."""
+    address: str | None = None
+    """Ray cluster to run on: HOST:6379, `auto` for that of this machine, ray://HOST:10001, or
+    `local` to start a Ray on this machine. Default: RAY_ADDRESS; without it 2,000 pictures or fewer
+    are read without Ray, and for more a local Ray is started."""
+    workers: int = 0
+    """Number of worker processes. 0: one per CPU core of the cluster."""
     max_reject_rate: float = 0.05
     """Highest share of rejected pictures. Above it nothing is published and the exit code is 1."""
 

@@ -36,6 +36,10 @@ class LabelConfig(UnitJobConfig):
     extensions: str = DEFAULT_EXTENSIONS
     """File name endings to read, comma-separated, or `all`. Default: those of every format that is
     decoded. Files with other endings are left out and counted."""
+    address: str | None = None
+    """Ray cluster to run on: HOST:6379, `auto` for that of this machine, ray://HOST:10001, or
+    `local` to start a Ray on this machine. Default: RAY_ADDRESS; without it 500 pictures or fewer
+    are labelled without Ray, and for more a local Ray is started."""
     top_k: int = 5
     """Number of best classes to keep per picture."""
     scores: bool = False

@@ -24,10 +24,10 @@ _COMPUTED: Final = ("latest", "previous")
 class ModelsConfig(JobConfig):
     """Show the versions of a model, and choose the champion: the version that --model MODELS uses.
 
-    `list` shows all versions, `show` one of them with its metrics, its origin and the decisions on
-    it. `promote` makes a version the champion. `rollback` returns to the champion before; a second
-    one undoes the first. `retire` takes a version out of use. `export` writes a version to one file
-    that runs without afinar.
+    The action `list` shows all versions, `show` one of them with its metrics, its origin and the
+    decisions on it. `promote` makes a version the champion. `rollback` returns to the champion
+    before; a second one undoes the first. `retire` takes a version out of use. `export` writes a
+    version to one file that runs without afinar.
     """
 
     models: Annotated[str, POSITIONAL]

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Annotated, ClassVar, Final, Literal, NamedTuple
 
 from afinar.config.augmentation import Augmentation, parse_augment
-from afinar.config.base import POSITIONAL, JobConfig, require
+from afinar.config.base import POSITIONAL, ClusterJobConfig, require
 from afinar.config.operating_points import OperatingTarget, parse_operating_points
 from afinar.errors import RequestError
 
@@ -91,7 +91,7 @@ NON_DETERMINING_FIELDS: Final = frozenset(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(JobConfig):
+class TrainConfig(ClusterJobConfig):
     """Train a classifier on an ingested dataset and publish it as the next model version."""
 
     GROUPS: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -115,7 +115,7 @@ class TrainConfig(JobConfig):
             *("address", "workers", "min_workers", "cores_per_worker"),
             *("start_timeout_s", "window_mb"),
         ),
-        "output": (*JobConfig.GROUPS["output"], "audit"),
+        "output": (*ClusterJobConfig.GROUPS["output"], "audit"),
     }
 
     dataset: Annotated[str, POSITIONAL] = field(default="", kw_only=False)
@@ -275,6 +275,13 @@ class TrainConfig(JobConfig):
     """Steps between further checkpoints. 0: none by steps."""
     keep_best: int = 1
     """Number of epochs, the best on the validation split, whose weights stay in the run folder."""
+    address: str | None = None
+    """Ray cluster to run on: HOST:6379, `auto` for that of this machine, ray://HOST:10001, or
+    `local` to start a Ray on this machine. Default: RAY_ADDRESS; without it one worker trains
+    without Ray, and for several a local Ray is started."""
+    workers: int = 0
+    """Number of worker processes. 0: one per GPU of the cluster; without GPUs two, or one for 2,000
+    training pictures or fewer."""
     min_workers: int = 0
     """Continue with as few as this many workers when the cluster shrinks, and with up to --workers
     when it grows. 0: always use all workers."""

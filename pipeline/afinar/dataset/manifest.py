@@ -59,6 +59,14 @@ class _Counts(_LaterCounts):
     repeats: dict[str, Count]
 
 
+REPEATS: Final = {
+    "duplicates": "exact copies of another picture",
+    "held_out": "copies in no split, because the same picture is in a safer one",
+    "two_labels": "pictures in no split, because the same content has two labels",
+}
+"""The counts of `repeats` in a manifest, with what they count."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Head of one version.

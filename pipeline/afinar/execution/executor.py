@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain, islice
 from typing import Any, Final, TypeVar
 
-from afinar.config.base import JobConfig, cluster_address
+from afinar.config.base import ClusterJobConfig, cluster_address
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.execution.choice import (
@@ -66,7 +66,7 @@ class RayExecutor:
         self._pool_policy = pool_policy or PoolPolicy()
 
     @classmethod
-    def for_job(cls, config: JobConfig) -> RayExecutor:
+    def for_job(cls, config: ClusterJobConfig) -> RayExecutor:
         """Return the executor for a job's configuration. An ingest and a labelling have metrics."""
         metrics = None
         if isinstance(config, LabelConfig):
@@ -187,7 +187,7 @@ class JobExecutor:
     Ray is also used if an address is given, by `--address` or RAY_ADDRESS, be it `local`.
     """
 
-    def __init__(self, config: JobConfig, prepares: str = "") -> None:
+    def __init__(self, config: ClusterJobConfig, prepares: str = "") -> None:
         """Run the units of a job. `prepares` is that of `LocalExecutor`."""
         self._config, self._prepares = config, prepares
 

@@ -16,6 +16,7 @@ from afinar.training.distributed import Group
 from afinar.training.hooks import Metrics, TrainHooks
 from afinar.training.task import TrainTask, resolve_task
 from afinar.training.worker import run_worker
+from afinar.units.own_process import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def train_here(task: TrainTask, should_stop: Callable[[Metrics], bool] = lambda 
     # torch's own number respects OMP_NUM_THREADS, and knows nothing of a container's limit.
     cores = min(torch.get_num_threads(), this_machine().cores)
     torch.set_num_threads(config.cores_per_worker or cores)
+    keep_freed_memory()
     task = resolve_task(task, 1, on_gpu=group.device.type == "cuda")
     hooks = TrainHooks(on_epoch_end=should_stop)
 

@@ -29,6 +29,7 @@ from typing import Any, Final
 from afinar.errors import AfinarError
 from afinar.logs import LogSettings, configure_worker_logging
 from afinar.units.cores import set_worker_cores
+from afinar.units.own_process import claim_process
 from afinar.units.pyarrow_setup import forgo_pandas
 
 _DRIVER_ENDED: Final = 1  # exit code
@@ -78,6 +79,7 @@ def main() -> None:
     """Run the tasks of jobs until the driver closes the socket or dies."""
     connection = Connection(int(sys.argv[1]))
     try:
+        claim_process()
         forgo_pandas()
         # Here the modules of the first job are imported. An error in one must reach the driver.
         first = _receive(connection)

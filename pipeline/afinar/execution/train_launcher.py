@@ -59,6 +59,7 @@ from afinar.training.distributed import Group
 from afinar.training.hooks import Metrics, TrainHooks
 from afinar.training.task import TrainTask, resolve_task
 from afinar.training.worker import run_worker
+from afinar.units.own_process import claim_process, keep_freed_memory
 
 logger = logging.getLogger(__name__)
 
@@ -400,6 +401,7 @@ def _run_worker(options: dict[str, Any]) -> None:
     log: LogSettings = options["log"]
     failure_key: str = options["failure_key"]
 
+    claim_process()
     _use_assigned_cores()
     group = Group(get_device())
     group.bind_device()
@@ -437,3 +439,4 @@ def _use_assigned_cores() -> None:
     context = ray.get_runtime_context()
     cores = context.get_assigned_resources().get("CPU", 1)  # type: ignore[no-untyped-call]
     torch.set_num_threads(max(1, int(cores)))
+    keep_freed_memory()

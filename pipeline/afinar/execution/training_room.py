@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from afinar.config.base import JobConfig, cluster_address
+from afinar.config.base import ClusterJobConfig, cluster_address
 from afinar.execution.choice import ONE_TRAINING, TrainingRoom, choose_training_room
 
 
 @contextlib.contextmanager
-def open_training_room(config: JobConfig) -> Iterator[TrainingRoom]:
+def open_training_room(config: ClusterJobConfig) -> Iterator[TrainingRoom]:
     """Connect to the cluster of a job, if it has one, and yield what it has room for now.
 
     Without a cluster each training chooses where it runs, one after the other.

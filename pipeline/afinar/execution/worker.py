@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from afinar.logs import LogSettings, configure_worker_logging
+from afinar.units.own_process import claim_process
 
 
 class Worker:
@@ -19,6 +20,7 @@ class Worker:
 
     def start(self) -> None:
         """Build the work. Not in __init__: Ray would report an error there as the actor's death."""
+        claim_process()
         configure_worker_logging(self._log)
         self._work = self._work or self._make_work()
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
 
-import torch
-
 from afinar.explain.network import ExplainedNetwork, ModelSpec, load_explained
 from afinar.explain.units import ExplainTask, commit
+from afinar.inference.cpu import use_worker_cores
 from afinar.models.networks.precision import tf32_disabled
 from afinar.pictures.decode import configure_pillow
 from afinar.pictures.rejects import PictureError
 from afinar.storage.open import open_store
-from afinar.units.cores import worker_cores
 
 _EXPLAINING: Final = Lock()
 
@@ -32,7 +30,7 @@ class UnitOutcome:
 
 def make_worker(model: ModelSpec, out: str) -> Callable[[ExplainTask[Any]], UnitOutcome]:
     """Load the network and open the folder of results: the entry point of a worker."""
-    torch.set_num_threads(worker_cores())
+    use_worker_cores()
     configure_pillow()
     network, store = load_explained(model), open_store(out)
 

@@ -18,6 +18,7 @@ from afinar.features.key import FeatureSpec
 from afinar.features.manifest import open_features_store
 from afinar.features.network import load_feature_network
 from afinar.features.shards import put_shard
+from afinar.inference.cpu import use_worker_cores
 from afinar.inference.device import CpuDevice, CudaDevice, Device, Images
 from afinar.inference.picture_stream import PictureBatches, Pictures, ShardPictures
 from afinar.inference.pipeline import Pipeline, SubmittedBatch
@@ -26,7 +27,6 @@ from afinar.sources.entry import Entry
 from afinar.storage.markers import UnitMarker, commit_unit
 from afinar.storage.objects import ObjectRef
 from afinar.storage.store import Store
-from afinar.units.cores import worker_cores
 from afinar.units.progress import PhaseTimer
 from afinar.units.results import UnitResult
 from afinar.units.tasks import UnitTask
@@ -119,7 +119,7 @@ def make_feature_worker(job: FeatureJobSpec) -> FeatureWorker:
 
     Limits torch to a thread for each core of the worker.
     """
-    torch.set_num_threads(worker_cores())
+    use_worker_cores()
     configure_pillow()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = load_feature_network(job.specs, job.weights, device)

@@ -233,12 +233,6 @@ class IngestJob(IncrementalJob[Parent, IngestSummary]):
             )
 
     def run_units(self, table: pa.Table, done: set[str], current: Parent) -> Iterator[UnitResult]:
-        if current.manifest and not current.has_view:
-            logger.info(
-                f"the preprocessing differs from that of version {current.manifest.version}: "
-                "every picture is read again"
-            )
-
         # Hashes that were erased on request travel with every unit: workers reject these pictures.
         forgotten = tuple(current.manifest.forgotten) if current.manifest else ()
         root = self.root_of(table)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from afinar.inference.batch_size import choose_batch_size
+from afinar.inference.cpu import use_worker_cores
 from afinar.inference.device import Images, device_for
 from afinar.inference.picture_stream import Block, BlockBatches, PictureBatches, Pictures
 from afinar.inference.pipeline import Pipeline, SubmittedBatch
@@ -34,7 +35,6 @@ from afinar.storage.markers import UnitMarker, commit_unit
 from afinar.storage.objects import put_object
 from afinar.storage.open import open_store
 from afinar.storage.store import Store
-from afinar.units.cores import worker_cores
 from afinar.units.progress import PhaseTimer
 from afinar.units.quarantine import QUARANTINED, BadInputTracker, track_bad_inputs
 from afinar.units.results import UnitResult
@@ -241,7 +241,7 @@ def make_labeller(spec: LabelSpec) -> Labeller:
 
     Limits torch to a thread for each core of the worker.
     """
-    torch.set_num_threads(worker_cores())
+    use_worker_cores()
     configure_pillow()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     predictor = load_predictor(*find_model(spec.model), device=device, precision=spec.precision)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from afinar.config.base import JobConfig
+from afinar.config.base import ClusterJobConfig
 from afinar.config.label import LabelConfig
 from afinar.labelling.driver import LabelOutcome, run_labelling
 from afinar.predictions.manifest import get_parts, read_manifest
@@ -22,7 +22,7 @@ class Jobs:
     """
 
     options: dict[str, Any]
-    executor: Callable[[JobConfig], Executor]
+    executor: Callable[[ClusterJobConfig], Executor]
     written: int = 0
 
     def label(

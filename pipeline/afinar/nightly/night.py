@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from afinar.config.base import JobConfig, as_dict
+from afinar.config.base import ClusterJobConfig, as_dict
 from afinar.config.nightly import NightlyConfig
 from afinar.errors import AfinarError
 from afinar.logs import escape_lines
@@ -71,7 +71,7 @@ class _NightRun:
         self.lease, self.night = lease, night
         self.models = open_store(normalize_uri(config.models))
 
-        def executor(job: JobConfig) -> Executor:
+        def executor(job: ClusterJobConfig) -> Executor:
             """Return an executor after whose units nothing is published if the lock is lost."""
             return LeasedExecutor(services.executor(job), lease)
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from afinar.config.base import JobConfig
+from afinar.config.base import ClusterJobConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.nightly import NightlyConfig
 from afinar.config.recipes import load_recipe
@@ -73,7 +73,7 @@ class Services:
     `write_training_page` is called when a version has been published.
     """
 
-    executor: Callable[[JobConfig], Executor]
+    executor: Callable[[ClusterJobConfig], Executor]
     launch: Callable[[TrainTask], None]
     write_training_page: Callable[[TrainOutcome], None] = lambda _: None
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from afinar.config.base import as_dict
 from afinar.config.ingest import IngestConfig
+from afinar.dataset.manifest import REPEATS
 from afinar.dataset.reader import Dataset, open_dataset
 from afinar.ingestion.driver import IngestOutcome
 from afinar.logs import log_settings
@@ -34,12 +35,6 @@ _MEASURED: Final = 1_000  # pictures whose brightness and sharpness are measured
 _EXTREMES: Final = 6  # pictures of each kind
 _BINS: Final = 20
 _NOTABLE: Final = 0.2  # share of the variance from which a measure is said to go with the class
-
-_EXPLAINED: Final = {
-    "duplicates": "exact copies of another picture",
-    "held_out": "copies in no split, because the same picture is in a safer one",
-    "two_labels": "pictures in no split, because the same content has two labels",
-}
 
 
 def record_ingest(config: IngestConfig, outcome: IngestOutcome) -> dict[str, Any]:
@@ -71,9 +66,7 @@ def dataset_page(dataset: Dataset, summary: dict[str, Any], config: IngestConfig
         numbers=_headline_numbers(dataset),
         balance=class_balance(dataset, gallery.targets),
         gallery=gallery,
-        repeats=[
-            (text, manifest.counts["repeats"].get(name, 0)) for name, text in _EXPLAINED.items()
-        ],
+        repeats=[(text, manifest.counts["repeats"].get(name, 0)) for name, text in REPEATS.items()],
         reasons=_reasons(dataset),
         measured=measured,
         unusual=_unusual(dataset, measured),

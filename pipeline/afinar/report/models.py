@@ -105,6 +105,7 @@ def model_row(version: ModelVersion) -> dict[str, Any]:
         "dataset": trained_on.get("uri"),
         "dataset_version": trained_on.get("version"),
         "val_top1": validation.get("top1"),
+        "val_interval": _interval(validation),
         "test_top1": test.get("top1"),
         "test_interval": _interval(test),
         "created": created_at(version.lineage.get("run", "")),

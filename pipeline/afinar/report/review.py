@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from afinar.pictures.preprocessing import StoredView
@@ -38,8 +39,14 @@ def review_page(queue: ReviewQueue) -> str:
         _candidate(row, image)
         for row, image in zip(rows, read_thumbnails(rows, _VIEW), strict=True)
     ]
+    model = queue.model.rpartition("@")[2]
     return template("review.html.j2").render(
-        title="Pictures to review", queue=queue, candidates=candidates, table=TABLE, form=FORM
+        title="Pictures to review",
+        queue=queue,
+        candidates=candidates,
+        table=TABLE,
+        form=FORM,
+        saved=f"{Path(FORM).stem}-{model}.csv",  # so that downloads of several reviews differ
     )
 
 

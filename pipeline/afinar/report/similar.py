@@ -283,6 +283,7 @@ def _labels_page(outcome: SimilarOutcome, tables: _Tables) -> str:
         truly_wrong=TRULY_WRONG,
         table="pictures.parquet",
         form=FORM,
+        saved=FORM,
     )
 
 

@@ -55,6 +55,13 @@ class Resolved:
     head_rate: float = 0.0
 
 
+STEP_OPTIONS: Final = frozenset(
+    {field.name for field in fields(Resolved)}
+    | {"optimizer", "schedule", "warmup", "weight_decay", "clip_norm", "ema", "accumulate"}
+)
+"""Options that only steps use: a training that is a solved head does not."""
+
+
 def resolve(
     config: TrainConfig,
     samples: int,
@@ -108,6 +115,13 @@ def is_resolved(config: TrainConfig) -> bool:
 def resolved_values(config: TrainConfig) -> dict[str, Any]:
     """Return the fields of `Resolved` with their values."""
     return {field.name: getattr(config, field.name) for field in fields(Resolved)}
+
+
+def used_options(options: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """Return the options that a training of so many epochs used, for its record."""
+    if epochs or options.get("is_cut"):
+        return options
+    return {name: value for name, value in options.items() if name not in STEP_OPTIONS}
 
 
 def format_settings(settings: dict[str, Any], epochs: int) -> str:

@@ -40,6 +40,7 @@ from afinar.storage.store import Store
 from afinar.storage.versions import read_version, versions
 from afinar.training.batches import Samples
 from afinar.training.checkpoint import Checkpoints, HistoryRow
+from afinar.training.hyperparameters import used_options
 from afinar.training.task import TrainTask, delete_markers, put_unpublished_marker
 from afinar.units.gc import delete_objects
 
@@ -277,7 +278,7 @@ def _version(task: TrainTask, result: TrainResult, seconds: float, number: int) 
             "weights": task.weights_source,
             **({"parent": config.weights} if config.has_weights_model else {}),
             "run": f"runs/{task.run}",
-            "config": as_dict(config) | result.settings,
+            "config": used_options(as_dict(config) | result.settings, result.epochs),
             "libraries": library_versions(is_timm(task.architecture.backbone)),
         },
         temperature=result.temperature,

@@ -29,7 +29,7 @@ from afinar.training.evaluator import Evaluator, LocalLogits
 from afinar.training.final_evaluation import compute_split_metrics, evaluate_test
 from afinar.training.head_start import FirstHead, HeadSolver, evaluate_head_of_model
 from afinar.training.hooks import NO_HOOKS, TrainHooks
-from afinar.training.hyperparameters import format_settings, resolved_values
+from afinar.training.hyperparameters import format_settings, resolved_values, used_options
 from afinar.training.loading import ShardWindows, num_loader_threads
 from afinar.training.metrics import fit_temperature
 from afinar.training.optim import Optimizer
@@ -279,6 +279,9 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
 def _result(training: _Training) -> TrialResult:
     config, state = training.task.config, training.state
     parameters = list(training.network.parameters())
+    settings = _settings(config, training.precision, training.group)
+    settings |= {"is_cut": True} if training.is_cut else {}
+    settings |= {"refit": True} if config.refit else {}
     return TrialResult(
         history=state.history,
         best=[
@@ -286,9 +289,7 @@ def _result(training: _Training) -> TrialResult:
             for epoch in state.best
             if epoch.weights
         ],
-        settings=_settings(config, training.precision, training.group)
-        | ({"is_cut": True} if training.is_cut else {})
-        | ({"refit": True} if config.refit else {}),
+        settings=used_options(settings, state.history[-1]["epoch"]),
         regime=_final_regime(config, state),
         metrics={"val": training.validation_metrics},
         temperature=training.temperature,
@@ -350,7 +351,7 @@ def _record_start(
     options = json.dumps(as_dict(config) | _settings(config, precision, group), indent=1)
     store = open_store(config.models)
     store.put_if_absent(config_name(task.run), options.encode())
-    _log_start(config, epochs, samples.validation, task.classes, precision, group)
+    _log_start(config, epochs, samples, task.classes, precision, group)
     _log_many_epochs(epochs, steps_per_epoch(task.epoch_samples, config.samples_per_step))
     _log_unbalanced_windows(trainer.windows, samples.train, config)
 
@@ -369,23 +370,27 @@ def _settings(config: TrainConfig, precision: torch.dtype, group: Group) -> dict
 def _log_start(
     config: TrainConfig,
     epochs: int,
-    validation: Samples,
+    samples: LabelledSamples,
     classes: list[str],
     precision: torch.dtype,
     group: Group,
 ) -> None:
     """Log what the training is, and the accuracy that it must exceed."""
-    counts = np.bincount(validation.targets, minlength=len(classes))
+    counts = np.bincount(samples.validation.targets, minlength=len(classes))
     is_cpu = group.device.type == "cpu"
     device = "CPU, no GPU found" if is_cpu else torch.cuda.get_device_name(group.device)
     workers = f"{group.size} workers" if group.size > 1 else "1 worker"
+    logger.info(
+        f"{len(samples.train):,} training, {len(samples.validation):,} validation and "
+        f"{len(samples.test):,} test pictures of {len(classes):,} classes"
+    )
     logger.info(
         f"{workers} on {device}, {str(precision).removeprefix('torch.')}; {config.regime}: "
         f"{format_settings(resolved_values(config), epochs)}"
     )
     logger.info(
         f"always answering “{classes[counts.argmax()]}” is right for "
-        f"{counts.max() / len(validation):.1%} of {len(validation)} validation pictures"
+        f"{counts.max() / counts.sum():.1%} of the validation pictures"
     )
 
 
