@@ -21,6 +21,7 @@ from afinar.models.networks.catalogue import require_backbone
 from afinar.models.networks.cuts import cut_at_several
 from afinar.storage.open import open_store
 from afinar.storage.records import read_record
+from afinar.units.own_process import keep_freed_memory
 
 _BATCH: Final = 8
 _MEASURED_S: Final = 0.5
@@ -83,6 +84,7 @@ def measure_rate(task: RateTask) -> Rate:
 def _pictures_per_s(module: nn.Module, size: int) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as a labelling worker does
     try:
         folded = fuse(module.eval(), no_trace=True).to(memory_format=torch.channels_last)
         images = torch.zeros(_BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
