@@ -6,12 +6,14 @@ import signal
 import sys
 from collections.abc import Callable
 
+from afinar.units.own_process import claim_process, keep_freed_memory
 from tests.bench.batches import batches
 from tests.bench.everyday import demo, requests
 from tests.bench.explain import explain, explain_families
 from tests.bench.explain_trained import explain_trained
 from tests.bench.features import features
 from tests.bench.feeding import feeding
+from tests.bench.forecasts import forecasts
 from tests.bench.gate_years import gate_years
 from tests.bench.hardware import bfloat16, gpu, has_amx, has_gpu
 from tests.bench.incremental import incremental
@@ -57,6 +59,7 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "explain_families": explain_families,
     "explain_trained": explain_trained,
     "pages": pages,
+    "forecasts": forecasts,
     "gate_years": gate_years,
     "nights": nights,
     "label_bound": label_bound,
@@ -103,6 +106,8 @@ def main(names: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    claim_process()  # a bench that computes in this process has the malloc of a worker
+    keep_freed_memory()
     results = {name: run(name) for name in names or _default()}
     for name, is_met in results.items():
         if is_met is not None:

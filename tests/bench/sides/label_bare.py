@@ -20,6 +20,7 @@ from afinar.models.networks.network import apply_input_view
 from afinar.models.registry.bundle import load_network
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
+from afinar.units.own_process import claim_process, keep_freed_memory
 
 WARM = 20
 
@@ -50,6 +51,8 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
 
 def _costs(request: dict[str, Any], barrier: Any, answers: Any) -> None:
     torch.set_num_threads(1)
+    claim_process()
+    keep_freed_memory()  # as a labelling worker does: the bound is that of the same malloc
     store, version = find_model(request["model"])
     view = version.stored_view
     paths = cycle(sorted(Path(request["source"]).rglob("*.jpg")))
