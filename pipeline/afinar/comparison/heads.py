@@ -29,6 +29,7 @@ from afinar.dataset.reader import open_dataset
 from afinar.errors import NotFoundError
 from afinar.features.reader import Features as StoredFeatures
 from afinar.features.reader import open_key
+from afinar.inference.cpu import use_worker_cores
 from afinar.models.networks.architecture import Architecture
 from afinar.models.networks.heads import build_head
 from afinar.storage.open import open_store
@@ -117,8 +118,8 @@ def train_heads(task: HeadTask) -> HeadTaskResult:
 
 
 def make_head_trainer() -> Callable[[HeadTask], HeadTaskResult]:
-    """Return the work of a worker process; limits torch to the one core that it has."""
-    torch.set_num_threads(1)
+    """Return the work of a worker process."""
+    use_worker_cores()
     return train_heads
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from afinar.logs import LogSettings, configure_worker_logging
+from afinar.units.cores import set_worker_cores
 from afinar.units.own_process import claim_process
 
 
@@ -21,6 +22,7 @@ class Worker:
     def start(self) -> None:
         """Build the work. Not in __init__: Ray would report an error there as the actor's death."""
         claim_process()
+        set_worker_cores(1)
         configure_worker_logging(self._log)
         self._work = self._work or self._make_work()
 

@@ -117,7 +117,7 @@ def _commit(store: Store, unit: str, ref: ObjectRef) -> None:
 def make_feature_worker(job: FeatureJobSpec) -> FeatureWorker:
     """Load the network and open the dataset: the entry point of a worker process.
 
-    Limits torch to a thread for each core of the worker.
+    Limits torch to the cores of the worker.
     """
     use_worker_cores()
     configure_pillow()

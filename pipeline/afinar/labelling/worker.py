@@ -239,7 +239,7 @@ class Labeller:
 def make_labeller(spec: LabelSpec) -> Labeller:
     """Load the model and open the source: the entry point of a worker process.
 
-    Limits torch to a thread for each core of the worker.
+    Limits torch to the cores of the worker.
     """
     use_worker_cores()
     configure_pillow()

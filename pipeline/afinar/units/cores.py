@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-_cores = 1
+_cores = 0
 
 
 def worker_cores() -> int:
-    """Return the cores that this worker may use: 1, unless its executor has given it more."""
+    """Return the cores that this worker may use; 0 in a process that no executor has started.
+
+    Such a process runs units in turn, and may use whatever it may use otherwise.
+    """
     return _cores
 
 
