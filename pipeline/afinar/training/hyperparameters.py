@@ -129,7 +129,8 @@ def format_settings(settings: dict[str, Any], epochs: int) -> str:
     if not epochs:
         return "head solved by logistic regression on the features, no epoch"
     rate = settings["learning_rate"]
-    text = f"{epochs} epochs, batch size {settings['batch_size']}, learning rate {rate:.2g}"
+    count = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    text = f"{count}, batch size {settings['batch_size']}, learning rate {rate:.2g}"
     if settings["head_rate"] != 1:
         text += f" ({rate * settings['head_rate']:.2g} for the head)"
     if settings["layer_decay"] != 1:
