@@ -40,7 +40,7 @@ def feeding() -> bool:
     """Require that a worker costs 50 us a picture from shards, and 0.1 of the decoding of files."""
     require_cores()
     with in_memory() as folder:
-        model = make_model(folder / "models", "small_cnn", SIZE, "crop")
+        model = make_model(folder / "models", "small_cnn", SIZE, "pad")
         are_met = [_from_shards(folder, model), _from_files(folder, model)]
     return all(are_met)
 

@@ -36,7 +36,7 @@ def label_gpu() -> bool:
     synthetic: list[float] = []
     with in_memory() as folder:
         dataset = make_dataset(folder, SIZE, scaled(COUNT), DISTINCT)
-        model = make_model(folder / "models", "resnet50", SIZE, "crop")
+        model = make_model(folder / "models", "resnet50", SIZE, "pad")
         for number in range(PAIRS):
             request = {"model": model, "device": "cuda:0", "batches": BATCHES, "seconds": SECONDS}
             answer = run_side("label_forward", request)
