@@ -34,6 +34,9 @@ main.entry()
 @contextmanager
 def running_job(*arguments: str, ignored: signal.Signals | None = None) -> Iterator[Job]:
     def ignore() -> None:
+        # A background process of a shell, as these tests may be one, ignores SIGINT from its start.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         if ignored is not None:
             signal.signal(ignored, signal.SIG_IGN)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from afinar.config.base import JobConfig
+from afinar.config.base import ClusterJobConfig, JobConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.nightly import NightlyConfig
 from afinar.config.recipes import load_recipe
@@ -35,7 +35,7 @@ def test_recipe_of_nights_explains_every_key_and_states_the_defaults() -> None:
     places = ("source", "dataset", "models", "nights", "archive", "predictions")
     default = NightlyConfig(**{name: values[name] for name in places})
     own = {field.name for field in fields(NightlyConfig)} - {"action"}
-    own -= {field.name for field in fields(JobConfig)} - {"workers"}
+    own -= {field.name for field in fields(ClusterJobConfig)} - {"workers"}
     assert values.keys() == own
     assert NightlyConfig(**values) == replace(default, size=224, fit="crop")
     lines = (RECIPES / "nightly.toml").read_text(encoding="utf-8").splitlines()

@@ -93,6 +93,13 @@ def test_page_shows_pictures_and_names_stay_text(tmp_path: Path) -> None:
     assert not re.search(r"https?://|url\(|@import", html)
 
 
+def test_classes_that_differ_in_case_are_shown_apart(tmp_path: Path) -> None:
+    page = review_page(queue_of(tmp_path, 3, labels=("cat", "Cat")))
+    shown = re.findall(r'<option value="([cC]at)">[cC]at \((\d)\)', page)
+    assert sorted(shown) == [("Cat", "1"), ("cat", "2")]
+    assert 'id="filter"' not in review_page(queue_of(tmp_path, 2)), "one class"
+
+
 def test_page_has_at_most_the_configured_number_of_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
