@@ -1,4 +1,4 @@
-"""What afinar changes for a whole process, if the process is its own: a command or a worker."""
+"""Mark a process as a command or a worker of afinar, and set its memory allocation."""
 
 from __future__ import annotations
 
