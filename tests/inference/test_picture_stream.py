@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from afinar.config.label import LabelConfig
-from afinar.inference.picture_stream import BlockBatches, FilePictures, Picture, make_block
+from afinar.inference.picture_stream import BlockBatches, FilePictures, Outcome, make_block
 from afinar.labelling.source import Source, open_source
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.rejects import PictureError, Reason
+from afinar.pictures.resize import Pixels
 from afinar.sources.entry import Entry
 from afinar.storage.objects import sha256
 from afinar.storage.open import open_reader
@@ -34,6 +36,14 @@ def entries_of(source: Source) -> tuple[Entry, ...]:
     return entries
 
 
+def read_all(source: Source, view: StoredView) -> tuple[NDArray[np.uint8], list[Outcome]]:
+    """Images and outcomes of all pictures of a source."""
+    entries = entries_of(source)
+    images = np.zeros((len(entries), view.size, view.size, 3), np.uint8)
+    with source.open_stream(view).batches(entries, PhaseTimer()) as batches:
+        return images, batches.fill(entries, images)
+
+
 def test_model_has_learned_from_jpegs_shards_of_pixels_give_the_same_input(
     archive: Path, tmp_path: Path, trained: Trained
 ) -> None:
@@ -41,11 +51,11 @@ def test_model_has_learned_from_jpegs_shards_of_pixels_give_the_same_input(
     ingest(archive, dataset)
     view = replace(find_model(trained.champion)[1].stored_view, store="jpeg")
     source = open_source(LabelConfig(source=dataset, predictions="-", model="m@1"), view)
-    entries = entries_of(source)
-    with source.open_stream(view).read(entries, PhaseTimer()) as stream:
-        for entry, picture in zip(entries, stream, strict=True):
-            assert isinstance(picture, Picture)
-            assert (picture.image == decode(Path(entry.uri).read_bytes(), view).image).all()
+    images, outcomes = read_all(source, view)
+    for entry, image, outcome in zip(entries_of(source), images, outcomes, strict=True):
+        data = Path(entry.uri).read_bytes()
+        assert outcome == sha256(data)
+        np.testing.assert_array_equal(image, decode(data, view).image)
 
 
 def test_unit_is_prepared_in_blocks_stream_is_that_of_the_files(tmp_path: Path) -> None:
@@ -55,19 +65,19 @@ def test_unit_is_prepared_in_blocks_stream_is_that_of_the_files(tmp_path: Path) 
     entries = entries_of(
         open_source(LabelConfig(source=str(folder), predictions="-", model="m@1"), VIEW)
     )
-    blocks = [make_block(pictures, entries[:3]), make_block(pictures, entries[3:])]
+    blocks = [make_block(pictures, entries[:3], 32), make_block(pictures, entries[3:], 32)]
     assert blocks[0].images.shape == (2, 32, 32, 3)
 
     timer = PhaseTimer()
     batches, images = BlockBatches(blocks, timer), np.zeros((4, 32, 32, 3), np.uint8)
-    items: list[Picture | PictureError] = []
+    items: list[tuple[Pixels, str] | PictureError] = []
     for batch in (entries[:1], entries[1:5]):  # the blocks have 3 and 2
         stored = iter(images)
         for outcome in batches.fill(batch, images):
             if isinstance(outcome, PictureError):
                 items.append(outcome)
             else:
-                items.append(Picture(next(stored).copy(), outcome))
+                items.append((next(stored).copy(), outcome))
     assert timer.seconds.keys() == {"feed", "copy"}
     for entry, item in zip(entries, items, strict=True):
         data = Path(entry.uri).read_bytes()
@@ -75,12 +85,12 @@ def test_unit_is_prepared_in_blocks_stream_is_that_of_the_files(tmp_path: Path) 
             assert isinstance(item, PictureError)
             assert item.reason == Reason.UNIDENTIFIED
             continue
-        assert isinstance(item, Picture)
-        assert item.sample_id == sha256(data)
-        np.testing.assert_array_equal(item.image, decode(data, VIEW).image)
+        assert isinstance(item, tuple)
+        assert item[1] == sha256(data)
+        np.testing.assert_array_equal(item[0], decode(data, VIEW).image)
 
 
-def test_rows_of_shards_are_copied_they_are_those_of_the_stream(
+def test_rows_of_shards_are_copied_they_are_those_of_the_files(
     archive: Path, tmp_path: Path
 ) -> None:
     dataset = str(tmp_path / "dataset")
@@ -92,8 +102,7 @@ def test_rows_of_shards_are_copied_they_are_those_of_the_stream(
     pictures.prefetch(entries)
     with pictures.batches(entries, PhaseTimer()) as batches:
         outcomes = batches.fill(entries[:5], images) + batches.fill(entries[5:], images[5:])
-    with pictures.read(entries, PhaseTimer()) as stream:
-        for picture, outcome, image in zip(stream, outcomes, images, strict=True):
-            assert isinstance(picture, Picture)
-            assert picture.sample_id == outcome
-            np.testing.assert_array_equal(picture.image, image)
+    for entry, outcome, image in zip(entries, outcomes, images, strict=True):
+        data = Path(entry.uri).read_bytes()
+        assert outcome == sha256(data)
+        np.testing.assert_array_equal(image, decode(data, VIEW).image)

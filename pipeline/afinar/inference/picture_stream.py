@@ -1,4 +1,4 @@
-"""A unit's pictures as a stream of stored views, read from files or from a dataset's shards."""
+"""A unit's pictures in batches of stored views, from files or from a dataset's shards."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from threading import Lock
-from typing import Final, NamedTuple, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from afinar.dataset.reader import Dataset
 from afinar.dataset.shards import MappedShard
-from afinar.pictures.decode import decode
+from afinar.pictures.decode import decode_into
 from afinar.pictures.fetching import PictureReader, PictureRef
 from afinar.pictures.jpeg import decode_stored, encode_stored
 from afinar.pictures.preprocessing import StoredView
@@ -31,17 +30,6 @@ from afinar.storage.store import Reader
 from afinar.units.progress import PhaseTimer
 
 _MAPPED_SHARDS: Final = 8  # a unit has pictures of two or three; some units are read at a time
-
-
-class Picture(NamedTuple):
-    """Stored view uint8 [size, size, 3], possibly read-only, and the hash of the picture's file."""
-
-    image: Pixels
-    sample_id: str
-
-
-PictureStream: TypeAlias = Iterator[Picture | PictureError]
-"""One item per entry, in order: the picture, or the reason why there is none."""
 
 
 Outcome: TypeAlias = str | PictureError
@@ -64,42 +52,18 @@ class Pictures(ABC):
     """Reads the pictures of one source in a worker."""
 
     @abstractmethod
-    def read(
+    def batches(
         self, entries: Sequence[Entry], timer: PhaseTimer
-    ) -> AbstractContextManager[PictureStream]:
-        """Return a context with the stream of these entries' pictures.
+    ) -> AbstractContextManager[PictureBatches]:
+        """Return a context in which the pictures of these entries are copied into batches.
 
-        Time is counted as `fetch` and `decode`. The stream raises StorageError if the store fails.
+        Time is counted as `fetch`, `decode` and `copy`. Filling a batch raises StorageError if the
+        store fails.
         """
-
-    @contextmanager
-    def batches(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureBatches]:
-        """Return a context with the same pictures, in the same order, to be copied into batches."""
-        with self.read(entries, timer) as stream:
-            yield StreamBatches(stream)
 
     def prefetch(self, entries: Sequence[Entry]) -> None:
         """Prepare to read these entries soon. Called by other threads than the reading one."""
         del entries
-
-
-class StreamBatches:
-    """Pictures of a stream."""
-
-    def __init__(self, stream: PictureStream) -> None:
-        self._stream = stream
-
-    def fill(self, entries: Sequence[Entry], images: NDArray[np.uint8]) -> list[Outcome]:
-        outcomes: list[Outcome] = []
-        filled = 0
-        for item in islice(self._stream, len(entries)):
-            if isinstance(item, PictureError):
-                outcomes.append(item)
-                continue
-            images[filled] = item.image
-            filled += 1
-            outcomes.append(item.sample_id)
-        return outcomes
 
 
 class FilePictures(Pictures):
@@ -109,10 +73,10 @@ class FilePictures(Pictures):
         self._store, self._view = store, view
 
     @contextmanager
-    def read(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureStream]:
+    def batches(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureBatches]:
         refs = (PictureRef(entry.name, entry.etag, entry.size) for entry in entries)
         with PictureReader(self._store).read_ahead(refs) as reads:
-            yield (_decode(_fetch(reads, timer), self._view, timer) for _ in entries)
+            yield _DecodedBatches(reads, self._view, timer)
 
 
 _MISSING: Final = PictureError(Reason.MISSING, "no such object when the list was looked up")
@@ -125,34 +89,41 @@ class UriPictures(Pictures):
         self._view = view
 
     @contextmanager
-    def read(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureStream]:
+    def batches(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureBatches]:
         existing = [entry for entry in entries if entry.etag != MISSING]
         refs = [PictureRef(entry.uri, entry.etag, entry.size) for entry in existing]
         store = MultiStore(remote=any(ref.name.startswith("s3://") for ref in refs))
         with PictureReader(store).read_ahead(refs) as reads:
-            yield (
-                _MISSING
-                if entry.etag == MISSING
-                else _decode(_fetch(reads, timer), self._view, timer)
-                for entry in entries
-            )
+            found = (_MISSING if entry.etag == MISSING else next(reads) for entry in entries)
+            yield _DecodedBatches(found, self._view, timer)
 
 
-def _fetch(reads: Iterator[bytes | PictureError], timer: PhaseTimer) -> bytes | PictureError:
-    with timer.phase("fetch"):
-        return next(reads)
+class _DecodedBatches:
+    """Pictures whose files are decoded into the batch."""
 
+    def __init__(
+        self, reads: Iterator[bytes | PictureError], view: StoredView, timer: PhaseTimer
+    ) -> None:
+        self._reads, self._view, self._timer = reads, view, timer
 
-def _decode(
-    data: bytes | PictureError, view: StoredView, timer: PhaseTimer
-) -> Picture | PictureError:
-    if isinstance(data, PictureError):
-        return data
-    with timer.phase("decode"):
-        try:
-            return Picture(decode(data, view).image, sha256(data))
-        except PictureError as error:
-            return error
+    def fill(self, entries: Sequence[Entry], images: NDArray[np.uint8]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        filled = 0
+        for _ in entries:
+            with self._timer.phase("fetch"):
+                data = next(self._reads)
+            if isinstance(data, PictureError):
+                outcomes.append(data)
+                continue
+            with self._timer.phase("decode"):
+                try:
+                    decode_into(data, self._view, images[filled])
+                except PictureError as error:
+                    outcomes.append(error)
+                    continue
+                outcomes.append(sha256(data))
+            filled += 1
+        return outcomes
 
 
 class ShardPictures(Pictures):
@@ -172,20 +143,16 @@ class ShardPictures(Pictures):
         self._lock = Lock()
 
     @contextmanager
-    def read(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureStream]:
-        yield (self._picture(entry, timer) for entry in entries)
-
-    @contextmanager
     def batches(self, entries: Sequence[Entry], timer: PhaseTimer) -> Iterator[PictureBatches]:
         if self._copies:
             yield _RowBatches(self._shard, timer)
         elif self._decoders == 1:
-            yield StreamBatches(self._picture(entry, timer) for entry in entries)
+            yield _ImageBatches(self._decode(entry, timer) for entry in entries)
         else:
             with ThreadPoolExecutor(self._decoders) as pool:
                 # The time of each thread is no time of the unit's.
-                pictures = pool.map(lambda entry: self._picture(entry, PhaseTimer()), entries)
-                yield StreamBatches(pictures)
+                images = pool.map(lambda entry: self._decode(entry, PhaseTimer()), entries)
+                yield _ImageBatches(images)
 
     def prefetch(self, entries: Sequence[Entry]) -> None:
         """Map and verify the shards, so that the reading thread need not."""
@@ -193,15 +160,15 @@ class ShardPictures(Pictures):
             assert path is not None
             self._shard(path)
 
-    def _picture(self, entry: Entry, timer: PhaseTimer) -> Picture:
-        assert entry.shard is not None and entry.row is not None and entry.sample_id is not None
+    def _decode(self, entry: Entry, timer: PhaseTimer) -> Pixels:
+        assert entry.shard is not None and entry.row is not None
         with timer.phase("fetch"):
             shard = self._shard(entry.shard)
         with timer.phase("decode"):
             image = shard.picture(entry.row)
             if self._through_jpeg:
                 image = decode_stored(encode_stored(image))
-        return Picture(image, entry.sample_id)
+        return image
 
     def _shard(self, path: str) -> MappedShard:
         """Return a mapped shard. One thread maps it, others that need it wait."""
@@ -224,6 +191,21 @@ class ShardPictures(Pictures):
                 shard.set_exception(error)
                 raise
         return shard.result()
+
+
+class _ImageBatches:
+    """Rows of shards that were decoded, one image per entry, each copied into the batch."""
+
+    def __init__(self, images: Iterator[Pixels]) -> None:
+        self._images = images
+
+    def fill(self, entries: Sequence[Entry], images: NDArray[np.uint8]) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for number, entry in enumerate(entries):
+            assert entry.sample_id is not None
+            images[number] = next(self._images)
+            outcomes.append(entry.sample_id)
+        return outcomes
 
 
 class _RowBatches:
@@ -259,14 +241,14 @@ class Block:
     phases: dict[str, float]
 
 
-def make_block(pictures: Pictures, entries: Sequence[Entry]) -> Block:
+def make_block(pictures: Pictures, entries: Sequence[Entry], size_px: int) -> Block:
     """Read and decode the pictures of these entries."""
     timer = PhaseTimer()
-    with pictures.read(entries, timer) as stream:
-        items = list(stream)
-    images = [item.image for item in items if isinstance(item, Picture)]
-    outcomes = [item.sample_id if isinstance(item, Picture) else item for item in items]
-    return Block(np.stack(images) if images else np.empty(0, np.uint8), outcomes, timer.seconds)
+    images = np.empty((len(entries), size_px, size_px, 3), np.uint8)
+    with pictures.batches(entries, timer) as batches:
+        outcomes = batches.fill(entries, images)
+    count = sum(isinstance(outcome, str) for outcome in outcomes)
+    return Block(images[:count], outcomes, timer.seconds)
 
 
 class BlockBatches:

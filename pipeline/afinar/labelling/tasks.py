@@ -66,7 +66,7 @@ def _make_block(source: Source, view: StoredView, entries: Sequence[Entry]) -> B
     from afinar.pictures.decode import configure_pillow
 
     configure_pillow()
-    return make_block(_open_pictures(source, view), entries)
+    return make_block(_open_pictures(source, view), entries, view.size)
 
 
 @lru_cache(maxsize=1)
