@@ -9,7 +9,8 @@ from collections.abc import Callable
 from afinar.units.own_process import claim_process, keep_freed_memory
 from tests.bench.batches import batches
 from tests.bench.everyday import demo, requests
-from tests.bench.explain import explain, explain_families
+from tests.bench.explain import explain
+from tests.bench.explain_families import explain_families
 from tests.bench.explain_trained import explain_trained
 from tests.bench.features import features
 from tests.bench.feeding import feeding

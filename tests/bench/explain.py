@@ -1,72 +1,37 @@
-"""`explain`: ideal pictures, attacks, maps and their sanity checks on real networks; memory.
-
-python -m tests.bench explain            EfficientNet-Lite0 with its ImageNet weights
-python -m tests.bench explain_families   one small training per family; an hour on two cores
-
-There are real weights of one backbone without a hub. So the families are trained here, from random
-weights, on pictures of objects at random places in noise.
-"""
+"""`explain`: ideal pictures, maps and their sanity check on EfficientNet-Lite0, and memory."""
 
 from __future__ import annotations
 
 import gc
 import itertools
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import psutil
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from afinar.config.explain import Prior
-from afinar.config.ingest import IngestConfig
-from afinar.config.train import TrainConfig
-from afinar.dataset.reader import open_dataset
-from afinar.explain.adversarial import Attack, pgd
-from afinar.explain.adversarial_task import EPSILONS, RobustnessTask
 from afinar.explain.ideal import IdealResult, IdealTask
-from afinar.explain.images import decode_png, encode_png, structural_similarity
+from afinar.explain.images import decode_png, structural_similarity
 from afinar.explain.layers import saliency_layer
 from afinar.explain.network import ExplainedNetwork, ModelSpec, find_class, load_explained
-from afinar.explain.pictures import PictureInput, dataset_inputs, sample_rows
 from afinar.explain.saliency import deletion_score, grad_cam, rank_correlation
-from afinar.ingestion.driver import run_ingest
-from afinar.training.distributed import Group
-from afinar.training.publish import publish
-from afinar.training.task import plan_training
-from afinar.training.worker import train
-from afinar.units.executor import InlineExecutor
 from tests.bench.table import Table
 from tests.bench.world import scaled
 
 Pixels = NDArray[np.uint8]
 
 LITE0 = "efficientnet_lite0"
-FAMILIES = {
-    "VGG": "vgg11_bn",
-    "ResNet": "resnet18",
-    "MobileNet": "mobilenet_v2",
-    "Inception": "inception_v3",
-    "EfficientNet": "efficientnet_b0",
-    "ConvNeXt": "convnext_tiny",
-    "ViT": "vit_b_32",
-}
 CERTAIN = 0.99
 VARIATION = 0.5  # of the naive picture's
 LIKENESS = 0.9  # SSIM of seeds
-BROKEN = 0.9  # of correctly classified pictures, within 8 levels
-WITHSTAND = 0.05  # at 32 levels
 ON_OBJECT = 0.8  # of pictures whose map has more than half of its mass on the object
 CORRELATION = 0.5
 GROWTH_BYTES = 30e6  # of memory over 400 pictures
 
-_SIDE = 128
-_OBJECT = 64
-_TRAINED = 300  # pictures of each class
 _HEADS = 5
 
 
@@ -139,7 +104,7 @@ def planted_photos(network: ExplainedNetwork) -> bool:
     whole = np.stack([_squared(photo, 224) for photo in photos])
     answers = network.probabilities(whole).argmax(axis=1)
     rng, numbers = np.random.default_rng(0), np.arange(scaled(40)) % len(photos)
-    pasted = [_paste(_squared(photos[number], 112), 224, rng) for number in numbers]
+    pasted = [paste(_squared(photos[number], 112), 224, rng) for number in numbers]
     return check_maps("EfficientNet-Lite0, ImageNet", network, pasted, answers[numbers])
 
 
@@ -209,102 +174,7 @@ def memory(network: ExplainedNetwork, pictures: int = 500) -> bool:
     return growth < GROWTH_BYTES and not hooks
 
 
-def explain_families() -> bool:
-    """Train one network of each family on objects in noise; check its maps and attack it."""
-    torch.set_num_threads(2)
-    with tempfile.TemporaryDirectory() as scratch:
-        dataset = make_objects(Path(scratch))
-        families = [_family(name, dataset, Path(scratch)) for name in FAMILIES]
-        return all(families)
-
-
-def make_objects(folder: Path) -> str:
-    """Ingest pictures of discs, crosses and stripes at random places in noise."""
-    rng = np.random.default_rng(0)
-    for name in ("cross", "disc", "stripes"):
-        (folder / "pictures" / name).mkdir(parents=True)
-        for number in range(scaled(_TRAINED)):
-            entry = _paste(_object(name, rng), _SIDE, rng)
-            path = folder / "pictures" / name / f"{number:04d}-{entry.top}-{entry.left}.png"
-            path.write_bytes(encode_png(entry.image))
-    dataset = str(folder / "dataset")
-    config = IngestConfig(source=str(folder / "pictures"), dataset=dataset, size=_SIDE, fit="crop")
-    run_ingest(config, InlineExecutor())
-    return dataset
-
-
-def _family(name: str, dataset: str, scratch: Path) -> bool:
-    models = str(scratch / name)
-    config = TrainConfig(
-        dataset=dataset, models=models, backbone=FAMILIES[name], regime="scratch", weights="none",
-        input_size=_SIDE, epochs=6, batch_size=16,
-    )  # fmt: skip
-    task = plan_training(config, "run")
-    publish(task, train(task, Group()), 1.0)
-    network = load_explained(ModelSpec(model=f"{models}@1"))
-
-    opened = open_dataset(dataset)
-    sample = dataset_inputs(opened, sample_rows(opened, "test", "", 40))
-    images = np.stack([picture.load(network.stored_view) for picture in sample])
-    labels = np.array([network.classes.index(str(picture.label)) for picture in sample])
-    is_right = network.probabilities(images).argmax(axis=1) == labels
-    print(f"{name}: {FAMILIES[name]}, test accuracy {is_right.mean():.0%}")
-    pasted = []
-    for image, picture in zip(images, sample, strict=True):
-        _, top, left = Path(picture.uri).stem.split("-")
-        pasted.append(Planted(image, int(top), int(left), _OBJECT))
-    maps_met = check_maps(name, network, pasted, labels)
-    return attack(name, network, images[is_right], labels[is_right], sample) and maps_met
-
-
-def attack(
-    name: str,
-    network: ExplainedNetwork,
-    images: Pixels,
-    labels: NDArray[np.int64],
-    sample: list[PictureInput],
-) -> bool:
-    """Attack correctly classified pictures towards the next class, and all at growing bounds."""
-    own = torch.from_numpy(labels)
-    targets = (own + 1) % len(network.classes)
-    found = pgd(network, network.pixels(images), own, targets, Attack(epsilon=8))
-    saved = [decode_png(encode_png(image.to(torch.uint8).numpy())) for image in found.pixels]
-    answers = network.probabilities(np.stack(saved)).argmax(axis=1)
-    share = float((answers == targets.numpy()).mean())
-
-    numbers = tuple(network.classes.index(str(picture.label)) for picture in sample)
-    task = RobustnessTask(
-        unit="", sample=tuple(sample), labels=numbers, steps=20, restarts=2, seed=0
-    )
-    broken = task.run(network).result.broken_at
-    accuracy = [
-        np.mean([bound is None or bound > epsilon for bound in broken]) for epsilon in EPSILONS
-    ]
-    is_met = share >= BROKEN and bool(accuracy[-1] < WITHSTAND)
-    curve = ", ".join(f"{e:g}: {a:.0%}" for e, a in zip(EPSILONS, accuracy, strict=True))
-    print(
-        f"{name}: targeted attacks within 8 levels succeed for {share:.0%} of {len(images)} "
-        f"(limit {BROKEN:.0%}); accuracy {curve}: {'met' if is_met else 'NOT met'}"
-    )
-    return is_met
-
-
-def _object(name: str, rng: np.random.Generator) -> Pixels:
-    colours = [tuple(rng.integers(lo, lo + 100, 3).tolist()) for lo in (20, 130)]
-    image = Image.new("RGB", (_OBJECT, _OBJECT), colours[0])
-    draw, end = ImageDraw.Draw(image), _OBJECT - 6
-    if name == "disc":
-        draw.ellipse((6, 6, end, end), fill=colours[1])
-    elif name == "cross":
-        draw.line((6, 6, end, end), fill=colours[1], width=12)
-        draw.line((6, end, end, 6), fill=colours[1], width=12)
-    else:
-        for top in range(4, _OBJECT, 16):
-            draw.rectangle((0, top, _OBJECT, top + 7), fill=colours[1])
-    return np.asarray(image)
-
-
-def _paste(thing: Pixels, size: int, rng: np.random.Generator) -> Planted:
+def paste(thing: Pixels, size: int, rng: np.random.Generator) -> Planted:
     image = rng.normal(127, 40, (size, size, 3)).clip(0, 255).astype(np.uint8)
     side = thing.shape[0]
     top, left = rng.integers(0, size - side + 1, 2).tolist()

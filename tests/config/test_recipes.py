@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from afinar.config.base import ClusterJobConfig, JobConfig
+from afinar.config.compare import CompareConfig
 from afinar.config.ingest import IngestConfig
 from afinar.config.nightly import NightlyConfig
 from afinar.config.recipes import load_recipe
@@ -26,18 +27,20 @@ def test_shipped_recipes_are_valid() -> None:
             config_class = IngestConfig
         elif path.name.startswith("nightly"):
             config_class = NightlyConfig
+        elif path.name.startswith("compare"):
+            config_class = CompareConfig
         assert load_recipe(config_class, path.stem) == load_recipe(config_class, str(path))
 
 
 def test_recipe_of_nights_explains_every_key_and_states_the_defaults() -> None:
-    """But for places, the size and the fit, it sets what the configuration has anyway."""
+    """But for places and the size, it sets what the configuration has anyway."""
     values = load_recipe(NightlyConfig, "nightly")
     places = ("source", "dataset", "models", "nights", "archive", "predictions")
     default = NightlyConfig(**{name: values[name] for name in places})
     own = {field.name for field in fields(NightlyConfig)} - {"action"}
     own -= {field.name for field in fields(ClusterJobConfig)} - {"workers"}
     assert values.keys() == own
-    assert NightlyConfig(**values) == replace(default, size=224, fit="crop")
+    assert NightlyConfig(**values) == replace(default, size=224)
     lines = (RECIPES / "nightly.toml").read_text(encoding="utf-8").splitlines()
     explained = [line for line in lines if " = " in line and "#" in line and line[0] != "#"]
     undescribed = [line for line in lines if " = " in line and line not in explained]

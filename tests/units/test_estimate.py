@@ -11,7 +11,8 @@ from afinar.units.estimate import (
     Sample,
     extrapolate,
     list_requests,
-    measure_start,
+    measure_imports,
+    measure_ray_start,
     sample_pending,
 )
 
@@ -30,10 +31,11 @@ def test_cost_of_the_sample_is_extrapolated_to_pending_pictures_and_workers() ->
     sample = Sample(200, bytes=4000, start_s=3.0)
     sample.timer.seconds = {"fetch": 0.1, "decode": 0.4}
     sample.rejects["empty"] = 2
-    estimate = extrapolate(plan(1000, up_to_date=50), sample, workers=2, listing_s=0.25)
+    table = plan(1000, up_to_date=50)
+    estimate = extrapolate(table, sample, workers=2, listing_s=0.25, command_s=1.0)
     assert (estimate.listed, estimate.to_read, estimate.units) == (1050, 1000, 10)
     assert estimate.start_seconds == 3.0
-    assert estimate.seconds == 4.5, "0.25 s listing, 3 s start, 1000 x 0.0025 s / 2 workers"
+    assert estimate.seconds == 5.5, "1 + 0.25 s listing, 3 s start, 1000 x 0.0025 s / 2 workers"
     assert estimate.images_per_second == 800.0
     assert (estimate.bytes_read, estimate.bytes_written) == (10_000, 20_000)
     assert estimate.stages == {"fetch": 0.2, "decode": 0.8}
@@ -51,8 +53,8 @@ def test_workers_without_a_unit_do_nothing() -> None:
 def test_start_is_measured_and_that_of_ray_is_a_multiple(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 2.0, 10.0, 12.0])
     monkeypatch.setattr("afinar.units.estimate.time.monotonic", lambda: next(clock))
-    assert measure_start("sys", starts_ray=False) == 2.0
-    assert measure_start("sys", starts_ray=True) > 2.0
+    assert measure_imports("sys") == 2.0
+    assert measure_ray_start() > 2.0
 
 
 def test_nothing_pending_costs_only_the_listing() -> None:

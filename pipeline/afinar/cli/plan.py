@@ -15,6 +15,7 @@ from afinar.errors import RequestError
 from afinar.execution.choice import INGESTED, PREDICTED, choose_for_units, this_machine
 from afinar.execution.executor import asks_for_ray
 from afinar.logs import wrap
+from afinar.units.estimate import Launch
 from afinar.units.progress import format_duration
 
 EXAMPLE = "afinar plan ingest s3://bucket/pictures s3://bucket/dataset --size 224 --workers 64"
@@ -66,28 +67,29 @@ def _configure_label(argv: list[str]) -> LabelConfig:
 
 def run(config: IngestConfig | LabelConfig) -> dict[str, Any]:
     """Time a sample of the work and return the estimate. Writes nothing."""
-
     is_labelling = isinstance(config, LabelConfig)
 
-    def starts_ray(pictures: int) -> bool:
+    def choose_launch(pictures: int, units: int) -> Launch:
+        if cluster_address(config.address) is not None:
+            return Launch(processes=config.workers)
         choice = choose_for_units(
             pictures,
-            pictures,
+            units,
             few=PREDICTED if is_labelling else INGESTED,
             workers=config.workers,
             asks_for_ray=asks_for_ray(config.address),
             uses_gpus=is_labelling,
             machine=this_machine(),
         )
-        return not choice.without_ray and cluster_address(config.address) is None
+        return Launch(starts_ray=not choice.without_ray, processes=choice.processes)
 
     if isinstance(config, LabelConfig):
         from afinar.labelling.estimate import forecast_label
 
-        return asdict(forecast_label(config, starts_ray))
+        return asdict(forecast_label(config, choose_launch))
     from afinar.ingestion.estimate import forecast_ingest
 
-    return asdict(forecast_ingest(config, starts_ray))
+    return asdict(forecast_ingest(config, choose_launch))
 
 
 def describe(summary: dict[str, Any]) -> str:

@@ -17,14 +17,16 @@ from afinar.pictures.preprocessing import StoredView
 from afinar.sources.entry import Entry
 from afinar.storage.multi_store import open_root
 from afinar.storage.objects import sha256
-from afinar.units.cut import count_pending
+from afinar.units.cut import count_pending, unit_names
 from afinar.units.estimate import (
+    ChooseLaunch,
     Forecast,
     Sample,
-    StartsRay,
     extrapolate,
+    launch_anywhere,
     list_requests,
-    measure_start,
+    measure_imports,
+    measure_ray_start,
     sample_pending,
 )
 from afinar.units.executor import InlineExecutor
@@ -32,6 +34,8 @@ from afinar.units.plans import left_out_of
 
 _PUTS_PER_UNIT: Final = 3  # shard, facts, marker
 _PUTS_PER_VERSION: Final = 5  # plan, index, rejects, list, manifest
+_COMMAND_MODULES: Final = "afinar.ingestion.driver, afinar.report.dataset"
+_WORKER_MODULES: Final = "afinar.ingestion.worker"
 
 
 @dataclass(kw_only=True)
@@ -42,7 +46,7 @@ class IngestForecast(Forecast):
 
 
 def forecast_ingest(
-    config: IngestConfig, starts_ray: StartsRay = lambda _: False
+    config: IngestConfig, choose_launch: ChooseLaunch = launch_anywhere
 ) -> IngestForecast:
     """List the source, and read and decode a sample of the pictures to be read; writes nothing."""
     started = time.monotonic()
@@ -53,14 +57,19 @@ def forecast_ingest(
 
     root = job.root_of(planned.table)
     sample = _measure(root, job.view, sample_pending(planned.table, root))
-    if sample.pictures:
-        pending = count_pending(planned.table, done=set())
-        sample.start_s = measure_start(
-            "afinar.ingestion.worker, ray" if starts_ray(pending) else "afinar.ingestion.worker",
-            starts_ray=starts_ray(pending),
-        )
-    workers = config.workers or os.cpu_count() or 1
-    estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)
+    pending = count_pending(planned.table, done=set())
+    launch = choose_launch(pending, len(unit_names(planned.table)))
+    if pending:
+        sample.start_s = measure_imports(_WORKER_MODULES)
+    if pending and launch.starts_ray:
+        sample.start_s += measure_ray_start()
+    estimate = extrapolate(
+        planned.table,
+        sample,
+        workers=launch.processes or config.workers or os.cpu_count() or 1,
+        listing_s=listing_s,
+        command_s=measure_imports(_COMMAND_MODULES),
+    )
     puts = estimate.units * _PUTS_PER_UNIT + (_PUTS_PER_VERSION if estimate.to_read else 0)
     return IngestForecast(
         **vars(estimate),

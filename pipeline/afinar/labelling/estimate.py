@@ -18,13 +18,23 @@ from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
 from afinar.storage.open import read_uri
 from afinar.storage.records import as_record, parse_object
-from afinar.units.cut import count_pending
-from afinar.units.estimate import Forecast, Sample, StartsRay, extrapolate, measure_start
+from afinar.units.cut import count_pending, unit_names
+from afinar.units.estimate import (
+    ChooseLaunch,
+    Forecast,
+    Sample,
+    extrapolate,
+    launch_anywhere,
+    measure_imports,
+    measure_ray_start,
+)
 from afinar.units.executor import InlineExecutor
 from afinar.units.plans import left_out_of
 
 _PUTS_PER_UNIT: Final = 2  # part, marker; a unit with rejects puts one more
 _PUTS_PER_VERSION: Final = 3  # plan, list, manifest
+_COMMAND_MODULES: Final = "afinar.labelling.driver, afinar.report.labelling"
+_WORKER_MODULES: Final = "afinar.labelling.worker, torchvision"
 
 
 @dataclass(kw_only=True)
@@ -35,7 +45,9 @@ class LabelForecast(Forecast):
     model: str
 
 
-def forecast_label(config: LabelConfig, starts_ray: StartsRay = lambda _: False) -> LabelForecast:
+def forecast_label(
+    config: LabelConfig, choose_launch: ChooseLaunch = launch_anywhere
+) -> LabelForecast:
     """List the source, and label a sample of the pending pictures; writes nothing."""
     started = time.monotonic()
     job = LabelJob(config, InlineExecutor())
@@ -46,13 +58,20 @@ def forecast_label(config: LabelConfig, starts_ray: StartsRay = lambda _: False)
     pending = count_pending(planned.table, done=set())
     entries = tuple(job.source.sample(planned.table)) if pending else ()
     sample = _measure(job.spec(pending), entries) if entries else Sample(0)
+    launch = choose_launch(pending, len(unit_names(planned.table)))
     if entries:
-        # The start of the model was measured in this process, which has imported torch before it.
-        sample.start_s += measure_start("torch,torchvision", starts_ray=False)
-        if starts_ray(pending):
-            sample.start_s += measure_start("ray", starts_ray=True)
-    workers = config.workers or (_local_workers() if entries else os.cpu_count() or 1)
-    estimate = extrapolate(planned.table, sample, workers=workers, listing_s=listing_s)
+        # The model was loaded in this process, which had imported everything for it.
+        sample.start_s += measure_imports(_WORKER_MODULES)
+    if entries and launch.starts_ray:
+        sample.start_s += measure_ray_start()
+    workers = launch.processes or config.workers
+    estimate = extrapolate(
+        planned.table,
+        sample,
+        workers=workers or (_local_workers() if entries else os.cpu_count() or 1),
+        listing_s=listing_s,
+        command_s=measure_imports(_COMMAND_MODULES),
+    )
     puts = _puts(estimate.units, estimate.to_read, sample.reject_rate)
     return LabelForecast(
         **vars(estimate),
@@ -73,6 +92,8 @@ def _local_workers() -> int:
 
 def _measure(spec: LabelSpec, entries: tuple[Entry, ...]) -> Sample:
     """Label pictures as a unit does, without writing to a store."""
+    import torchvision  # noqa: F401  (loaded before the clock starts, as torch is)
+
     from afinar.labelling.worker import make_labeller  # imports torch, which no driver needs
 
     sample = Sample(len(entries))

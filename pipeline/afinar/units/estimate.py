@@ -30,8 +30,9 @@ _CHUNK: Final = 65_536  # uris that are Python objects at a time
 class Estimate:
     """Extrapolation from a sample to all pending pictures, with `workers` processes like this one.
 
-    Times are in seconds. `start_seconds` is the time until workers are ready: the start of Ray, of
-    processes, and of what they load. `stages` are fractions of a unit's time by phase."""
+    Times are in seconds. `command_seconds` is the time in which the command loads its own modules,
+    `start_seconds` that until workers are ready: the start of Ray, of processes, and of what they
+    load. `seconds` is the sum of all. `stages` are fractions of a unit's time by phase."""
 
     listed: int
     to_read: int
@@ -40,6 +41,7 @@ class Estimate:
     sampled: int
     sample_rejects: dict[str, int]
     listing_seconds: float
+    command_seconds: float
     start_seconds: float
     seconds: float
     images_per_second: float
@@ -87,22 +89,47 @@ class Sample:
         return self.rejects.total() / max(self.pictures, 1)
 
 
-StartsRay = Callable[[int], bool]
-"""Function that tells if a job over so many pictures starts a Ray of its own."""
+@dataclass(frozen=True)
+class Launch:
+    """How a job would run: in a Ray that it starts or not, and in how many processes.
 
-
-def measure_start(modules: str, *, starts_ray: bool) -> float:
-    """Return the seconds until workers are ready that import `modules`, comma-separated.
-
-    One such process is started here, so the result is that of this machine as busy as it is now.
+    0 processes are one per core, or per GPU.
     """
+
+    starts_ray: bool = False
+    processes: int = 0
+
+
+ChooseLaunch = Callable[[int, int], Launch]
+"""Function that returns how a job of so many pictures in so many units would run."""
+
+
+def launch_anywhere(pictures: int, units: int) -> Launch:
+    """Return the launch on a cluster that runs already."""
+    del pictures, units
+    return Launch()
+
+
+def measure_imports(modules: str) -> float:
+    """Return the seconds from the start of a process of afinar until it has imported `modules`.
+
+    `modules` are separated by commas. One such process is started here, so the result is that of
+    this machine as busy as it is now.
+    """
+    code = f"from afinar.units.pyarrow_setup import forgo_pandas; forgo_pandas(); import {modules}"
     started = time.monotonic()
-    subprocess.run([sys.executable, "-c", f"import {modules}"], check=False, capture_output=True)
-    process_s = time.monotonic() - started
-    return process_s * (1 + _RAY_PROCESSES) if starts_ray else process_s
+    subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    return time.monotonic() - started
 
 
-def extrapolate(plan: pa.Table, sample: Sample, *, workers: int, listing_s: float) -> Estimate:
+def measure_ray_start() -> float:
+    """Return an estimate of the seconds in which a local Ray starts."""
+    return _RAY_PROCESSES * measure_imports("ray")
+
+
+def extrapolate(
+    plan: pa.Table, sample: Sample, *, workers: int, listing_s: float, command_s: float = 0.0
+) -> Estimate:
     """Extrapolate the cost of a sample to all pictures of a plan (PLAN) that have a unit.
 
     Example: 200 pictures took 0.5 s; of 10,000 pending pictures two workers take 10,000 x 0.0025 /
@@ -119,8 +146,9 @@ def extrapolate(plan: pa.Table, sample: Sample, *, workers: int, listing_s: floa
         sampled=sample.pictures,
         sample_rejects=dict(sample.rejects),
         listing_seconds=round(listing_s, 2),
+        command_seconds=round(command_s, 2),
         start_seconds=round(sample.start_s, 2),
-        seconds=round(listing_s + sample.start_s + seconds, 1),
+        seconds=round(command_s + listing_s + sample.start_s + seconds, 1),
         images_per_second=round(len(pending) / seconds, 1) if seconds else 0.0,
         stages=_time_fractions(sample.timer),
         bytes_read=pc.sum(pending.column("size")).as_py() or 0,
