@@ -25,6 +25,7 @@ from afinar.units.estimate import (
     extrapolate,
     launch_anywhere,
     list_requests,
+    measure_command,
     measure_imports,
     measure_ray_start,
     sample_pending,
@@ -68,7 +69,7 @@ def forecast_ingest(
         sample,
         workers=launch.processes or config.workers or os.cpu_count() or 1,
         listing_s=listing_s,
-        command_s=measure_imports(_COMMAND_MODULES),
+        command_s=measure_command(_COMMAND_MODULES),
     )
     puts = estimate.units * _PUTS_PER_UNIT + (_PUTS_PER_VERSION if estimate.to_read else 0)
     return IngestForecast(

@@ -25,6 +25,7 @@ from afinar.units.estimate import (
     Sample,
     extrapolate,
     launch_anywhere,
+    measure_command,
     measure_imports,
     measure_ray_start,
 )
@@ -70,7 +71,7 @@ def forecast_label(
         sample,
         workers=workers or (_local_workers() if entries else os.cpu_count() or 1),
         listing_s=listing_s,
-        command_s=measure_imports(_COMMAND_MODULES),
+        command_s=measure_command(_COMMAND_MODULES),
     )
     puts = _puts(estimate.units, estimate.to_read, sample.reject_rate)
     return LabelForecast(

@@ -20,8 +20,11 @@ from afinar.units.cut import iter_units, unit_names
 from afinar.units.progress import PhaseTimer
 
 SAMPLE: Final = 200  # pictures
-# The start of a local Ray takes as long as so many starts of a process that imports ray.
-_RAY_PROCESSES: Final = 3.0
+# Start and end of a local Ray take as long as so many starts of a process that imports ray. Measured:
+# 4.4 and 1.2 s, and 0.55 s.
+_RAY_PROCESSES: Final = 10.0
+# A command's arguments, plan, manifest and page take half as long again as its imports.
+_COMMAND_IMPORTS: Final = 1.5
 _PER_LIST: Final = 1000  # objects in one answer of S3
 _CHUNK: Final = 65_536  # uris that are Python objects at a time
 
@@ -30,9 +33,10 @@ _CHUNK: Final = 65_536  # uris that are Python objects at a time
 class Estimate:
     """Extrapolation from a sample to all pending pictures, with `workers` processes like this one.
 
-    Times are in seconds. `command_seconds` is the time in which the command loads its own modules,
-    `start_seconds` that until workers are ready: the start of Ray, of processes, and of what they
-    load. `seconds` is the sum of all. `stages` are fractions of a unit's time by phase."""
+    Times are in seconds. `command_seconds` is the time in which the command loads its modules and
+    writes its manifest and page, `start_seconds` that until workers are ready: the start of Ray, of
+    processes, and of what they load. `seconds` is the sum of all. `stages` are fractions of a
+    unit's time by phase."""
 
     listed: int
     to_read: int
@@ -123,8 +127,13 @@ def measure_imports(modules: str) -> float:
 
 
 def measure_ray_start() -> float:
-    """Return an estimate of the seconds in which a local Ray starts."""
+    """Return an estimate of the seconds in which a local Ray starts and ends."""
     return _RAY_PROCESSES * measure_imports("ray")
+
+
+def measure_command(modules: str) -> float:
+    """Return an estimate of the seconds of a command without its listing and its units."""
+    return _COMMAND_IMPORTS * measure_imports(modules)
 
 
 def extrapolate(
