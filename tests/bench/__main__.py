@@ -37,6 +37,7 @@ from tests.bench.scaling import scaling
 from tests.bench.similar import similar
 from tests.bench.stall import stall
 from tests.bench.starts import starts
+from tests.bench.windows import windows
 from tests.bench.world import NotMeasuredError, WrongBenchError
 
 BENCHES: dict[str, Callable[[], bool]] = {
@@ -55,6 +56,7 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "scaling": scaling,
     "regimes": regimes,
     "features": features,
+    "windows": windows,
     "similar": similar,
     "explain": explain,
     "explain_families": explain_families,

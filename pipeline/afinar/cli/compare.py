@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_columns, format_size, format_table
+from afinar.cli.formatting import format_columns, format_notes, format_size, format_table
 from afinar.config.compare import CompareConfig
 from afinar.execution.executor import JobExecutor
 from afinar.logs import wrap
@@ -70,9 +70,10 @@ def describe(summary: dict[str, Any]) -> str:
     for part in summary["datasets"] if several else [summary]:
         lines: list[tuple[str, ...]] = [_HEADING]
         lines += [_columns(row) for row in [*part["rows"], *part["learning_curve"]]]
-        texts = [part["recommendation"], *_transfer_lines(part), *part["notes"]]
+        texts = [part["recommendation"], *_transfer_lines(part)]
         heading = [f"{part['dataset']}, version {part['version']}", ""] if several else []
-        parts += [*heading, format_columns(lines), "", *map(wrap, texts), ""]
+        parts += [*heading, format_columns(lines), "", *map(wrap, texts)]
+        parts += [*format_notes(part["notes"]), ""]
     facts = [
         ("cells", f"{summary['cells']}, of which {summary['computed']} computed now"),
         ("time", f"{summary['seconds']:.1f} s"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_columns, format_table
+from afinar.cli.formatting import format_columns, format_notes, format_table
 from afinar.config.evaluate import EvaluateConfig
 from afinar.execution.executor import JobExecutor
 
@@ -54,4 +54,4 @@ def describe(summary: dict[str, Any]) -> str:
             for row in summary["corruptions"]
         ]
         parts += ["", format_columns(table), ""]
-    return "\n".join([*parts, *summary["notes"]])
+    return "\n".join([*parts, *format_notes(summary["notes"])])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_columns, format_table
+from afinar.cli.formatting import format_columns, format_notes, format_table
 from afinar.config.explain import (
     ExplainAdversarialConfig,
     ExplainConfig,
@@ -118,4 +118,4 @@ def describe(summary: dict[str, Any]) -> str:
             for row in summary["accuracy"]
         ]
         parts += ["", format_columns(table)]
-    return "\n".join([*parts, *summary["notes"]])
+    return "\n".join([*parts, *format_notes(summary["notes"])])

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_size, format_table
+from afinar.cli.formatting import format_notes, format_size, format_table
 from afinar.config.features import FeaturesConfig
 from afinar.execution.executor import JobExecutor
 from afinar.models.networks.catalogue import require_backbone
@@ -53,4 +53,4 @@ def describe(summary: dict[str, Any]) -> str:
         )
     rate = f"{summary['seconds']:.1f} s, {summary['images_per_second']:.0f} pictures/s"
     rows.append(("time", rate))
-    return "\n".join([format_table(rows), *summary["notes"]])
+    return "\n".join([format_table(rows), *format_notes(summary["notes"])])

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_table
+from afinar.cli.formatting import format_notes, format_table
 from afinar.config.forget import ForgetConfig
 from afinar.execution.executor import JobExecutor
 
@@ -57,4 +57,4 @@ def describe(summary: dict[str, Any]) -> str:
             ("features", f"{summary['features_erased']} rows of cached features erased"),
         ]
     deleted = ("deleted", f"versions: {versions}; {summary['objects_removed']} objects")
-    return "\n".join([format_table([*rows, deleted]), *summary["notes"]])
+    return "\n".join([format_table([*rows, deleted]), *format_notes(summary["notes"])])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from afinar.logs import COLUMNS, escape_controls, wrap
@@ -23,6 +23,11 @@ def escape_names(value: Any) -> Any:
 def format_counts(counts: Mapping[str, int]) -> str:
     """Return counts as "a 3, b 1"; "none" if there are none."""
     return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
+
+
+def format_notes(notes: Iterable[str]) -> list[str]:
+    """Return lines for the notes of a summary, as trainings log theirs."""
+    return [wrap(f"note: {note}") for note in notes]
 
 
 def format_left_out(counts: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_counts, format_left_out, format_table, format_time
+from afinar.cli.formatting import (
+    format_counts,
+    format_left_out,
+    format_notes,
+    format_table,
+    format_time,
+)
 from afinar.config.ingest import IngestConfig
 from afinar.execution.executor import JobExecutor
-from afinar.logs import wrap
 from afinar.units.progress import limiting_phase
 
 INTERRUPTED = "the same command continues"
@@ -53,4 +58,4 @@ def describe(summary: dict[str, Any]) -> str:
     ]
     if summary["report"]:
         rows.append(("report", summary["report"]))
-    return "\n".join([format_table(rows), *map(wrap, summary["notes"])])
+    return "\n".join([format_table(rows), *format_notes(summary["notes"])])

@@ -7,11 +7,16 @@ from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_counts, format_left_out, format_table, format_time
+from afinar.cli.formatting import (
+    format_counts,
+    format_left_out,
+    format_notes,
+    format_table,
+    format_time,
+)
 from afinar.config.label import LabelConfig
 from afinar.errors import ShortfallError
 from afinar.execution.executor import JobExecutor
-from afinar.logs import wrap
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +94,7 @@ def describe(summary: dict[str, Any]) -> str:
         forecast = summary["forecast"]
         difference = f"{forecast['seconds']:.1f} s: the run took {forecast['error']:+.0%}"
         rows.append(("forecast", difference))
-    return "\n".join([format_table(rows), *map(wrap, summary["notes"])])
+    return "\n".join([format_table(rows), *format_notes(summary["notes"])])
 
 
 def _describe_one_picture(summary: dict[str, Any]) -> str:

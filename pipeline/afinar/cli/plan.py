@@ -7,14 +7,19 @@ from dataclasses import asdict
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_counts, format_left_out, format_size, format_table
+from afinar.cli.formatting import (
+    format_counts,
+    format_left_out,
+    format_notes,
+    format_size,
+    format_table,
+)
 from afinar.config.base import cluster_address
 from afinar.config.ingest import IngestConfig
 from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
 from afinar.execution.choice import INGESTED, PREDICTED, choose_for_units, this_machine
 from afinar.execution.executor import asks_for_ray
-from afinar.logs import wrap
 from afinar.units.estimate import Launch
 from afinar.units.progress import format_duration
 
@@ -114,4 +119,4 @@ def describe(summary: dict[str, Any]) -> str:
         ("rate", f"{summary['images_per_second']:.0f} pictures/s; {phases}"),
         ("sample", f"{summary['sampled']} pictures; rejected: {rejects}"),
     ]
-    return "\n".join([format_table(rows), *map(wrap, summary["notes"])])
+    return "\n".join([format_table(rows), *format_notes(summary["notes"])])

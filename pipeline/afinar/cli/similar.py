@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from afinar.cli.arguments import parse
-from afinar.cli.formatting import format_columns, format_counts, format_table
+from afinar.cli.formatting import format_columns, format_counts, format_notes, format_table
 from afinar.config.similar import SimilarConfig
 from afinar.execution.executor import JobExecutor
 
@@ -63,7 +63,7 @@ def describe(summary: dict[str, Any]) -> str:
         ("time", ", ".join(f"{name} {value} s" for name, value in summary["seconds"].items())),
         ("report", summary["report"]),
     ]
-    parts = [format_table(rows), *_first_rows(summary), *summary["notes"]]
+    parts = [format_table(rows), *_first_rows(summary), *format_notes(summary["notes"])]
     if leaks["pairs"]:
         parts.append(
             f"{leaks['test_pictures']} test pictures have a copy in another split: ingest again "
