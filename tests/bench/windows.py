@@ -29,11 +29,11 @@ from afinar.units.executor import InlineExecutor
 from tests.bench.table import Table
 from tests.bench.world import WrongBenchError, scaled
 
-SIDE: Final = 32
+SIDE: Final = 64
 SEEDS: Final = 5
 POINTS: Final = 0.005
 """Largest loss of accuracy."""
-WINDOW_MB: Final = 1
+WINDOW_MB: Final = 4
 _ALL_MB: Final = 1000
 HEALTHY: Final = 0.9
 """Accuracy that the full shuffle must reach, of 20 classes."""

@@ -30,12 +30,9 @@ def prepare_dangerous(prepare: Callable[[Any], Any], block: Any) -> Any:
 
 def patch_decoder() -> None:
     """Make this process exit at pictures that end in KILLER, and hang at those in STOPPER."""
-    for name, decoder in (
-        ("afinar.inference.picture_stream", "decode"),
-        ("afinar.ingestion.worker", "decode_into"),
-    ):
-        module = importlib.import_module(name)
-        setattr(module, decoder, _dangerous(getattr(module, decoder)))
+    for name in ("afinar.inference.picture_batches", "afinar.ingestion.worker"):
+        module: Any = importlib.import_module(name)
+        module.decode_into = _dangerous(module.decode_into)
 
 
 def _dangerous(decode: Callable[..., Any]) -> Callable[..., Any]:

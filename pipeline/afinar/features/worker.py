@@ -20,7 +20,7 @@ from afinar.features.network import load_feature_network
 from afinar.features.shards import put_shard
 from afinar.inference.cpu import use_worker_cores
 from afinar.inference.device import CpuDevice, CudaDevice, Device, Images
-from afinar.inference.picture_stream import PictureBatches, Pictures, ShardPictures
+from afinar.inference.picture_batches import PictureBatches, Pictures, ShardPictures
 from afinar.inference.pipeline import Pipeline, SubmittedBatch
 from afinar.pictures.decode import configure_pillow
 from afinar.sources.entry import Entry

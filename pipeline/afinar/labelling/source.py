@@ -28,7 +28,7 @@ from afinar.units.cut import count_pending, iter_units
 from afinar.units.estimate import list_requests, sample_pending
 
 if TYPE_CHECKING:
-    from afinar.inference.picture_stream import Pictures
+    from afinar.inference.picture_batches import Pictures
 
 _CACHE_BYTES: Final = 8 * 2**30  # of a remote dataset's shards on one machine: each is read once
 
@@ -60,7 +60,7 @@ class Source(ABC):
         return sample_pending(plan, self.root)
 
     @abstractmethod
-    def open_stream(self, view: StoredView) -> Pictures:
+    def open_pictures(self, view: StoredView) -> Pictures:
         """Return the reader of a worker, which converts pictures to `view`."""
 
     def needs_decoding(self, view: StoredView) -> bool:
@@ -94,8 +94,8 @@ class FolderSource(Source):
     def count_requests(self, plan: pa.Table) -> dict[str, int]:
         return {"LIST": list_requests(len(plan)), "GET": count_pending(plan, done=set())}
 
-    def open_stream(self, view: StoredView) -> Pictures:
-        from afinar.inference.picture_stream import FilePictures
+    def open_pictures(self, view: StoredView) -> Pictures:
+        from afinar.inference.picture_batches import FilePictures
 
         return FilePictures(open_reader(self.uri), view)
 
@@ -111,8 +111,8 @@ class UriListSource(Source):
         """Return an upper limit: a folder with many of the files is listed instead."""
         return {"HEAD": len(plan), "GET": count_pending(plan, done=set())}
 
-    def open_stream(self, view: StoredView) -> Pictures:
-        from afinar.inference.picture_stream import UriPictures
+    def open_pictures(self, view: StoredView) -> Pictures:
+        from afinar.inference.picture_batches import UriPictures
 
         return UriPictures(view)
 
@@ -154,8 +154,8 @@ class DatasetSource(Source):
         """Return one whole unit: a random sample would read a whole shard for each picture."""
         return [entry for _, entries in islice(iter_units(plan, self.root), 1) for entry in entries]
 
-    def open_stream(self, view: StoredView) -> Pictures:
-        from afinar.inference.picture_stream import ShardPictures
+    def open_pictures(self, view: StoredView) -> Pictures:
+        from afinar.inference.picture_batches import ShardPictures
 
         dataset = open_dataset(self.uri, version=self.version, cache_bytes=_CACHE_BYTES)
         return ShardPictures(dataset, view)

@@ -16,7 +16,7 @@ from afinar.units.executor import Preprocessing
 from afinar.units.tasks import UnitTask
 
 if TYPE_CHECKING:
-    from afinar.inference.picture_stream import Block, Pictures
+    from afinar.inference.picture_batches import Block, Pictures
 
 UNIT_PICTURES: Final = 512
 """Largest unit. A killed worker loses at most this: between a few seconds and a minute of one
@@ -62,7 +62,7 @@ def _split_into_blocks(task: UnitTask) -> list[Sequence[Entry]]:
 
 
 def _make_block(source: Source, view: StoredView, entries: Sequence[Entry]) -> Block:
-    from afinar.inference.picture_stream import make_block
+    from afinar.inference.picture_batches import make_block
     from afinar.pictures.decode import configure_pillow
 
     configure_pillow()
@@ -72,4 +72,4 @@ def _make_block(source: Source, view: StoredView, entries: Sequence[Entry]) -> B
 @lru_cache(maxsize=1)
 def _open_pictures(source: Source, view: StoredView) -> Pictures:
     """Open the source once per process: a dataset's manifest is read once for all blocks."""
-    return source.open_stream(view)
+    return source.open_pictures(view)

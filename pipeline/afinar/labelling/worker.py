@@ -20,7 +20,7 @@ import torch
 from afinar.inference.batch_size import choose_batch_size
 from afinar.inference.cpu import use_worker_cores
 from afinar.inference.device import Images, device_for
-from afinar.inference.picture_stream import Block, BlockBatches, PictureBatches, Pictures
+from afinar.inference.picture_batches import Block, BlockBatches, PictureBatches, Pictures
 from afinar.inference.pipeline import Pipeline, SubmittedBatch
 from afinar.inference.predictor import Predictor, PredictorOutput, load_predictor
 from afinar.labelling.tasks import LabelSpec
@@ -252,7 +252,7 @@ def make_labeller(spec: LabelSpec) -> Labeller:
         spec=spec,
         predictor=predictor,
         pipeline=Pipeline(chosen, batch_size, predictor.version.stored_view.size),
-        pictures=spec.source.open_stream(predictor.version.stored_view),
+        pictures=spec.source.open_pictures(predictor.version.stored_view),
         store=open_store(spec.predictions),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from afinar.config.label import LabelConfig
-from afinar.inference.picture_stream import BlockBatches, FilePictures, Outcome, make_block
+from afinar.inference.picture_batches import BlockBatches, FilePictures, Outcome, make_block
 from afinar.labelling.source import Source, open_source
 from afinar.models.registry.versions import find_model
 from afinar.pictures.decode import decode
@@ -40,7 +40,7 @@ def read_all(source: Source, view: StoredView) -> tuple[NDArray[np.uint8], list[
     """Images and outcomes of all pictures of a source."""
     entries = entries_of(source)
     images = np.zeros((len(entries), view.size, view.size, 3), np.uint8)
-    with source.open_stream(view).batches(entries, PhaseTimer()) as batches:
+    with source.open_pictures(view).batches(entries, PhaseTimer()) as batches:
         return images, batches.fill(entries, images)
 
 
@@ -97,7 +97,7 @@ def test_rows_of_shards_are_copied_they_are_those_of_the_files(
     ingest(archive, dataset, size=32)
     source = open_source(LabelConfig(source=dataset, predictions="-", model="m@1"), VIEW)
     entries = entries_of(source)
-    pictures = source.open_stream(VIEW)
+    pictures = source.open_pictures(VIEW)
     images = np.zeros((len(entries), 32, 32, 3), np.uint8)
     pictures.prefetch(entries)
     with pictures.batches(entries, PhaseTimer()) as batches:
