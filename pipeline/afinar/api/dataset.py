@@ -71,7 +71,8 @@ class Dataset(reader.Dataset):
 
     It is a sequence of `Sample`, sorted by uri. `index` is the same as an Arrow table (uri, etag,
     sample_id, label, split, group, shard, row), `rejects` lists the pictures that could not be
-    used, `classes` the names of the classes, and `read(rows)` returns pixels.
+    used, `classes` the names of the classes, and `read(rows)` returns pixels. For a DataLoader of
+    torch, use `torch(split)`.
     """
 
     def __len__(self) -> int:
