@@ -139,8 +139,9 @@ def test_a_live_relu_has_its_own_gradient() -> None:
 @pytest.mark.parametrize(
     ("backbone", "size", "layer"),
     [
-        ("resnet18", 64, "layer4.1.relu_1"),
-        ("convnext_tiny", 64, "features.7.2.add"),
+        ("resnet18", 224, "layer4.1.relu_1"),
+        ("resnet18", 128, "layer3.1.relu_1"),
+        ("convnext_tiny", 224, "features.7.2.add"),
         ("vit_b_32", 128, "encoder.layers.encoder_layer_10.add_1"),
     ],
 )
