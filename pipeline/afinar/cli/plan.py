@@ -104,6 +104,7 @@ def describe(summary: dict[str, Any]) -> str:
     time = format_duration(summary["seconds"])
     phases = ", ".join(f"{name} {share:.0%}" for name, share in summary["stages"].items())
     rejects = format_counts(summary["sample_rejects"])
+    workers = "1 worker" if summary["workers"] == 1 else f"{summary['workers']} workers"
 
     rows = [
         ("listed", f"{summary['listed']} pictures in {listing_time}"),
@@ -113,7 +114,7 @@ def describe(summary: dict[str, Any]) -> str:
         ("requests", format_counts(summary["requests"])),
         (
             "time",
-            f"about {time} with {summary['workers']} workers as fast as this one; "
+            f"about {time} with {workers} as fast as this one; "
             f"{format_duration(summary['start_seconds'])} of it until they are ready",
         ),
         ("rate", f"{summary['images_per_second']:.0f} pictures/s; {phases}"),

@@ -67,9 +67,9 @@ def forecast_ingest(
     estimate = extrapolate(
         planned.table,
         sample,
-        workers=launch.processes or config.workers or os.cpu_count() or 1,
+        workers=config.workers or launch.processes or os.cpu_count() or 1,
         listing_s=listing_s,
-        command_s=measure_command(_COMMAND_MODULES),
+        command_s=measure_command(_COMMAND_MODULES) if pending else 0.0,
     )
     puts = estimate.units * _PUTS_PER_UNIT + (_PUTS_PER_VERSION if estimate.to_read else 0)
     return IngestForecast(

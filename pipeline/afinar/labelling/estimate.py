@@ -65,13 +65,13 @@ def forecast_label(
         sample.start_s += measure_imports(_WORKER_MODULES)
     if entries and launch.starts_ray:
         sample.start_s += measure_ray_start()
-    workers = launch.processes or config.workers
+    workers = config.workers or launch.processes
     estimate = extrapolate(
         planned.table,
         sample,
         workers=workers or (_local_workers() if entries else os.cpu_count() or 1),
         listing_s=listing_s,
-        command_s=measure_command(_COMMAND_MODULES),
+        command_s=measure_command(_COMMAND_MODULES) if pending else 0.0,
     )
     puts = _puts(estimate.units, estimate.to_read, sample.reject_rate)
     return LabelForecast(
