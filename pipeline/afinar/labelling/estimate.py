@@ -35,7 +35,7 @@ from afinar.units.plans import left_out_of
 _PUTS_PER_UNIT: Final = 2  # part, marker; a unit with rejects puts one more
 _PUTS_PER_VERSION: Final = 3  # plan, list, manifest
 _COMMAND_MODULES: Final = "afinar.labelling.driver, afinar.report.labelling"
-_WORKER_MODULES: Final = "afinar.labelling.worker, torchvision"
+_WORKER_MODULES: Final = "afinar.labelling.worker, afinar.models.networks.vision"
 
 
 @dataclass(kw_only=True)
@@ -93,9 +93,9 @@ def _local_workers() -> int:
 
 def _measure(spec: LabelSpec, entries: tuple[Entry, ...]) -> Sample:
     """Label pictures as a unit does, without writing to a store."""
-    import torchvision  # noqa: F401  (loaded before the clock starts, as torch is)
-
-    from afinar.labelling.worker import make_labeller  # imports torch, which no driver needs
+    # Before the clock starts: torch, which no driver needs, and torchvision.
+    import afinar.models.networks.vision  # noqa: F401
+    from afinar.labelling.worker import make_labeller
 
     sample = Sample(len(entries))
     started = time.monotonic()

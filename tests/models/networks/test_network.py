@@ -35,7 +35,9 @@ def recipe(name: str) -> TrainConfig:
 
 
 TRAINING = sorted(
-    path.name for path in RECIPES.glob("*.toml") if not path.name.startswith(("ingest", "nightly"))
+    path.name
+    for path in RECIPES.glob("*.toml")
+    if not path.name.startswith(("compare", "ingest", "nightly"))
 )
 
 
