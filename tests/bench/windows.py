@@ -2,9 +2,9 @@
 
     python -m tests.bench windows      minutes on two cores
 
-Twenty classes of real pictures: the ten handwritten digits of scikit-learn (UCI, CC BY 4.0), and
-the same digits in the other direction, white on black turned into black on white. They are small,
-so that enough of them can be tested to tell half a point.
+Twenty classes of real pictures: the ten handwritten digits of scikit-learn (UCI, CC BY 4.0), white
+on black, and the same pictures inverted. They are small, so that enough of them can be tested to
+tell half a point.
 """
 
 from __future__ import annotations

@@ -137,19 +137,19 @@ def test_a_live_relu_has_its_own_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "size", "layer"),
+    ("backbone", "size", "layer", "deepest"),
     [
-        ("resnet18", 224, "layer4.1.relu_1"),
-        ("resnet18", 128, "layer3.1.relu_1"),
-        ("convnext_tiny", 224, "features.7.2.add"),
-        ("vit_b_32", 128, "encoder.layers.encoder_layer_10.add_1"),
+        ("resnet18", 224, "layer4.1.relu_1", "layer4.1.relu_1"),
+        ("resnet18", 128, "layer3.1.relu_1", "layer4.1.relu_1"),
+        ("convnext_tiny", 224, "features.7.2.add", "features.7.2.add"),
+        ("vit_b_32", 128, *2 * ["encoder.layers.encoder_layer_10.add_1"]),
     ],
 )
-def test_the_layer_of_grad_cam(backbone: str, size: int, layer: str) -> None:
+def test_the_layer_of_grad_cam(backbone: str, size: int, layer: str, deepest: str) -> None:
     network = plain(backbone, size)
     assert saliency_layer(network) == layer
     depths = several_depths(network)
-    assert depths[-1] == layer
+    assert depths[-1] == deepest
     assert len(depths) == 3
     found = map_of(network.shapes[layer])
     assert found is not None

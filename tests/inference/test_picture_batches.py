@@ -1,4 +1,4 @@
-"""Streams of pictures: files, shards and blocks give the same stored views."""
+"""Batches of pictures: files, shards and blocks give the same stored views."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_model_has_learned_from_jpegs_shards_of_pixels_give_the_same_input(
         np.testing.assert_array_equal(image, decode(data, view).image)
 
 
-def test_unit_is_prepared_in_blocks_stream_is_that_of_the_files(tmp_path: Path) -> None:
+def test_unit_is_prepared_in_blocks_pictures_are_those_of_the_files(tmp_path: Path) -> None:
     folder = flat_archive(tmp_path / "scans", 5)
     (folder / "002.jpg").write_bytes(BROKEN["unidentified"])
     pictures = FilePictures(open_reader(str(folder)), VIEW)

@@ -20,7 +20,7 @@ from afinar.config.label import LabelConfig
 from afinar.errors import RequestError
 from afinar.execution.choice import INGESTED, PREDICTED, choose_for_units, this_machine
 from afinar.execution.executor import asks_for_ray
-from afinar.units.estimate import Launch
+from afinar.units.estimate import Launch, launch_on_cluster
 from afinar.units.progress import format_duration
 
 EXAMPLE = "afinar plan ingest s3://bucket/pictures s3://bucket/dataset --size 224 --workers 64"
@@ -76,7 +76,7 @@ def run(config: IngestConfig | LabelConfig) -> dict[str, Any]:
 
     def choose_launch(pictures: int, units: int) -> Launch:
         if cluster_address(config.address) is not None:
-            return Launch(processes=config.workers)
+            return launch_on_cluster(pictures, units)
         choice = choose_for_units(
             pictures,
             units,

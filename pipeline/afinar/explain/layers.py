@@ -72,12 +72,20 @@ def saliency_layer(network: ExplainedNetwork) -> str | None:
     have no gradient there: the output of the block before the last one is taken.
     """
     maps = _maps(network)
+    deepest = _deepest(maps)
+    if deepest is None or maps[deepest].layout == "tokens":
+        return deepest
+    fine = [name for name, found in maps.items() if found.side >= _FINE_SIDE]
+    return fine[-1] if fine else deepest
+
+
+def _deepest(maps: dict[str, Map]) -> str | None:
+    """Return the last node with positions; in a vision transformer the last with a gradient."""
     if not maps:
         return None
     last = next(reversed(maps))
     if maps[last].layout != "tokens":
-        fine = [name for name, found in maps.items() if found.side >= _FINE_SIDE]
-        return fine[-1] if fine else last
+        return last
     blocks: dict[str, str] = {}
     for name, found in maps.items():
         if found.layout == "tokens" and (match := _BLOCK.match(name)):
@@ -86,12 +94,12 @@ def saliency_layer(network: ExplainedNetwork) -> str | None:
 
 
 def several_depths(network: ExplainedNetwork) -> list[str]:
-    """Return three nodes: an early one, one in the middle, and the one that Grad-CAM uses.
+    """Return three nodes: an early one, one in the middle, and the deepest one.
 
     Of a CNN they end a group of layers of the same resolution, of a transformer they end a block.
     """
     maps = _maps(network)
-    last = saliency_layer(network)
+    last = _deepest(maps)
     if last is None:
         return []
     names = list(maps)

@@ -23,7 +23,7 @@ from afinar.units.estimate import (
     Forecast,
     Sample,
     extrapolate,
-    launch_anywhere,
+    launch_on_cluster,
     list_requests,
     measure_command,
     measure_imports,
@@ -47,7 +47,7 @@ class IngestForecast(Forecast):
 
 
 def forecast_ingest(
-    config: IngestConfig, choose_launch: ChooseLaunch = launch_anywhere
+    config: IngestConfig, choose_launch: ChooseLaunch = launch_on_cluster
 ) -> IngestForecast:
     """List the source, and read and decode a sample of the pictures to be read; writes nothing."""
     started = time.monotonic()

@@ -24,7 +24,7 @@ from afinar.units.estimate import (
     Forecast,
     Sample,
     extrapolate,
-    launch_anywhere,
+    launch_on_cluster,
     measure_command,
     measure_imports,
     measure_ray_start,
@@ -47,7 +47,7 @@ class LabelForecast(Forecast):
 
 
 def forecast_label(
-    config: LabelConfig, choose_launch: ChooseLaunch = launch_anywhere
+    config: LabelConfig, choose_launch: ChooseLaunch = launch_on_cluster
 ) -> LabelForecast:
     """List the source, and label a sample of the pending pictures; writes nothing."""
     started = time.monotonic()

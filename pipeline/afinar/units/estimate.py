@@ -95,10 +95,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a job would run: in a Ray that it starts or not, and in how many processes.
-
-    0 processes are one per core, or per GPU.
-    """
+    """Number of processes of a job, 0 for one per core or GPU; whether it starts a local Ray."""
 
     starts_ray: bool = False
     processes: int = 0
@@ -108,8 +105,8 @@ ChooseLaunch = Callable[[int, int], Launch]
 """Function that returns how a job of so many pictures in so many units would run."""
 
 
-def launch_anywhere(pictures: int, units: int) -> Launch:
-    """Return the launch on a cluster that runs already."""
+def launch_on_cluster(pictures: int, units: int) -> Launch:
+    """Return the launch of a job on a cluster that runs already."""
     del pictures, units
     return Launch()
 
@@ -122,7 +119,7 @@ def measure_imports(modules: str) -> float:
     """
     code = f"from afinar.units.pyarrow_setup import forgo_pandas; forgo_pandas(); import {modules}"
     started = time.monotonic()
-    subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     return time.monotonic() - started
 
 
