@@ -85,25 +85,31 @@ def apply_input_view(images: Tensor, view: InputView) -> Tensor:
 
     uint8 [n, size, size, 3] → float32 [n, 3, input_size, input_size], channels last.
     """
-    pixels = images.permute(0, 3, 1, 2).float()
-    if pixels.shape[-1] != view.input_size:
+    pixels = images.float()
+    if pixels.shape[1] != view.input_size:
         size = (view.input_size, view.input_size)
-        pixels = F.interpolate(
-            pixels, size, mode=view.interpolation, antialias=True, align_corners=False
+        resized = F.interpolate(
+            pixels.permute(0, 3, 1, 2),
+            size,
+            mode=view.interpolation,
+            antialias=True,
+            align_corners=False,
         )
         if view.interpolation == "bicubic":  # it overshoots at edges
-            pixels = pixels.clamp(0, 255)
+            resized = resized.clamp(0, 255)
+        pixels = resized.permute(0, 2, 3, 1)
 
     # (x / 255 - mean) / std = x * scale + offset, in one pass over the pixels. The constants are
-    # computed on the CPU and copied asynchronously, so that the CPU does not wait for a GPU.
+    # repeated for a whole row: one loop over 672 values takes a fifth of the time of loops over 3.
+    # They are computed on the CPU and copied asynchronously, so that it does not wait for a GPU.
     scale = 1 / (255 * torch.tensor(view.std))
     offset = -255 * torch.tensor(view.mean) * scale
     scale, offset = (
-        constant.view(1, 3, 1, 1).to(images.device, non_blocking=True)
+        constant.repeat(view.input_size).to(images.device, non_blocking=True)
         for constant in (scale, offset)
     )
-    normalised = torch.addcmul(offset, pixels, scale)
-    return normalised.contiguous(memory_format=torch.channels_last)
+    normalised = torch.addcmul(offset, pixels.flatten(2), scale)
+    return normalised.unflatten(2, (view.input_size, 3)).permute(0, 3, 1, 2)
 
 
 def default_batch_size(device: torch.device) -> int:
