@@ -222,9 +222,9 @@ class _NewFile(NewObject):
     def __init__(self, store: LocalStore, parts: Sequence[str]) -> None:
         self._store, self._is_discarded = store, False
         self._name = f"{_SCRATCH}{uuid.uuid4().hex}"
-        self._path = store.uri("/".join([*parts, self._name]))
+        self._where = store.uri("/".join(parts))  # errors name the folder: users know no other name
 
-        with translate_errors(self._path):
+        with translate_errors(self._where):
             self._folder = _open_folder(store.root, parts, create=True)
             try:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -237,7 +237,7 @@ class _NewFile(NewObject):
 
     def write(self, data: Buffer) -> None:
         rest = memoryview(data).cast("B")
-        with translate_errors(self._path):
+        with translate_errors(self._where):
             while len(rest):
                 rest = rest[self._file.write(rest) :]  # one call writes at most 2 GB
 

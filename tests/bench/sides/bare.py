@@ -1,4 +1,4 @@
-"""The bare limit: one process per core that only decodes pictures that are in memory."""
+"""The bare limit: one process per core that decodes pictures in memory and writes a shard."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from afinar.dataset.shards import batch_rows
 from afinar.pictures.decode import decode, decode_into
 from afinar.pictures.preprocessing import StoredView
 from afinar.pictures.resize import Pixels
 
 Decoder = Callable[[bytes, StoredView], Pixels]
+Loop = Callable[[list[bytes], StoredView, Path], None]
+"""Work on all pictures of a process, which may write to a file of its own."""
 
 
 def ours(data: bytes, view: StoredView) -> Pixels:
@@ -58,26 +61,31 @@ DECODERS: dict[str, Decoder] = {"decode": ours, "decode_into": in_place, "pillow
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Return pictures per second by decoder, other costs in seconds, differences of pixels."""
+    """Return pictures per second by decoder and of required work, other costs, differences."""
     files = sorted(str(path) for path in Path(request["source"]).rglob("*.jpg"))[
         : request["pictures"]
     ]
     view = StoredView(size=request["size"], fit="crop")
-    rates = {name: rate(name, files, view, request["cores"]) for name in DECODERS}
+    cores, out = request["cores"], Path(request["out"])
+    loops = {name: partial(_decode_all, decoder) for name, decoder in DECODERS.items()}
     return {
-        "rates": rates,
-        "costs_s": costs_s(files, view, Path(request["out"])),
+        "rates": {name: rate(loop, files, view, out, cores) for name, loop in loops.items()},
+        "required": rate(_write_shard, files, view, out, cores),
+        "costs_s": costs_s(files, view, out),
         "apart": apart(files[:100], view),
     }
 
 
-def rate(name: str, files: list[str], view: StoredView, cores: int) -> float:
+def rate(loop: Loop, files: list[str], view: StoredView, out: Path, cores: int) -> float:
     """Return the sum of the rates of all processes, so that none waits for another at the end."""
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(cores)
     answers: Any = context.SimpleQueue()
     processes = [
-        context.Process(target=_loop, args=(name, files[number::cores], view, barrier, answers))
+        context.Process(
+            target=_time_loop,
+            args=(loop, files[number::cores], view, Path(f"{out}-{number}"), barrier, answers),
+        )
         for number in range(cores)
     ]
     for process in processes:
@@ -88,15 +96,38 @@ def rate(name: str, files: list[str], view: StoredView, cores: int) -> float:
     return float(total)
 
 
-def _loop(name: str, files: list[str], view: StoredView, barrier: Any, answers: Any) -> None:
-    make, pictures = DECODERS[name], [Path(file).read_bytes() for file in files]
-    for data in pictures[:20]:
-        make(data, view)
+def _time_loop(
+    loop: Loop, files: list[str], view: StoredView, out: Path, barrier: Any, answers: Any
+) -> None:
+    pictures = [Path(file).read_bytes() for file in files]
+    loop(pictures[:20], view, out)
     barrier.wait()
     started = time.perf_counter()
-    for data in pictures:
-        make(data, view)
+    loop(pictures, view, out)
     answers.put(len(pictures) / (time.perf_counter() - started))
+
+
+def _decode_all(decoder: Decoder, pictures: list[bytes], view: StoredView, out: Path) -> None:
+    del out
+    for data in pictures:
+        decoder(data, view)
+
+
+def _write_shard(pictures: list[bytes], view: StoredView, out: Path) -> None:
+    """Do what the format requires: decode, hash each file, hash and write the pixels."""
+    rows = batch_rows(view)
+    batch = np.empty((rows, view.size, view.size, 3), np.uint8)
+    digest, ids = hashlib.sha256(), []
+    with out.open("wb") as file:
+        for start in range(0, len(pictures), rows):
+            group = pictures[start : start + rows]
+            for data, place in zip(group, batch, strict=False):
+                ids.append(hashlib.sha256(data).hexdigest())
+                decode_into(data, view, place)
+            digest.update(batch[: len(group)].data)
+            file.write(batch[: len(group)].data)
+        os.fsync(file.fileno())
+    out.unlink()
 
 
 def costs_s(files: list[str], view: StoredView, out: Path) -> dict[str, float]:
