@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 
 import pytest
 
+from afinar.config.base import LogFormat
+from afinar.execution.worker_lines import WorkerLines
 from afinar.logs import (
+    COLUMNS,
     LogSettings,
     configure_logging,
     configure_worker_logging,
@@ -52,14 +56,26 @@ def test_json_line_names_logger_run_and_rank(capsys: pytest.CaptureFixture[str])
     }
 
 
-@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_timed_log_has_the_time_before_each_message(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("timed")
+    logger.info("epoch 1 " + "of many " * 20)
+    WorkerLines().print_log("worker", ["[afinar] unit done", "foreign"])
+    first, *further, last = capsys.readouterr().err.splitlines()
+    time = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  "
+    assert re.match(f"{time}epoch 1 of many", first)
+    assert re.fullmatch(f"{time}unit done", last)
+    assert further
+    assert all(len(line) <= COLUMNS for line in (first, *further))
+
+
+@pytest.mark.parametrize("log_format", ["text", "timed", "json"])
 def test_lines_of_a_worker_are_recognised(
-    log_format: str, capsys: pytest.CaptureFixture[str]
+    log_format: LogFormat, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    configure_worker_logging(LogSettings(log_format="json" if log_format == "json" else "text"))
+    configure_worker_logging(LogSettings(log_format=log_format))
     logger.info("epoch 1\nloss 0.5")
     lines = [parse_worker_line(line) for line in capsys.readouterr().err.splitlines()]
-    if log_format == "text":
+    if log_format != "json":
         assert lines == [r"epoch 1\nloss 0.5"]
     else:
         assert [json.loads(line or "")["message"] for line in lines] == ["epoch 1\nloss 0.5"]
@@ -73,6 +89,8 @@ def test_lines_of_others_are_not_recognised(line: str) -> None:
 def test_settings_are_kept_in_the_environment() -> None:
     configure_logging("json", verbose=True)
     assert log_settings() == LogSettings(log_format="json", verbose=True)
+    configure_logging("timed")
+    assert log_settings() == LogSettings(log_format="timed")
     configure_logging()
     assert log_settings() == LogSettings()
 

@@ -13,10 +13,11 @@ import os
 import re
 import sys
 import textwrap
+import time
 from dataclasses import dataclass
-from typing import Final, Literal, TextIO
+from typing import Final, Literal, TextIO, get_args
 
-Format = Literal["text", "json"]
+Format = Literal["text", "timed", "json"]
 
 FORMAT_VARIABLE: Final = "AFINAR_LOG_FORMAT"
 VERBOSE_VARIABLE: Final = "AFINAR_VERBOSE"
@@ -24,6 +25,8 @@ RUN_VARIABLE: Final = "AFINAR_RUN"
 TERMINAL_VARIABLE: Final = "AFINAR_TERMINAL"
 COLUMNS: Final = 100
 """Length of the longest line of a log or a summary that has blanks to break it at."""
+
+_TIME: Final = "%Y-%m-%d %H:%M:%S  "
 
 _ROOT = logging.getLogger("afinar")
 _WORKER_PREFIX: Final = "[afinar] "
@@ -89,11 +92,22 @@ def wrap(text: str, indent: int = 2, columns: int = COLUMNS) -> str:
 class _TextFormatter(logging.Formatter):
     """The message, escaped and broken at its blanks, and the traceback."""
 
+    columns = COLUMNS
+
     def format(self, record: logging.LogRecord) -> str:
-        lines = [wrap(escape_controls(record.getMessage()))]
+        lines = [wrap(escape_controls(record.getMessage()), columns=self.columns)]
         if record.exc_info:
             lines.append(escape_lines(self.formatException(record.exc_info)))
         return "\n".join(lines)
+
+
+class _TimedFormatter(_TextFormatter):
+    """The same after the local time, for logs of jobs that run at night."""
+
+    columns = COLUMNS - len(time.strftime(_TIME))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return time.strftime(_TIME, time.localtime(record.created)) + super().format(record)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
@@ -142,6 +156,10 @@ class _WorkerFormatter(_TextFormatter):
         return "\n".join(_WORKER_PREFIX + line for line in lines)
 
 
+def _text_formatter(log_format: Format) -> logging.Formatter:
+    return _TimedFormatter() if log_format == "timed" else _TextFormatter()
+
+
 def configure_logging(log_format: Format = "text", *, run: str = "", verbose: bool = False) -> None:
     """Send the driver's log of afinar to stderr. A later call replaces what an earlier one set.
 
@@ -152,14 +170,15 @@ def configure_logging(log_format: Format = "text", *, run: str = "", verbose: bo
     os.environ[VERBOSE_VARIABLE] = str(int(verbose))
     os.environ[RUN_VARIABLE] = run
     os.environ[TERMINAL_VARIABLE] = str(int(sys.stderr.isatty()))
-    formatter = _JsonFormatter(run, None) if log_format == "json" else _TextFormatter()
+    formatter = _JsonFormatter(run, None) if log_format == "json" else _text_formatter(log_format)
     _set_handler(formatter, verbose)
     _ROOT.propagate = True
 
 
 def log_settings() -> LogSettings:
     """Return the arguments of `configure_logging` in this process or the one that started it."""
-    log_format: Format = "json" if os.environ.get(FORMAT_VARIABLE) == "json" else "text"
+    formats = {name: name for name in get_args(Format)}
+    log_format: Format = formats.get(os.environ.get(FORMAT_VARIABLE, ""), "text")
     verbose = os.environ.get(VERBOSE_VARIABLE) == "1"
     run = os.environ.get(RUN_VARIABLE, "")
     terminal = os.environ.get(TERMINAL_VARIABLE) == "1"
@@ -186,6 +205,15 @@ def parse_worker_line(line: str) -> str | None:
     if line.startswith(_WORKER_PREFIX):
         return line.removeprefix(_WORKER_PREFIX)
     return line if line.startswith(_JSON_START) else None
+
+
+def print_worker_line(line: str) -> None:
+    """Print a log line that `parse_worker_line` has returned, as if this process had logged it.
+
+    A worker does not write the time: lines of several workers that say the same are printed once.
+    """
+    is_timed = log_settings().log_format == "timed"
+    print((time.strftime(_TIME) if is_timed else "") + line, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _set_handler(formatter: logging.Formatter, verbose: bool) -> None:

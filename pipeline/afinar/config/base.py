@@ -16,7 +16,7 @@ from afinar.errors import RequestError
 POSITIONAL: Final = "positional"
 """Marks a field that the command line takes by position."""
 
-LogFormat = Literal["text", "json"]
+LogFormat = Literal["text", "timed", "json"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 _CLUSTER: Final = re.compile(r"(ray://)?(\[[0-9A-Fa-f:.%]+\]|[^\s/:\[\]]+):([0-9]{1,5})")
@@ -42,7 +42,8 @@ class JobConfig:
     verbose: bool = False
     """Log debug messages too."""
     log_format: LogFormat = "text"
-    """Format of the log on stderr: `text`, or `json` with one object per line."""
+    """Format of the log on stderr: `text`, `timed` with the time before each message, or `json`
+    with one object per line."""
 
     def __post_init__(self) -> None:
         """Raise RequestError for a wrong value."""

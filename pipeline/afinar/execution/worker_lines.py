@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from afinar.logs import parse_worker_line
+from afinar.logs import parse_worker_line, print_worker_line
 
 _SAME_LINE_S: Final = 10.0  # a line of two processes within this time is printed once
 
@@ -41,5 +40,5 @@ class WorkerLines:
             if last and last.process != process and now - last.time_s < _SAME_LINE_S:
                 continue
             self._last_prints[message] = _Print(process, now)
-            print(message, file=sys.stderr, flush=True)  # noqa: T201
+            print_worker_line(message)
         return foreign_lines

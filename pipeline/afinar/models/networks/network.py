@@ -109,7 +109,7 @@ def apply_input_view(images: Tensor, view: InputView) -> Tensor:
         for constant in (scale, offset)
     )
     normalised = torch.addcmul(offset, pixels.flatten(2), scale)
-    return normalised.unflatten(2, (view.input_size, 3)).permute(0, 3, 1, 2)
+    return normalised.view(-1, view.input_size, view.input_size, 3).permute(0, 3, 1, 2)
 
 
 def default_batch_size(device: torch.device) -> int:
