@@ -28,7 +28,7 @@ from tests.cluster.faults import REPOSITORY, RPC_CHAOS, busy_workers
 from tests.conftest import SCRIPTS, make_archive, many_pictures, run_afinar
 from tests.datasets import object_hashes
 
-PICTURES = 1600  # few enough for processes without Ray
+PICTURES = 960  # few enough for processes without Ray
 WITHOUT_RAY = ("--workers", "2")
 ON_RAY = (*WITHOUT_RAY, "--address", "local")
 

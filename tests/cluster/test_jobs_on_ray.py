@@ -25,6 +25,7 @@ from afinar.storage.open import open_store
 from tests.conftest import SCRIPTS, Trained, make_archive, many_pictures, run_afinar
 from tests.servers import free_port
 
+PICTURES, UNITS = 960, 20
 TRAIN = (
     "--backbone small_cnn --weights none --regime scratch --input-size 64 --batch-size 8".split()
 )
@@ -99,7 +100,7 @@ def bytes_by_name(store: str, folder: str) -> dict[str, bytes]:
 
 
 def test_ingest_with_killed_driver_is_completed_by_the_same_command(tmp_path: Path) -> None:
-    many_pictures(tmp_path / "pictures", 1600)
+    many_pictures(tmp_path / "pictures", PICTURES)
     command = ["ingest", "pictures", "dataset", "--size", "32"]
     dataset = str(tmp_path / "dataset")
     before = kill_midway(command, dataset, tmp_path)
@@ -107,8 +108,8 @@ def test_ingest_with_killed_driver_is_completed_by_the_same_command(tmp_path: Pa
     shards = bytes_by_name(dataset, "shards")
 
     done = summary_of(*command, cwd=tmp_path)
-    assert done["listed"] == done["samples"] == done["added"] == 1600
-    assert 0 < done["units_run"] <= 32 - before
+    assert done["listed"] == done["samples"] == done["added"] == PICTURES
+    assert 0 < done["units_run"] <= UNITS - before
     uris = open_dataset(dataset).index.column("uri").to_pylist()
     assert uris == sorted(str(path) for path in (tmp_path / "pictures").rglob("*.jpg")), (
         "no loss, no duplicate"
