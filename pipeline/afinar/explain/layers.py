@@ -116,6 +116,16 @@ def several_depths(network: ExplainedNetwork) -> list[str]:
 
 
 def _maps(network: ExplainedNetwork) -> dict[str, Map]:
-    """Return the nodes with positions, in forward order."""
+    """Return the nodes with positions, in forward order.
+
+    A node that has more positions than the one before it is left out: it has repeated them, as
+    VGG's adaptive pooling makes 7 x 7 of 4 x 4 for a small input.
+    """
     found = {name: map_of(shape) for name, shape in network.shapes.items()}
-    return {name: entry for name, entry in found.items() if entry is not None}
+    maps = {name: entry for name, entry in found.items() if entry is not None}
+    before = [None, *maps.values()]
+    return {
+        name: entry
+        for (name, entry), earlier in zip(maps.items(), before, strict=False)
+        if earlier is None or entry.side <= earlier.side
+    }
