@@ -18,7 +18,7 @@ from afinar.explain.ideal import IdealResult, IdealTask
 from afinar.explain.images import decode_png, structural_similarity
 from afinar.explain.layers import saliency_layer
 from afinar.explain.network import ExplainedNetwork, ModelSpec, find_class, load_explained
-from afinar.explain.saliency import deletion_score, grad_cam, rank_correlation
+from afinar.explain.saliency import deletion_score, grad_cam, occlusion, rank_correlation
 from tests.bench.table import Table
 from tests.bench.world import scaled
 
@@ -33,6 +33,7 @@ CORRELATION = 0.5
 GROWTH_BYTES = 30e6  # of memory over 400 pictures
 
 _HEADS = 5
+_OCCLUDED = 10
 
 
 def explain() -> bool:
@@ -118,6 +119,11 @@ def check_maps(
         grad_cam(network, entry.image[None], torch.tensor([target]), layer)[0]
         for entry, target in zip(pasted, targets, strict=True)
     ]
+    # A map can be on the object only if the network looks at it: occlusion shows that without maps.
+    occluded = [
+        entry.share_inside(occlusion(network, entry.image, torch.tensor([target])).values)
+        for entry, target in zip(pasted[:_OCCLUDED], targets, strict=False)
+    ]
     on_object = np.mean(
         [entry.share_inside(found.values) > 0.5 for entry, found in zip(pasted, maps, strict=True)]
     )
@@ -144,7 +150,8 @@ def check_maps(
         f"{len(pasted)} pictures (limit {ON_OBJECT:.0%}); rank correlation with random heads "
         f"{correlation:.2f} (limit {CORRELATION}); confidence "
         f"{np.mean([score.confidence for score in scores]):.2f}, hottest fifth blurred "
-        f"{hottest:.2f}, random {random:.2f}: {'met' if is_met else 'NOT met'}"
+        f"{hottest:.2f}, random {random:.2f}: {'met' if is_met else 'NOT met'}; "
+        f"share of occlusion's maps on the object {np.mean(occluded):.2f}"
     )
     return is_met
 

@@ -142,12 +142,9 @@ def test_a_live_relu_has_its_own_gradient() -> None:
         ("resnet18", 224, "layer4.1.relu_1", "layer4.1.relu_1"),
         ("resnet18", 128, "layer3.1.relu_1", "layer4.1.relu_1"),
         ("convnext_tiny", 224, "features.7.2.add", "features.7.2.add"),
-        (
-            "vgg11_bn",
-            128,
-            "features.27",
-            "features.28",
-        ),  # not avgpool, which repeats 4 x 4 as 7 x 7
+        # VGG's avgpool repeats 4 x 4 as 7 x 7; Mixed_7a begins with branches of 12 x 12.
+        ("vgg11_bn", 128, "features.27", "features.28"),
+        ("inception_v3", 224, "Mixed_6e.cat", "Mixed_7c.cat_2"),
         ("vit_b_32", 128, *2 * ["encoder.layers.encoder_layer_10.add_1"]),
     ],
 )

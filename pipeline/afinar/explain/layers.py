@@ -8,6 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 from torch import Tensor
 
+from afinar.explain.graphs import dependent_nodes
 from afinar.explain.network import ExplainedNetwork
 
 Layout = Literal["channels first", "channels last", "tokens"]
@@ -67,16 +68,37 @@ def saliency_layer(network: ExplainedNetwork) -> str | None:
     """Return the node whose activations Grad-CAM weights; None if no node has positions.
 
     It is the last node with enough positions to tell places apart: the last convolution's
-    activation in a CNN at its usual input size, an earlier one at a smaller size. In a vision
-    transformer only the class token of the last block reaches the head, so that all other tokens
-    have no gradient there: the output of the block before the last one is taken.
+    activation in a CNN at its usual input size, an earlier one at a smaller size. A node through
+    which everything passes is preferred to one of a branch. In a vision transformer only the class
+    token of the last block reaches the head, so that all other tokens have no gradient there: the
+    output of the block before the last one is taken.
     """
     maps = _maps(network)
     deepest = _deepest(maps)
     if deepest is None or maps[deepest].layout == "tokens":
         return deepest
     fine = [name for name, found in maps.items() if found.side >= _FINE_SIDE]
-    return fine[-1] if fine else deepest
+    passed = _passed_by_all(network)
+    whole = [name for name in fine if name in passed]
+    return [deepest, *fine, *whole][-1]
+
+
+def _passed_by_all(network: ExplainedNetwork) -> set[str]:
+    """Return the nodes that are on every path from the picture to the output.
+
+    No edge leads from a node before such a node to one behind it.
+    """
+    depends = dependent_nodes(network.module)
+    places = {
+        node: place
+        for place, node in enumerate(node for node in network.module.graph.nodes if node in depends)
+    }
+    passed, furthest = set(), 0
+    for node, place in places.items():
+        if furthest <= place:
+            passed.add(node)
+        furthest = max([furthest, *(places[user] for user in node.users)])
+    return {name for name, node in network.nodes.items() if node in passed}
 
 
 def _deepest(maps: dict[str, Map]) -> str | None:

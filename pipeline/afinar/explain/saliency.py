@@ -73,7 +73,9 @@ def grad_cam(
 
     Channels at the node are weighted by the mean of their gradient, summed, and what is negative is
     cut off (Selvaraju et al. 2017, arXiv 1610.02391). At a shallow node each position has its own
-    weight, the positive part of its gradient (LayerCAM).
+    weight, the positive part of its gradient (LayerCAM). The tokens of a vision transformer have
+    their own gradients as weights (HiResCAM, Draelos and Carin 2020, arXiv 2011.08891): which of
+    them a score depends on is decided by attention, and a mean over tokens would lose it.
     """
     pixels = network.pixels(images).requires_grad_(True)
     logits, (activations,) = network.run(pixels, (node,))
@@ -82,8 +84,9 @@ def grad_cam(
     assert found is not None, "the caller has chosen a node with positions"
 
     values, weights = as_maps(activations.detach(), found), as_maps(gradient, found)
-    is_shallow = found.side >= SHALLOW_SIDE
-    weights = weights.relu() if is_shallow else weights.mean(dim=(2, 3), keepdim=True)
+    if found.layout != "tokens":
+        is_shallow = found.side >= SHALLOW_SIDE
+        weights = weights.relu() if is_shallow else weights.mean(dim=(2, 3), keepdim=True)
     maps = (weights * values).sum(dim=1).relu()
     resized = resize_map(maps, images.shape[1]).cpu().numpy()
     return [SaliencyMap(values=normalized(values), is_blank=not values.any()) for values in resized]
