@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from afinar.cli.main import main
 from afinar.config.label import LabelConfig
 from afinar.labelling.driver import LabelJob
 from afinar.labelling.estimate import forecast_error, forecast_label, read_forecast
 from afinar.storage.open import open_store
+from afinar.units.cores import worker_cores
+from afinar.units.estimate import Launch
 from afinar.units.executor import InlineExecutor
 from tests.archives import ingest, label
 from tests.conftest import Trained
@@ -66,6 +69,17 @@ def test_list_and_dataset_are_estimated_requests_are_counted(
     forecast = forecast_label(request(tmp_path / "list.csv", tmp_path / "out", trained))
     assert forecast.requests == {"HEAD": 7, "GET": 7, "PUT": 5}
     assert not (tmp_path / "out").exists()
+
+
+def test_sample_is_labelled_with_the_cores_of_a_process_of_the_job(
+    archive: Path, tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    config = request(archive, tmp_path / "out", trained)
+    forecast_label(config, lambda pictures, units: Launch(processes=1, cores=3))
+    assert threads == [3, torch.get_num_threads()], "and this process keeps its own"
+    assert worker_cores() == 0
 
 
 def test_error_of_an_estimate_is_relative_to_the_pictures_read() -> None:

@@ -86,7 +86,9 @@ def run(config: IngestConfig | LabelConfig) -> dict[str, Any]:
             uses_gpus=is_labelling,
             machine=this_machine(),
         )
-        return Launch(starts_ray=not choice.without_ray, processes=choice.processes)
+        return Launch(
+            starts_ray=not choice.without_ray, processes=choice.processes, cores=choice.cores
+        )
 
     if isinstance(config, LabelConfig):
         from afinar.labelling.estimate import forecast_label

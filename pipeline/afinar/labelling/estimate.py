@@ -18,6 +18,7 @@ from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
 from afinar.storage.open import read_uri
 from afinar.storage.records import as_record, parse_object
+from afinar.units.cores import as_worker
 from afinar.units.cut import count_pending, unit_names
 from afinar.units.estimate import (
     ChooseLaunch,
@@ -58,8 +59,8 @@ def forecast_label(
 
     pending = count_pending(planned.table, done=set())
     entries = tuple(job.source.sample(planned.table)) if pending else ()
-    sample = _measure(job.spec(pending), entries) if entries else Sample(0)
     launch = choose_launch(pending, len(unit_names(planned.table)))
+    sample = _measure(job.spec(pending), entries, launch.cores) if entries else Sample(0)
     if entries:
         # The model was loaded in this process, which had imported everything for it.
         sample.start_s += measure_imports(_WORKER_MODULES)
@@ -91,20 +92,24 @@ def _local_workers() -> int:
     return torch.cuda.device_count() or os.cpu_count() or 1
 
 
-def _measure(spec: LabelSpec, entries: tuple[Entry, ...]) -> Sample:
-    """Label pictures as a unit does, without writing to a store."""
+def _measure(spec: LabelSpec, entries: tuple[Entry, ...], cores: int) -> Sample:
+    """Label pictures as a unit does, on so many cores, without writing to a store."""
     # Before the clock starts: torch, which no driver needs, and torchvision.
+    import torch
+
     import afinar.models.networks.vision  # noqa: F401
     from afinar.labelling.worker import make_labeller
 
-    sample = Sample(len(entries))
-    started = time.monotonic()
-    labeller = make_labeller(spec)
-    sample.start_s = time.monotonic() - started
+    sample, threads = Sample(len(entries)), torch.get_num_threads()
+    with as_worker(cores):
+        started = time.monotonic()
+        labeller = make_labeller(spec)
+        sample.start_s = time.monotonic() - started
 
-    rows = labeller.label(entries, sample.timer)
-    with sample.timer.phase("write"):
-        sample.bytes = len(to_parquet(labeller.table(rows)))
+        rows = labeller.label(entries, sample.timer)
+        with sample.timer.phase("write"):
+            sample.bytes = len(to_parquet(labeller.table(rows)))
+    torch.set_num_threads(threads)
     sample.rejects.update(reject["reason"] for reject in rows.rejects)
     return sample
 

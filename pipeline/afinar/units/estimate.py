@@ -95,10 +95,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Launch:
-    """Number of processes of a job, 0 for one per core or GPU; whether it starts a local Ray."""
+    """Number of processes of a job, 0 for one per core or GPU; whether it starts a local Ray.
+
+    `cores` are those of each process.
+    """
 
     starts_ray: bool = False
     processes: int = 0
+    cores: int = 1
 
 
 ChooseLaunch = Callable[[int, int], Launch]
