@@ -31,9 +31,11 @@ def pillow_images() -> Path:
 
 
 def _download(folder: Path) -> Path:
+    # The environment has uv, which downloads no source distributions, and no pip.
+    uv = str(Path(sys.executable).with_name("uv"))
     command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
-        "--dest", str(folder), f"pillow=={RELEASE}",
+        uv, "tool", "run", "--from", "pip", "pip", "download", "--quiet", "--no-deps",
+        "--no-binary", ":all:", "--dest", str(folder), f"pillow=={RELEASE}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     found = [*folder.glob("*.tar.gz")]
