@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from afinar.training.timing import EpochTimings
 
 
@@ -22,6 +24,11 @@ def test_limit_names_the_slowest_phase() -> None:
     assert "arithmetic of the network is the limit" in timings(0.1, 9.0).limit
     assert timings(6.0, 3.0).limit.startswith("Waiting for data is the limit")
     assert timings(2.0, 7.0).limit.startswith("Waiting for data slows it")
+
+
+def test_epoch_without_steps_has_no_limit() -> None:
+    """A head that is solved is one. It may take long, and trains nothing."""
+    assert replace(timings(0.0, 0.0), steps=0).limit == ""
 
 
 def test_as_dict_keeps_the_keys_of_history_files() -> None:

@@ -183,8 +183,9 @@ def few_notes(labels: pa.ChunkedArray, splits: pa.ChunkedArray) -> list[str]:
         if few:
             names = ", ".join(f"{label} ({count})" for count, label in few[:_NAMED])
             more = f" and {len(few) - _NAMED} more" if len(few) > _NAMED else ""
+            verb = "has" if len(few) == 1 else "have"
             notes.append(
-                f"{len(few)} of {len(counts)} classes have fewer than {FEW} pictures in {split}: "
+                f"{len(few)} of {len(counts)} classes {verb} fewer than {FEW} pictures in {split}: "
                 f"{names}{more}"
             )
     return notes

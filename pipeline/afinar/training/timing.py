@@ -98,7 +98,9 @@ class EpochTimings:
 
     @property
     def limit(self) -> str:
-        """One sentence that names the phase which limits the speed of the epoch."""
+        """One sentence on the phase that limits the speed of the epoch; "" if it has no steps."""
+        if not self.steps:
+            return ""
         total = max(self.seconds, 1e-9)
         overheads = {
             "Waiting for data": self.data_wait_s,
