@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from afinar.config.base import LogFormat
 from afinar.execution.worker_lines import WorkerLines
 from afinar.logs import (
     COLUMNS,
+    Format,
     LogSettings,
     configure_logging,
     configure_worker_logging,
@@ -70,7 +70,7 @@ def test_timed_log_has_the_time_before_each_message(capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize("log_format", ["text", "timed", "json"])
 def test_lines_of_a_worker_are_recognised(
-    log_format: LogFormat, capsys: pytest.CaptureFixture[str]
+    log_format: Format, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure_worker_logging(LogSettings(log_format=log_format))
     logger.info("epoch 1\nloss 0.5")

@@ -156,10 +156,6 @@ class _WorkerFormatter(_TextFormatter):
         return "\n".join(_WORKER_PREFIX + line for line in lines)
 
 
-def _text_formatter(log_format: Format) -> logging.Formatter:
-    return _TimedFormatter() if log_format == "timed" else _TextFormatter()
-
-
 def configure_logging(log_format: Format = "text", *, run: str = "", verbose: bool = False) -> None:
     """Send the driver's log of afinar to stderr. A later call replaces what an earlier one set.
 
@@ -170,8 +166,8 @@ def configure_logging(log_format: Format = "text", *, run: str = "", verbose: bo
     os.environ[VERBOSE_VARIABLE] = str(int(verbose))
     os.environ[RUN_VARIABLE] = run
     os.environ[TERMINAL_VARIABLE] = str(int(sys.stderr.isatty()))
-    formatter = _JsonFormatter(run, None) if log_format == "json" else _text_formatter(log_format)
-    _set_handler(formatter, verbose)
+    formatters = {"text": _TextFormatter(), "timed": _TimedFormatter()}
+    _set_handler(formatters.get(log_format) or _JsonFormatter(run, None), verbose)
     _ROOT.propagate = True
 
 

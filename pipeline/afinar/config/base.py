@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 from afinar.errors import RequestError
+from afinar.logs import Format as LogFormat
 
 POSITIONAL: Final = "positional"
 """Marks a field that the command line takes by position."""
 
-LogFormat = Literal["text", "timed", "json"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 _CLUSTER: Final = re.compile(r"(ray://)?(\[[0-9A-Fa-f:.%]+\]|[^\s/:\[\]]+):([0-9]{1,5})")

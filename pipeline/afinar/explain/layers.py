@@ -80,7 +80,7 @@ def saliency_layer(network: ExplainedNetwork) -> str | None:
     fine = [name for name, found in maps.items() if found.side >= _FINE_SIDE]
     passed = _passed_by_all(network)
     whole = [name for name in fine if name in passed]
-    return [deepest, *fine, *whole][-1]
+    return (whole or fine or [deepest])[-1]
 
 
 def _passed_by_all(network: ExplainedNetwork) -> set[str]:
@@ -140,8 +140,8 @@ def several_depths(network: ExplainedNetwork) -> list[str]:
 def _maps(network: ExplainedNetwork) -> dict[str, Map]:
     """Return the nodes with positions, in forward order.
 
-    A node that has more positions than the one before it is left out: it has repeated them, as
-    VGG's adaptive pooling makes 7 x 7 of 4 x 4 for a small input.
+    A node that has more positions than the one before it is left out. It has padded or repeated
+    them, as VGG's adaptive pooling makes 7 x 7 of 4 x 4 for a small input.
     """
     found = {name: map_of(shape) for name, shape in network.shapes.items()}
     maps = {name: entry for name, entry in found.items() if entry is not None}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
-from afinar.units.cores import worker_cores
+from afinar.units.cores import set_worker_cores, worker_cores
 from afinar.units.own_process import keep_freed_memory
 
 
@@ -16,3 +19,15 @@ def use_worker_cores() -> None:
     if worker_cores():
         torch.set_num_threads(worker_cores())
     keep_freed_memory()
+
+
+@contextmanager
+def as_worker(cores: int) -> Iterator[None]:
+    """Let this process be a worker of so many cores, and give its threads back afterwards."""
+    before, threads = worker_cores(), torch.get_num_threads()
+    set_worker_cores(cores)
+    try:
+        yield
+    finally:
+        set_worker_cores(before)
+        torch.set_num_threads(threads)

@@ -18,7 +18,6 @@ from afinar.sources.entry import Entry
 from afinar.storage.arrow import to_parquet
 from afinar.storage.open import read_uri
 from afinar.storage.records import as_record, parse_object
-from afinar.units.cores import as_worker
 from afinar.units.cut import count_pending, unit_names
 from afinar.units.estimate import (
     ChooseLaunch,
@@ -95,12 +94,11 @@ def _local_workers() -> int:
 def _measure(spec: LabelSpec, entries: tuple[Entry, ...], cores: int) -> Sample:
     """Label pictures as a unit does, on so many cores, without writing to a store."""
     # Before the clock starts: torch, which no driver needs, and torchvision.
-    import torch
-
     import afinar.models.networks.vision  # noqa: F401
+    from afinar.inference.cpu import as_worker
     from afinar.labelling.worker import make_labeller
 
-    sample, threads = Sample(len(entries)), torch.get_num_threads()
+    sample = Sample(len(entries))
     with as_worker(cores):
         started = time.monotonic()
         labeller = make_labeller(spec)
@@ -109,7 +107,6 @@ def _measure(spec: LabelSpec, entries: tuple[Entry, ...], cores: int) -> Sample:
         rows = labeller.label(entries, sample.timer)
         with sample.timer.phase("write"):
             sample.bytes = len(to_parquet(labeller.table(rows)))
-    torch.set_num_threads(threads)
     sample.rejects.update(reject["reason"] for reject in rows.rejects)
     return sample
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 _cores = 0
 
 
@@ -20,14 +17,3 @@ def set_worker_cores(cores: int) -> None:
     """Set the cores of this process, before its work is made."""
     global _cores  # noqa: PLW0603  (a process is one worker)
     _cores = cores
-
-
-@contextmanager
-def as_worker(cores: int) -> Iterator[None]:
-    """Let this process be a worker of so many cores for a while."""
-    before = worker_cores()
-    set_worker_cores(cores)
-    try:
-        yield
-    finally:
-        set_worker_cores(before)
