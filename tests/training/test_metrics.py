@@ -235,8 +235,12 @@ def test_logits_that_are_not_finite_raise_and_so_does_an_empty_split() -> None:
         compute_metrics(logits[:0], targets[:0], names(logits), Group())
 
 
-def nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
-    return float(torch.nn.functional.cross_entropy(logits.double() / temperature, targets))
+def platt_nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
+    """Return the NLL of targets whose class has the probability (n + 1) / (n + 2)."""
+    samples, classes = logits.shape
+    expected = torch.full((samples, classes), 1 / ((samples + 2) * (classes - 1))).double()
+    expected[torch.arange(samples), targets] = (samples + 1) / (samples + 2)
+    return float(-(expected * (logits.double() / temperature).log_softmax(dim=1)).sum(dim=1).mean())
 
 
 @pytest.mark.parametrize("sharpness", [1 / 3, 1.0, 3.0])
@@ -244,10 +248,9 @@ def test_fit_temperature_finds_the_factor_of_the_logits(sharpness: float) -> Non
     logits, targets = draw(20_000, 5, 7, sharpness=sharpness)
     temperature = fit_temperature(logits, targets, Group())
     assert temperature == pytest.approx(sharpness, rel=0.05)
-    best = nll(logits, targets, temperature)
-    assert best <= nll(logits, targets, 1.0)
+    best = platt_nll(logits, targets, temperature)
     for factor in (0.99, 0.9999, 1.0001, 1.01):
-        assert best < nll(logits, targets, temperature * factor)
+        assert best < platt_nll(logits, targets, temperature * factor)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -255,12 +258,21 @@ def test_fit_temperature_never_increases_the_nll(case: str, alone: dict[str, Any
     logits, targets = CASES[case]()
     temperature = alone[case]["temperature"]
     assert 0.05 < temperature <= 20
-    assert nll(logits, targets, temperature) <= nll(logits, targets, 1.0)
+    assert platt_nll(logits, targets, temperature) <= platt_nll(logits, targets, 1.0)
+
+
+def test_fit_temperature_of_few_right_answers_is_moderate() -> None:
+    logits, _ = draw(30, 4, 8)
+    temperature = fit_temperature(logits, logits.argmax(dim=1), Group())
+    assert 0.2 < temperature < 1, "the samples say that the model is right, and they are few"
+    for factor in (0.99, 1.01):
+        best, other = temperature, factor * temperature
+        targets = logits.argmax(dim=1)
+        assert platt_nll(logits, targets, best) < platt_nll(logits, targets, other)
 
 
 def test_fit_temperature_without_a_minimum_returns_one() -> None:
     logits, targets = draw(30, 4, 8)
-    assert fit_temperature(logits, logits.argmax(dim=1), Group()) == 1.0, "all are correct"
     assert fit_temperature(torch.zeros(30, 4), targets, Group()) == 1.0, "all logits are equal"
     assert fit_temperature(logits[:0], targets[:0], Group()) == 1.0, "no samples"
 

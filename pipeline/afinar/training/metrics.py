@@ -94,26 +94,32 @@ def compute_metrics(
 def fit_temperature(logits: Tensor, targets: Tensor, group: Group) -> float:
     """Return the temperature in [0.05, 20] that minimizes the negative log-likelihood (NLL).
 
-    Temperature scaling: Guo et al. 2017, arXiv 1706.04599. The NLL is convex in 1 / temperature, so
-    bisection of the logarithm of the temperature by the sign of the slope finds the minimum to nine
-    digits, in the same number of steps on every worker. Returns 1.0 if no temperature lowers the
-    NLL, without samples, or if every sample is correct (the NLL then has no minimum). Arguments and
-    errors are those of `compute_metrics`.
+    Temperature scaling: Guo et al. 2017, arXiv 1706.04599. Of n samples the target has the
+    probability (n + 1) / (n + 2) and the other classes share the rest, as in Platt scaling (Platt
+    1999). Otherwise a few samples that are predicted with hardly a mistake would give a
+    temperature near 0, and a model that is confidently wrong about others. The NLL is convex in
+    1 / temperature, so bisection of the logarithm of the temperature by the sign of the slope finds
+    the minimum to nine digits, in the same number of steps on every worker. Returns 1.0 if no
+    temperature lowers the NLL, or without samples. Arguments and errors are those of
+    `compute_metrics`.
     """
-    nll_at_1 = _nll(logits, targets, 1.0, group)
+    classes = logits.shape[1]
+    samples = group.all_reduce_sum(torch.tensor(float(len(targets)), device=logits.device)).item()
+    smoothing = classes / ((classes - 1) * (samples + 2)) if classes > 1 else 0.0
+    nll_at_1 = _nll(logits, targets, 1.0, smoothing, group)
     low, high = math.log(0.05), math.log(20.0)
-    if _slope(logits, targets, low, group) >= 0:
+    if _slope(logits, targets, low, smoothing, group) >= 0:
         return 1.0
 
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if _slope(logits, targets, middle, group) < 0:
+        if _slope(logits, targets, middle, smoothing, group) < 0:
             low = middle
         else:
             high = middle
 
     temperature = math.exp((low + high) / 2)
-    return temperature if _nll(logits, targets, temperature, group) < nll_at_1 else 1.0
+    return temperature if _nll(logits, targets, temperature, smoothing, group) < nll_at_1 else 1.0
 
 
 def _blocks(logits: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -164,23 +170,35 @@ def _require_finite(loss: float) -> float:
     return loss
 
 
-def _nll(logits: Tensor, targets: Tensor, temperature: float, group: Group) -> float:
-    """Return the sum of the negative log-likelihood over the samples of all workers."""
-    total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for block, block_targets in _blocks(logits, targets):
-        total += F.cross_entropy(block / temperature, block_targets, reduction="sum")
-    return _require_finite(group.all_reduce_sum(total).item())
+def _nll(
+    logits: Tensor, targets: Tensor, temperature: float, smoothing: float, group: Group
+) -> float:
+    """Return the sum of the negative log-likelihood over the samples of all workers.
 
-
-def _slope(logits: Tensor, targets: Tensor, log_temperature: float, group: Group) -> float:
-    """Return the derivative of the NLL by the temperature, times the temperature squared.
-
-    For one sample with logits z, target t and probabilities p it is -sum of p_k * (z_k - z_t),
-    which is never negative if the target has the largest logit. Example: z = (2, 0), t = 0,
-    temperature 1 gives p = (0.88, 0.12) and a slope of -0.12 * (0 - 2) = 0.24.
+    `smoothing` is the share of a target's probability that is spread evenly over all classes.
     """
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
     for block, block_targets in _blocks(logits, targets):
+        total += F.cross_entropy(
+            block / temperature, block_targets, reduction="sum", label_smoothing=smoothing
+        )
+    return _require_finite(group.all_reduce_sum(total).item())
+
+
+def _slope(
+    logits: Tensor, targets: Tensor, log_temperature: float, smoothing: float, group: Group
+) -> float:
+    """Return the derivative of the NLL by the temperature, times the temperature squared.
+
+    For one sample with logits z, target t, probabilities p and smoothing s over c classes it is the
+    sum of (s / c - p_k) * (z_k - z_t). Without smoothing it is never negative if the target has the
+    largest logit. Example: z = (2, 0), t = 0, temperature 1 gives p = (0.88, 0.12) and a slope of
+    -0.12 * (0 - 2) = 0.24. With a smoothing of 0.1 it is (0.05 - 0.12) * (0 - 2) = 0.14.
+    """
+    even = smoothing / logits.shape[1]
+    total = torch.zeros((), dtype=torch.float64, device=logits.device)
+    for block, block_targets in _blocks(logits, targets):
         margins = block - block.gather(1, block_targets[:, None])
-        total -= ((margins / math.exp(log_temperature)).softmax(dim=1) * margins).sum()
+        probabilities = (margins / math.exp(log_temperature)).softmax(dim=1)
+        total += ((even - probabilities) * margins).sum()
     return group.all_reduce_sum(total).item()
