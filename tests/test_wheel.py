@@ -91,7 +91,7 @@ def test_wheel_has_one_package_with_its_data(installed: Installed) -> None:
     assert len(recipes) > 8
     metadata = zipfile.ZipFile(installed.wheel).read("afinar-0.1.0.dist-info/METADATA").decode()
     extras = re.findall(r"^Provides-Extra: (.+)$", metadata, re.MULTILINE)
-    assert {"demo", "timm", "onnx"} <= set(extras)
+    assert {"demo", "timm", "onnx", "openvino"} <= set(extras)
 
 
 def test_shell_lines_of_the_readme_run(installed: Installed) -> None:

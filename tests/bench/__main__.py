@@ -22,7 +22,7 @@ from tests.bench.labelling_bound import label_bound
 from tests.bench.labelling_gpu import label_gpu
 from tests.bench.labelling_memory import label_memory
 from tests.bench.labelling_peers import label_peers, label_ray
-from tests.bench.labelling_precision import label_precision
+from tests.bench.labelling_precision import label_openvino, label_precision
 from tests.bench.labelling_start import label_start
 from tests.bench.large import large
 from tests.bench.limit import limit
@@ -69,6 +69,7 @@ BENCHES: dict[str, Callable[[], bool]] = {
     "label_peers": label_peers,
     "label_ray": label_ray,
     "label_precision": label_precision,
+    "label_openvino": label_openvino,
     "label_memory": label_memory,
     "label_start": label_start,
     "feeding": feeding,

@@ -1,4 +1,4 @@
-"""Labels in bfloat16 against labels in float32, of the same pictures by the same model."""
+"""Labels of the same pictures by the same model: bfloat16 and float32, OpenVINO and torch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from tests.bench.hardware import has_amx
 from tests.bench.labelling_models import make_model
 from tests.bench.labelling_outputs import read_ours, require_every
 from tests.bench.pictures import SMALL, make_pictures
-from tests.bench.table import Table
+from tests.bench.table import Ratio, Table, spread
 from tests.bench.world import CORES, WrongBenchError, in_memory, require_cores, run_side, scaled
 
 SAME: Final = 0.995
 COUNT: Final = 2000
+ENGINE_PICTURES: Final = 128
+ENGINE_ROUNDS: Final = 5
 SIZE: Final = 224
 NETWORKS: Final = ("mobilenet_v3_small", "resnet18")
 _UNCERTAIN: Final = 0.6  # probability, of two classes, below which the label could change
@@ -61,6 +63,40 @@ def label_precision() -> bool:
         f"label_precision: bfloat16 ({instructions}) against float32, "
         f"{SMALL[0]}×{SMALL[1]} at {SIZE} px"
     )
+
+
+def label_openvino() -> bool:
+    """Require that OpenVINO is no slower than torch on one core, and 99.5 % the same labels.
+
+    Both are what `--precision auto` chooses, for many pictures with and without OpenVINO.
+    """
+    require_cores()
+    table = Table(
+        ("network", "torch", "ms", "OpenVINO", "ms", "times as fast", "same label as float32, %",
+         "probability, worst apart", "start, s", "limit", "met")
+    )  # fmt: skip
+    with in_memory() as folder:
+        source = make_pictures(folder / "pictures", SMALL, max(scaled(ENGINE_PICTURES), 32))
+        for name in NETWORKS:
+            model = make_model(folder / f"{name}-models", name, SIZE)
+            answer = run_side(
+                "label_engines",
+                {"model": model, "source": str(source), "pictures": ENGINE_PICTURES,
+                 "rounds": ENGINE_ROUNDS},
+                timeout_s=900,
+            )  # fmt: skip
+            times, used = answer["times_ms"], answer["precisions"]
+            if not used["openvino"].startswith("OpenVINO"):
+                raise WrongBenchError(f"{name} was not computed by OpenVINO")
+
+            ratio, same = Ratio.of(times["torch"], times["openvino"]), answer["same"]["openvino"]
+            table.limit(
+                name, used["torch"], spread(times["torch"], "{:.2f}"),
+                used["openvino"], spread(times["openvino"], "{:.2f}"), ratio, f"{100 * same:.2f}",
+                f"{answer['apart']['openvino']:.4f}", f"{answer['start_s']:.1f}",
+                f"≥ 1, ≥ {100 * SAME:g}", holds=ratio.median >= 1 and same >= SAME,
+            )  # fmt: skip
+    return table.show(f"label_openvino: one core, batches of 16, {SIZE} px")
 
 
 Answers = dict[str, tuple[str, float]]

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from afinar import open_model, open_predictions
 from afinar.config.base import Precision
 from afinar.execution.executor import RayExecutor
+from afinar.inference.openvino import OpenVinoNetwork
 from afinar.labelling.source import FolderSource
 from afinar.labelling.tasks import LabelSpec
-from afinar.labelling.worker import make_labeller
+from afinar.labelling.worker import Labeller, make_labeller
 from afinar.models.registry.golden import REDUCED_TOLERANCE
 from afinar.sources.entry import Entry
 from afinar.storage.folder_reader import FolderReader
@@ -227,3 +229,46 @@ def test_units_overlap_in_threads_predictions_are_the_same(
     threads, inline = (open_predictions(str(tmp_path / name)) for name in ("threads", "inline"))
     assert threads.table == inline.table
     assert threads.rejects == inline.rejects
+
+
+def openvino_labeller(folder: Path, scans: Path, model: str) -> Labeller:
+    """Return a labeller whose job has enough pictures for OpenVINO."""
+    labeller = make_labeller(
+        LabelSpec(
+            source=FolderSource(str(scans)),
+            predictions=str(folder),
+            partition="other",
+            model=model,
+            top_k=5,
+            batch_size=8,
+            precision="auto",
+            pictures=10**9,
+        )
+    )
+    assert isinstance(labeller.predictor.network, OpenVinoNetwork)
+    return labeller
+
+
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_job_of_many_pictures_is_computed_by_openvino_with_the_same_answers(
+    tmp_path: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch, attempt: int
+) -> None:
+    scans, out = flat_archive(tmp_path / "scans", 21), str(tmp_path / "out")
+    label(scans, out, trained, precision="float32")
+    expected = {row["uri"]: row for row in open_predictions(out).table.to_pylist()}
+    labeller = openvino_labeller(tmp_path / "other", scans, trained.champion)
+    if attempt:
+        # OpenVINO may have killed the worker of the first attempt.
+        monkeypatch.setattr(OpenVinoNetwork, "_block", lambda *_: pytest.fail("OpenVINO again"))
+    entries = tuple(
+        Entry(info.name, str(scans / info.name), info.etag, info.size)
+        for info in open_store(str(scans)).walk()
+    )
+    unit = committed_units(open_store(out)).pop()
+    labeller(UnitTask(unit, entries, attempt=attempt))
+
+    (part,) = (tmp_path / "other" / "parts").rglob("*.parquet")
+    rows = pq.read_table(part).to_pylist()
+    assert len(rows) == len(expected) == 21
+    for row in rows:
+        assert row["score"] == pytest.approx(expected[row["uri"]]["score"], abs=REDUCED_TOLERANCE)

@@ -43,7 +43,8 @@ def _identity(predictor: Predictor) -> str:
     device = predictor.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     dtype = str(next(predictor.network.parameters()).dtype)
-    return fingerprint([predictor.version.id, name, dtype, torch.__version__])[:32]
+    engine = type(predictor.network).__name__  # torch's, or OpenVINO's
+    return fingerprint([predictor.version.id, name, dtype, engine, torch.__version__])[:32]
 
 
 def fastest_batch_size(predictor: Predictor, sizes: tuple[int, ...]) -> int:

@@ -80,11 +80,13 @@ def load_predictor(
     version: ModelVersion,
     device: str = "cpu",
     precision: Precision | None = None,
+    pictures: int = 0,
 ) -> Predictor:
     """Load a model version onto a device and replay its golden samples.
 
-    With a `precision` the network is optimised as far as the golden samples allow; without one it
-    is used as published. Raises ModelError if the golden samples have other logits here.
+    With a `precision` the network is optimised as far as the golden samples allow, for a job of
+    `pictures`; without one it is used as published. Raises ModelError if the golden samples have
+    other logits here.
     """
     network = load_network(store, version).to(torch.device(device))
     golden = get_golden(store, version.golden)
@@ -93,6 +95,6 @@ def load_predictor(
     if precision is None:
         assert_matches_golden(golden, network, version.input_view)
     else:
-        network = optimize_for_inference(network, golden, version.input_view, precision)
+        network = optimize_for_inference(network, golden, version.input_view, precision, pictures)
 
     return Predictor(network, version)

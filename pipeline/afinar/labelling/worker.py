@@ -244,7 +244,9 @@ def make_labeller(spec: LabelSpec) -> Labeller:
     use_worker_cores()
     configure_pillow()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = load_predictor(*find_model(spec.model), device=device, precision=spec.precision)
+    predictor = load_predictor(
+        *find_model(spec.model), device=device, precision=spec.precision, pictures=spec.pictures
+    )
 
     batch_size = spec.batch_size or choose_batch_size(predictor, spec.pictures)
     chosen = device_for(predictor, features=spec.optional_columns.features)
