@@ -12,6 +12,7 @@ import pytest
 from afinar.config.train import TrainConfig
 from afinar.training.head_start import HeadSolver, mixed_order, solver_samples
 from afinar.training.hyperparameters import STEP_OPTIONS
+from afinar.training.linear_probe import SolvedHeads, solve_smooth, solve_standardised
 from afinar.training.publish import TrainResult, publish
 from afinar.training.task import plan_training
 from afinar.training.trainer import Trainer
@@ -100,7 +101,7 @@ def test_an_interrupted_training_does_not_solve_its_head_again(
     def refuse(*_: Any) -> Any:
         raise AssertionError("the checkpoint has the head")
 
-    monkeypatch.setattr("afinar.training.head_start.solve_head", refuse)
+    monkeypatch.setattr("afinar.training.head_start.solve_heads", refuse)
     assert losses(run(cut)) == losses(whole)
 
 
@@ -127,10 +128,38 @@ def test_training_begins_with_a_head_for_the_statistics_of_batches(
     """With a rate near 0 the loss of epoch 1 is that of its first head in train mode."""
     values = {"regime": "full", "learning_rate": 1e-9, "augment": "none"}
     with_own = run(pretrained(trained, tmp_path / "own", **values))
-    monkeypatch.setattr(HeadSolver, "solve_for_batches", lambda *_: None)
+    monkeypatch.setattr(HeadSolver, "first_head", lambda *_: None)
     with_first = run(pretrained(trained, tmp_path / "first", **values))
     assert with_own.history[0]["val"] == with_first.history[0]["val"]
     assert with_own.history[1]["train"]["loss"] < 0.5 * with_first.history[1]["train"]["loss"]
+
+
+def test_epoch_0_is_the_frozen_solution_even_if_training_cannot_begin_with_it(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The best head is made that of standardised features. BatchNorm needs no head of its own."""
+
+    def standardised(*splits: Any) -> SolvedHeads:
+        return SolvedHeads(solve_standardised(*splits), solve_smooth(*splits))
+
+    def smooth(*splits: Any) -> SolvedHeads:
+        return SolvedHeads(solve_smooth(*splits), solve_smooth(*splits))
+
+    monkeypatch.setattr("afinar.training.head_start.trained_norms", lambda _: False)
+    results = {}
+    for name, heads in (("smooth", smooth), ("standardised", standardised)):
+        monkeypatch.setattr("afinar.training.head_start.solve_heads", heads)
+        for regime in ("frozen", "last:1"):
+            values = {"regime": regime, "learning_rate": 1e-9, "augment": "none"}
+            values["epochs"] = "auto" if regime == "frozen" else 1
+            results[name, regime] = run(pretrained(trained, tmp_path / name / regime[:4], **values))
+    for name, powers in (("smooth", [0.0, 0.5]), ("standardised", [1.0])):
+        frozen, last = (results[name, regime].history[0] for regime in ("frozen", "last:1"))
+        assert [choice["power"] for choice in frozen["choices"]] == powers
+        assert last["choices"] == frozen["choices"]
+        assert last["val"]["loss"] == pytest.approx(frozen["val"]["loss"], rel=1e-3)
+    after = [results[name, "last:1"].history[1]["val"] for name in ("smooth", "standardised")]
+    assert after[0] == after[1], "both trainings began with the smooth head"
 
 
 def test_order_of_batches_mixes_a_few_shards_at_a_time() -> None:

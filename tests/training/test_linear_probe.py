@@ -18,6 +18,8 @@ from afinar.training.linear_probe import (
     fit_head,
     refit_head,
     solve_head,
+    solve_heads,
+    solve_smooth,
     solve_standardised,
 )
 
@@ -98,9 +100,9 @@ def test_solved_head_is_a_mean_where_the_size_of_features_tells() -> None:
     head = solve_head(train, validation, Objective(3))
     assert [choice.power for choice in head.choices] == [0.0, 0.5]
     assert head.held_out == 60 + 60
-    torch.testing.assert_close(
-        head.weight, solve_head(train, validation, Objective(3), is_last=False).weight
-    )
+    best, smooth = solve_heads(train, validation, Objective(3))
+    assert best is smooth
+    torch.testing.assert_close(head.weight, best.weight)
     parts = [
         fit_head(train, Objective(3), choice.c, choice.power).divided(choice.temperature)
         for choice in head.choices
@@ -116,7 +118,7 @@ def test_solved_head_is_that_of_standardised_features_where_their_size_misleads(
     torch.testing.assert_close(
         head.weight, solve_standardised(train, validation, Objective(3)).weight
     )
-    before_training = solve_head(train, validation, Objective(3), is_last=False)
+    before_training = solve_smooth(train, validation, Objective(3))
     assert [choice.power for choice in before_training.choices] == [0.0, 0.5]
 
 

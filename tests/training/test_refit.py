@@ -13,7 +13,7 @@ from afinar.training.linear_probe import (
     Objective,
     fit_head,
     refit_head,
-    solve_head,
+    solve_smooth,
 )
 
 CLASSES = 4
@@ -65,7 +65,7 @@ def test_refit_keeps_the_temperature_of_the_chosen_head() -> None:
 def test_refit_is_better_with_few_labels() -> None:
     train, validation, test = make_features(1, 80), make_features(2, 240), make_features(3, 4000)
     objective = Objective(CLASSES)
-    chosen = solve_head(train, validation, objective, is_last=False)
+    chosen = solve_smooth(train, validation, objective)
     assert [choice.power for choice in chosen.choices] == [0.0, 0.5]
     head = refit_head(chosen, train, validation, objective)
     before, after = (

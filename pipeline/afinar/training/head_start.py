@@ -7,7 +7,9 @@ training that starts from a published model may have a better one: that of the m
 BatchNorm that trains normalises by the statistics of a batch instead of its running statistics.
 On pictures unlike those that the backbone was trained on these differ so much that a head solved
 for one is worse than guessing for the other. So training starts from a second head, solved on
-features of batches; the first one is that of epoch 0, which is evaluated in eval mode.
+features of batches; the first one is that of epoch 0, which is evaluated in eval mode. It is the
+solution of the frozen regime, so that no regime validates worse than that. If its weights are too
+large to train with, training starts from a second head as well.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import logging
 import time
 from dataclasses import asdict, astuple, dataclass, replace
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -41,7 +43,8 @@ from afinar.training.linear_probe import (
     LinearHead,
     Objective,
     refit_head,
-    solve_head,
+    solve_heads,
+    solve_smooth,
 )
 from afinar.training.metrics import compute_metrics
 from afinar.training.rng import generator
@@ -71,12 +74,22 @@ def solver_samples(samples: int, width: int, classes: int, feature_bytes: int, d
 class FirstHead:
     """Head that training begins with, where it is not that of epoch 0.
 
-    Losses on validation are those of batches as in training: its own, and that of epoch 0's head.
+    If it was solved for batches, `losses` are those on validation in batches as in training: that
+    of the head which training would begin with otherwise, and its own.
     """
 
     head: LinearHead
-    loss: float
-    loss_before: float
+    losses: tuple[float, float] | None = None
+
+
+class HeadStart(NamedTuple):
+    """Row of epoch 0 of the history, whose head is in the network.
+
+    `smooth` is the head to train with if that one has too large weights for it, on rank 0.
+    """
+
+    row: dict[str, Any]
+    smooth: LinearHead | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +118,7 @@ class HeadSolver:
     select_by: SelectBy
     cache: FeatureCache | None = None
 
-    def solve(self) -> dict[str, Any]:
+    def solve(self) -> HeadStart:
         """Set the head's weights on all workers. Return the row of epoch 0 of the history.
 
         The head of a published model is kept if it validates no worse than the solved one. Its new
@@ -118,8 +131,10 @@ class HeadSolver:
         # One worker solves: rounding must not make the heads differ.
         sizes = [4, 3 * MAX_CHOICES]
         measured = torch.zeros(sum(sizes), dtype=torch.float64, device=self.group.device)
+        smooth = None
         if self.group.is_rank_zero:
-            solved = solve_head(on_train, on_validation, self.objective, is_last=self.is_last)
+            solved, other = solve_heads(on_train, on_validation, self.objective)
+            smooth = other if other is not solved and not self.is_last else None
             head = self._best_head(solved, on_validation)
             set_class_rows(self.network.classifier, head.weight, head.bias)
             loss_and_top1 = map(float, _loss_and_top1(head, on_train))
@@ -132,7 +147,7 @@ class HeadSolver:
         timings = timer.close()
 
         validation = self.evaluator.evaluate(self.module, self.samples.validation)
-        return {
+        row = {
             "epoch": 0,
             "head": "solved" if is_solved else "model",
             "choices": [
@@ -146,29 +161,34 @@ class HeadSolver:
             "ledger": timings.as_dict(),
             "seconds": round(time.monotonic() - started, 3),
         }
+        return HeadStart(row, smooth)
 
-    def solve_for_batches(self, batch_size: int) -> FirstHead | None:
-        """Return, on rank 0, the head for features that BatchNorm normalised by batches, or None.
+    def first_head(self, smooth: LinearHead | None, batch_size: int) -> FirstHead | None:
+        """Return, on rank 0, the head that training begins with, or None for that of epoch 0.
 
-        `batch_size` is that of a worker in training. It is None if no BatchNorm trains, or if the
-        head of epoch 0 has the lower loss on validation in such batches. Both losses are measured
-        on at most 10,000 samples of a split. The head of the network stays as it is.
+        `smooth` is that of `HeadStart`. `batch_size` is that of a worker in training: if BatchNorm
+        trains, a head for features that it normalised by batches is returned, unless the other head
+        has the lower loss on validation in such batches. Both losses are measured on at most 10,000
+        samples of a split. The head of the network stays as it is.
         """
-        if not isinstance(self.inputs, PixelInputs) or not trained_norms(self.network):
-            return None
+        if isinstance(self.inputs, PixelInputs) and trained_norms(self.network):
+            for_batches = self._solve_for_batches(smooth, batch_size)
+            if for_batches is not None:
+                return for_batches
+        return None if smooth is None else FirstHead(head=smooth)
+
+    def _solve_for_batches(self, smooth: LinearHead | None, batch_size: int) -> FirstHead | None:
         on_train, on_validation = self._splits_in_batches(batch_size)
         if not self.group.is_rank_zero:
             return None
 
         rows = class_rows(self.network.classifier)
-        before = LinearHead(rows.weight.double(), rows.bias.double(), ())
-        solved = solve_head(on_train, on_validation, self.objective, is_last=False)
-        loss, loss_before = (
-            float(_loss_and_top1(head, on_validation)[0]) for head in (solved, before)
+        before = smooth or LinearHead(rows.weight.double(), rows.bias.double(), ())
+        solved = solve_smooth(on_train, on_validation, self.objective)
+        loss_before, loss = (
+            float(_loss_and_top1(head, on_validation)[0]) for head in (before, solved)
         )
-        if loss >= loss_before:
-            return None
-        return FirstHead(head=solved, loss=loss, loss_before=loss_before)
+        return FirstHead(head=solved, losses=(loss_before, loss)) if loss < loss_before else None
 
     def refit(self, row: dict[str, Any]) -> None:
         """Set the head's weights to those solved on training and validation, on all workers.

@@ -134,10 +134,18 @@ class LinearHead:
         return torch.cat(blocks)
 
 
-def solve_head(
-    train: Features, validation: Features, objective: Objective, *, is_last: bool = True
-) -> LinearHead:
-    """Return a linear head whose C and scaling of the features are chosen on held-out samples.
+class SolvedHeads(NamedTuple):
+    """The best head, and the one to begin with if the backbone goes on to train.
+
+    They are the same object unless the best head is that of standardised features.
+    """
+
+    best: LinearHead
+    smooth: LinearHead
+
+
+def solve_heads(train: Features, validation: Features, objective: Objective) -> SolvedHeads:
+    """Return linear heads whose C and scaling of the features are chosen on held-out samples.
 
     Held out are the samples of validation. Of a small set, so are those of training, in five folds:
     each is predicted by a head that is solved on the other folds.
@@ -148,26 +156,38 @@ def solve_head(
     little confident, so each candidate is divided by the temperature that fits the held-out samples
     before it is compared by its cross-entropy.
 
-    The head is the mean of two: of features that are divided by one number, and by the root of
-    their deviation. The size of a feature usually says how much it matters. Where it does not,
-    standardised features give a lower loss: their head is returned if its gain exceeds one standard
+    The smooth head is the mean of two: of features that are divided by one number, and by the root
+    of their deviation. The size of a feature usually says how much it matters. Where it does not,
+    standardised features give a lower loss: their head is the best if its gain exceeds one standard
     error (Breiman et al. 1984), so that few held-out samples do not choose it by luck. Its weights
-    for features that hardly vary are large. So it is not returned if the backbone goes on to train
-    (`is_last` False): on a set of fabric the loss rose from 0.7 to 1,600 in the first epoch.
+    for features that hardly vary are large, so the backbone must not train with it: on a set of
+    fabric the loss rose from 0.7 to 1,600 in the first epoch.
 
     The returned weights apply to plain features.
     """
-    smooth = _combine([_solve_path(train, validation, objective, power) for power in _SMOOTH])
-    if not is_last:
-        return smooth.head
+    smooth = _solve_smooth(train, validation, objective)
     standardised = _solve_path(train, validation, objective, _STANDARDISED)
     gain = smooth.losses() - standardised.losses()
     is_clear = gain.mean() > gain.std() / math.sqrt(len(gain))
-    return standardised.head if is_clear else smooth.head
+    return SolvedHeads(standardised.head if is_clear else smooth.head, smooth.head)
+
+
+def solve_head(train: Features, validation: Features, objective: Objective) -> LinearHead:
+    """Return the best head. See `solve_heads`."""
+    return solve_heads(train, validation, objective).best
+
+
+def solve_smooth(train: Features, validation: Features, objective: Objective) -> LinearHead:
+    """Return the head to begin with if the backbone goes on to train. See `solve_heads`."""
+    return _solve_smooth(train, validation, objective).head
+
+
+def _solve_smooth(train: Features, validation: Features, objective: Objective) -> _Candidate:
+    return _combine([_solve_path(train, validation, objective, power) for power in _SMOOTH])
 
 
 def solve_standardised(train: Features, validation: Features, objective: Objective) -> LinearHead:
-    """Return the best head of the path of C on standardised features. See `solve_head`."""
+    """Return the best head of the path of C on standardised features. See `solve_heads`."""
     return _solve_path(train, validation, objective, _STANDARDISED).head
 
 

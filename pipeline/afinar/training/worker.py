@@ -27,7 +27,12 @@ from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWrit
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator, LocalLogits
 from afinar.training.final_evaluation import compute_split_metrics, evaluate_test
-from afinar.training.head_start import FirstHead, HeadSolver, evaluate_head_of_model
+from afinar.training.head_start import (
+    FirstHead,
+    HeadSolver,
+    HeadStart,
+    evaluate_head_of_model,
+)
 from afinar.training.hooks import NO_HOOKS, TrainHooks
 from afinar.training.hyperparameters import format_settings, resolved_values, used_options
 from afinar.training.loading import ShardWindows, num_loader_threads
@@ -238,7 +243,7 @@ def _train(task: TrainTask, group: Group, hooks: TrainHooks) -> _Training:
         on_epoch_end=functools.partial(put_event_file, store, task.run),
         epochs=epochs if task.last_epoch is None else min(epochs, task.last_epoch),
         time_limit=time_limit,
-        start=start,
+        start=None if start is None else start.row,
         before_steps=functools.partial(_set_head, network, first_head, group),
     )
     if group.is_rank_zero:
@@ -306,20 +311,22 @@ def _head_start(
     samples: LabelledSamples,
     evaluator: Evaluator,
     kept: NDArray[np.bool_],
-) -> dict[str, Any] | None:
-    """Return the row of epoch 0: of a solved head, or of the head of a model; else None."""
+) -> HeadStart | None:
+    """Return epoch 0: that of a solved head, or of the head of a model; else None."""
     if solver is not None:
         return solver.solve()
-    return evaluate_head_of_model(part.module, samples, evaluator) if kept.any() else None
+    if not kept.any():
+        return None
+    return HeadStart(evaluate_head_of_model(part.module, samples, evaluator))
 
 
 def _first_head(
-    solver: HeadSolver | None, start: dict[str, Any] | None, config: TrainConfig, group: Group
+    solver: HeadSolver | None, start: HeadStart | None, config: TrainConfig, group: Group
 ) -> FirstHead | None:
     """Return, on rank 0, the head that training begins with, if it is not that of epoch 0."""
-    if solver is None or start is None or start["head"] != "solved":
+    if solver is None or start is None or start.row["head"] != "solved":
         return None
-    return solver.solve_for_batches(_norm_batch(config, group))
+    return solver.first_head(start.smooth, _norm_batch(config, group))
 
 
 def _norm_batch(config: TrainConfig, group: Group) -> int:
@@ -336,10 +343,12 @@ def _set_head(network: Network, first: FirstHead | None, group: Group) -> None:
     """Set the head's weights on all workers to those that rank 0 has."""
     if first is not None:
         set_class_rows(network.classifier, first.head.weight, first.head.bias)
-        logger.info(
-            "head solved again for BatchNorm in training: val loss there "
-            f"{first.loss:.3f} instead of {first.loss_before:.3f}"
-        )
+        if first.losses is not None:
+            before, loss = first.losses
+            logger.info(
+                "head solved again for BatchNorm in training: val loss there "
+                f"{loss:.3f} instead of {before:.3f}"
+            )
     group.broadcast_parameters(network.classifier)
 
 
