@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from afinar.config.train import TrainConfig
-from afinar.training.head_start import HeadSolver, mixed_order, solver_samples
+from afinar.training.head_start import HeadSolver, HeadStart, mixed_order, solver_samples
 from afinar.training.hyperparameters import STEP_OPTIONS
 from afinar.training.linear_probe import SolvedHeads, solve_smooth, solve_standardised
 from afinar.training.publish import TrainResult, publish
@@ -24,10 +24,6 @@ def pretrained(trained: Trained, models: Path, **options: Any) -> TrainConfig:
     """Return a configuration of a small network with real weights."""
     values = {"backbone": "efficientnet_lite0", "weights": "imagenet", "epochs": 1, **options}
     return config(trained, models, **values)
-
-
-def rank(row: dict[str, Any]) -> tuple[float, float]:
-    return -row["val"]["top1"], row["val"]["loss"]
 
 
 def test_frozen_training_is_the_solved_head(trained: Trained, tmp_path: Path) -> None:
@@ -54,9 +50,10 @@ def test_the_solved_head_competes_for_the_best_epoch(
 
     It destroys the whole network. One stage behind good features learns these two classes even so.
     """
-    result = run(pretrained(trained, tmp_path, regime=regime, learning_rate=0.3, clip_norm=1.0))
+    values = {"learning_rate": 0.3, "clip_norm": 1.0, "select_by": "loss"}
+    result = run(pretrained(trained, tmp_path, regime=regime, **values))
     assert [row["epoch"] for row in result.history] == [0, 1]
-    best = min(result.history, key=rank)
+    best = min(result.history, key=lambda row: row["val"]["loss"])
     assert [epoch["epoch"] for epoch in result.best] == [best["epoch"]]
     assert result.metrics["val"]["loss"] == pytest.approx(best["val"]["loss"], rel=1e-4, abs=1e-6)
     if regime == "full":
@@ -70,11 +67,34 @@ def test_auto_publishes_the_frozen_network_unless_training_validates_better(
     assert kept.regime == "frozen"
     assert kept.params_trainable < 0.01 * kept.params_total
 
-    trained_on = run(pretrained(trained, tmp_path / "b", regime="auto", learning_rate=1e-4))
-    best = min(trained_on.history, key=rank)
+    values = {"learning_rate": 1e-4, "select_by": "loss"}
+    trained_on = run(pretrained(trained, tmp_path / "b", regime="auto", **values))
+    best = min(trained_on.history, key=lambda row: row["val"]["loss"])
     assert trained_on.regime == ("frozen" if best["epoch"] == 0 else "full")
-    full = run(pretrained(trained, tmp_path / "c", regime="full", learning_rate=1e-4))
+    full = run(pretrained(trained, tmp_path / "c", regime="full", **values))
     assert full.metrics == trained_on.metrics, "it is the same training under another name"
+
+
+def test_the_solved_head_is_kept_if_no_epoch_is_clearly_better(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The head makes one mistake on 12 validation pictures, and epoch 1 none."""
+    solve, run_epoch = HeadSolver.solve, Trainer._run_epoch
+
+    def with_a_mistake(self: HeadSolver) -> HeadStart:
+        start = solve(self)
+        return start._replace(row={**start.row, "val": {**start.row["val"], "top1": 11 / 12}})
+
+    def without(self: Trainer, state: Any) -> dict[str, Any]:
+        row = run_epoch(self, state)
+        return {**row, "val": {**row["val"], "top1": 1.0}}
+
+    monkeypatch.setattr(HeadSolver, "solve", with_a_mistake)
+    monkeypatch.setattr(Trainer, "_run_epoch", without)
+    kept = run(pretrained(trained, tmp_path, regime="full", learning_rate=1e-4))
+    assert [epoch["epoch"] for epoch in kept.best] == [0]
+    note = "on 12 validation pictures epoch 1, top1 100.0%, is not clearly better than the solved"
+    assert note in capsys.readouterr().err
 
 
 def test_one_sigmoid_output_is_solved_too(trained: Trained, tmp_path: Path) -> None:

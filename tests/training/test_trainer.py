@@ -12,7 +12,7 @@ import pytest
 from afinar.config.train import SelectBy, TrainConfig
 from afinar.errors import IntegrityError, ShortfallError
 from afinar.storage.open import open_store
-from afinar.training.checkpoint import RankedEpoch
+from afinar.training.checkpoint import RankedEpoch, rank_epochs
 from afinar.training.distributed import Group
 from afinar.training.publish import TrainResult, cleanup_after_publish
 from afinar.training.task import plan_training
@@ -179,8 +179,32 @@ def test_epochs_are_ranked_by_the_chosen_metric(select_by: SelectBy, best: list[
         RankedEpoch(epoch=2, top1=0.7, loss=0.5, weights=None, macro_f1=0.6),
         RankedEpoch(epoch=3, top1=0.9, loss=0.7, weights=None, macro_f1=0.6),
     ]
-    ranked = sorted(epochs, key=lambda epoch: epoch.rank(select_by))
-    assert [epoch.epoch for epoch in ranked] == best
+    assert [epoch.epoch for epoch in rank_epochs(epochs, select_by, 100)] == best
+
+
+@pytest.mark.parametrize(
+    ("select_by", "samples", "right", "best"),
+    [
+        ("top1", 22, (21, 22), 0),
+        ("top1", 22, (20, 22), 1),
+        ("top1", 1000, (900, 909), 0),
+        ("top1", 1000, (900, 910), 1),
+        ("top1", 22, (21, 20), 0),
+        ("top1", 0, (21, 22), 1),  # no margin
+        ("macro-f1", 22, (21, 22), 0),
+        ("loss", 22, (21, 22), 1),
+    ],
+)
+def test_epoch_0_gives_way_to_an_epoch_that_is_clearly_better(
+    select_by: SelectBy, samples: int, right: tuple[int, int], best: int
+) -> None:
+    """Standard errors: 0.056 for 21 of 22 right samples, 0.068 for 20, 0.0095 for 900 of 1,000."""
+    epochs = [
+        RankedEpoch(epoch=number, top1=share, macro_f1=share, loss=1 - share, weights=None)
+        for number, share in enumerate(count / (samples or 22) for count in right)
+    ]
+    assert rank_epochs(epochs, select_by, samples)[0].epoch == best
+    assert len(rank_epochs([epochs[1]], select_by, samples)) == 1
 
 
 def test_training_publishes_the_epoch_with_the_lowest_loss(

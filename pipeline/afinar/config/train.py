@@ -195,7 +195,9 @@ class TrainConfig(ClusterJobConfig):
     same command resumes an interrupted training, and the time begins anew."""
     select_by: SelectBy = "top1"
     """Metric on the validation split that decides which epoch is published: `top1`, `loss`, or
-    `macro-f1`, in which rare classes count as much as frequent ones. Ties go to the lower loss."""
+    `macro-f1`, in which rare classes count as much as frequent ones. Ties go to the lower loss.
+    With `top1` and `macro-f1` a solved head, epoch 0, is published unless another epoch is better
+    by more than one standard error."""
     promote: Promote = "auto"
     """Make the new version the champion, which --model MODELS uses: `always`, `never`, or `auto`.
     `auto` requires that the 95 % interval of its validation accuracy lies above always answering

@@ -189,6 +189,7 @@ def training_page(
         balance=class_balance(dataset, gallery.targets),
         never_right=run.never_right,
         select_by=version.lineage["config"].get("select_by", "top1"),
+        begins_with_head=len(run.history) > 1 and run.history[0].get("head") == "solved",
         confusion=confusion_matrix(counts, classes, targets),
         confused=most_confused(counts, classes, targets),
         gallery=gallery,

@@ -19,7 +19,13 @@ from afinar.config.train import TrainConfig
 from afinar.errors import DivergedError, IntegrityError
 from afinar.logs import COLUMNS, log_settings
 from afinar.training.batches import BatchLoader, Samples
-from afinar.training.checkpoint import Checkpoints, RankedEpoch, TrainState
+from afinar.training.checkpoint import (
+    Checkpoints,
+    RankedEpoch,
+    TrainState,
+    rank_epochs,
+    ranked_epoch,
+)
 from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWriter
 from afinar.training.distributed import Group
 from afinar.training.evaluator import Evaluator
@@ -92,6 +98,8 @@ class Trainer:
         with self.writer:
             state = self._resume()
             self._train_epochs(state)
+        if self.group.is_rank_zero:
+            self._log_kept_head(state)
         state.best = self.writer.with_weights(state.best)
 
         best = state.best[0].weights
@@ -162,7 +170,28 @@ class Trainer:
 
     def _is_patience_over(self, state: TrainState) -> bool:
         patience = self.config.patience
-        return bool(patience and state.best and state.epoch - state.best[0].epoch >= patience)
+        return bool(
+            patience
+            and state.history
+            and state.epoch - self._most_accurate(state).epoch >= patience
+        )
+
+    def _most_accurate(self, state: TrainState) -> RankedEpoch:
+        """Return the epoch with the best metric; epoch 0 has no advantage."""
+        return rank_epochs(map(ranked_epoch, state.history), self.config.select_by)[0]
+
+    def _log_kept_head(self, state: TrainState) -> None:
+        """Log a note if the solved head is published although an epoch has a better metric."""
+        best, select_by = self._most_accurate(state), self.config.select_by
+        if best.epoch == 0 or state.best[0].epoch != 0:
+            return
+        of_best, of_head = (
+            f"{-epoch.rank(select_by)[0]:.1%}" for epoch in (best, ranked_epoch(state.history[0]))
+        )
+        logger.info(
+            f"note: on {len(self.validation)} validation pictures epoch {best.epoch}, {select_by} "
+            f"{of_best}, is not clearly better than the solved head, {of_head}, which is kept"
+        )
 
     def _run_epoch(self, state: TrainState) -> dict[str, Any]:
         """Train the rest of the epoch and validate. Return the epoch's row of the history."""
@@ -304,15 +333,12 @@ class Trainer:
     def _record(self, state: TrainState, row: dict[str, Any]) -> None:
         """Append the row to the history, rank its epoch, save and log it."""
         state.history.append(row)
-        finished = RankedEpoch(
-            epoch=state.epoch,
-            top1=row["val"]["top1"],
-            loss=row["val"]["loss"],
-            macro_f1=row["val"]["macro_f1"],
-            weights=None,
-        )
-        ranking = sorted(
-            [*state.best, finished], key=lambda epoch: epoch.rank(self.config.select_by)
+        # A solved head is simpler than what is trained from it. A model that is trained on is not.
+        is_solved = state.history[0].get("head") == "solved"
+        ranking = rank_epochs(
+            [*state.best, ranked_epoch(row)],
+            self.config.select_by,
+            len(self.validation) if is_solved else 0,
         )
         state.best = ranking[: self.config.keep_best]
 
