@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from afinar.config.explain import Prior
@@ -17,7 +18,11 @@ def task(prior: Prior, seed: int = 0, **options: object) -> IdealTask:
     return IdealTask(unit="u", title="moss", prior=prior, seed=seed, **values)  # type: ignore[arg-type]
 
 
-def test_a_fourier_picture_is_certain_smooth_and_differs_by_seed(network: ExplainedNetwork) -> None:
+def test_a_fourier_picture_is_certain_smooth_and_differs_by_seed(
+    network: ExplainedNetwork, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At temperature 1: a model of 12 validation pictures is hardly ever 99 % certain."""
+    monkeypatch.setattr(ExplainedNetwork, "temperature", 1.0)
     rendered = [task("fourier", seed).run(network) for seed in range(3)]
     naive = task("none").run(network).result
     assert naive.probability >= 0.99  # that is why its probability says nothing: it is noise
