@@ -25,7 +25,7 @@ from tests.bench.world import (
 SHARE = 0.85
 SIZE = 256
 APART = 1.0  # levels by which the pixels of a decoder may differ to count as the same
-SETS = {SMALL: 12_000, MEDIUM: 5_000}
+SETS = {SMALL: 28_000, MEDIUM: 5_000}
 BARE = 3000  # pictures for each bare decoder: enough for a rate, and no longer than an ingest
 
 
