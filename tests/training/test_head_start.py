@@ -163,7 +163,8 @@ def test_epoch_0_is_the_frozen_solution_even_if_training_cannot_begin_with_it(
         return SolvedHeads(solve_standardised(*splits), solve_smooth(*splits))
 
     def smooth(*splits: Any) -> SolvedHeads:
-        return SolvedHeads(solve_smooth(*splits), solve_smooth(*splits))
+        head = solve_smooth(*splits)
+        return SolvedHeads(head, head)
 
     monkeypatch.setattr("afinar.training.head_start.trained_norms", lambda _: False)
     results = {}

@@ -31,11 +31,17 @@ MIN_OPENVINO_PICTURES: Final = 2000
 """Pictures per core from which OpenVINO is used. Import, conversion and a replay of the golden
 samples take about a second, and it saves 0.5 ms per picture of MobileNet V3."""
 
-_NOT_CONVERTED: Final = (
-    *(ImportError, OSError, RuntimeError, NotImplementedError, AssertionError),
-    *(ValueError, TypeError, AttributeError, LookupError),
+_CONVERSION_ERRORS: Final = (
+    ImportError,
+    OSError,
+    RuntimeError,
+    AssertionError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
 )
-"""What OpenVINO and torch's tracing raise for an operator that they do not know."""
+"""Exceptions of OpenVINO and of torch's tracing for an operator that they do not support."""
 
 
 def optimize_for_inference(
@@ -93,7 +99,7 @@ def _openvino(network: Network, golden: Golden, view: InputView) -> Network | No
                 return reduced
         converted = OpenVinoNetwork(network, view.input_size, "f32")
         logits = compute_logits(converted, golden.images, view)
-    except _NOT_CONVERTED as error:
+    except _CONVERSION_ERRORS as error:
         kind = type(error).__name__
         logger.info("note: OpenVINO cannot compute this network: torch does (%s)", kind)
         logger.debug("OpenVINO's error", exc_info=True)

@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Final, NamedTuple, TypedDict
+from typing import Annotated, Any, Final, NamedTuple, Self, TypedDict
 
 import safetensors.torch
 from safetensors import SafetensorError
@@ -45,10 +45,25 @@ class RankedEpoch:
     weights: ObjectRef | None
     macro_f1: float = 0.0  # of records that were written before it was added
 
+    @classmethod
+    def of(cls, epoch: int, validation: Mapping[str, Any]) -> Self:
+        """Return an epoch with the metrics of `Metrics` as a mapping."""
+        return cls(
+            epoch=epoch,
+            top1=validation["top1"],
+            loss=validation["loss"],
+            macro_f1=validation.get("macro_f1", 0.0),
+            weights=None,
+        )
+
+    def metric(self, select_by: SelectBy) -> float:
+        """Return the metric of that name."""
+        return {"top1": self.top1, "loss": self.loss, "macro-f1": self.macro_f1}[select_by]
+
     def rank(self, select_by: SelectBy) -> tuple[float, float, int]:
         """Return the sort key, best first: better metric, then lower loss, then earlier epoch."""
-        metric = {"top1": -self.top1, "loss": self.loss, "macro-f1": -self.macro_f1}[select_by]
-        return metric, self.loss, self.epoch
+        sign = 1 if select_by == "loss" else -1
+        return sign * self.metric(select_by), self.loss, self.epoch
 
 
 def rank_epochs(
@@ -68,7 +83,7 @@ def rank_epochs(
     if first is None or select_by == "loss" or not samples:
         return ranked
 
-    of_best, of_first = (-epoch.rank(select_by)[0] for epoch in (ranked[0], first))
+    of_best, of_first = (epoch.metric(select_by) for epoch in (ranked[0], first))
     expected = (of_first * samples + 1) / (samples + 2)
     error = math.sqrt(expected * (1 - expected) / (samples + 2))
     if of_best - of_first <= error:
@@ -97,18 +112,6 @@ class _Row(TypedDict):
 
 HistoryRow = Annotated[dict[str, Any], conforms_to(_Row)]
 """Row of an epoch: losses, metrics and timings. It has more keys than those that are checked."""
-
-
-def ranked_epoch(row: Mapping[str, Any]) -> RankedEpoch:
-    """Return the epoch of a row of the history."""
-    validation = row["val"]
-    return RankedEpoch(
-        epoch=row["epoch"],
-        top1=validation["top1"],
-        loss=validation["loss"],
-        macro_f1=validation.get("macro_f1", 0.0),
-        weights=None,
-    )
 
 
 def _require_two(sums: list[float]) -> list[float]:

@@ -83,9 +83,10 @@ class FirstHead:
 
 
 class HeadStart(NamedTuple):
-    """Row of epoch 0 of the history, whose head is in the network.
+    """Row of epoch 0 of the history. The network has the head of that epoch.
 
-    `smooth` is the head to train with if that one has too large weights for it, on rank 0.
+    If the weights of that head are too large to train with, `smooth` is the head to begin with. It
+    is None otherwise, and on ranks other than 0.
     """
 
     row: dict[str, Any]
@@ -242,14 +243,7 @@ class HeadSolver:
         def rank(head: LinearHead) -> tuple[float, float, int]:
             logits, alone = head.logits(on_validation.values), Group(self.group.device, alone=True)
             metrics = compute_metrics(logits, on_validation.targets, self.evaluator.classes, alone)
-            epoch = RankedEpoch(
-                epoch=0,
-                top1=metrics.top1,
-                loss=metrics.loss,
-                macro_f1=metrics.macro_f1,
-                weights=None,
-            )
-            return epoch.rank(self.select_by)
+            return RankedEpoch.of(0, asdict(metrics)).rank(self.select_by)
 
         return min(of_model, solved, key=rank)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from afinar.errors import ShortfallError
+from afinar.training.metrics import platt_smoothing
 from afinar.training.optimizers import optim
 
 # Candidates for C, the strongest regularisation first: each solution is close to the next one.
@@ -436,12 +437,10 @@ def _blocks(tensor: Tensor) -> tuple[Tensor, ...]:
 def _fit_temperature(logits: Tensor, targets: Tensor) -> tuple[float, float]:
     """Return the temperature of a grid with the lowest mean cross-entropy, and that loss.
 
-    The target has the probability (n + 1) / (n + 2) for n samples, as in Platt scaling (Platt
-    1999). Otherwise a small validation split that is predicted without a mistake would make the
-    head infinitely confident.
+    The targets are those of `platt_smoothing`. Otherwise a small validation split that is predicted
+    without a mistake would make the head infinitely confident.
     """
-    samples, classes = logits.shape
-    smoothing = classes / ((classes - 1) * (samples + 2))
+    smoothing = platt_smoothing(*logits.shape)
     losses = {
         temperature: F.cross_entropy(
             logits / temperature, targets, label_smoothing=smoothing

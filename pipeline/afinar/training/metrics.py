@@ -91,21 +91,28 @@ def compute_metrics(
     )
 
 
+def platt_smoothing(samples: float, classes: int) -> float:
+    """Return the label smoothing that gives the target the probability (n + 1) / (n + 2).
+
+    These are the targets of Platt scaling (Platt 1999) for n `samples`; the other classes share the
+    rest.
+    """
+    return classes / ((classes - 1) * (samples + 2))
+
+
 def fit_temperature(logits: Tensor, targets: Tensor, group: Group) -> float:
     """Return the temperature in [0.05, 20] that minimizes the negative log-likelihood (NLL).
 
-    Temperature scaling: Guo et al. 2017, arXiv 1706.04599. Of n samples the target has the
-    probability (n + 1) / (n + 2) and the other classes share the rest, as in Platt scaling (Platt
-    1999). Otherwise a few samples that are predicted with hardly a mistake would give a
+    Temperature scaling: Guo et al. 2017, arXiv 1706.04599. The targets are those of
+    `platt_smoothing`. Otherwise a few samples that are predicted with hardly a mistake would give a
     temperature near 0, and a model that is confidently wrong about others. The NLL is convex in
     1 / temperature, so bisection of the logarithm of the temperature by the sign of the slope finds
     the minimum to nine digits, in the same number of steps on every worker. Returns 1.0 if no
     temperature lowers the NLL, or without samples. Arguments and errors are those of
     `compute_metrics`.
     """
-    classes = logits.shape[1]
-    samples = group.all_reduce_sum(torch.tensor(float(len(targets)), device=logits.device)).item()
-    smoothing = classes / ((classes - 1) * (samples + 2)) if classes > 1 else 0.0
+    samples = torch.tensor(len(targets), dtype=torch.float64, device=logits.device)
+    smoothing = platt_smoothing(group.all_reduce_sum(samples).item(), logits.shape[1])
     nll_at_1 = _nll(logits, targets, 1.0, smoothing, group)
     low, high = math.log(0.05), math.log(20.0)
     if _slope(logits, targets, low, smoothing, group) >= 0:

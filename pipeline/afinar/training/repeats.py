@@ -111,14 +111,7 @@ def summarize(trials: list[Trial], best: Trial) -> Repeats:
 
 
 def _as_ranked(trial: Trial) -> RankedEpoch:
-    metrics = _metrics(trial)
-    return RankedEpoch(
-        epoch=trial.result.best[0]["epoch"],
-        top1=metrics["top1"],
-        loss=metrics["loss"],
-        macro_f1=metrics["macro_f1"],
-        weights=None,
-    )
+    return RankedEpoch.of(trial.result.best[0]["epoch"], _metrics(trial))
 
 
 def _metrics(trial: Trial) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from afinar.training.checkpoint import (
     RankedEpoch,
     TrainState,
     rank_epochs,
-    ranked_epoch,
 )
 from afinar.training.checkpoint_writer import CheckpointSchedule, CheckpointWriter
 from afinar.training.distributed import Group
@@ -178,16 +177,15 @@ class Trainer:
 
     def _most_accurate(self, state: TrainState) -> RankedEpoch:
         """Return the epoch with the best metric; epoch 0 has no advantage."""
-        return rank_epochs(map(ranked_epoch, state.history), self.config.select_by)[0]
+        epochs = (RankedEpoch.of(row["epoch"], row["val"]) for row in state.history)
+        return rank_epochs(epochs, self.config.select_by)[0]
 
     def _log_kept_head(self, state: TrainState) -> None:
         """Log a note if the solved head is published although an epoch has a better metric."""
-        best, select_by = self._most_accurate(state), self.config.select_by
-        if best.epoch == 0 or state.best[0].epoch != 0:
+        best, kept, select_by = self._most_accurate(state), state.best[0], self.config.select_by
+        if kept.epoch == best.epoch:
             return
-        of_best, of_head = (
-            f"{-epoch.rank(select_by)[0]:.1%}" for epoch in (best, ranked_epoch(state.history[0]))
-        )
+        of_best, of_head = (f"{epoch.metric(select_by):.1%}" for epoch in (best, kept))
         logger.info(
             f"note: on {len(self.validation)} validation pictures epoch {best.epoch}, {select_by} "
             f"{of_best}, is not clearly better than the solved head, {of_head}, which is kept"
@@ -336,7 +334,7 @@ class Trainer:
         # A solved head is simpler than what is trained from it. A model that is trained on is not.
         is_solved = state.history[0].get("head") == "solved"
         ranking = rank_epochs(
-            [*state.best, ranked_epoch(row)],
+            [*state.best, RankedEpoch.of(state.epoch, row["val"])],
             self.config.select_by,
             len(self.validation) if is_solved else 0,
         )
